@@ -1,0 +1,191 @@
+"""Attribute-object compositions: the label space of compositional zero-shot learning.
+
+A composition (pair) is two indices, ``(attribute, object)``. Lists of pairs are integer arrays ``[P, 2]``; the open world
+(every attribute with every object) is arithmetic on indices, never a list of names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from czsl.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+def prompt_name(name: str, style: str = "clean") -> str:
+    """The words of a label as they enter a prompt.
+
+    ``clean``: lower case, ``_`` and ``.`` become spaces (``Faux.Leather`` -> ``faux leather``).
+    ``reference``: as the public programs do, ``_`` stays.
+    """
+    name = name.lower().replace(".", " ")
+    if style == "reference":
+        return name
+    return " ".join(name.replace("_", " ").split())
+
+
+@dataclass(frozen=True)
+class CompositionSpace:
+    """Attributes, objects and the pairs of each split.
+
+    Parameters
+    ----------
+    attributes, objects : tuple of str
+        Labels in the spelling of their files; an index into these is a primitive's identity everywhere.
+    train_pairs, val_pairs, test_pairs : int64 array [n, 2]
+        Index pairs in the order of their files. A pair is *seen* if it is in ``train_pairs``.
+
+    Raises
+    ------
+    DataError
+        If a label or a pair occurs twice, or an index is outside the labels.
+    """
+
+    attributes: tuple[str, ...]
+    objects: tuple[str, ...]
+    train_pairs: np.ndarray
+    val_pairs: np.ndarray
+    test_pairs: np.ndarray
+
+    def __post_init__(self):
+        for kind, names in (("attribute", self.attributes), ("object", self.objects)):
+            if not names:
+                raise DataError(f"the label space has no {kind}s", "", f"list at least one {kind}")
+            if len(set(names)) < len(names):
+                twice = sorted({n for n in names if names.count(n) > 1})
+                raise DataError(f"{kind} named twice: {', '.join(twice[:5])}", "", "keep each name once")
+        limits = np.array([len(self.attributes), len(self.objects)])
+        for split in SPLITS:
+            pairs = np.asarray(getattr(self, f"{split}_pairs"), dtype=np.int64).reshape(-1, 2)
+            if ((pairs < 0) | (pairs >= limits)).any():
+                raise DataError(f"{split} pairs name an index outside the labels", f"limits {limits.tolist()}", "")
+            keys = pairs @ [len(self.objects), 1]
+            _, first = np.unique(keys, return_index=True)
+            if len(first) < len(keys):
+                row = int(np.setdiff1d(np.arange(len(keys)), first)[0])
+                raise DataError(f"{split} pair {row} occurs twice: {self.pair_name(pairs[row])}", "", "keep it once")
+            pairs.setflags(write=False)
+            object.__setattr__(self, f"{split}_pairs", pairs)
+
+    # -- counts and names ------------------------------------------------------------------------------------------
+    @property
+    def num_attributes(self) -> int:
+        """A, the number of attributes."""
+        return len(self.attributes)
+
+    @property
+    def num_objects(self) -> int:
+        """O, the number of objects."""
+        return len(self.objects)
+
+    def pair_name(self, pair: Sequence[int]) -> str:
+        """``"wet dog"`` for an index pair."""
+        return f"{self.attributes[int(pair[0])]} {self.objects[int(pair[1])]}"
+
+    # -- pair lists and masks --------------------------------------------------------------------------------------
+    def key(self, pairs: np.ndarray) -> np.ndarray:
+        """Open-world index ``attribute * O + object`` of index pairs [..., 2], int64 [...]."""
+        pairs = np.asarray(pairs, dtype=np.int64)
+        return pairs[..., 0] * self.num_objects + pairs[..., 1]
+
+    @cached_property
+    def closed_pairs(self) -> np.ndarray:
+        """The closed world: sorted union of the three splits' pairs, int64 [P, 2]."""
+        keys = np.unique(np.concatenate([self.key(getattr(self, f"{s}_pairs")) for s in SPLITS]))
+        return np.stack([keys // self.num_objects, keys % self.num_objects], axis=1)
+
+    @cached_property
+    def open_pairs(self) -> np.ndarray:
+        """The open world: all pairs in attribute-major order, int64 [A * O, 2]."""
+        keys = np.arange(self.num_attributes * self.num_objects, dtype=np.int64)
+        return np.stack([keys // self.num_objects, keys % self.num_objects], axis=1)
+
+    def pairs(self, open_world: bool = False) -> np.ndarray:
+        """Candidate pairs of the closed or the open world, int64 [P, 2]."""
+        return self.open_pairs if open_world else self.closed_pairs
+
+    def seen_mask(self, pairs: np.ndarray) -> np.ndarray:
+        """Which of these pairs occur in training, bool [P]."""
+        return np.isin(self.key(pairs), self.key(self.train_pairs))
+
+    def split_mask(self, pairs: np.ndarray, split: str) -> np.ndarray:
+        """Which of these pairs compete in the closed world of a split (its own and the training pairs), bool [P]."""
+        allowed = np.concatenate([self.key(getattr(self, f"{split}_pairs")), self.key(self.train_pairs)])
+        return np.isin(self.key(pairs), allowed)
+
+    def locate(self, pairs: np.ndarray, within: np.ndarray) -> np.ndarray:
+        """Position of each pair in the list ``within`` [P, 2]; -1 where it is not there. int64 [n]."""
+        keys = self.key(within)
+        order = np.argsort(keys, kind="stable")
+        wanted = self.key(pairs)
+        place = np.clip(np.searchsorted(keys[order], wanted), 0, max(len(keys) - 1, 0))
+        found = keys[order][place] == wanted if len(keys) else np.zeros(len(wanted), bool)
+        return np.where(found, order[place] if len(keys) else -1, -1)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+    def to_json(self) -> dict:
+        """The content of ``space.json``: names, and pairs as pairs of names."""
+        named = {
+            f"{s}_pairs": [[self.attributes[a], self.objects[o]] for a, o in getattr(self, f"{s}_pairs")] for s in SPLITS
+        }
+        return {"attributes": list(self.attributes), "objects": list(self.objects), **named}
+
+    @classmethod
+    def from_json(cls, content: dict, source: str = "space.json") -> CompositionSpace:
+        """Read what :meth:`to_json` wrote (missing pair lists are empty).
+
+        Raises
+        ------
+        DataError
+            Names the pair whose attribute or object is not listed.
+        """
+        try:
+            attributes, objects = tuple(map(str, content["attributes"])), tuple(map(str, content["objects"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{source} is not a composition space", f"missing: {error}", 'give "attributes" and "objects" lists'
+            ) from None
+        lists = {f"{s}_pairs": index_pairs(content.get(f"{s}_pairs", []), attributes, objects, source) for s in SPLITS}
+        return cls(attributes, objects, **lists)
+
+    def save(self, path: Path) -> None:
+        """Write ``space.json``."""
+        Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> CompositionSpace:
+        """Read ``space.json``."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"no file {path}", "", "is the path right?") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} is not JSON", str(error), "") from None
+        return cls.from_json(content, str(path))
+
+
+def index_pairs(
+    named: Iterable[Sequence[str]], attributes: Sequence[str], objects: Sequence[str], source: str = "pairs"
+) -> np.ndarray:
+    """Index pairs [n, 2] of named pairs; DataError names the first pair with an unknown primitive."""
+    attribute_index = {name: i for i, name in enumerate(attributes)}
+    object_index = {name: i for i, name in enumerate(objects)}
+    rows = []
+    for place, pair in enumerate(named):
+        try:
+            attribute, obj = pair
+            rows.append((attribute_index[attribute], object_index[obj]))
+        except (KeyError, ValueError, TypeError):
+            raise DataError(
+                f"{source}: pair {place} ({pair!r}) is not an attribute and an object of this space",
+                f"{len(attributes)} attributes, {len(objects)} objects",
+                "add the name to the lists or remove the pair",
+            ) from None
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
