@@ -1,0 +1,1 @@
+"""CLIP's two towers: loading (`backbone`), images (`vision`) and text (`text`)."""
