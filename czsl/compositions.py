@@ -132,9 +132,7 @@ class CompositionSpace:
     # -- files -----------------------------------------------------------------------------------------------------
     def to_json(self) -> dict:
         """The content of ``space.json``: names, and pairs as pairs of names."""
-        named = {
-            f"{s}_pairs": [[self.attributes[a], self.objects[o]] for a, o in getattr(self, f"{s}_pairs")] for s in SPLITS
-        }
+        named = {f"{s}_pairs": [[self.attributes[a], self.objects[o]] for a, o in getattr(self, f"{s}_pairs")] for s in SPLITS}
         return {"attributes": list(self.attributes), "objects": list(self.objects), **named}
 
     @classmethod

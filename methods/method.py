@@ -1,14 +1,15 @@
 """The contract of a method: single-device science, no Ray, no file system, no argument parsing, no global state.
 
 A method is built from a label space and a CLIP. An image's way is ``prepare`` (in the loader) -> ``encode_images`` ->
-``scores`` against the text side of ``encode_compositions``. Letters: B images, P pairs, A attributes, O objects, D joint width.
+``scores`` against the text side of ``encode_compositions``. Letters: B images, P pairs, A attributes, O objects, D joint
+width, S image side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,40 +17,223 @@ from PIL import Image
 from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
-from czsl.compositions import CompositionSpace
+from czsl.compositions import CompositionSpace, prompt_name
+from czsl.data.pixels import clip_pixels
 from methods.parts.comm import Communicator
+
+# Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
+TEXT_CHUNK = 512
 
 
 @dataclass
 class MethodConfig:
-    """Fields every method has; each method's own config adds its documented fields.
+    """Fields of every method.
 
-    names: how labels enter prompts, ``clean`` (``_`` becomes a space) or ``reference`` (``_`` stays).
+    names: how labels enter prompts: ``clean`` (``_`` becomes a space) or ``reference`` (``_`` stays, as in the public programs).
     """
 
     names: str = "clean"
 
 
+@dataclass
+class ImageSide:
+    """What a method knows of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] where the method has branches."""
+
+    pair: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+
+
+@dataclass
+class TextSide:
+    """What a method knows of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
+
+    pairs: Tensor
+    pair: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def tile(self, start: int, stop: int) -> TextSide:
+        """The text side of pairs ``start:stop``; primitives stay whole."""
+        return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
+
+
+@dataclass
+class Targets:
+    """True labels of B images: index of the attribute, the object and the training pair, each int64 [B]."""
+
+    attribute: Tensor
+    object: Tensor
+    pair: Tensor
+
+
 class Method(nn.Module):
-    """Base class of all methods; see the module's text for the way of an image.
+    """Base class of all methods.
 
     Parameters
     ----------
     space : CompositionSpace
+        The label space; training uses ``space.train_pairs`` in their order.
     clip : Clip
-        Frozen towers; a method registers only what it trains beside it.
+        Frozen towers; a method registers only what it trains (or collects) beside them.
     config : MethodConfig
+        The method's own ``Config``.
+
+    Notes
+    -----
+    A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
+    ``comm`` is replaced by the training loop when several workers train together.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]  # as printed: "ClusPro"
+    title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains: ClassVar[bool] = True
+    # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
+    per_primitive: ClassVar[tuple[str, ...]] = ()
+
+    clip: Clip
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
         super().__init__()
-        self.space, self.config = space, config
-        # Not a registered module: the frozen CLIP is neither trained nor saved with the method.
+        self.space, self.config, self.comm = space, config, Communicator()
+        # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
-        self.comm = Communicator()
-"""
+        self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
+        self.object_names = [prompt_name(n, config.names) for n in space.objects]
+
+    def _apply(self, fn, recurse=True):
+        self.clip._apply(fn, recurse)  # .to(), .double() and .cuda() take the towers along
+        return super()._apply(fn, recurse)
+
+    @property
+    def frozen_images(self) -> bool:
+        """Whether an image's features never change in training, so that they are computed once and kept."""
+        return not self.trains
+
+    # -- images ----------------------------------------------------------------------------------------------------
+    def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
+        """What the loader makes of an original image: CLIP's resize and centre crop, uint8 [3, S, S]."""
+        return {"images": torch.from_numpy(clip_pixels(image, self.clip.image_size))}
+
+    def image_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Un-normalised CLIP features [B, D] of ``batch["images"]``, or ``batch["features"]`` where they were kept."""
+        if "features" in batch:
+            return batch["features"].to(self.clip.device, self.clip.mean.dtype)
+        return self.clip.visual(self.clip.normalise(batch["images"]))
+
+    def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
+        """Image side of a prepared batch."""
+        return ImageSide(nn.functional.normalize(self.image_features(batch), dim=-1))
+
+    # -- text ------------------------------------------------------------------------------------------------------
+    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+        """Text side of index pairs."""
+        raise NotImplementedError
+
+    def encode_prompts(self, x_PTW: Tensor, end: int) -> Tensor:
+        """L2-normalised text features [P, D] of prompts given as token embeddings that all end at position ``end``.
+
+        In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
+        """
+        text, end_P = self.clip.text, torch.full((len(x_PTW),), end, device=x_PTW.device)
+        if self.training:
+            part = self.comm.share(len(x_PTW))
+            encoded = self.comm.gather(text.encode_embeddings(x_PTW[part], end_P[part]))
+        else:
+            chunks = zip(x_PTW.split(TEXT_CHUNK), end_P.split(TEXT_CHUNK), strict=True)
+            encoded = torch.cat([text.encode_embeddings(x, e) for x, e in chunks])
+        return nn.functional.normalize(encoded, dim=-1)
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scaled cosines of the branches: pair [B, P] and, where the method has them, attribute [B, A] and object [B, O]."""
+        scale = self.clip.logit_scale
+        pair_BP = scale * images.pair @ text.pair.T
+        if images.attribute is None or text.attribute is None:
+            return pair_BP, None, None
+        assert images.object is not None
+        assert text.object is not None
+        return pair_BP, scale * images.attribute @ text.attribute.T, scale * images.object @ text.object.T
+
+    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+        """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
+        return self.logits(images, text)[0]
+
+    def branch_logits(self, images: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
+        """Logits of prepared images [B, 3, S, S] against pairs [P, 2]: (pair, attribute, object), or (pair,) without branches."""
+        out = self.logits(self.encode_images({"images": images}), self.encode_compositions(torch.as_tensor(pairs)))
+        return tuple(x for x in out if x is not None)
+
+    def score_images(self, images: Tensor, pairs: Tensor) -> Tensor:
+        """Scores [B, P] of prepared images [B, 3, S, S] against pairs [P, 2]."""
+        return self.scores(self.encode_images({"images": images}), self.encode_compositions(torch.as_tensor(pairs)))
+
+    # -- training --------------------------------------------------------------------------------------------------
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Weighted loss terms of the whole global batch; the loss is their sum."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Loss terms of a global batch, of which ``batch`` holds this worker's rows (and their ``attr``, ``obj``, ``pair``)."""
+        self.comm.seed_own()
+        own = self.encode_images(batch)
+        images = replace(own, **{k: self.comm.gather(v) for k, v in vars(own).items() if isinstance(v, Tensor)})
+        labels = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
+        self.comm.seed_common()
+        train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        return self.losses(images, self.encode_compositions(train_pairs), Targets(*labels))
+
+    # -- other label spaces ----------------------------------------------------------------------------------------
+    def for_space(self, space: CompositionSpace) -> Self:
+        """The same method on other labels: what was learned of a name follows it, new names start from CLIP's own words."""
+        other = type(self)(space, self.clip, self.config)
+        state = other.state_dict()
+        for key, value in self.state_dict().items():
+            if key not in self.per_primitive:
+                state[key] = value
+                continue
+            for offset_here, offset_there, here, there in (
+                (0, 0, self.space.attributes, space.attributes),
+                (self.space.num_attributes, space.num_attributes, self.space.objects, space.objects),
+            ):
+                place = {prompt_name(n): offset_here + i for i, n in enumerate(here)}
+                for i, name in enumerate(there):
+                    if prompt_name(name) in place:
+                        state[key][offset_there + i] = value[place[prompt_name(name)]]
+        other.load_state_dict(state)
+        return other.to(self.clip.device).train(self.training)
+
+    # -- prediction ------------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Image.Image | str], pairs: np.ndarray | None = None, k: int = 5) -> list[dict[str, Any]]:
+        """The k best compositions of each image, with marginal probabilities of attributes and objects.
+
+        Parameters
+        ----------
+        images : sequence of PIL images or paths
+        pairs : int array [P, 2], optional
+            Candidates; the closed world by default.
+        k : int, default 5
+
+        Returns
+        -------
+        list of dict
+            ``{"predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...]}`` an image, best
+            first. A probability is the sum of the softmax over the candidates' scores.
+        """
+        from methods.parts.ranking import rank_compositions
+
+        was_training = self.training
+        self.eval()
+        opened = [Image.open(x) if isinstance(x, str) or hasattr(x, "__fspath__") else x for x in images]
+        prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
+        batch = {key: torch.stack([p[key] for p in prepared]) for key in prepared[0]} if prepared else None
+        pairs = self.space.closed_pairs if pairs is None else np.asarray(pairs)
+        text = self.encode_compositions(torch.as_tensor(pairs).to(self.clip.device))
+        out = rank_compositions(self.scores(self.encode_images(batch), text), pairs, self.space, k) if batch else []
+        self.train(was_training)
+        return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -10,16 +11,30 @@ class Communicator:
 
     A training step has two halves. Before :meth:`gather`, each worker sees its own rows of the global batch; behind it, all
     workers hold the same rows of the whole global batch and compute the same numbers. Batch statistics, prototypes and losses
-    therefore need no synchronisation of their own.
+    therefore need no synchronisation of their own, and the number of workers does not change the result.
+
+    Random draws follow the same halves. ``step_seed`` is set by the training loop before each step and makes every draw a
+    function of (seed, step), so a resumed run draws what an uninterrupted one would have; None leaves torch's generator alone.
     """
 
     rank: int = 0
     world: int = 1
+    step_seed: int | None = None
+
+    def seed_own(self) -> None:
+        """From here on draws differ between workers (dropout on a worker's own images)."""
+        if self.step_seed is not None:
+            torch.manual_seed((self.step_seed * 1_000_003 + self.rank + 1) % 2**63)
+
+    def seed_common(self) -> None:
+        """From here on all workers draw the same numbers."""
+        if self.step_seed is not None:
+            torch.manual_seed((self.step_seed * 1_000_003) % 2**63)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows of all workers in rank order, [b, ...] -> [B, ...], with a gradient to the own rows."""
         return x
 
     def share(self, rows: int) -> slice:
-        """This worker's contiguous part of ``rows`` pieces of common work, as a slice (gather puts them together)."""
-        return slice(0, rows)
+        """This worker's contiguous part of ``rows`` pieces of common work; :meth:`gather` puts the parts together."""
+        return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)

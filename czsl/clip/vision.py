@@ -1,0 +1,100 @@
+"""CLIP's image tower with the openings that methods need: adapters beside its blocks and tokens of its last layers.
+
+Letters: B images, L visual tokens (class token first), V visual width, D joint width, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# (index, stream [B, L, V]) -> addition [B, L, V]; indices 0..n-1 beside the attentions, n..2n-1 beside the MLPs.
+Adapter = Callable[[int, Tensor], Tensor]
+
+
+def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention with the weights of a torch module, [B, Q, W]; queries and keys may differ in length."""
+    width, heads = attn.embed_dim, attn.num_heads
+    w_q, w_kv = attn.in_proj_weight[:width], attn.in_proj_weight[width:]
+    b_q, b_kv = attn.in_proj_bias[:width], attn.in_proj_bias[width:]
+    q = F.linear(q_BQW, w_q, b_q)
+    k, v = F.linear(kv_BTW, w_kv, b_kv).chunk(2, dim=-1)
+    q, k, v = (x.unflatten(-1, (heads, width // heads)).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class VisionTower(nn.Module):
+    """An open_clip ``VisionTransformer`` with a class token.
+
+    Parameters
+    ----------
+    vit : nn.Module
+        The tower as open_clip builds it; its weights are frozen here.
+
+    Attributes
+    ----------
+    image_size : int
+        Side S of the square input, in pixels.
+    checkpointing : bool
+        Recompute each block in the backward pass instead of keeping its activations (about a quarter more time, a fraction of
+        the memory).
+    """
+
+    def __init__(self, vit: Any):
+        super().__init__()
+        self.vit: Any = vit.requires_grad_(False)
+        self.image_size = int(vit.image_size[0])
+        self.width = vit.conv1.out_channels
+        self.blocks: Any = vit.transformer.resblocks
+        self.heads = self.blocks[0].attn.num_heads
+        self.checkpointing = False
+
+    def embed(self, images_B3SS: Tensor) -> Tensor:
+        """Patch, class and position embeddings, normalised: [B, L, V]."""
+        return self.vit._embeds(images_B3SS)
+
+    def block(self, i: int, x_BLV: Tensor, adapter: Adapter | None, class_only: bool = False) -> Tensor:
+        """Block i; adapters are fed the un-normalised stream beside both sub-layers. ``class_only``: the class token alone."""
+        blk, n = self.blocks[i], len(self.blocks)
+        q_BQV = x_BLV[:, :1] if class_only else x_BLV
+        kv = blk.ln_1(x_BLV)
+        y = q_BQV + blk.ls_1(attention(blk.attn, kv[:, :1] if class_only else kv, kv))
+        if adapter is not None:
+            y = y + adapter(i, q_BQV)
+        out = y + blk.ls_2(blk.mlp(blk.ln_2(y)))
+        if adapter is not None:
+            out = out + adapter(n + i, y)
+        return out
+
+    def project(self, x_BLV: Tensor) -> Tensor:
+        """Final norm and projection to the joint space, [B, L, D]."""
+        return self.vit.ln_post(x_BLV) @ self.vit.proj
+
+    def forward(self, images_B3SS: Tensor, adapter: Adapter | None = None, tokens: bool = False) -> Tensor:
+        """Image features before the L2 norm.
+
+        Parameters
+        ----------
+        images_B3SS : float tensor
+            Normalised images.
+        adapter : callable, optional
+            Additions beside each block's two sub-layers.
+        tokens : bool, default False
+            False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
+        """
+        x = self.embed(images_B3SS)
+        last = len(self.blocks) - 1
+        for i in range(len(self.blocks)):
+            class_only = i == last and not tokens
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.block, i, x, adapter, class_only, use_reentrant=False)
+            else:
+                x = self.block(i, x, adapter, class_only)
+        x = self.project(x)
+        return x if tokens else x[:, 0]

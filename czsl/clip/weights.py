@@ -1,0 +1,135 @@
+"""Weight files of CLIP: found, downloaded or read, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import zipfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from czsl.clip.compat import import_open_clip
+from czsl.errors import SetupError, UsageError
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+HOW_TO_SUPPLY = "supply a file instead: --clip {name} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
+CONNECT_TIMEOUT_S = 4.0
+
+
+def is_path(text: str) -> bool:
+    """Whether this names a weight file rather than a model or a tag."""
+    return text.endswith(SUFFIXES) or os.sep in text
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weight file as float32, under OpenAI's names.
+
+    Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict``. OpenAI's own
+    archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file or it holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no CLIP weights at {path}", "there is no such file", "check --clip and --clip-weights")
+    state: dict
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise UsageError(f"{path} is not a safetensors file", str(error), "download it again") from None
+    elif _is_torchscript(path):
+        state = _read_openai_archive(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds here; all mean the same to the user
+            raise UsageError(
+                f"{path} cannot be read as CLIP weights",
+                f"only plain tensors are accepted, nothing is unpickled ({str(error).splitlines()[0][:200]})",
+                "save the model's state_dict() as .safetensors or .pt",
+            ) from None
+    nested = state.get("state_dict")
+    state = nested if isinstance(nested, dict) else state
+    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _read_openai_archive(path: Path) -> dict[str, Tensor]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() not in _published_hashes():
+        raise UsageError(
+            f"{path} is a TorchScript archive that OpenAI did not publish",
+            f"such files can carry code; SHA-256 {digest.hexdigest()[:16]}... is not among the published ones",
+            "save the model's state_dict() as .safetensors or .pt",
+        )
+    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+
+
+def _published_hashes() -> set[str]:
+    open_clip = import_open_clip()
+    urls = (open_clip.get_pretrained_url(name, "openai") or "" for name in open_clip.list_pretrained_models_by_tag("openai"))
+    return {m.group() for url in urls for m in [re.search(r"\b[0-9a-f]{64}\b", url)] if m}
+
+
+def fetch(name: str, tag: str) -> Path:
+    """Path of open_clip's published weights, downloaded on first use.
+
+    Raises
+    ------
+    SetupError
+        Within seconds if the network does not answer; says how to supply a file.
+    """
+    from open_clip.pretrained import download_pretrained
+
+    open_clip = import_open_clip()
+    config = open_clip.get_pretrained_cfg(name, tag)
+    how = HOW_TO_SUPPLY.format(name=name)
+    cached = _cached(config)
+    if cached:
+        return cached
+    host = "huggingface.co" if config.get("hf_hub") else urlparse(config.get("url", "")).hostname or ""
+    proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if not proxied and not os.environ.get("HF_ENDPOINT"):
+        try:  # the hub's own client retries for most of a minute before it gives up
+            socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise SetupError(f"cannot download {name} ({tag})", f"{host} does not answer: {error}", how) from None
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:  # network libraries raise many kinds
+        raise SetupError(f"cannot download {name} ({tag})", str(error).splitlines()[0][:300], how) from None
+
+
+def _cached(config: dict) -> Path | None:
+    repository = config.get("hf_hub", "").rstrip("/")
+    if not repository:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, file)
+        if isinstance(found, str):
+            return Path(found)
+    return None

@@ -1,0 +1,51 @@
+"""CSP (Nayak, Yu, Bach: Learning to Compose Soft Prompts, ICLR 2023): learned words on a frozen CLIP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from methods.method import ImageSide, Method, MethodConfig, Targets, TextSide
+from methods.parts.prompts import SoftPrompts
+
+
+@dataclass
+class CSPConfig(MethodConfig):
+    """Fields of CSP.
+
+    attr_dropout: dropout on the table of learned words (0.3 on MIT-States, 0.2 on UT-Zappos).
+    """
+
+    attr_dropout: float = 0.3
+
+
+class CSP(Method):
+    """One trained table [A + O, W]; both towers frozen, so image features are computed once.
+
+    Costs an encoding of all training pairs a step; caches image features [N, D].
+    """
+
+    name, title, Config = "csp", "CSP", CSPConfig
+    per_primitive = ("prompts.table",)
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: CSPConfig):
+        super().__init__(space, clip, config)
+        self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, config.attr_dropout, False)
+
+    @property
+    def frozen_images(self) -> bool:
+        """Nothing before the text is trained."""
+        return True
+
+    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+        """Text side of index pairs, [P, D]."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        return TextSide(pairs_P2, self.encode_prompts(*self.prompts.pairs(self.prompts.words(), pairs_P2)))
+
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropy over the training pairs."""
+        return {"pair": F.cross_entropy(self.logits(images, text)[0], targets.pair)}

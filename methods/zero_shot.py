@@ -1,0 +1,20 @@
+"""Zero-shot CLIP (Radford et al., ICML 2021): the cosine between an image and "a photo of {attribute} {object}"."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from methods.method import Method, TextSide
+
+
+class ZeroShot(Method):
+    """CLIP as it is. Trains nothing; costs one text encoding of P prompts, kept for all images."""
+
+    name, title, trains = "zero-shot", "zero-shot CLIP", False
+
+    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+        """Prompts in plain words, so names of any length count whole."""
+        with torch.no_grad():
+            prompts = [f"a photo of {self.attribute_names[a]} {self.object_names[o]}" for a, o in pairs_P2.tolist()]
+            return TextSide(pairs_P2, nn.functional.normalize(self.clip.text.encode(prompts), dim=-1))
