@@ -1,0 +1,103 @@
+"""How sure the numbers are: bootstrap over images, from the extremes alone, and the paired comparison of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from czsl.errors import DataError, UsageError
+from czsl.evaluation.curve import Curve, primitive_hits
+from czsl.evaluation.extremes import Extremes
+
+KEYS = ("auc", "hm", "seen", "unseen")
+
+
+def bootstrap_intervals(e: Extremes, pairs: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict:
+    """Percentile bootstrap intervals over images (Efron and Tibshirani, 1993, chapter 13).
+
+    Parameters
+    ----------
+    e : Extremes
+        Its level 0 is used.
+    pairs : int [P, 2]
+        The candidates' pairs.
+    resamples : int
+    seed : int
+    level : float
+        Coverage, between 0 and 1.
+
+    Returns
+    -------
+    dict
+        ``resamples``, ``level``, and ``[low, high]`` for ``auc, hm, seen, unseen, attr_acc, obj_acc``; None where undefined.
+    """
+    curve, hits_N2 = Curve(e), primitive_hits(e, pairs)
+    rows = []
+    for weight in _resampled_counts(len(e), resamples, seed):
+        values = curve.numbers(weight)
+        rows.append([values[key] for key in KEYS] + list(weight @ hits_N2 / len(e)))
+    intervals = {
+        key: _interval(column, level) for key, column in zip((*KEYS, "attr_acc", "obj_acc"), np.array(rows).T, strict=True)
+    }
+    return {"resamples": resamples, "level": level, **intervals}
+
+
+def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict:
+    """Second run minus first run on the same images, by paired bootstrap: both are resampled alike.
+
+    Parameters
+    ----------
+    first, second : Extremes
+        Of the same images in the same order; candidates and thresholds may differ. Their level 0 is used.
+    resamples, seed, level
+        As in :func:`bootstrap_intervals`.
+
+    Returns
+    -------
+    dict
+        For ``auc, hm, seen, unseen``: ``{"first", "second", "difference", "interval": [low, high]}``, and ``resamples``,
+        ``level``, ``images``. An interval that holds 0 shows no difference.
+
+    Raises
+    ------
+    DataError
+        If the images or their labels differ.
+    """
+    if not np.array_equal(first.index, second.index) or not np.array_equal(first.labels, second.labels):
+        raise DataError(
+            "the two runs were not evaluated on the same images",
+            f"{len(first)} and {len(second)} images, or other labels",
+            "evaluate both on one split of one dataset",
+        )
+    if not np.array_equal(first.true_seen, second.true_seen):
+        raise DataError("the two runs do not agree which pairs are seen", "", "evaluate both in one label space")
+    curves = Curve(first), Curve(second)
+    differences = []
+    for weight in _resampled_counts(len(first), resamples, seed):
+        one, other = (curve.numbers(weight) for curve in curves)
+        differences.append([other[key] - one[key] for key in KEYS])
+    one, other = (curve.numbers() for curve in curves)
+    result: dict = {"images": len(first), "resamples": resamples, "level": level}
+    for key, column in zip(KEYS, np.array(differences).T, strict=True):
+        values = {"first": one[key], "second": other[key], "difference": other[key] - one[key]}
+        result[key] = {name: float(v) if np.isfinite(v) else None for name, v in values.items()}
+        result[key]["interval"] = _interval(column, level)
+    return result
+
+
+def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image was drawn, float64 [N], once for each resample."""
+    if resamples < 1:
+        raise UsageError(f"a bootstrap of {resamples} resamples", "", "take at least 1, better 1000")
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
+
+
+def _interval(values: np.ndarray, level: float) -> list[float] | None:
+    # A resample without an unseen (or seen) image leaves its numbers undefined; it says nothing about them.
+    defined = values[np.isfinite(values)]
+    if not defined.size:
+        return None
+    return [float(v) for v in np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])]

@@ -1,0 +1,210 @@
+"""From scores to the numbers that ``czsl evaluate --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from czsl.compositions import CompositionSpace
+from czsl.errors import DataError, UsageError
+from czsl.evaluation.breakdown import breakdown
+from czsl.evaluation.candidates import Candidates
+from czsl.evaluation.curve import Curve, primitive_hits, reference_curve
+from czsl.evaluation.extremes import BLOCK, Extremes, ExtremesAccumulator
+from czsl.evaluation.intervals import bootstrap_intervals
+from czsl.evaluation.scores_file import ScoreFile, as_space
+from czsl.evaluation.thresholds import at_threshold, check_rule, choose_threshold
+
+
+def evaluate(
+    scores,
+    labels,
+    space: CompositionSpace | Mapping,
+    pairs=None,
+    *,
+    split: str = "test",
+    open_world: bool = False,
+    feasibility=None,
+    threshold: float | None = None,
+    val=None,
+    rule: str = "exclude",
+    topk: int = 1,
+    bootstrap: int = 0,
+    seed: int = 0,
+    details: bool = False,
+    source: str = "scores",
+) -> dict:
+    """Evaluate any method from its scores: generalised compositional zero-shot accuracy over all calibration biases.
+
+    Parameters
+    ----------
+    scores : float [N, P]
+        Score of each image for each candidate pair; NumPy array or anything NumPy can view. Ranked in float32.
+    labels : int [N, 2], or a tuple (attributes [N], objects [N])
+        True indices into the space's lists.
+    space : CompositionSpace or dict
+        The label space, or the content of ``space.json`` or of a score file's JSON.
+    pairs : int [P, 2], optional
+        Pair of each column; default ``space.pairs(open_world)``.
+    split : {"test", "val"}
+        Whose unseen pairs compete in the closed world.
+    open_world : bool
+        All pairs compete.
+    feasibility : float [P] or [A * O], optional
+        Open world: searches 50 thresholds.
+    threshold : float, optional
+        The threshold in use; default none.
+    val : ScoreFile or tuple (scores, labels), optional
+        Open-world scores of the validation split: its best threshold is the one in use.
+    rule : {"exclude", "reference"}
+        What becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`).
+    topk : int
+        An image counts when its true pair is among the ``topk`` best.
+    bootstrap : int
+        Resamples for 95 % confidence intervals; 0 for none.
+    seed : int
+        Seed of the bootstrap.
+    details : bool
+        Add macro averages and the accuracy of each attribute and object.
+    source : str
+        Name of the scores in errors.
+
+    Returns
+    -------
+    dict
+        Fractions, ready for JSON: see :func:`report`.
+
+    Raises
+    ------
+    UsageError, DataError
+        Options that contradict each other; scores, labels, pairs or feasibility that cannot be used.
+    """
+    space = as_space(space)
+    if val is not None and (feasibility is None or threshold is not None):
+        raise UsageError(
+            "validation scores choose a threshold",
+            "no feasibility was given" if feasibility is None else "a threshold was given as well",
+            "give a feasibility and no threshold",
+        )
+    candidates = Candidates.build(
+        space, pairs, split=split, open_world=open_world, feasibility=feasibility, threshold=threshold, source=source
+    )
+    extremes = reduce_scores(scores, labels, candidates, topk, source)
+    if val is not None:
+        threshold = _threshold_of(val, candidates, rule, topk)
+    return report(extremes, candidates, threshold=threshold, rule=rule, bootstrap=bootstrap, seed=seed, details=details)
+
+
+def reduce_scores(scores, labels, candidates: Candidates, topk: int = 1, source: str = "scores") -> Extremes:
+    """Extremes of a whole score array [N, P] whose columns are the candidates' pairs."""
+    accumulator = ExtremesAccumulator(candidates, labels, topk, source=source)
+    count, width = len(accumulator.index_N), len(candidates.pairs)
+    if np.shape(scores) != (count, width):
+        raise UsageError(f"{source}: scores of shape {list(np.shape(scores))}", f"{count} images, {width} candidate pairs", "")
+    step = max(BLOCK // width, 1)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        accumulator.update(slice(start, stop), 0, scores[start:stop])
+    return accumulator.result()
+
+
+def report(
+    extremes: Extremes,
+    candidates: Candidates,
+    *,
+    threshold: float | None = None,
+    rule: str = "exclude",
+    bootstrap: int = 0,
+    seed: int = 0,
+    details: bool = False,
+) -> dict:
+    """The numbers of :func:`evaluate` from extremes.
+
+    Returns
+    -------
+    dict
+        The fifteen keys of :func:`numbers`; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and,
+        with a feasibility, ``rule`` and ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a
+        bootstrap; ``macro``, ``per_attribute``, ``per_object`` with ``details``; ``warnings`` where there are any.
+        Undefined numbers are None.
+    """
+    check_rule(rule)
+    in_use = at_threshold(extremes, candidates, threshold, rule)
+    result: dict = numbers(in_use, candidates.pairs)
+    if extremes.k > 1:
+        result["topk"] = extremes.k
+    if candidates.open_world:
+        result["threshold"] = None if threshold is None else float(np.float32(threshold))
+    if len(candidates.thresholds):
+        result["rule"] = rule
+        result["thresholds"] = threshold_rows(extremes, candidates, rule)
+    if bootstrap:
+        result["intervals"] = bootstrap_intervals(in_use, candidates.pairs, bootstrap, seed)
+    if details:
+        result |= breakdown(in_use, candidates)
+    if warnings := find_warnings(extremes, candidates):
+        result["warnings"] = warnings
+    return result
+
+
+def numbers(e: Extremes, pairs: np.ndarray) -> dict:
+    """The fifteen numbers: ``auc, hm, seen, unseen, bias`` exact over every bias; the same with ``_ref20`` and
+    ``hm_seen_ref20, hm_unseen_ref20`` as papers print them; ``attr_acc, obj_acc`` of the prediction without a bias; ``images``.
+    """
+    attr_acc, obj_acc = primitive_hits(e, pairs).mean(axis=0)
+    values = {**Curve(e).numbers(), **reference_curve(e), "attr_acc": attr_acc, "obj_acc": obj_acc}
+    return {**{key: plain(value) for key, value in values.items()}, "images": len(e)}
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON: None where it is undefined."""
+    return float(value) if np.isfinite(value) else None
+
+
+def threshold_rows(extremes: Extremes, candidates: Candidates, rule: str = "exclude") -> list[dict]:
+    """The numbers at every threshold of the candidates' grid, each with its ``threshold``."""
+    return [
+        {"threshold": float(t), **numbers(at_threshold(extremes, candidates, t, rule), candidates.pairs)} for t in candidates.grid
+    ]
+
+
+def find_warnings(extremes: Extremes, candidates: Candidates) -> list[str]:
+    """What a reader of the numbers must know."""
+    warnings = []
+    if extremes.true_seen.all():
+        warnings.append("no image shows an unseen pair: unseen accuracy, harmonic mean and AUC are undefined")
+    if not extremes.true_seen.any():
+        warnings.append("no image shows a seen pair: seen accuracy, harmonic mean and AUC are undefined")
+    outside = np.flatnonzero(~candidates.allowed[extremes.true_pair])
+    if outside.size:
+        name = candidates.space.pair_name(extremes.labels[outside[0]])
+        warnings.append(
+            f"{outside.size} images show a pair that is neither of this split nor of training and count as wrong; the first is "
+            f"image {extremes.index[outside[0]]} ({name})"
+        )
+    return warnings
+
+
+def _threshold_of(val, candidates: Candidates, rule: str, topk: int) -> float | None:
+    """The best threshold of validation scores, given as a ScoreFile or (scores, labels)."""
+    own, source = candidates, "val scores"
+    if isinstance(val, ScoreFile):
+        source = val.source
+        place = candidates.space.locate(val.pairs, candidates.pairs)
+        if len(place) != len(candidates.pairs) or (place < 0).any():
+            raise DataError(
+                f"{source}: {len(place)} pairs", f"the other scores have {len(candidates.pairs)}", "score the same pairs"
+            )
+        assert candidates.feasibility is not None
+        own = Candidates.build(
+            candidates.space,
+            val.pairs,
+            open_world=True,
+            feasibility=candidates.feasibility[place],
+            grid=candidates.grid,
+            source=source,
+        )
+        val = (val.scores, val.labels)
+    scores, labels = val
+    return choose_threshold(threshold_rows(reduce_scores(scores, labels, own, topk, source), own, rule), rule)
