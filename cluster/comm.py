@@ -1,0 +1,80 @@
+"""Workers that train together: the distributed form of a method's communicator.
+
+Collectives of tensors run on the devices that hold them (gloo or NCCL); small Python objects of our own processes travel over gloo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from methods.parts.comm import Communicator
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of rows. Behind it every rank computes the same loss, so the gradient of the own rows needs no exchange.
+
+    The gradient is multiplied by the world size because :meth:`Group.average_gradients` divides all of them by it: parameters before
+    the gathering get the sum over ranks, those behind it the average of equal numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.start, ctx.rows, ctx.world = sum(sizes[:rank]), sizes[rank], len(sizes)
+        padded = x.new_zeros(max(sizes), *x.shape[1:])  # gloo wants equal shapes
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.start : ctx.start + ctx.rows] * ctx.world, None, None
+
+
+class Group(Communicator):
+    """The workers of a job; a world of one needs no process group."""
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        self.rank, self.world = rank, world
+        self._objects = dist.new_group(backend="gloo") if world > 1 else None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of all workers in rank order, with a gradient to the own rows."""
+        if self.world == 1:
+            return x
+        return _GatherRows.apply(x.contiguous(), self.gather_objects(len(x)), self.rank)
+
+    def gather_objects(self, thing: Any) -> list[Any]:
+        """A small object of each worker, in rank order."""
+        if self.world == 1:
+            return [thing]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, thing, group=self._objects)
+        return out
+
+    def from_first(self, thing: Any) -> Any:
+        """Rank 0's object, on every rank."""
+        return self.gather_objects(thing)[0]
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter], flag: float = 0.0) -> float:
+        """Average all gradients in place by one flat all-reduce in fixed order; returns the sum of a flag over the workers.
+
+        One buffer in one order, because sums change with their order: buckets that move between steps would keep a resumed run from
+        being bit-equal to an uninterrupted one. Parameters that took no part in the loss have no gradient on any rank.
+        """
+        if self.world == 1:
+            return flag
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([*(g.reshape(-1) for g in grads), grads[0].new_tensor([flag * self.world])])
+        dist.all_reduce(flat)
+        flat /= self.world
+        start = 0
+        for g in grads:
+            g.copy_(flat[start : start + g.numel()].view_as(g))
+            start += g.numel()
+        return float(flat[-1])

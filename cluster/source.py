@@ -1,0 +1,88 @@
+"""The images of a split as a method wants them: pixels, or the kept features of a frozen tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.comm import Group
+from czsl.data.batches import PixelCache, evaluation_batches, feature_file, load_features, save_features
+from czsl.data.table import Dataset
+from methods.method import Method
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Source:
+    """One split of a dataset for one method.
+
+    Parameters
+    ----------
+    method : Method
+        Decides between pixels and features (``frozen_images``) and how an image is prepared.
+    data : Dataset
+    name : str
+        ``train``, ``val`` or ``test``.
+    comm : Group
+        Features that are not kept yet are computed by all workers together, in whole batches.
+    eval_batch : int
+        Images a batch while features are computed.
+    """
+
+    def __init__(self, method: Method, data: Dataset, name: str, comm: Group, eval_batch: int, progress: Progress = quiet):
+        self.method, self.comm, self.split = method, comm, data.split(name)
+        self._progress = progress
+        self.features: Tensor | None = None
+        self._pixels: PixelCache | None = None
+        if method.frozen_images:
+            path = feature_file(self.split, method.clip.sha256)
+            features = load_features(path, len(self.split))
+            if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
+                features = self.encode(np.arange(len(self.split)), eval_batch).float().cpu()
+                save_features(path, features)
+            self.features = features
+
+    @property
+    def pixels(self) -> PixelCache:
+        """The decoded images, from the cache or decoded now."""
+        if self._pixels is None:
+            total = len(self.split)
+            self._pixels = PixelCache(
+                self.split,
+                self.method.clip.image_size,
+                self.method.prepare,
+                lambda done: self._progress(f"decoding {self.split.name} images", done, total),
+            )
+        return self._pixels
+
+    @torch.inference_mode()
+    def encode(self, rows_N: np.ndarray, eval_batch: int) -> Tensor:
+        """Image features [N, D] of these rows, without augmentation: batches cut once, dealt out whole, gathered on every worker."""
+        batches = evaluation_batches(len(rows_N), eval_batch)
+        own = {}
+        for i in range(self.comm.rank, len(batches), self.comm.world):
+            own[i] = self.method.image_features(self.batch(rows_N[batches[i]])).cpu().numpy()
+            self._progress(f"encoding {self.split.name} images", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
+        parts: dict[int, np.ndarray] = {}
+        for share in self.comm.gather_objects(own):
+            parts.update(share)
+        if not parts:
+            return torch.zeros(0, self.method.clip.dim)
+        return torch.from_numpy(np.concatenate([parts[i] for i in range(len(batches))])[: len(rows_N)])
+
+    def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
+        """A prepared batch of these rows: ``images`` or ``features``, ``ids``, ``index``."""
+        out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
+        if self.features is not None:
+            out["features"] = self.features[torch.from_numpy(rows_B)]
+        else:
+            out["images"] = self.pixels.batch(rows_B, augmentation, self.method.clip.device)
+        return out

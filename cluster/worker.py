@@ -1,0 +1,267 @@
+"""The training loop of one worker: a plain function of (run, communicator, device), so that Ray only has to start it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.comm import Group
+from cluster.score import score_split
+from cluster.source import Source
+from czsl.clip.backbone import load_clip
+from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
+from czsl.data.table import Dataset, open_data
+from czsl.errors import CzslError
+from czsl.evaluation import Candidates, report
+from czsl.runs import checkpoint
+from czsl.runs.checkpoint import Checkpoint
+from czsl.runs.config import RunConfig
+from czsl.runs.run import Run
+from methods.building import build, check_fits
+from methods.method import Method
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+PROGRESS_EVERY_S = 0.5
+
+
+class NonFiniteLossError(CzslError):
+    """The loss is NaN or infinite; repeating the step would not cure it."""
+
+
+@dataclass
+class Trainer:
+    """Everything of one worker's training; made by :func:`prepare`."""
+
+    run: Run
+    config: RunConfig
+    comm: Group
+    device: torch.device
+    data: Dataset
+    method: Method
+    optimizer: torch.optim.Optimizer
+    train: Source
+    val: Source
+    rows: Any  # int64 [n], training images in use
+    val_rows: Any
+    step: int = 0
+    epoch: int = 0
+    place: int = 0  # batches done in this epoch
+    best_auc: float = -1.0
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in fixed order."""
+        return {n: p for n, p in self.method.named_parameters() if p.requires_grad}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.config.epochs * steps_per_epoch(len(self.rows), self.config.batch)
+
+    def log(self, **record: Any) -> None:
+        """Append to the run's metrics, once for all workers."""
+        if self.comm.rank == 0:
+            self.run.log({**record, "step": self.step, "time": round(time.time(), 3)})
+
+
+def train_worker(run: Run, comm: Group, device: torch.device) -> str:
+    """Train until the end, or until someone asks to stop; returns ``done`` or ``stopped``.
+
+    A run that has checkpoints goes on from the newest valid one.
+
+    Raises
+    ------
+    NonFiniteLossError
+        With the step and the images of the batch; the last checkpoint stays as it is.
+    """
+    trainer = prepare(run, comm, device)
+    restore(trainer)
+    trainer.log(
+        event="start", steps=trainer.total_steps, images=len(trainer.rows), workers=comm.world, batch=trainer.config.batch
+    )
+    if trainer.step == 0:
+        first_pass(trainer)
+    trainer.method.train()
+    while trainer.epoch < trainer.config.epochs:
+        if train_epoch(trainer):
+            save(trainer)
+            trainer.log(event="end", status="stopped")
+            return "stopped"
+        trainer.epoch, trainer.place = trainer.epoch + 1, 0
+        validate_and_save(trainer)
+    trainer.log(event="end", status="done")
+    return "done"
+
+
+def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
+    """Load data and CLIP, build the method and its optimizer, identically on every worker."""
+    config = run.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # A first guard against slow or silent failures of several processes: every number below is a function of the seed.
+    torch.manual_seed(config.seed)
+    data = open_data(config.data)
+    clip = load_clip(config.clip, config.clip_weights)
+    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
+    method.comm = comm
+    clip.visual.checkpointing = config.checkpoint_blocks
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
+
+    last = [0.0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if comm.rank == 0 and (done >= total or time.monotonic() - last[0] > PROGRESS_EVERY_S):
+            last[0] = time.monotonic()
+            run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
+
+    train = Source(method, data, "train", comm, config.eval_batch, progress)
+    val = Source(method, data, "val", comm, config.eval_batch, progress)
+    rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
+    val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
+    if comm.rank == 0 and not run.environment():
+        run.write_environment(
+            seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
+            clip_sha256=clip.sha256, clip=clip.architecture, trainable=sum(p.numel() for p in trained),
+        )  # fmt: skip
+    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows)
+
+
+def train_epoch(t: Trainer) -> bool:
+    """Train on what is left of the current epoch; True if it was asked to stop."""
+    lr = t.config.learning_rate(t.epoch)
+    for group in t.optimizer.param_groups:
+        group["lr"] = lr
+    seconds, images = 0.0, 0
+    for rows_B in epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)[t.place :]:
+        began = time.perf_counter()
+        losses, stop = train_step(t, t.rows[rows_B])
+        seconds, images = seconds + time.perf_counter() - began, images + len(rows_B)
+        t.log(event="step", epoch=t.epoch, lr=lr, **losses, images_per_s=round(images / seconds, 1))
+        if stop:
+            return True
+    return False
+
+
+def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
+    """One optimizer step on a global batch: its loss terms, and whether all workers agreed to stop behind it."""
+    # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
+    t.comm.step_seed = t.config.seed * 1_000_000_007 + t.step
+    own = rows_B[t.comm.share(len(rows_B))]
+    augmentation = (t.config.seed, t.epoch) if t.config.augment else None
+    batch = t.train.batch(own, augmentation)
+    split = t.train.split
+    pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
+    batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.config.precision == "bfloat16"):
+        terms = t.method.training_step(batch)
+    loss = torch.stack(list(terms.values())).sum()
+    values = {"loss": float(loss), **{f"loss_{k}": float(v) for k, v in terms.items()}}
+    if not math.isfinite(values["loss"]):
+        named = ", ".join(split.ids[r] for r in rows_B[:3])
+        terms_text = ", ".join(f"{k} {v:g}" for k, v in values.items())
+        raise NonFiniteLossError(
+            f"the loss is not a number at step {t.step} (epoch {t.epoch})",
+            f"{terms_text}; batch of {len(rows_B)} images: {named}, ...",
+            "lower lr, or use precision=float32; the last checkpoint is kept",
+        )
+    t.optimizer.zero_grad()
+    loss.backward()
+    asked = t.comm.rank == 0 and t.run.stop_file.exists()
+    stop = t.comm.average_gradients(list(t.parameters.values()), float(asked)) > 0
+    t.optimizer.step()
+    t.step, t.place = t.step + 1, t.place + 1
+    return values, stop
+
+
+@torch.inference_mode()
+def first_pass(t: Trainer) -> None:
+    """Show the method the features of all training images once, where it wants to start from them (prototypes)."""
+    if not t.method.wants_first_pass:
+        return
+    t.method.eval()
+    features_ND = t.train.encode(t.rows, t.config.eval_batch).to(t.device)
+    split = t.train.split
+    labels = (torch.from_numpy(x[t.rows]).to(t.device) for x in (split.attr, split.obj))
+    torch.manual_seed(t.config.seed)
+    t.method.first_pass(features_ND, *labels)
+
+
+def validate_and_save(t: Trainer) -> None:
+    """Closed-world numbers on the validation split, a checkpoint, and the mark of the best one."""
+    facts: dict[str, Any] = {}
+    if len(t.val_rows):
+        candidates = Candidates.build(t.data.space, split="val")
+        extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
+        numbers = report(extremes, candidates)
+        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc")}
+    facts |= t.method.metrics()
+    t.log(event="epoch", epoch=t.epoch, **facts)
+    auc = facts.get("auc")
+    better = auc is None or auc > t.best_auc
+    if better:
+        t.best_auc = -1.0 if auc is None else auc
+    path = save(t)
+    if better and path is not None:
+        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc)
+    t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
+
+
+def save(t: Trainer) -> Any:
+    """Write a checkpoint on rank 0; its path there, None elsewhere."""
+    if t.comm.rank:
+        return None
+    names = {p: n for n, p in t.parameters.items()}
+    moments = {
+        f"{key}.{names[p]}": value
+        for p, state in t.optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    state = {
+        "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "method": t.config.method,
+        "clip_sha256": t.method.clip.sha256, "clip": t.method.clip.architecture, "data_sha256": t.data.sha256,
+        "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
+    }  # fmt: skip
+    return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state))
+
+
+def restore(t: Trainer) -> None:
+    """Go on from the newest checkpoint that verifies; rank 0 chooses it for all."""
+    path = t.comm.from_first(checkpoint.newest_valid(t.run.checkpoints) if t.comm.rank == 0 else None)
+    if path is None:
+        return
+    kept = checkpoint.load(path)
+    check_fits(kept, t.method, t.data.sha256)
+    t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
+    parameters = t.parameters
+    for name, value in kept.optimizer.items():
+        key, _, parameter = name.partition(".")
+        # Adam keeps its step counters on the CPU.
+        t.optimizer.state[parameters[parameter]][key] = value if key == "step" else value.to(t.device)
+    t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
+    if t.comm.rank == 0:
+        t.run.cut_metrics(t.step)
+        if t.best_auc > (checkpoint.best(t.run.checkpoints).get("auc") or -1.0):  # died between saving it and marking it
+            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
+
+
+def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
+    import json
+
+    if not run.metrics_file.exists():
+        return
+    with run.metrics_file.open("rb") as file:
+        if run.metrics_file.stat().st_size < position:  # cut back by a resumed worker
+            position = 0
+        file.seek(position)
+        while (line := file.readline()).endswith(b"\n"):
+            position += len(line)
+            yield json.loads(line), position

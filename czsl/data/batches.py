@@ -1,0 +1,156 @@
+"""From a split to batches: sample order, stratified parts, and caches of what does not change.
+
+Decoding and resizing happen once: the pixels of a split are kept as bytes in a memory-mapped file of the user's cache folder, next
+to the image features of frozen towers. What is left for a training step is a copy and the augmentation.
+Letters: N images of a split, B images of a batch, S image side, D joint width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from czsl.data.augment import augment, id_keys
+from czsl.data.images import decode
+from czsl.data.paths import cache_folder
+from czsl.data.table import Split
+
+DECODE_CHUNK = 256
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch, a permutation of 0..count-1: a function of (seed, epoch) and nothing else."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
+def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[np.ndarray]:
+    """Global batches of an epoch; a last batch of one image joins the one before it, for batch statistics need two."""
+    parts = np.split(epoch_order(seed, epoch, count), range(batch, count, batch))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Number of batches that :func:`epoch_batches` makes."""
+    full, rest = divmod(count, batch)
+    return full + (rest > 1 or (rest == 1 and full == 0))
+
+
+def stratified(attr_N: np.ndarray, obj_N: np.ndarray, per_pair: int, seed: int) -> np.ndarray:
+    """Rows with at most ``per_pair`` images of each pair, in ascending order; 0 takes all."""
+    if not per_pair:
+        return np.arange(len(attr_N))
+    shuffled = np.random.Generator(np.random.Philox(key=[seed, 0x57A7])).permutation(len(attr_N))
+    keys = np.stack([attr_N, obj_N], axis=1)[shuffled]
+    _, group = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(group.reshape(-1), kind="stable")
+    starts = np.searchsorted(group.reshape(-1)[order], np.arange(group.max(initial=-1) + 1))
+    rank = np.arange(len(order)) - starts[group.reshape(-1)[order]]
+    return np.sort(shuffled[order[rank < per_pair]])
+
+
+def evaluation_batches(count: int, size: int) -> list[np.ndarray]:
+    """Batches of exactly ``size`` rows; the last one repeats its last row. Cut once, whatever the number of workers."""
+    rows = np.arange(-(-count // size) * size).clip(max=max(count - 1, 0))
+    return [] if not count else list(rows.reshape(-1, size))
+
+
+class PixelCache:
+    """Decoded, resized and cropped images of a split, uint8 [N, 3, S, S], memory-mapped.
+
+    Parameters
+    ----------
+    split : Split
+    size : int
+        Image side S.
+    prepare : callable
+        PIL image and id -> ``{"images": uint8 [3, S, S]}``.
+    progress : callable, optional
+        Called with the number of images done while the cache is built.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        prepare: Callable[[Image.Image, str], dict[str, Tensor]],
+        progress: Callable[[int], None] = lambda done: None,
+    ):
+        self.split, self.size = split, size
+        self.keys = id_keys(split.ids)
+        path = cache_folder() / "pixels" / f"{split_key(split)}-{size}.npy"
+        if not path.exists():
+            self._build(path, prepare, progress)
+        self.pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def _build(self, path: Path, prepare: Callable, progress: Callable[[int], None]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shape = (len(self.split), 3, self.size, self.size)
+        try:
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+
+            def fill(item: tuple[int, bytes]) -> None:
+                row, content = item
+                pixels[row] = prepare(decode(content), self.split.ids[row])["images"].numpy()
+
+            images = self.split.iter_images()
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes outside the interpreter lock
+                while chunk := list(islice(images, DECODE_CHUNK)):
+                    list(pool.map(fill, chunk))
+                    progress(chunk[-1][0] + 1)
+            pixels.flush()
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """uint8 images [B, 3, S, S] on a device; ``augmentation`` is (seed, epoch)."""
+        images = torch.from_numpy(np.ascontiguousarray(self.pixels[rows_B])).to(device)
+        return images if augmentation is None else augment(images, self.keys[rows_B], *augmentation)
+
+
+def split_key(split: Split) -> str:
+    """Names the images of a split in their order; caches of rows are kept under it."""
+    digest = hashlib.blake2b(digest_size=10)
+    for name, sha256 in zip(split.ids, split.sha256, strict=True):
+        digest.update(f"{name}\n{sha256}\n".encode())
+    return f"{split.name}-{digest.hexdigest()}"
+
+
+def feature_file(split: Split, clip_sha256: str) -> Path:
+    """Where the frozen tower's image features [N, D] of a split are kept."""
+    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}.npy"
+
+
+def load_features(path: Path, count: int) -> Tensor | None:
+    """Kept features [N, D], or None where there are none (or of another split)."""
+    if not path.exists():
+        return None
+    features = np.load(path, allow_pickle=False)
+    return torch.from_numpy(features) if len(features) == count else None
+
+
+def save_features(path: Path, features_ND: Tensor) -> None:
+    """Keep features; several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, features_ND.float().cpu().numpy(), allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

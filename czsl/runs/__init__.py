@@ -1,0 +1,1 @@
+"""Run folders and checkpoints: the only truth about a run."""

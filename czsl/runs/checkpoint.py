@@ -1,0 +1,144 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from czsl.errors import UsageError
+from czsl.runs.files import sha256_file, sync_folder, write_json
+
+KEEP = 3
+log = logging.getLogger("czsl")
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on, or to be used.
+
+    method : state of the method (trainable weights, prototypes, batch statistics), never the frozen CLIP
+    optimizer : Adam's moments, as ``<moment>.<parameter>``
+    state : step, epoch and place in the epoch, hashes, architecture
+    """
+
+    method: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{checkpoint.state['step']:08d}"
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name in ("method", "optimizer"):
+            tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
+            save_file(tensors, temporary / f"{name}.safetensors")
+        write_json(temporary / "state.json", checkpoint.state)
+        files = sorted(temporary.iterdir())
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(temporary / "manifest.json", {p.name: sha256_file(p) for p in files})
+        sync_folder(temporary)
+        if target.exists():  # the same step again, after a resume
+            shutil.rmtree(target)
+        temporary.rename(target)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder)
+    return target
+
+
+def mark_best(folder: Path, checkpoint: Path, **facts: Any) -> None:
+    """Remember which checkpoint is best and why."""
+    write_json(folder / "best.json", {"checkpoint": checkpoint.name, **facts})
+
+
+def best(folder: Path) -> dict[str, Any]:
+    """What :func:`mark_best` wrote, or an empty dict."""
+    file = folder / "best.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def is_valid(path: Path) -> bool:
+    """Whether every file of a checkpoint is there and unchanged."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest) and all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
+    except (OSError, json.JSONDecodeError, AttributeError):
+        return False
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are passed over with a warning."""
+    for path in reversed(steps(folder)):
+        if is_valid(path):
+            return path
+        log.warning("checkpoint %s is damaged, using the one before", path.name)
+    return None
+
+
+def find(folder: Path, which: str = "best") -> Path:
+    """A checkpoint by name: ``best`` (falls back to the newest valid one), ``last``, or ``step-NNNNNNNN`` / a step number.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or the one asked for is damaged; lists those there are.
+    """
+    if which == "best":
+        name = best(folder).get("checkpoint")
+        if name and is_valid(folder / Path(name).name):
+            return folder / Path(name).name
+        if name:
+            log.warning("the best checkpoint %s is damaged or missing, using the newest valid one", name)
+    if which in ("best", "last"):
+        path = newest_valid(folder)
+        if path:
+            return path
+        raise UsageError(
+            f"{folder.parent} has no usable checkpoint", "training did not get that far", "train first, or --resume the run"
+        )
+    path = folder / (f"step-{int(which):08d}" if which.isdigit() else Path(which).name)
+    if not is_valid(path):
+        there = ", ".join(p.name for p in steps(folder)) or "none"
+        raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that verified."""
+    try:
+        return Checkpoint(
+            load_file(path / "method.safetensors"),
+            load_file(path / "optimizer.safetensors"),
+            json.loads((path / "state.json").read_text(encoding="utf-8")),
+        )
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UsageError(f"checkpoint {path} cannot be read", str(error), "choose another with --checkpoint") from None
+
+
+def _prune(folder: Path) -> None:
+    keep = {best(folder).get("checkpoint")}
+    for path in steps(folder)[:-KEEP]:
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,91 @@
+"""The settings of a run, beside those of its method."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from czsl.errors import UsageError
+
+PRECISIONS = ("float32", "bfloat16", "float64")
+
+
+@dataclass
+class RunConfig:
+    """Settings of a run; ``config.yaml`` holds them in full.
+
+    method: name in the registry.
+    preset: named settings of the method (``czsl methods`` lists them).
+    recipe: named settings for a dataset's size (learning rate, epochs, batch, weights), a second axis beside the preset.
+    data: dataset folder, or ``toy``.
+    clip: ``tiny``, an open_clip model, or a weight file in OpenAI's format.
+    clip_weights: published tag or file for an open_clip model.
+    seed: of initial weights, sample order, augmentation and dropout.
+    epochs: passes over the training images.
+    batch: images a step over all workers together.
+    lr: learning rate of Adam.
+    weight_decay: L2 added to the gradient, as Adam does it.
+    lr_step: epochs after which the learning rate falls.
+    lr_gamma: by this factor.
+    lr_steps_per_epoch: scheduler steps an epoch (2 imitates ClusPro's released loop).
+    augment: flip, perspective and rotation of training images (not for methods with a frozen image tower).
+    train_per_pair: use at most this many training images a pair (0: all), drawn with the seed.
+    val_per_pair: the same for the validation images that choose the best checkpoint.
+    eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
+    precision: float32, bfloat16 (autocast on a GPU) or float64.
+    checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
+    threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
+    model: the method's own fields.
+    """
+
+    method: str = "clusPro"
+    preset: str | None = None
+    recipe: str | None = None
+    data: str = "toy"
+    clip: str = "tiny"
+    clip_weights: str | None = None
+    seed: int = 0
+    epochs: int = 10
+    batch: int = 64
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    lr_step: int = 5
+    lr_gamma: float = 0.5
+    lr_steps_per_epoch: int = 1
+    augment: bool = True
+    train_per_pair: int = 0
+    val_per_pair: int = 0
+    eval_batch: int = 64
+    precision: str = "float32"
+    checkpoint_blocks: bool = False
+    threads: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, least in (
+            ("epochs", 0),
+            ("batch", 1),
+            ("eval_batch", 1),
+            ("lr_step", 1),
+            ("train_per_pair", 0),
+            ("threads", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
+                )
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate in an epoch, counted from 0: ``lr * gamma ** floor(epoch * steps_per_epoch / step)``."""
+        return self.lr * self.lr_gamma ** (epoch * self.lr_steps_per_epoch // self.lr_step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data in the order of the fields."""
+        return asdict(self)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names that ``key=value`` can set."""
+        return [f.name for f in fields(cls) if f.name != "model"]

@@ -1,0 +1,152 @@
+"""A run folder: configuration, metrics, checkpoints, reports and the environment that produced them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from czsl.compositions import CompositionSpace
+from czsl.errors import UsageError
+from czsl.runs.config import RunConfig
+from czsl.runs.files import write_atomically, write_json
+
+PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
+
+
+class Run:
+    """A folder ``runs/<method>-<data>-<time>/``.
+
+    Parameters
+    ----------
+    path : Path
+        Of an existing run folder.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no ``config.yaml`` or one that cannot be read.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path).resolve()
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UsageError(
+                f"{path} is not a run folder", "it has no config.yaml", "give a folder that czsl train wrote, e.g. runs/<name>"
+            )
+        try:
+            self.config = RunConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError) as error:
+            raise UsageError(
+                f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"
+            ) from None
+
+    @classmethod
+    def create(cls, config: RunConfig, space: CompositionSpace, out: Path | str = "runs", name: str | None = None) -> Run:
+        """Make the folder and write ``config.yaml`` and ``space.json``; an existing run is never overwritten."""
+        data = Path(config.data).name or "data"
+        stem = name or f"{config.method}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for attempt in itertools.count(1):
+            path = Path(out) / (stem if attempt == 1 else f"{stem}-{attempt}")  # two runs may start within one second
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if name:
+                    raise UsageError(
+                        f"{path} exists", "a run is never overwritten", "choose another --name, or --resume it"
+                    ) from None
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        write_atomically(path / "config.yaml", text.encode())
+        space.save(path / "space.json")
+        return cls(path)
+
+    @property
+    def space(self) -> CompositionSpace:
+        """The label space the run was made for; prediction needs no other part of its data."""
+        return CompositionSpace.load(self.path / "space.json")
+
+    # -- files -----------------------------------------------------------------------------------------------------
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        """``metrics.jsonl``: a JSON object a line, each with its ``step``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def stop_file(self) -> Path:
+        """While this file exists, the workers stop at the next step on which all agree."""
+        return self.path / "STOP"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self, event: str | None = None) -> Iterator[dict[str, Any]]:
+        """Lines of ``metrics.jsonl``, of one event if asked; a half-written last line is left out."""
+        if not self.metrics_file.exists():
+            return
+        with self.metrics_file.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if event is None or record.get("event") == event:
+                    yield record
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what was logged after a step, so that a resumed run has each step once."""
+        kept = [json.dumps(r) for r in self.metrics() if r.get("step", 0) <= step and r.get("event") != "end"]
+        write_atomically(self.metrics_file, "".join(line + "\n" for line in kept).encode())
+
+    def write_report(self, name: str, report: dict[str, Any]) -> Path:
+        """Write ``<name>.json`` and return its path."""
+        path = self.path / f"{name}.json"
+        write_json(path, report)
+        return path
+
+    def write_environment(self, **facts: Any) -> None:
+        """Write ``environment.json``: versions, machine, git hash of the source tree, and the given facts (hashes, seeds)."""
+        write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def environment(self) -> dict[str, Any]:
+        """The content of ``environment.json``; empty before the first worker wrote it."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def latest_run(out: Path | str = "runs") -> Run | None:
+    """The newest run folder, or None."""
+    found = sorted(Path(out).glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    return Run(found[-1].parent) if found else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, Python, machine and, in a source checkout, the git hash."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    facts: dict[str, Any] = {"versions": versions, "python": platform.python_version(), "machine": platform.platform()}
+    source = Path(__file__).resolve().parents[2]
+    if (source / ".git").exists():
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=False)
+        facts["git"] = answer.stdout.strip() or None
+    return facts

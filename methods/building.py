@@ -1,0 +1,68 @@
+"""From a name and fields to a method, and from a run to a trained one."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from czsl.errors import UsageError
+from czsl.runs.checkpoint import Checkpoint
+from methods.method import Method
+from methods.registry import method_class
+
+
+def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, Any]) -> Method:
+    """A method with its own fields set; the rest take their defaults.
+
+    Raises
+    ------
+    UsageError
+        Unknown method or field (with the nearest name), or a value the method refuses.
+    """
+    cls = method_class(name)
+    known = [f.name for f in fields(cls.Config)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UsageError(
+                f"{cls.name} has no field {key!r}",
+                f"did you mean {near[0]!r}?" if near else "",
+                f"its fields: {', '.join(known)}",
+            )
+    return cls(space, clip, cls.Config(**settings))
+
+
+def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:
+    """Refuse a checkpoint of another method, backbone, vocabulary or data.
+
+    Raises
+    ------
+    UsageError
+        Names what differs.
+    """
+    state, space = kept.state, method.space
+    here = {
+        "method": (state.get("method"), method.name),
+        "CLIP architecture": (state.get("clip"), method.clip.architecture),
+        "CLIP weights (SHA-256)": (state.get("clip_sha256"), method.clip.sha256),
+        "attributes": (state.get("space", {}).get("attributes"), list(space.attributes)),
+        "objects": (state.get("space", {}).get("objects"), list(space.objects)),
+    }
+    if data_sha256 is not None:
+        here["data (SHA-256)"] = (state.get("data_sha256"), data_sha256)
+    for what, (then, now) in here.items():
+        if then != now:
+            raise UsageError(
+                f"the checkpoint was made with other {what}",
+                f"checkpoint: {str(then)[:160]}; here: {str(now)[:160]}",
+                "use the run's own data and --clip, or train anew",
+            )
+    there, own = {k: v.shape for k, v in kept.method.items()}, {k: v.shape for k, v in method.state_dict().items()}
+    if there != own:
+        odd = sorted(k for k in there.keys() | own.keys() if there.get(k) != own.get(k))
+        raise UsageError(
+            "the checkpoint does not fit the method", f"differing tensors: {', '.join(odd[:5])}", "use the run's own config.yaml"
+        )

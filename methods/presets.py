@@ -1,0 +1,27 @@
+"""Presets and recipes of a method: named settings kept as YAML beside its module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from methods.registry import METHODS, canonical_name
+
+KINDS = ("presets", "recipes")
+
+
+def presets_file(name: str) -> Path:
+    """``presets.yaml`` in the method's folder, or ``<module>.yaml`` beside a method of one file."""
+    module = METHODS[canonical_name(name)].split(":")[0].split(".")[1:]
+    root = Path(__file__).parent
+    folder = root.joinpath(*module[:-1])
+    return folder / "presets.yaml" if len(module) > 1 else root / f"{module[0]}.yaml"
+
+
+def load_presets(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """``{"presets": {name: fields}, "recipes": {name: fields}}`` of a method; empty where it has none."""
+    file = presets_file(name)
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {kind: {k: dict(v or {}) for k, v in (content.get(kind) or {}).items()} for kind in KINDS}
