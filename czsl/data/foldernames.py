@@ -1,0 +1,84 @@
+"""Which attribute and object a folder's name means: ``wet dog``, ``wet_dog`` or ``wet/dog``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from czsl.errors import DataError
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class FolderNames:
+    """The known names, as far as they are given.
+
+    With a list, a name in a folder may have spaces where the list has ``_``, or the reverse; the list's spelling is the label.
+    Without lists, a folder with exactly one space splits there, else a folder with exactly one ``_`` there.
+
+    Parameters
+    ----------
+    attributes, objects : tuple of str, optional
+    """
+
+    attributes: tuple[str, ...] | None = None
+    objects: tuple[str, ...] | None = None
+
+    @classmethod
+    def read(cls, attributes: Path | None, objects: Path | None) -> FolderNames:
+        """Read the lists from files, one name a line."""
+        return cls(*(None if path is None else _read_names(path) for path in (attributes, objects)))
+
+    def resolve(self, folders: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Pair | None]:
+        """The pair of each folder (one or two path parts), or None where a listed name is needed and not found.
+
+        Raises
+        ------
+        DataError
+            Lists the folders that can be read in several ways, or, without lists, in none.
+        """
+        readings = {parts: self._readings(parts) for parts in sorted(set(folders))}
+        unclear = [parts for parts, found in readings.items() if len(found) > 1]
+        if self.attributes is None and self.objects is None:
+            unclear += [parts for parts, found in readings.items() if not found]
+        if unclear:
+            names = ", ".join(repr("/".join(parts)) for parts in unclear)
+            raise DataError(
+                f"cannot tell attribute and object in {len(unclear)} folder names",
+                f"unclear: {names}",
+                "give --attributes FILE and --objects FILE (one name a line), or use folders attribute/object/",
+            )
+        return {parts: found[0] if found else None for parts, found in readings.items()}
+
+    def _readings(self, parts: tuple[str, ...]) -> list[Pair]:
+        cuts = [(parts[0], parts[1])] if len(parts) == 2 else self._cuts(parts[0])
+        pairs = ((_listed(a, self.attributes), _listed(o, self.objects)) for a, o in cuts)
+        return sorted({(a, o) for a, o in pairs if a and o})
+
+    def _cuts(self, name: str) -> list[Pair]:
+        if self.attributes is None and self.objects is None:
+            separator = " " if " " in name else "_"
+            places = [i for i, sign in enumerate(name) if sign == separator]
+        else:
+            places = [i for i, sign in enumerate(name) if sign in " _"]
+        return [(name[:i], name[i + 1 :]) for i in places]
+
+
+def _listed(name: str, known: tuple[str, ...] | None) -> str | None:
+    if known is None or name in known:
+        return name
+    return next((k for k in known if _spaced(k) == _spaced(name)), None)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}", str(error), "give a text file with one name a line") from None
+    return tuple(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,106 @@
+"""Names of files: kept inside their root, walked in a fixed order; and the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from czsl.errors import DataError
+
+
+def cache_folder() -> Path:
+    """Where czsl keeps what it can make again: ``$CZSL_CACHE``, else ``$XDG_CACHE_HOME/czsl``, else ``~/.cache/czsl``."""
+    if chosen := os.environ.get("CZSL_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "czsl"
+
+
+class BadPathError(DataError):
+    """A name that cannot be used; ``kind``: ``path leaves the root``, ``unusable name`` or ``unusable file``."""
+
+    def __init__(self, kind: str, name: str, why: str):
+        super().__init__(f"{kind}: {name!r}", why, "name files below the data's own folder")
+        self.kind = kind
+
+
+def stable_name(name: str) -> str:
+    """The identity of an image: its path below the root with forward slashes (``./a//b.jpg`` -> ``a/b.jpg``).
+
+    Raises
+    ------
+    BadPathError
+        The name is empty, not UTF-8, absolute, or climbs with ``..``.
+    """
+    if not name or "\0" in name:
+        raise BadPathError("unusable name", name, "it is empty or holds a zero byte")
+    if name.startswith("/"):
+        raise BadPathError("path leaves the root", name, "absolute path")
+    if ".." in PurePosixPath(name).parts:
+        raise BadPathError("path leaves the root", name, "'..' in the path")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadPathError("unusable name", name, "it is not UTF-8") from None
+    return PurePosixPath(name).as_posix()
+
+
+def contained(root: Path, name: str) -> Path:
+    """The file ``name`` below ``root`` (an absolute path without links), whether or not it exists.
+
+    Raises
+    ------
+    BadPathError
+        The path leaves the root: absolute, ``..``, or through a symbolic link.
+    """
+    path = root / stable_name(name)
+    target = os.path.realpath(path)
+    if not Path(target).is_relative_to(root):
+        raise BadPathError("path leaves the root", name, f"a symbolic link leads out to {target}")
+    return path
+
+
+@dataclass
+class Walk:
+    """What lies below a folder, as names relative to it, sorted.
+
+    ``files``: regular files (links to files inside the root included). ``refused``: everything else, with its kind (of
+    `BadPathError`) and cause: links to folders (never followed, so there are no loops), links out of the root, pipes,
+    unreadable folders, names that are not UTF-8.
+    """
+
+    files: list[str] = field(default_factory=list)
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def walk(folder: Path) -> Walk:
+    """List everything below ``folder``."""
+    root = Path(os.path.realpath(folder))
+    found = Walk()
+
+    def unreadable(error: OSError) -> None:
+        found.refused[os.path.relpath(error.filename, root)] = ("unusable file", error.strerror or "unreadable")
+
+    for place, folders, files in os.walk(root, onerror=unreadable):
+        folders.sort()
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                found.refused[_relative(root, place, name)] = ("unusable file", "links to folders are not followed")
+        for name in files:
+            relative = _relative(root, place, name)
+            try:
+                path = contained(root, relative)
+            except BadPathError as error:
+                found.refused[relative] = (error.kind, error.why)
+                continue
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises on some broken names)
+                found.files.append(relative)
+            else:
+                found.refused[relative] = ("unusable file", "not a regular file, or a broken link")
+    found.files.sort()
+    return found
+
+
+def _relative(root: Path, place: str, name: str) -> str:
+    return (Path(place) / name).relative_to(root).as_posix()
