@@ -125,9 +125,13 @@ class Method(nn.Module):
             return batch["features"].to(self.clip.device, self.clip.mean.dtype)
         return self.clip.visual(self.clip.normalise(batch["images"]))
 
+    def image_side(self, features_BD: Tensor) -> ImageSide:
+        """What the method makes of image features [B, D]; in training it sees those of the whole global batch."""
+        return ImageSide(nn.functional.normalize(features_BD, dim=-1))
+
     def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
         """Image side of a prepared batch."""
-        return ImageSide(nn.functional.normalize(self.image_features(batch), dim=-1))
+        return self.image_side(self.image_features(batch))
 
     # -- text ------------------------------------------------------------------------------------------------------
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
@@ -180,12 +184,33 @@ class Method(nn.Module):
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a global batch, of which ``batch`` holds this worker's rows (and their ``attr``, ``obj``, ``pair``)."""
         self.comm.seed_own()
-        own = self.encode_images(batch)
-        images = replace(own, **{k: self.comm.gather(v) for k, v in vars(own).items() if isinstance(v, Tensor)})
-        labels = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
+        features_BD = self.comm.gather(self.image_features(batch))
+        attr_B, obj_B, pair_B = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
         self.comm.seed_common()
         train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
-        return self.losses(images, self.encode_compositions(train_pairs), Targets(*labels))
+        text = self.encode_compositions(train_pairs)
+        return self.losses(self.image_side(features_BD), text, Targets(attr_B, obj_B, pair_B))
+
+    @property
+    def wants_first_pass(self) -> bool:
+        """Whether :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
+        return False
+
+    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """Take what training starts from out of all training images.
+
+        Parameters
+        ----------
+        features_ND : float tensor
+            ``image_features`` of the N training images without augmentation, in the order of the split, on every worker.
+        attr_N, obj_N : int64 tensor
+            Their labels.
+        """
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the method's own state, cheap enough to be logged once an epoch."""
+        return {}
 
     # -- other label spaces ----------------------------------------------------------------------------------------
     def for_space(self, space: CompositionSpace) -> Self:

@@ -1,0 +1,192 @@
+"""Optimal transport of samples to prototypes: many small problems solved as one batch, in float64.
+
+Letters: C problems (one a primitive), B samples of a problem (padded, see ``mask``), K prototypes.
+
+A plan L [B, K] says how much of each sample goes to each prototype. Every sample carries mass 1/n (n samples), every prototype
+takes 1/K. With cost M, prior P and structure S (which samples are alike) the plan minimises
+
+    <M, L> + eps * sum(L log L) - weight * sum_ij S_ij <(P * L)_i, (P * L)_j>
+
+(structure-aware transport: Chang, Shi, Wang: CSOT, NeurIPS 2023; ClusPro, ICLR 2025, eq. 7-8). Without the last term it is
+entropic transport. The structured problem is solved by generalised conditional gradient: linearise, solve the entropic problem,
+step along the difference after a line search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_OUTER_STEPS = 10
+STOP_CHANGE = 1e-6
+KERNEL_ITERATIONS = 100
+LOG_ITERATIONS = 500
+LOG_TOLERANCE = 1e-12
+CHECK_EVERY = 10
+FIRST_STEP, ARMIJO, MAX_BACKTRACKS = 0.99, 1e-4, 60
+
+
+@dataclass
+class Transport:
+    """Solution: ``plan`` [C, B, K] float64 and the number of conditional gradient steps of each problem, ``steps`` int64 [C]."""
+
+    plan: Tensor
+    steps: Tensor
+
+
+def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None) -> Tensor:
+    """Entropic plans [C, B, K] in the log domain: finite for any finite cost.
+
+    Parameters
+    ----------
+    cost_CBK : float tensor
+    eps : float
+        Weight of the entropy.
+    mask_CB : bool tensor, optional
+        Which rows are samples; the others get no mass. All by default.
+
+    Returns
+    -------
+    float64 tensor [C, B, K]
+        Columns sum to 1/K. A problem with fewer samples than prototypes cannot give each prototype a sample: there a column takes
+        at most 1/n, the mass of one sample, so that samples take different prototypes, each one near to it.
+    """
+    mask_CB = cost_CBK.new_ones(cost_CBK.shape[:2], dtype=torch.bool) if mask_CB is None else mask_CB
+    K = cost_CBK.shape[2]
+    n_C1 = mask_CB.sum(1, keepdim=True).double()
+    few_C1 = n_C1 < K
+    log_row_CB = torch.where(mask_CB, -n_C1.log(), -torch.inf)
+    log_column_CK = torch.where(few_C1, -n_C1.log(), torch.full_like(n_C1, K).log().neg()).expand(-1, K)
+    kernel = -cost_CBK.double() / eps
+    log_v = torch.zeros_like(log_column_CK)
+    log_u = log_row_CB
+    moving_C1 = torch.ones_like(few_C1)
+    for i in range(1, LOG_ITERATIONS + 1):
+        u = log_row_CB - torch.logsumexp(kernel + log_v[:, None], 2)
+        v = log_column_CK - torch.logsumexp(kernel + u[:, :, None], 1)
+        v = torch.where(few_C1, v.clamp(max=0.0), v)
+        # A finished problem keeps its values, so that it does not depend on what else is in the batch.
+        change_C1 = (v - log_v).abs().amax(1, keepdim=True)
+        log_u, log_v = torch.where(moving_C1, u, log_u), torch.where(moving_C1, v, log_v)
+        moving_C1 = moving_C1 & (change_C1 > LOG_TOLERANCE)
+        if i % CHECK_EVERY == 0 and not moving_C1.any():
+            break
+    return (kernel + log_u[:, :, None] + log_v[:, None]).exp()
+
+
+def _kernel_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor) -> Tensor:
+    """As the public program solves it: scaling of exp(-cost / eps), rows *at most* 1/n; overflows to NaN or infinity."""
+    row_CB1 = (mask_CB.double() / mask_CB.sum(1, keepdim=True))[..., None]
+    kernel_CBK = (-cost_CBK / eps).exp()
+    v_CK1 = kernel_CBK.new_ones(len(kernel_CBK), kernel_CBK.shape[2], 1)
+    for _ in range(KERNEL_ITERATIONS):
+        u_CB1 = (row_CB1 / (kernel_CBK @ v_CK1)).clamp(max=1.0)
+        v_CK1 = 1 / (kernel_CBK.shape[2] * (kernel_CBK.mT @ u_CB1))
+    return u_CB1 * kernel_CBK * v_CK1.mT
+
+
+def structured_plan(
+    cost_CBK: Tensor,
+    prior_CBK: Tensor,
+    structure_CBB: Tensor,
+    eps: float,
+    weight: float,
+    mask_CB: Tensor | None = None,
+    solver: str = "log",
+) -> Transport:
+    """Plans of the structured problem, [C, B, K].
+
+    Parameters
+    ----------
+    cost_CBK, prior_CBK : float tensor
+        M and P of the module's text.
+    structure_CBB : float tensor [C, B, B] or [B, B]
+        S, symmetric; its diagonal is ignored.
+    eps, weight : float
+    mask_CB : bool tensor, optional
+        Which rows are samples.
+    solver : {"log", "kernel"}
+        ``kernel`` reproduces the public program of ClusPro: no log domain, 100 scaling iterations, a problem stops at its current
+        plan where the kernel overflows, and an accepted first step of 0.99 moves the plan by float32(0.99).
+
+    Returns
+    -------
+    Transport
+        Problems are stopped one by one; a problem's plan does not depend on the others in the batch.
+    """
+    mask_CB = cost_CBK.new_ones(cost_CBK.shape[:2], dtype=torch.bool) if mask_CB is None else mask_CB
+    cost, prior, structure = cost_CBK.double(), prior_CBK.double(), structure_CBB.double()
+    structure = structure - torch.diag_embed(structure.diagonal(dim1=-2, dim2=-1))
+    inner = entropic_plan if solver == "log" else _kernel_plan
+
+    def pull(plan: Tensor) -> Tensor:  # half the gradient of the structure term
+        return weight * (structure @ (prior * plan)) * prior
+
+    def objective_C(plan: Tensor) -> Tensor:
+        return ((cost - pull(plan)) * plan + eps * torch.special.xlogy(plan, plan)).sum((1, 2))
+
+    C, B, K = cost.shape
+    plan = (mask_CB.double() / mask_CB.sum(1, keepdim=True))[:, :, None].expand(C, B, K) / K
+    value_C, steps_C = objective_C(plan), torch.zeros(C, dtype=torch.long, device=cost.device)
+    active_C = torch.ones_like(steps_C, dtype=torch.bool)
+    for _ in range(MAX_OUTER_STEPS):
+        linear = cost - 2 * pull(plan)
+        found = inner(linear, eps, mask_CB)
+        active_C = active_C & found.isfinite().all(2).all(1)
+        if not active_C.any():
+            break
+        direction = torch.where(active_C[:, None, None], found - plan, 0.0)
+        slope_C = (direction * (linear + eps * (1 + torch.where(plan > 0, plan, 1.0).log()))).sum((1, 2))
+        step_C, new_C = _line_search(lambda a: objective_C(plan + a[:, None, None] * direction), value_C, slope_C)  # noqa: B023
+        if solver == "kernel":
+            step_C = torch.where(step_C == FIRST_STEP, step_C.float().double(), step_C)
+        plan = plan + step_C[:, None, None] * direction
+        steps_C = steps_C + active_C
+        change_C = (new_C - value_C).abs()
+        value_C = torch.where(active_C, new_C, value_C)
+        active_C = active_C & (change_C >= STOP_CHANGE) & (change_C >= STOP_CHANGE * value_C.abs())
+    return Transport(plan, steps_C)
+
+
+def _line_search(value_at: Callable[[Tensor], Tensor], start_C: Tensor, slope_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Backtracking by interpolation (Nocedal, Wright: Numerical Optimization, section 3.5): steps in [0, 1] and their values.
+
+    Tries 0.99, then the minimum of the parabola, then of cubics through the last two trials; a problem where none decreases its
+    objective enough gets step 0.
+    """
+
+    def enough(a_C: Tensor, f_C: Tensor) -> Tensor:  # a NaN never is
+        return f_C <= start_C + ARMIJO * a_C * slope_C
+
+    a0 = torch.full_like(start_C, FIRST_STEP)
+    f0 = value_at(a0)
+    done = enough(a0, f0)
+    step, value = a0, torch.where(done, f0, start_C)
+    if not done.all():
+        a1 = -slope_C * a0**2 / (2 * (f0 - start_C - slope_C * a0))
+        f1 = value_at(a1)
+        now = ~done & enough(a1, f1)
+        step, value, done = torch.where(now, a1, step), torch.where(now, f1, value), done | now
+        for _ in range(MAX_BACKTRACKS):
+            searching = ~done & (a1 > 0)
+            if not searching.any():
+                break
+            a2 = _cubic_minimum(a0, f0 - start_C - slope_C * a0, a1, f1 - start_C - slope_C * a1, slope_C)
+            f2 = value_at(a2)
+            now = searching & enough(a2, f2)
+            step, value, done = torch.where(now, a2, step), torch.where(now, f2, value), done | now
+            # Neither too small nor too large a move away from the last trial.
+            a0, f0, f1 = a1, f1, f2
+            a1 = torch.where((a1 - a2 > a1 / 2) | (1 - a2 / a1 < 0.96), a1 / 2, a2)
+    return torch.where(done, step.clamp(0.0, 1.0), 0.0), value
+
+
+def _cubic_minimum(a0: Tensor, r0: Tensor, a1: Tensor, r1: Tensor, slope: Tensor) -> Tensor:
+    """Minimum of the cubic with this slope at 0 whose remainders over the tangent are r0 at a0 and r1 at a1."""
+    scale = a0**2 * a1**2 * (a1 - a0)
+    third = (a0**2 * r1 - a1**2 * r0) / scale
+    second = (a1**3 * r0 - a0**3 * r1) / scale
+    return (-second + (second**2 - 3 * third * slope).abs().sqrt()) / (3 * third)
