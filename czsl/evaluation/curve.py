@@ -121,16 +121,16 @@ def reference_curve(e: Extremes) -> dict[str, float]:
         unseen = np.array([_mean32(hit, ~e.true_seen) for hit in ends])
     hm = harmonic_mean(seen, unseen)
     best = int(np.argmax(hm))
-    bias = float(np.append(biases, RIGHT_END)[best])
-    return {
+    values = {
         "auc_ref20": np.trapezoid(seen, unseen),
         "hm_ref20": hm[best],
-        "seen_ref20": seen.max(),
-        "unseen_ref20": unseen.max(),
-        "bias_ref20": bias if np.isfinite(hm[best]) else np.nan,
-        "hm_seen_ref20": seen[best] if np.isfinite(hm[best]) else np.nan,
-        "hm_unseen_ref20": unseen[best] if np.isfinite(hm[best]) else np.nan,
+        "bias_ref20": float(np.append(biases, RIGHT_END)[best]),
+        "hm_seen_ref20": seen[best],
+        "hm_unseen_ref20": unseen[best],
     }
+    if not np.isfinite(hm[best]):
+        values = dict.fromkeys(values, np.nan)
+    return {**values, "seen_ref20": seen.max(), "unseen_ref20": unseen.max()}
 
 
 def _right_at(e: Extremes, duels: _Duels, bias: np.float32) -> np.ndarray:

@@ -152,24 +152,21 @@ class ExtremesAccumulator:
             raise UsageError(
                 f"{self.source}: a tile of shape {list(scores_Bp.shape)}", f"{len(rows_B)} images, {len(pairs_p)} pairs", ""
             )
-        group_p = self.candidates.group[pairs_p]
-        order = np.lexsort((pairs_p, -group_p))
-        order = order[: np.count_nonzero(group_p >= 0)]
-        in_order = len(order) == len(pairs_p) and bool((np.diff(order) > 0).all())
-        sorted_pairs, sorted_group = pairs_p[order], group_p[order]
-        begins = np.flatnonzero(np.diff(sorted_group, prepend=-2))
-        ends = np.append(begins[1:], len(order))[: len(begins)]
+        order, group_p = self._arrange(pairs_p)
+        sorted_pairs = pairs_p if order is None else pairs_p[order]
+        begins = np.flatnonzero(np.diff(group_p, prepend=-2))
+        ends = np.append(begins[1:], len(group_p))[: len(begins)]
         step = max(BLOCK // max(len(pairs_p), 1), 1)
         for start in range(0, len(rows_B), step):
             block_rows = rows_B[start : start + step]
             block = np.asarray(scores_Bp[start : start + step], np.float32)
             self._check_finite(block, block_rows, pairs_p)
             self._take_true(block, block_rows, pairs_p)
-            if not in_order:
+            if order is not None:
                 block = np.take(block, order, axis=1)
             for begin, end in zip(begins, ends, strict=True):
-                self._take_group(block[:, begin:end], block_rows, sorted_pairs[begin:end], sorted_group[begin])
-        self._scored_N[rows_B] += len(order)
+                self._take_group(block[:, begin:end], block_rows, sorted_pairs[begin:end], group_p[begin])
+        self._scored_N[rows_B] += len(group_p)
 
     def result(self) -> Extremes:
         """The extremes of all images.
@@ -192,6 +189,15 @@ class ExtremesAccumulator:
             self.index_N, self.labels_N2, self.true_pair_N, seen_N, self.true_score_N,
             self._seen.value[:, 0], self._seen.pair[:, 0], self._unseen.value, self._unseen.pair, self._shifted.pair,
         )  # fmt: skip
+
+    def _arrange(self, pairs_p):
+        """Order of a tile's columns by group, then pair, without those not allowed (None: as they are), and their groups."""
+        group_p = self.candidates.group[pairs_p]
+        step = np.diff(group_p)
+        if (group_p >= 0).all() and ((step < 0) | ((step == 0) & (np.diff(pairs_p) > 0))).all():
+            return None, group_p
+        order = np.lexsort((pairs_p, -group_p))[: np.count_nonzero(group_p >= 0)]
+        return order, group_p[order]
 
     def _take_group(self, block, rows, pairs, group) -> None:
         top = block.max(axis=1)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from problems import make_problem
+
+from czsl.errors import DataError, UsageError
+from czsl.evaluation import Candidates, bootstrap_intervals, compare, evaluate, reduce_scores
+from czsl.evaluation.curve import Curve
+
+KEYS = ("auc", "hm", "seen", "unseen")
+
+
+def _extremes(problem, scores=None):
+    candidates = Candidates.build(problem.space, problem.pairs)
+    return reduce_scores(problem.scores if scores is None else scores, problem.labels, candidates)
+
+
+def _with_signal(seed, images, strength):
+    problem = make_problem(3, "smooth", images=images)
+    rng = np.random.default_rng(seed)
+    problem.scores = rng.normal(20, 3, problem.scores.shape).astype(np.float32)
+    problem.scores[np.arange(images), problem.true] += strength
+    return problem
+
+
+def test_a_weighted_curve_is_the_curve_of_repeated_images():
+    problem = _with_signal(0, 40, 2)
+    counts = np.random.default_rng(1).integers(0, 4, 40)
+    rows = np.repeat(np.arange(40), counts)
+    repeated = evaluate(problem.scores[rows], problem.labels[rows], problem.space, problem.pairs)
+    weighted = Curve(_extremes(problem)).numbers(counts.astype(float))
+    assert {key: weighted[key] for key in KEYS} == pytest.approx({key: repeated[key] for key in KEYS}, abs=1e-12)
+
+
+def test_intervals_are_seeded_hold_the_value_and_shrink():
+    widths = []
+    for images in (60, 960):
+        problem = _with_signal(0, images, 3)
+        result = evaluate(**problem.inputs(), bootstrap=200, seed=4)
+        again = evaluate(**problem.inputs(), bootstrap=200, seed=4)
+        assert result == again
+        assert evaluate(**problem.inputs(), bootstrap=200, seed=5)["intervals"] != result["intervals"]
+        for key in (*KEYS, "attr_acc", "obj_acc"):
+            low, high = result["intervals"][key]
+            assert 0 <= low <= result[key] + 0.05 and result[key] - 0.05 <= high <= 1
+        low, high = result["intervals"]["seen"]
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2  # sixteen times the images: about a quarter of the width
+
+
+def test_coverage_of_a_proportion():
+    """The interval of attr_acc is that of a mean of 0/1 values: about +- 1.96 standard errors."""
+    problem = _with_signal(0, 900, 2)
+    accuracy = evaluate(**problem.inputs())["attr_acc"]
+    low, high = bootstrap_intervals(_extremes(problem), problem.pairs, 1000)["attr_acc"]
+    error = np.sqrt(accuracy * (1 - accuracy) / 900)
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.12)
+
+
+def test_compare_is_paired():
+    problem = _with_signal(0, 300, 3)
+    noise = np.random.default_rng(9).normal(0, 0.05, problem.scores.shape)
+    near = compare(_extremes(problem), _extremes(problem, problem.scores + noise), 200)
+    better = _with_signal(0, 300, 5)
+    far = compare(_extremes(problem), _extremes(better), 200)
+    same = compare(_extremes(problem), _extremes(problem), 20)
+    for key in ("auc", "hm"):
+        assert same[key]["difference"] == 0 and same[key]["interval"] == [0, 0]
+        assert near[key]["interval"][0] <= 0 <= near[key]["interval"][1]
+        assert far[key]["interval"][0] > 0
+        assert far[key]["difference"] == far[key]["second"] - far[key]["first"]
+        # Both runs are resampled alike, so what they share cancels out.
+        low, high = bootstrap_intervals(_extremes(problem), problem.pairs, 200)[key]
+        assert near[key]["interval"][1] - near[key]["interval"][0] < (high - low) / 2
+
+
+def test_compare_wants_the_same_images():
+    one, other = make_problem(3, images=10), make_problem(3, images=9)
+    with pytest.raises(DataError, match="same images"):
+        compare(_extremes(one), _extremes(other))
+    with pytest.raises(UsageError, match="0 resamples"):
+        compare(_extremes(one), _extremes(one), 0)
