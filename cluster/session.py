@@ -110,8 +110,22 @@ def place(ray: Any, nodes: int, workers_per_node: int | None = None, threads: in
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
     if not alive:
         raise SetupError(
-            "the cluster has no node with a free CPU", f"{len(ray.nodes())} nodes known", "start nodes with at least one CPU"
+            "the cluster has no node with a CPU", f"{len(ray.nodes())} nodes known", "start nodes with at least one CPU"
         )
+    return _choose(alive, nodes, workers_per_node, threads)
+
+
+def planned(address: str | None, nodes: int, workers_per_node: int | None = None, threads: int = 0) -> Placement:
+    """Where :func:`place` would put the workers; starts no Ray where none would be joined."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        with session(address) as ray:
+            return place(ray, nodes, workers_per_node, threads)
+    import torch
+
+    return _choose([{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}], nodes, workers_per_node, threads)
+
+
+def _choose(alive: list[dict[str, float]], nodes: int, workers_per_node: int | None, threads: int) -> Placement:
     alive.sort(key=lambda r: (r.get("GPU", 0), r["CPU"]), reverse=True)
     used = alive[:nodes]
     gpus = int(min(r.get("GPU", 0) for r in used))

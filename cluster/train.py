@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from cluster.comm import Group
+from cluster.launch import run_workers
 from cluster.session import Placement, place, session
+from cluster.worker import follow, train_worker
 from czsl.errors import CzslError
 from czsl.runs.run import Run
 
@@ -63,92 +68,39 @@ def train(
                 position = _forward(run, position, on_record)
         _forward(run, position, on_record)
     run.stop_file.unlink(missing_ok=True)
+    shutil.rmtree(run.path / ".ray", ignore_errors=True)
     last = list(run.metrics())[-1:]
-    event = last[0] if last else {}
-    if event.get("event") == "end":
-        shutil.rmtree(run.path / ".ray", ignore_errors=True)
-        return event["status"]
-    if event.get("event") == "error":
-        raise _as_error(event)
+    if not failures and last and last[0].get("event") == "end":
+        return last[0]["status"]
+    if failures and isinstance(failures[0], CzslError):
+        raise failures[0]
     reason = str(failures[0]).strip().splitlines()[-1:] if failures else []
     raise TrainingFailedError(
         "training failed",
         reason[0] if reason else "the workers ended without a word",
-        f"see {run.path / 'log.txt'}; go on with --resume {run.path}",
+        f"see {run.path / 'log.txt'}; go on with: czsl train --resume {run.path}",
     )
 
 
 def _fit(run: Run, placement: Placement, failures: list[BaseException]) -> None:
-    """Run the Ray Train job to its end."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    resources = {"CPU": float(placement.threads)}
-    if placement.gpu:
-        resources["GPU"] = 1.0
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"run": str(run.path), "threads": placement.threads},
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers,
-            use_gpu=placement.gpu,
-            resources_per_worker=resources,
-            placement_strategy="PACK" if not placement.spread else "STRICT_SPREAD" if placement.per_node == 1 else "SPREAD",
-        ),
-        # The run folder is the only truth about a run: Ray's own bookkeeping gets a fresh name and is never read back.
-        run_config=RunConfig(
-            name=f"attempt-{time.time_ns()}",
-            storage_path=str(run.path / ".ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
+    """Run the job to its end; what stopped it goes into ``failures``, and the traceback into the log."""
     try:
-        trainer.fit()
+        run_workers(_worker, {"run": str(run.path)}, placement, run.path, MAX_FAILURES)
     except BaseException as error:
         failures.append(error)
-        with (run.path / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} driver\n{traceback.format_exc()}\n")
+        if not isinstance(error, CzslError):
+            with (run.path / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} driver\n{traceback.format_exc()}\n")
 
 
-def _ray_worker(config: dict[str, Any]) -> None:
-    """What Ray starts on each worker."""
-    import ray.train
-    import torch
-
-    from cluster.comm import Group
-    from cluster.worker import train_worker
-
-    run, context = Run(config["run"]), ray.train.get_context()
-    torch.set_num_threads(config["threads"])
-    device = ray.train.torch.get_device()
-    group = Group(context.get_world_rank(), context.get_world_size())
-    try:
-        train_worker(run, group, device)
-    except CzslError as error:
-        # An error that repeating cannot cure is a message, not a failure for Ray to retry.
-        if group.rank == 0 or not _has_error(run):
-            run.log({"event": "error", "what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code})
-    except Exception:
-        with (run.path / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} worker {group.rank}\n{traceback.format_exc()}\n")
-        raise
-
-
-def _has_error(run: Run) -> bool:
-    return any(run.metrics("error"))
-
-
-def _as_error(event: dict[str, Any]) -> CzslError:
-    error = TrainingFailedError(event["what"], event["why"], event["fix"])
-    error.exit_code = event["exit_code"]
-    return error
+def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+    train_worker(Run(config["run"]), group, device)
 
 
 def _forward(run: Run, position: int, on_record: Callable[[dict[str, Any]], None]) -> int:
-    from cluster.worker import follow
-
-    for record, position in follow(run, position):  # noqa: B020 - the place behind the last line is the result
+    for record, behind in follow(run, position):
         on_record(record)
+        position = behind
     return position
 
 

@@ -217,11 +217,10 @@ def save(t: Trainer) -> Any:
     """Write a checkpoint on rank 0; its path there, None elsewhere."""
     if t.comm.rank:
         return None
-    names = {p: n for n, p in t.parameters.items()}
     moments = {
-        f"{key}.{names[p]}": value
-        for p, state in t.optimizer.state.items()
-        for key, value in state.items()
+        f"{key}.{name}": value
+        for name, p in t.parameters.items()
+        for key, value in t.optimizer.state.get(p, {}).items()
         if isinstance(value, torch.Tensor)
     }
     state = {

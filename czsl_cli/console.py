@@ -1,0 +1,108 @@
+"""What every command prints with: tables and JSON on stdout, everything else on stderr, bars only on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+WIDE_ENOUGH = 200  # columns where stdout is no terminal: a table in a file is not wrapped
+
+
+def say(text: str = "") -> None:
+    """A line for a person, on stderr."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, on stderr."""
+    click.echo(click.style("warning: ", fg="yellow") + text, err=True)
+
+
+def print_json(content: Any) -> None:
+    """JSON on stdout."""
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None, err: bool = False) -> None:
+    """A table; numbers stand to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for i, name in enumerate(columns):
+        numeric = all(
+            isinstance(row[i], int | float) or str(row[i])[:1] in "0123456789-+." for row in rows if row[i] not in ("", None)
+        )
+        table.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", WIDE_ENOUGH))
+    Console(file=stream, width=width, highlight=False, emoji=False, markup=False).print(table)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as people print it in this field: ``23.8``; ``-`` where it is undefined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Bar:
+    """A progress bar on a terminal, silent elsewhere."""
+
+    def __init__(self, progress: Any):
+        self._progress, self._task, self._what = progress, None, ""
+
+    def update(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a piece of work is; a new ``what`` starts a new bar."""
+        if self._progress is None:
+            return
+        if what != self._what:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._what = self._progress.add_task(what, total=total, note=note), what
+        self._progress.update(self._task, completed=done, total=total, note=note)
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task, self._what = None, ""
+
+    @property
+    def visible(self) -> bool:
+        """Whether anybody sees it."""
+        return self._progress is not None
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar on stderr while the block runs, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield Bar(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress)

@@ -1,0 +1,143 @@
+"""``czsl evaluate``: the field's numbers of a run, or of any method's score file."""
+
+from __future__ import annotations
+
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from czsl_cli.console import percent, print_json, print_table, progress_bar, warn
+
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+@click.option("--split", type=click.Choice(["test", "val"]), help="Images to evaluate on.  [default: test]")
+@click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--data", help="Another dataset with the run's label space.")
+@click.option("--scores", type=FILE, help="Evaluate a score file (.npz: scores, attr, obj, pair_attr, pair_obj) of any method.")
+@click.option("--space", type=FILE, help="Label space of --scores: its JSON, or a dataset's space.json.")
+@click.option("--val-scores", type=FILE, help="Open world: choose the feasibility threshold on these.")
+@click.option("--feasibility", type=FILE, help="Open world: feasibility of the pairs (.npy).")
+@click.option("--threshold", type=float, help="Open world: the feasibility threshold to use.")
+@click.option(
+    "--rule",
+    type=click.Choice(["exclude", "reference"]),
+    default="exclude",
+    show_default=True,
+    help="Treatment of infeasible pairs.",
+)
+@click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
+@click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
+@click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes of the Ray cluster to use.")
+@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
+@click.option("--address", help="Ray cluster to join.")
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON (fractions).")
+def evaluate(run, scores, space, expect, as_json, **options) -> None:
+    """Evaluate RUN (a folder that `czsl train` wrote; the newest one by default), or a score file.
+
+    \b
+      czsl evaluate runs/clusPro-mydata-20260101-120000
+      czsl evaluate RUN --open-world --json
+      czsl evaluate --scores scores.npz --space space.json --json
+
+    AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print.
+    """
+    checks = [_parse_expectation(text) for text in expect]
+    result = _evaluate_file(scores, space, run, options) if scores else _evaluate_run(run, options)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+    for warning in result.get("warnings", []):
+        warn(warning)
+    _check(result, checks)
+
+
+def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    from cluster.evaluate import Question, evaluate_run
+    from czsl.errors import UsageError
+    from czsl_cli.runs import chosen_run
+
+    only_scores = [k for k in ("val_scores", "feasibility", "threshold") if options[k] is not None]
+    if only_scores:
+        raise UsageError(
+            f"--{only_scores[0].replace('_', '-')} goes with --scores", "a run was given", "drop it, or give a score file"
+        )
+    question = Question(
+        split=options["split"] or "test", **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap")}
+    )
+    where = {k: options[k] for k in ("nodes", "workers_per_node", "address")}
+    with progress_bar() as bar:
+        return evaluate_run(chosen_run(path), question, **where, progress=bar.update)
+
+
+def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    from czsl.errors import UsageError
+    from czsl.evaluation import evaluate as evaluate_scores
+    from czsl.evaluation import read_feasibility, read_scores
+
+    if run is not None or space is None:
+        raise UsageError("a score file needs its label space and no run", "", "czsl evaluate --scores FILE.npz --space FILE.json")
+    open_world = True if options["open_world"] else None
+    inputs = read_scores(scores, space, options["split"], open_world).inputs()
+    if options["feasibility"]:
+        inputs["feasibility"] = read_feasibility(options["feasibility"], inputs["space"])
+    val = read_scores(options["val_scores"], space, "val", open_world) if options["val_scores"] else None
+    return evaluate_scores(**inputs, val=val, **{k: options[k] for k in ("threshold", "rule", "topk", "bootstrap")})
+
+
+def _parse_expectation(text: str) -> tuple[str, str, float]:
+    from czsl.errors import UsageError
+
+    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+    try:
+        assert found
+        return found[1], found[2], float(found[3])
+    except (AssertionError, ValueError):
+        raise UsageError(f"--expect {text!r} cannot be read", "", "write for example --expect 'auc>=0.3'") from None
+
+
+def _check(result: dict[str, Any], checks: list[tuple[str, str, float]]) -> None:
+    from czsl.errors import ExpectationError, UsageError
+
+    for key, sign, limit in checks:
+        value = result.get(key)
+        if not isinstance(value, int | float):
+            numbers = ", ".join(k for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool))
+            raise UsageError(f"--expect: no number {key!r} in the result", "", f"there are: {numbers}")
+        if not COMPARISONS[sign](value, limit):
+            raise ExpectationError(f"{key} is {value:.4f}", f"--expect {key}{sign}{limit:g}", "")
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows: list[tuple[str, str, str | None]] = [
+        ("AUC", "auc", "auc_ref20"),
+        ("harmonic mean (HM)", "hm", "hm_ref20"),
+        ("best seen", "seen", "seen_ref20"),
+        ("best unseen", "unseen", "unseen_ref20"),
+        ("attribute accuracy", "attr_acc", None),
+        ("object accuracy", "obj_acc", None),
+    ]
+    intervals = result.get("intervals", {})
+    table = []
+    for label, exact, binned in rows:
+        row = [label, percent(result[exact]), percent(result[binned]) if binned else ""]
+        if intervals:
+            low_high = intervals.get(exact)
+            row.append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
+        table.append(row)
+    world = "open" if result.get("open_world", "threshold" in result) else "closed"
+    named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
+    title = f"{named + ', ' if named else ''}{world} world, {result['images']:,} images"
+    if result.get("threshold") is not None:
+        title += f", feasibility threshold {result['threshold']:.4f}"
+    columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
+    print_table(columns, table, title)

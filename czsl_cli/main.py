@@ -1,0 +1,119 @@
+"""``czsl``: the commands, loaded when they are asked for, and the way an error reaches a person."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from czsl import __version__
+
+# Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
+COMMANDS = {
+    "train": ("czsl_cli.train", "Train a method on a Ray cluster (or this machine)."),
+    "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
+    "data": ("czsl_cli.data", "Import, verify and describe datasets."),
+    "methods": ("czsl_cli.methods", "List methods, their presets and fields."),
+    "completion": ("czsl_cli.completion", "Print the shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands whose modules are imported on use: ``czsl --help`` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a first session."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the command's module."""
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(COMMANDS[name][0]), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The overview, from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        """Name the nearest command where one is misspelt."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise click.UsageError(f"no command {args[0]!r}. {hint}Commands: {', '.join(COMMANDS)}", ctx) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="czsl")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Compositional zero-shot learning with CLIP: recognise `wet dog` having seen `wet cat` and `dry dog`.
+
+    \b
+      czsl data import photos/ mydata        a dataset from a folder of `attr obj/` folders, a manifest, or a benchmark
+      czsl train --data mydata --clip ViT-L-14
+      czsl predict new_photos/
+
+    Exit codes: 0 done, 1 failed, 2 usage or config, 3 data, 4 environment or cluster, 5 below --expect, 6 partial, 130 interrupted.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: an error is three lines and an exit code; a traceback only with ``--debug``."""
+    debug = "--debug" in (sys.argv[1:] if args is None else args)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not debug:
+        for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader of stdout went away (`czsl ... | head`)
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        code = _explain(error, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    from czsl.errors import CzslError
+
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, CzslError):
+        lines = [error.what, error.why, error.fix]
+        code = error.exit_code
+    elif isinstance(error, OSError):
+        lines = [f"{error.strerror or error}", str(error.filename or ""), "check the path, its permissions and the free space"]
+        code = 1
+    else:
+        lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
+        code = 1
+    head, *rest = [line for line in lines if line]
+    click.echo(click.style("error: ", fg="red", bold=True, reset=True) + head, err=True)
+    for line in rest:
+        click.echo(f"  {line}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

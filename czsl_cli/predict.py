@@ -1,0 +1,208 @@
+"""``czsl predict``: the compositions in a folder of images."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from czsl_cli.console import print_table, progress_bar, say, warn
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+SHOWN_ROWS = 40  # of a table on stdout; files hold all
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--run", "run_path", type=click.Path(path_type=Path), help="Run folder to predict with.  [default: the newest in runs/]"
+)
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--zero-shot", is_flag=True, help="No run: plain CLIP with --clip and the given names.")
+@click.option("--clip", default="tiny", show_default=True, help="CLIP for --zero-shot.")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights for --zero-shot.")
+@click.option("--open-world", is_flag=True, help="All attribute-object pairs, not only those of the dataset.")
+@click.option(
+    "--pairs", type=FILE, help="Candidates: a file with `attribute object` or `attribute,object` a line, new words allowed."
+)
+@click.option("--attributes", type=FILE, help="Candidate attributes, one a line (with --objects: all pairs of both).")
+@click.option("--objects", type=FILE, help="Candidate objects, one a line.")
+@click.option(
+    "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Compositions, attributes and objects to name."
+)
+@click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
+@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
+@click.option("--address", help="Ray cluster to join (the folder must be visible on its nodes).")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
+def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **options) -> None:
+    """Name the compositions in every image below FOLDER.
+
+    \b
+      czsl predict photos/
+      czsl predict photos/ --run RUN --open-world --out predictions.parquet
+      czsl predict photos/ --attributes attributes.txt --objects objects.txt
+
+    An image that cannot be read costs that image: it is listed and the exit code is 6.
+    """
+    from cluster.predict import predict_files
+    from czsl.data import predictions
+    from czsl.data.images import list_images
+
+    if out:
+        predictions.check_format(out)
+    root = folder if folder.is_dir() else folder.parent
+    names = [p.relative_to(root).as_posix() for p in list_images(root)] if folder.is_dir() else [folder.name]
+    if not names:
+        _nothing(folder)
+    request = _request(run_path, options)
+    stream = predict_files(request, root.resolve(), names, nodes=nodes, workers_per_node=workers_per_node, address=address)
+    records = predictions.write(out, stream) if out else stream
+    bad: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    with progress_bar() as bar:
+        for done, record in enumerate(records, 1):
+            bar.update("predicting", done, len(names))
+            if record["error"]:
+                bad.append(record)
+            if as_json:
+                print_line(record)
+            elif len(shown) < SHOWN_ROWS:
+                shown.append(record)
+    if not as_json and not out:
+        _print(shown, len(names), options["top"])
+    elif out:
+        say(f"{len(names) - len(bad)} of {len(names)} images: {out}")
+    for record in bad:
+        warn(f"{record['image']}: {record['error']}")
+    if bad:
+        say(f"{len(bad)} of {len(names)} images could not be read")
+        sys.exit(6)
+
+
+def print_line(record: dict[str, Any]) -> None:
+    """A JSON line on stdout."""
+    import json
+
+    click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def _nothing(folder: Path) -> None:
+    from czsl.data.images import SUFFIXES
+    from czsl.errors import DataError
+
+    raise DataError(f"no images below {folder}", f"looked for {', '.join(sorted(SUFFIXES))}", "is it the right folder?")
+
+
+def _request(run_path: Path | None, options: dict[str, Any]):
+    """Which method and which candidates."""
+    from cluster.predict import Request
+    from czsl.errors import UsageError
+    from czsl_cli.runs import chosen_run
+
+    named = _candidates(options)
+    common = {"top": options["top"], "open_world": options["open_world"]}
+    if options["zero_shot"]:
+        if named is None:
+            raise UsageError(
+                "--zero-shot needs candidates", "there is no run to take them from", "give --pairs, or --attributes and --objects"
+            )
+        space, pairs = named
+        return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
+    run = chosen_run(run_path)
+    where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
+    if named is None:
+        return Request(**where, **common)
+    _tell_new_words(named[0], run.space)
+    return Request(**where, space=named[0], pairs=named[1], **common)
+
+
+def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]]] | None:
+    """The label space and pairs that the user's files name."""
+    from czsl.errors import UsageError
+
+    if options["pairs"]:
+        if options["attributes"] or options["objects"] or options["open_world"]:
+            raise UsageError("--pairs names the candidates already", "", "drop --attributes, --objects and --open-world")
+        pairs = read_pairs(options["pairs"])
+        attributes, objects = ([*dict.fromkeys(p[i] for p in pairs)] for i in (0, 1))
+    elif options["attributes"] or options["objects"]:
+        if not (options["attributes"] and options["objects"]):
+            raise UsageError(
+                "--attributes and --objects belong together", "all pairs of both are the candidates", "give both files"
+            )
+        attributes, objects = read_names(options["attributes"]), read_names(options["objects"])
+        pairs = [[a, o] for a in attributes for o in objects]
+    else:
+        return None
+    return {"attributes": attributes, "objects": objects}, pairs
+
+
+def read_names(path: Path) -> list[str]:
+    """Names, one a line; empty lines and repetitions are left out."""
+    from czsl.errors import DataError
+
+    names = [*dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())]
+    if not names:
+        raise DataError(f"{path} names nothing", "", "write one name a line")
+    return names
+
+
+def read_pairs(path: Path) -> list[list[str]]:
+    """Pairs, one a line: ``attribute,object`` (names may hold spaces) or ``attribute object``."""
+    from czsl.errors import DataError
+
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        parts = next(csv.reader([line])) if "," in line else line.split()
+        parts = [p.strip() for p in parts]
+        if len(parts) != 2 or not all(parts):
+            raise DataError(
+                f"{path}, line {number}: {line.strip()!r} is not a pair", "an attribute and an object", "write attribute,object"
+            )
+        pairs.append(parts)
+    if not pairs:
+        raise DataError(f"{path} names no pair", "", "write attribute,object a line")
+    return [list(p) for p in dict.fromkeys(map(tuple, pairs))]
+
+
+def _tell_new_words(space: dict[str, Any], known) -> None:
+    from czsl.compositions import prompt_name
+
+    for kind, names, trained in (
+        ("attributes", space["attributes"], known.attributes),
+        ("objects", space["objects"], known.objects),
+    ):
+        there = {prompt_name(n) for n in trained}
+        new = [n for n in names if prompt_name(n) not in there]
+        if new:
+            more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+            say(f"{kind} that training never saw, taken from CLIP's own words: {', '.join(new[:5])}{more}")
+
+
+def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
+    rows = []
+    for record in records:
+        if record["error"]:
+            rows.append([record["image"], "", "", "", "", f"({record['error']})"])
+            continue
+        best, *others = record["predictions"]
+        attribute, obj = record["attributes"][0], record["objects"][0]
+        rows.append(
+            [
+                record["image"],
+                f"{best['attr']} {best['obj']}",
+                f"{best['score']:.2f}",
+                f"{attribute['name']} {attribute['prob']:.2f}",
+                f"{obj['name']} {obj['prob']:.2f}",
+                ", ".join(f"{p['attr']} {p['obj']}" for p in others),
+            ]
+        )
+    print_table(["image", "composition", "score", "attribute", "object", f"next {top - 1}"], rows)
+    if total > len(records):
+        say(f"{total - len(records)} more images: use --out FILE or --json for all")

@@ -1,0 +1,20 @@
+"""Which run a command means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from czsl.errors import UsageError
+from czsl.runs.run import Run, latest_run
+from czsl_cli.console import say
+
+
+def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
+    """The run at a path, or the newest one below ``runs/`` (and says which)."""
+    if path is not None:
+        return Run(path)
+    run = latest_run(out)
+    if run is None:
+        raise UsageError("no run was given and there is none in runs/", "", "train one: czsl train; or name it: --run RUN")
+    say(f"using the newest run: {out / run.path.name}")
+    return run

@@ -1,0 +1,238 @@
+"""``czsl train``: a run on a Ray cluster, or on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, warn
+
+LINE_EVERY_S = 10.0  # where stderr is no terminal
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--method", "-m", help="clusPro (default), csp, zero-shot; `czsl methods` lists them.")
+@click.option("--data", "-d", help="Dataset folder made by `czsl data import`, or the built-in `toy` (default).")
+@click.option(
+    "--clip", help="`tiny` (default, built in), an open_clip model such as ViT-L-14, or a weight file in OpenAI's format."
+)
+@click.option(
+    "--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model: a published tag (default openai) or a file."
+)
+@click.option("--preset", help="Named settings of the method, e.g. default, paper, released.")
+@click.option("--recipe", help="Named settings for a dataset's size, e.g. small, ut-zappos, mit-states, cgqa.")
+@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings as YAML.")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--batch", type=int, help="Images a step, over all workers together.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
+@click.option(
+    "--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the cluster to use; a worker a GPU on each."
+)
+@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU.")
+@click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started).")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+)
+@click.option("--name", help="Name of the run folder.  [default: <method>-<data>-<time>]")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run, with its own settings."
+)
+@click.option("--dry-run", is_flag=True, help="Print settings, counts, steps, memory and placement; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(overrides, config_file, nodes, workers_per_node, address, out, name, resume, dry_run, as_json, **options) -> None:
+    """Train a method. Without options: clusPro on the built-in toy data with the built-in tiny CLIP.
+
+    Any setting of the run or of the method can be given as KEY=VALUE, e.g. `epochs=5 num_prototypes=3`.
+
+    \b
+      czsl train --method clusPro --nodes 4 --data mydata --clip ViT-L-14
+      czsl train --method csp --data mydata --recipe small lr=5e-4
+      czsl train --resume runs/clusPro-mydata-20260101-120000
+
+    Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
+    """
+    from cluster.train import train as train_run
+
+    if resume:
+        run = _resumed(resume, overrides, config_file, options)
+    else:
+        from czsl_cli.config import resolve
+
+        config = resolve(options, overrides, config_file)
+        if dry_run:
+            _dry_run(config, nodes, workers_per_node, address, as_json)
+            return
+        run = _new_run(config, out, name)
+    began = time.monotonic()
+    if _trains(run.config.method):
+        with progress_bar() as bar:
+            watcher = Watcher(run.config.epochs, bar)
+            placed = lambda p: watcher.placed(p, run.path)  # noqa: E731
+            status = train_run(
+                run,
+                nodes=nodes,
+                workers_per_node=workers_per_node,
+                address=address,
+                on_placement=placed,
+                on_record=watcher.record,
+            )
+    else:
+        status = "done"
+        run.write_environment(seed=run.config.seed)
+        say(f"{run.config.method} needs no training: the run only keeps its settings")
+    _finish(run, status, time.monotonic() - began, as_json)
+
+
+def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, options: dict[str, Any]):
+    from czsl.errors import UsageError
+    from czsl.runs.run import Run
+
+    changed = [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None] + list(overrides)
+    if changed or config_file:
+        what = ", ".join(changed) or "--config"
+        raise UsageError("a resumed run keeps its settings", f"given: {what}", "drop these, or start a new run")
+    run = Run(path)
+    ended = next(reversed(list(run.metrics("end"))), None)
+    if ended and ended["status"] == "done":
+        raise UsageError(f"{path} is finished", f"it ended at step {ended['step']}", "start a new run to train differently")
+    return run
+
+
+def _new_run(config, out: Path, name: str | None):
+    from czsl.data.table import open_data
+    from czsl.runs.run import Run
+
+    data = open_data(config.data)
+    if config.data != "toy":
+        config.data = str(Path(config.data).resolve())
+    if Path(config.clip).is_file():
+        config.clip = str(Path(config.clip).resolve())
+    return Run.create(config, data.space, out, name)
+
+
+def _trains(method: str) -> bool:
+    from methods.registry import method_class
+
+    return method_class(method).trains
+
+
+def _finish(run, status: str, seconds: float, as_json: bool) -> None:
+    from czsl.runs.checkpoint import best
+
+    shown = _short(run.path)
+    found = best(run.checkpoints)
+    if status == "stopped":
+        say(f"stopped with a checkpoint after {duration(seconds)}; go on with: czsl train --resume {shown}")
+    else:
+        auc = f", best validation AUC {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
+        say(f"done in {duration(seconds)}{auc}")
+        say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
+    if as_json:
+        print_json({"run": str(run.path), "status": status, "seconds": round(seconds, 1), "best": found})
+    else:
+        click.echo(shown)
+    if status == "stopped":
+        sys.exit(130)
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+class Watcher:
+    """Turns a run's metrics into a bar, or into a line now and then."""
+
+    def __init__(self, epochs: int, bar: Bar):
+        self.epochs, self.bar = epochs, bar
+        self.total = self.images = self.batch = 0
+        self.first: tuple[float, int] | None = None
+        self.last_line = self.best = -1.0
+
+    def placed(self, placement, path: Path) -> None:
+        """Say where the workers run."""
+        if placement.note:
+            warn(placement.note)
+        kind = "GPU" if placement.gpu else f"CPU, {placement.threads} threads each"
+        workers, nodes = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((placement.workers, "worker"), (placement.nodes, "node")))
+        say(f"{_short(path)}: {workers} on {nodes} ({kind})")
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Show one line of metrics."""
+        event = record.get("event")
+        if event == "progress":
+            self._show(
+                record["what"], record["done"], record["total"], "", f"{record['what']} {record['done']}/{record['total']}"
+            )
+        elif event == "start":
+            self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
+            where = f", going on at step {record['step']}" if record["step"] else ""
+            say(f"{self.images} training images, batches of {self.batch}, {self.total} steps{where}")
+        elif event == "step":
+            self._step(record)
+        elif event == "epoch":
+            self._epoch(record)
+
+    def _step(self, record: dict[str, Any]) -> None:
+        now, step = record["time"], record["step"]
+        self.first = self.first or (now, step - 1)
+        left = (now - self.first[0]) / max(step - self.first[1], 1) * (self.total - step)
+        note = f"loss {record['loss']:.3f}  {record['images_per_s']:.0f} images/s"
+        line = f"epoch {record['epoch'] + 1}/{self.epochs}  step {step}/{self.total}  {note}  left {duration(left)}"
+        self._show(f"epoch {record['epoch'] + 1}/{self.epochs}", step, self.total, note, line)
+
+    def _epoch(self, record: dict[str, Any]) -> None:
+        if record.get("auc") is None:
+            return
+        mark = "  best so far" if record["auc"] > self.best else ""
+        self.best = max(self.best, record["auc"])
+        say(
+            f"epoch {record['epoch']}/{self.epochs}  validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
+            f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{mark}"
+        )
+
+    def _show(self, what: str, done: int, total: int, note: str, line: str) -> None:
+        self.bar.update(what, done, total, note)
+        if not self.bar.visible and time.monotonic() - self.last_line > LINE_EVERY_S:
+            self.last_line = time.monotonic()
+            say(line)
+
+
+def _dry_run(config, nodes: int, workers_per_node: int | None, address: str | None, as_json: bool) -> None:
+    import yaml
+
+    from cluster.estimate import estimate
+    from cluster.session import planned
+    from czsl.clip.backbone import load_clip
+    from czsl.data.table import open_data
+    from methods.building import build
+
+    data = open_data(config.data)
+    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    placement = planned(address, nodes, workers_per_node, config.threads)
+    plan = estimate(config, data, method, placement)
+    where = {
+        "nodes": placement.nodes,
+        "workers": placement.workers,
+        "gpu": placement.gpu,
+        "threads": placement.threads,
+        "note": placement.note,
+    }
+    if as_json:
+        print_json({"config": config.to_dict(), **plan, "placement": where})
+        return
+    click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), nl=False)
+    memory = plan.pop("memory_bytes_per_worker")
+    rows = [[k.replace("_", " "), f"{v:,}"] for k, v in plan.items()]
+    rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]
+    rows += [[f"placement: {k}", str(v)] for k, v in where.items() if v != ""]
+    print_table(["dry run", ""], rows, err=True)
