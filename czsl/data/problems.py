@@ -78,7 +78,8 @@ def count_duplicates(rows: Iterable[Row]) -> dict[str, int]:
 def duplicate_problems(rows: Iterable[Row], dropped: frozenset[str] = frozenset()) -> list[Problem]:
     """List identical images: one problem a group, and one more where it spans splits or its labels conflict.
 
-    ``dropped``: ids that the import left out because training holds the same bytes.
+    The details of the latter are in the order of the images. ``dropped``: ids that the import left out because training holds
+    the same bytes.
     """
     found = []
     for group in duplicate_groups(rows):
@@ -87,9 +88,9 @@ def duplicate_problems(rows: Iterable[Row], dropped: frozenset[str] = frozenset(
         done = f"dropped {', '.join(gone)}" if gone else "kept"
         found.append(Problem("identical images", ids, done))
         if len({row.split for row in group}) > 1:
-            found.append(Problem("identical images across splits", ids, done, _by(group, lambda row: row.split)))
+            found.append(Problem("identical images across splits", ids, done, "; ".join(row.split for row in group)))
         if _conflict(group):
-            found.append(Problem("conflicting labels", ids, done, _by(group, lambda row: f"{row.attr} {row.obj}")))
+            found.append(Problem("conflicting labels", ids, done, "; ".join(f"{row.attr} {row.obj}" for row in group)))
     return found
 
 
@@ -121,7 +122,3 @@ def _utf8(text: str) -> str:
 
 def _conflict(group: list[Row]) -> bool:
     return len({(row.attr, row.obj) for row in group}) > 1
-
-
-def _by(group: list[Row], label) -> str:
-    return "; ".join(f"{row.id}: {label(row)}" for row in group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,9 @@ def _read_torch(path: Path) -> object:
     import torch  # slow to import, and needed for this format alone
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|Unsupported class|Unsupported operand|Unsupported global:?) ?(\S+)", str(error))
         detail = f"it asks for {found[1]}" if found else "it is no plain data"

@@ -1,0 +1,215 @@
+"""``czsl data``: import labelled images, check a dataset folder, describe it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from czsl.data.problems import Problem
+
+MOST_SHOWN = 10  # of each kind of problem; --json and import.json have all
+MOST_NAMES = 4
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+max_pixels = click.option(
+    "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Refuse larger images undecoded."
+)
+
+
+@click.group()
+def data() -> None:
+    """Import, check and describe labelled images."""
+
+
+@data.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "published", "tree", "manifest"]),
+    default="auto",
+    show_default=True,
+    help="How SOURCE is arranged.",
+)
+@click.option("--name", help="Name of the dataset.  [default: that of SOURCE]")
+@click.option("--attributes", type=click.Path(path_type=Path), help="Tree: file of attribute names, one a line.")
+@click.option("--objects", type=click.Path(path_type=Path), help="Tree: file of object names, one a line.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Tree without train/ val/ test/: of the split by pair.")
+@click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    metavar="FRACTION",
+    help="Stop if more of the images cannot be used.",
+)
+@max_pixels
+@click.option("--drop-duplicates", is_flag=True, help="Leave out val and test images whose bytes occur in training.")
+@click.option("--force", is_flag=True, help="Replace the dataset folder DEST.")
+@as_json
+def import_(source, dest, layout, name, attributes, objects, seed, max_bad, max_pixels, drop_duplicates, force, as_json):
+    """Import images from SOURCE into the dataset folder DEST.
+
+    SOURCE is a folder in the layout of MIT-States, UT-Zappos and C-GQA (pair lists, images/ and a .t7 or .json), a folder of
+    folders named "wet dog", wet_dog or wet/dog, optionally below train/ val/ test/, or a manifest (.csv, .parquet) with the
+    columns image, attr, obj, split.
+
+    Without train/ val/ test/ a tree is split by pair: about 15 % of the pairs are held out for val, 20 % for test.
+
+    Images that cannot be used are skipped and listed; identical images are listed and kept.
+    """
+    from czsl.data.foldernames import FolderNames
+    from czsl.data.importers import ImportOptions, TooManyBadError, import_dataset
+
+    names = FolderNames.read(attributes, objects)
+    options = ImportOptions(layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force)
+    try:
+        with progress("importing") as advance:
+            report = import_dataset(source, dest, options, advance)
+    except TooManyBadError as error:
+        if as_json:
+            print_json(error.report.to_json())
+        else:
+            print_problems(error.report.problems)
+        raise
+    if as_json:
+        print_json(report.to_json())
+        return
+    click.echo(f"{printable(report.name)}: {report.layout} layout, written to {printable(report.folder or '')}")
+    columns = ["train", "val", "test"]
+    print_table(columns, {"images": [report.images[c] for c in columns], "pairs": [report.pairs[c] for c in columns]})
+    click.echo(f"{report.attributes} attributes, {report.objects} objects; {report.bad} of {report.named:,} images unusable")
+    click.echo(f"sha256 {report.sha256}")
+    print_problems(report.problems, Path(report.folder or "") / "import.json")
+
+
+@data.command()
+@click.argument("folder")
+@max_pixels
+@as_json
+def verify(folder, max_pixels, as_json):
+    """Check the dataset FOLDER: hash and decode every image, compare labels and counts.
+
+    Exit code 3 if anything is damaged.
+    """
+    from czsl.data.verify import verify as check
+    from czsl.errors import DataError
+
+    with progress("checking") as advance:
+        report = check(folder, max_pixels, progress=advance)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_problems(report.problems)
+        number = sum(report.images.values())
+        click.echo(f"{printable(report.name)}: {number:,} images checked, {report.bad} unusable or damaged")
+    if report.bad:
+        kinds = sorted({problem.kind for problem in report.problems if problem.bad})
+        raise DataError(f"{folder} does not pass: {report.bad} problems", ", ".join(kinds), "import or copy the data again")
+
+
+@data.command()
+@click.argument("folder")
+@as_json
+def stats(folder, as_json):
+    """Describe the dataset FOLDER, or the built-in data: toy."""
+    from czsl.data.stats import stats as describe
+    from czsl.data.table import open_data
+
+    with progress("reading") as advance:
+        found = describe(open_data(folder), advance)
+    if as_json:
+        print_json(found)
+        return
+    parts = list(found["splits"].values())
+    rows: dict[str, list] = {}
+    for what in ("images", "pairs"):
+        rows[what] = [part[what]["all"] for part in parts]
+        for group in ("seen", "unseen"):
+            rows[f"  {group}" if what == "pairs" else f"  of {group} pairs"] = [part[what][group] for part in parts]
+    rows["images a pair"] = [spread(part["images_a_pair"]) for part in parts]
+    rows["pairs without images"] = [part["pairs_without_images"] for part in parts]
+    sizes, twins = found["image"], found["duplicates"]
+    click.echo(f"{printable(found['name'])}: {found['images']:,} images in {printable(found['folder'])}")
+    print_table(list(found["splits"]), rows)
+    labels = f"{found['attributes']} attributes x {found['objects']} objects"
+    click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
+    click.echo(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
+    click.echo("(three numbers: minimum, median, maximum)")
+    click.echo(
+        f"{twins['groups']} groups of identical images; {twins['across_splits']} across splits, {twins['train_and_test']} "
+        f"in train and test, {twins['conflicting_labels']} with conflicting labels"
+    )
+    click.echo(f"sha256 {found['sha256']}")
+
+
+# -- printing ------------------------------------------------------------------------------------------------------
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(content: dict) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(content, indent=1))
+
+
+def print_table(columns: Sequence[str], rows: dict[str, list]) -> None:
+    """Right-aligned columns under their names."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:,}" if isinstance(value, int) else value for value in values))
+    Console(highlight=False).print(table)
+
+
+def print_problems(problems: Sequence[Problem], complete: Path | None = None) -> None:
+    """The problems by kind, the unusable ones first; at most `MOST_SHOWN` of each."""
+
+    def order(problem: Problem) -> tuple[bool, str]:
+        return not problem.bad, problem.kind
+
+    for (_, kind), group in groupby(sorted(problems, key=order), key=order):
+        found = list(group)
+        click.echo(f"\n{kind}: {len(found):,}")
+        for problem in found[:MOST_SHOWN]:
+            names = ", ".join(problem.where[:MOST_NAMES]) + (", ..." if len(problem.where) > MOST_NAMES else "")
+            line = f"{names} ({problem.done})" + (f": {problem.detail}" if problem.detail else "")
+            click.echo(f"  {printable(line)}")
+        if len(found) > MOST_SHOWN:
+            where = f"all in {complete}" if complete else "--json lists all"
+            click.echo(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
+    if problems:
+        click.echo()
+
+
+def spread(values: dict | None) -> str:
+    """Minimum, median and maximum in short."""
+    return "-" if values is None else f"{values['min']:,} / {values['median']:,g} / {values['max']:,}"
+
+
+def printable(text: str) -> str:
+    """Names from files, safe for a terminal: control characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

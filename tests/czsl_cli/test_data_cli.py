@@ -1,0 +1,138 @@
+"""`czsl data` as a person or a script meets it."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from czsl.errors import CzslError
+from czsl_cli.data import data
+
+
+def run(*arguments):
+    """Exit code, stdout and stderr, with the error of the program instead of a code where there is one."""
+    result = CliRunner().invoke(data, [str(a) for a in arguments])
+    error = result.exception if isinstance(result.exception, CzslError) else None
+    if result.exception is not None and error is None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return error.exit_code if error else result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree of 6 pairs x 5 images, one of them a text file."""
+    for place, pair in enumerate(("wet dog", "wet cat", "wet hat", "dry dog", "dry cat", "dry hat")):
+        folder = tmp_path / "tree" / pair
+        folder.mkdir(parents=True)
+        for number in range(5):
+            pixels = np.random.default_rng([place, number]).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "tree" / "wet cat" / "te\x1b[31mxt.jpg").write_text("hello")
+    return tmp_path / "tree"
+
+
+def test_import_lists_what_it_skipped(tree, tmp_path):
+    code, out, err = run("import", tree, tmp_path / "out", "--max-bad", "0.1")
+    assert code == 0
+    assert err == ""
+    assert "wet cat/te\\x1b[31mxt.jpg (skipped)" in out  # no raw escape sequences from file names
+    assert "\x1b" not in out
+    assert "1 of 31 images unusable" in out
+
+
+def test_import_stops_and_lists(tree, tmp_path):
+    code, out, _ = run("import", tree, tmp_path / "out")
+    assert code == 3
+    assert "not an image: 1" in out
+    assert not (tmp_path / "out").exists()
+    code, out, _ = run("import", tree, tmp_path / "out", "--json")
+    report = json.loads(out)
+    assert code == 3
+    assert report["folder"] is None
+    assert [p["where"] for p in report["problems"]] == [["wet cat/te\x1b[31mxt.jpg"]]
+
+
+def test_import_verify_stats_as_json(tree, tmp_path):
+    code, out, _ = run("import", tree, tmp_path / "out", "--max-bad", "0.1", "--seed", "2", "--name", "wd", "--json")
+    imported = json.loads(out)
+    assert (code, imported["name"], imported["bad"], sum(imported["images"].values())) == (0, "wd", 1, 30)
+    code, out, _ = run("verify", tmp_path / "out", "--json")
+    assert (code, json.loads(out)["sha256"]) == (0, imported["sha256"])
+    code, out, _ = run("stats", tmp_path / "out", "--json")
+    assert (code, json.loads(out)["images"], json.loads(out)["open_world"]) == (0, 30, 6)
+
+
+def test_stats_table(tree, tmp_path):
+    run("import", tree, tmp_path / "out", "--max-bad", "0.1")
+    code, out, err = run("stats", tmp_path / "out")
+    assert code == 0
+    assert err == ""
+    for words in ("train", "of unseen pairs", "2 attributes x 3 objects: 6 pairs in the open world", "width 9 / 9 / 9"):
+        assert words in out
+
+
+def test_verify_fails_on_damage(tree, tmp_path):
+    run("import", tree, tmp_path / "out", "--max-bad", "0.1")
+    (tmp_path / "out" / "train-00000.parquet").write_bytes(b"x")
+    code, out, _ = run("verify", tmp_path / "out")
+    assert code == 3
+    assert "unreadable shard: 1" in out
+
+
+def test_exit_codes_of_wrong_use(tree, tmp_path):
+    assert run("import", tree, tree / "out")[0] == 2
+    assert run("import", tree, tmp_path / "out", "--max-bad", "2")[0] == 2
+    assert run("import", tmp_path / "none", tmp_path / "out")[0] == 3
+    assert run("verify", tree)[0] == 3
+    assert run("stats", tmp_path / "none")[0] == 3
+    assert run("import", tree, tmp_path / "out", "--attributes", tmp_path / "none.txt")[0] == 3
+
+
+def test_force_replaces_a_dataset_only(tree, tmp_path):
+    assert run("import", tree, tmp_path / "out", "--max-bad", "1")[0] == 0
+    assert run("import", tree, tmp_path / "out", "--max-bad", "1")[0] == 2
+    assert run("import", tree, tmp_path / "out", "--max-bad", "1", "--seed", "9", "--force")[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    assert run("import", tree, tmp_path / "mine", "--force")[0] == 2
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_the_documented_pixel_limit_is_the_one_in_use():
+    from czsl.data.images import MAX_PIXELS
+
+    for command in ("import", "verify"):
+        option = next(p for p in data.commands[command].params if p.name == "max_pixels")
+        assert option.default == MAX_PIXELS
+
+
+def test_reading_a_dataset_never_imports_torch(tree, tmp_path):
+    code = (
+        "import sys; from czsl_cli.data import data; heavy = {'torch', 'pyarrow', 'numpy', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        f"data.main(['import', {str(tree)!r}, {str(tmp_path / 'out')!r}, '--max-bad', '1'], standalone_mode=False)\n"
+        f"data.main(['stats', {str(tmp_path / 'out')!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_progress_bar_only_on_a_terminal(tree, tmp_path, monkeypatch):
+    from czsl_cli import data as module
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(module.sys, "stderr", Terminal())
+    with module.progress("importing") as advance:
+        advance(1, 2)
+    assert "importing" in module.sys.stderr.getvalue()
+    monkeypatch.setattr(module.sys, "stderr", io.StringIO())
+    with module.progress("importing") as advance:
+        assert advance is None
