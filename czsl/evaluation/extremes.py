@@ -159,13 +159,13 @@ class ExtremesAccumulator:
         step = max(BLOCK // max(len(pairs_p), 1), 1)
         for start in range(0, len(rows_B), step):
             block_rows = rows_B[start : start + step]
-            block = np.asarray(scores_Bp[start : start + step], np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is named below
+                block = np.asarray(scores_Bp[start : start + step], np.float32)
             self._check_finite(block, block_rows, pairs_p)
             self._take_true(block, block_rows, pairs_p)
-            if order is not None:
-                block = np.take(block, order, axis=1)
             for begin, end in zip(begins, ends, strict=True):
-                self._take_group(block[:, begin:end], block_rows, sorted_pairs[begin:end], group_p[begin])
+                group = block[:, begin:end] if order is None else np.take(block, order[begin:end], axis=1)
+                self._take_group(group, block_rows, sorted_pairs[begin:end], group_p[begin])
         self._scored_N[rows_B] += len(group_p)
 
     def result(self) -> Extremes:
@@ -239,14 +239,20 @@ class _Best:
         hopeful = np.flatnonzero(top_B >= self.value[rows, level, -1])
         if not hopeful.size:
             return
-        chosen = scores_Bp[hopeful] if shift is None else scores_Bp[hopeful] + shift
-        value, pair = _largest(chosen, pairs_p, self.value.shape[2])
+        k = self.value.shape[2]
+        all_rows = len(hopeful) == len(rows)
+        chosen = scores_Bp if all_rows else scores_Bp[hopeful]
+        if shift is not None:
+            chosen = chosen + shift
+        elif all_rows and k > 1:
+            chosen = chosen.copy()
+        value, pair = _largest(chosen, pairs_p, k)
         rows = rows[hopeful]
         which, at = np.nonzero(value[:, :1] >= self.value[rows, : level + 1, -1])
         rows = rows[which]
         values = np.concatenate([self.value[rows, at], value[which]], axis=1)
         pairs = np.concatenate([self.pair[rows, at], pair[which]], axis=1)
-        self.value[rows, at], self.pair[rows, at] = best_of(values, pairs, self.value.shape[2])
+        self.value[rows, at], self.pair[rows, at] = best_of(values, pairs, k)
 
 
 def best_of(values: np.ndarray, pairs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

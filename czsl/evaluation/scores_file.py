@@ -104,7 +104,9 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
     feasibility = arrays.get("feasibility")
     split = split or str(content.get("phase", "test"))
     if open_world is None:
-        open_world = bool(content.get("open_world", feasibility is not None))
+        open_world = content.get("open_world", feasibility is not None)
+        if not isinstance(open_world, bool):
+            raise DataError(f"{space_json}: open_world is {open_world!r}", "", "write true or false")
     candidates = Candidates.build(
         space, pairs_P2, split=split, open_world=open_world, feasibility=feasibility if open_world else None, source=source
     )

@@ -132,10 +132,13 @@ def test_broken_label_spaces(files, content):
         read_scores(*files)
 
 
-def test_an_unknown_phase_is_an_error(files):
+def test_an_unknown_phase_or_world_is_an_error(files):
     content = json.loads(files[1].read_text())
     files[1].write_text(json.dumps({**content, "phase": "tets"}))
     with pytest.raises(UsageError, match="unknown split"):
+        read_scores(*files)
+    files[1].write_text(json.dumps({**content, "open_world": "false"}))
+    with pytest.raises(DataError, match="open_world is 'false'"):
         read_scores(*files)
 
 

@@ -11,7 +11,7 @@ from czsl.evaluation import Candidates, at_threshold, choose_threshold, evaluate
 REFERENCE = ("auc_ref20", "hm_ref20", "seen_ref20", "unseen_ref20", "bias_ref20", "attr_acc", "obj_acc")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(problems(worlds=(True,)), st.sampled_from(["exclude", "reference"]), st.integers(1, 3))
 def test_every_row_is_a_dense_evaluation(problem, rule, k):
     result = evaluate(**problem.inputs(), feasibility=problem.feasibility, rule=rule, topk=k)
@@ -33,7 +33,7 @@ def test_the_fields_grid():
     np.testing.assert_array_equal(grid, np.linspace(np.float32(-0.1), np.float32(0.7), 50, dtype=np.float32))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(problems(worlds=(True,)), st.sampled_from(["exclude", "reference"]), st.floats(-1, 1.5))
 def test_a_named_threshold_is_in_use(problem, rule, threshold):
     inputs = {**problem.inputs(), "feasibility": problem.feasibility, "rule": rule}
