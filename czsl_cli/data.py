@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from czsl_cli.console import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from czsl.data.problems import Problem
@@ -85,7 +85,7 @@ def import_(source, dest, layout, name, attributes, objects, seed, max_bad, max_
         return
     click.echo(f"{printable(report.name)}: {report.layout} layout, written to {printable(report.folder or '')}")
     columns = ["train", "val", "test"]
-    print_table(columns, {"images": [report.images[c] for c in columns], "pairs": [report.pairs[c] for c in columns]})
+    print_splits(columns, {"images": [report.images[c] for c in columns], "pairs": [report.pairs[c] for c in columns]})
     click.echo(f"{report.attributes} attributes, {report.objects} objects; {report.bad} of {report.named:,} images unusable")
     click.echo(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
@@ -139,7 +139,7 @@ def stats(folder, as_json):
     rows["pairs without images"] = [part["pairs_without_images"] for part in parts]
     sizes, twins = found["image"], found["duplicates"]
     click.echo(f"{printable(found['name'])}: {found['images']:,} images in {printable(found['folder'])}")
-    print_table(list(found["splits"]), rows)
+    print_splits(list(found["splits"]), rows)
     labels = f"{found['attributes']} attributes x {found['objects']} objects"
     click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
     click.echo(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
@@ -153,36 +153,16 @@ def stats(folder, as_json):
 
 # -- printing ------------------------------------------------------------------------------------------------------
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, as the callback (done, total) that the data functions take."""
+    with progress_bar() as bar:
+        yield lambda done, total: bar.update(what, done, total)
 
 
-def print_json(content: dict) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(content, indent=1))
-
-
-def print_table(columns: Sequence[str], rows: dict[str, list]) -> None:
-    """Right-aligned columns under their names."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *(f"{value:,}" if isinstance(value, int) else value for value in values))
-    Console(highlight=False).print(table)
+def print_splits(columns: Sequence[str], rows: dict[str, list]) -> None:
+    """A table with a column for each split."""
+    cells = [[name, *(f"{v:,}" if isinstance(v, int) else v for v in values)] for name, values in rows.items()]
+    print_table(["", *columns], cells)
 
 
 def print_problems(problems: Sequence[Problem], complete: Path | None = None) -> None:
@@ -207,7 +187,10 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
 
 def spread(values: dict | None) -> str:
     """Minimum, median and maximum in short."""
-    return "-" if values is None else f"{values['min']:,} / {values['median']:,g} / {values['max']:,}"
+    if values is None:
+        return "-"
+    median = f"{values['median']:,.1f}".removesuffix(".0")
+    return f"{values['min']:,} / {median} / {values['max']:,}"
 
 
 def printable(text: str) -> str:

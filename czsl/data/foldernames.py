@@ -46,8 +46,8 @@ class FolderNames:
         if unclear:
             names = ", ".join(repr("/".join(parts)) for parts in unclear)
             raise DataError(
-                f"cannot tell attribute and object in {len(unclear)} folder names",
-                f"unclear: {names}",
+                "cannot tell attribute and object in the names of folders",
+                f"unclear ({len(unclear)}): {names}",
                 "give --attributes FILE and --objects FILE (one name a line), or use folders attribute/object/",
             )
         return {parts: found[0] if found else None for parts, found in readings.items()}

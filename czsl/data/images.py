@@ -60,7 +60,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     image = _open(data, max_pixels)
     try:
-        image.load()
+        _load(image)
         return _rgb(image)
     except (BadImage, MemoryError):
         raise
@@ -121,6 +121,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         pixels = f"{width} x {height} = {width * height / 1e6:,.0f} megapixels, limit {max_pixels / 1e6:,g}"
         raise BadImage("too many pixels", pixels, "scale the image down or raise --max-pixels")
     return image
+
+
+def _load(image: Image.Image) -> None:
+    if image.format != "TIFF":
+        image.load()
+        return
+    with _OPENING, warnings.catch_warnings():  # reads its tags only now, and warns about broken ones
+        warnings.simplefilter("ignore")
+        image.load()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

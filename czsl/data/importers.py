@@ -200,11 +200,15 @@ def _records(source: Source, options: ImportOptions, report: ImportReport, progr
 def _stop(report: ImportReport, max_bad: float) -> None:
     report.bad = sum(problem.bad for problem in report.problems)
     if report.bad > max_bad * report.named:
+        accepted = min(1.0, -(-report.bad * 1000 // report.named) / 1000)  # rounded up, so that it is enough
+        fix = f"mend them, or accept it with --max-bad {accepted:g}"
+        if report.bad == report.named:
+            fix = f"is this the right folder? it was read as: --layout {report.layout}"
         kinds = Counter(problem.kind for problem in report.problems if problem.bad)
         raise TooManyBadError(
             f"{report.bad} of {report.named} images cannot be used ({report.bad / report.named:.1%}, limit {max_bad:.1%})",
             ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()),
-            f"mend them, or accept it with --max-bad {min(1.0, -(-report.bad * 1000 // report.named) / 1000):g}",
+            fix,
             report,
         )
 

@@ -180,10 +180,14 @@ def read_tree(folder: Path, names: FolderNames, seed: int = 0) -> Source:
     found = walk(folder)
     for name, (kind, why) in found.refused.items():
         source.skip(kind, name, why)
+    images = []
     for name in found.files:
-        if not is_image_name(name):
+        if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+            source.note("hidden file", name, "of a program, not of the data")
+        elif not is_image_name(name):
             source.note("not an image file", name, "its suffix is that of no image format")
-    images = [name for name in found.files if is_image_name(name)]
+        else:
+            images.append(name)
     tops = {name.split("/", 1)[0] for name in images}
     has_splits = "train" in tops or tops <= set(SPLITS)
     offset = 1 if has_splits else 0

@@ -63,8 +63,8 @@ class Dataset:
         path = folder / "dataset.json"
         if not path.is_file():
             why = "it has no dataset.json" if folder.is_dir() else "no such folder"
-            fix = f"make one with: czsl data import SOURCE {folder}"
-            raise DataError(f"{folder} is not a dataset folder", why, fix)
+            source, dest = (folder, "DEST") if folder.is_dir() else ("SOURCE", folder)
+            raise DataError(f"{folder} is not a dataset folder", why, f"make one with: czsl data import {source} {dest}")
         content = _read_description(path)
         missing = [name for name in content["shards"] if not (folder / name).is_file()]
         if missing:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from czsl.errors import CzslError
-from czsl_cli.data import data
+from czsl_cli.data import data, progress, spread
 
 
 def run(*arguments):
@@ -103,6 +103,18 @@ def test_force_replaces_a_dataset_only(tree, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (None, "-"),
+        ({"min": 3, "median": 1234567.5, "max": 2000000}, "3 / 1,234,567.5 / 2,000,000"),
+        ({"min": 100, "median": 100.0, "max": 100}, "100 / 100 / 100"),
+    ],
+)
+def test_spread(values, text):
+    assert spread(values) == text
+
+
 def test_the_documented_pixel_limit_is_the_one_in_use():
     from czsl.data.images import MAX_PIXELS
 
@@ -123,16 +135,12 @@ def test_reading_a_dataset_never_imports_torch(tree, tmp_path):
 
 
 def test_a_progress_bar_only_on_a_terminal(tree, tmp_path, monkeypatch):
-    from czsl_cli import data as module
-
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    monkeypatch.setattr(module.sys, "stderr", Terminal())
-    with module.progress("importing") as advance:
-        advance(1, 2)
-    assert "importing" in module.sys.stderr.getvalue()
-    monkeypatch.setattr(module.sys, "stderr", io.StringIO())
-    with module.progress("importing") as advance:
-        assert advance is None
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress("importing") as advance:
+            advance(1, 2)
+        assert ("importing" in stream.getvalue()) == shown

@@ -90,9 +90,12 @@ TREE = {"dry cat": 4, "dry dog": 4, "wet cat": 4, "wet dog": 4, "wet hat": 4, "d
 def test_tree_with_splits(make_tree, tmp_path, sign):
     root = make_tree({f"{s}/{pair.replace(' ', sign)}": 2 for s, pairs in PAIRS.items() for pair in pairs})
     (root / "train" / "README.txt").write_text("about")
+    for hidden in (root / "train" / ".ipynb_checkpoints" / "0-checkpoint.png", root / "__MACOSX" / "wet dog" / "._0.png"):
+        hidden.parent.mkdir(parents=True)
+        hidden.write_bytes(encode(9, kind="PNG"))
     report = import_dataset(root, tmp_path / "out")
     assert report.layout == "tree"
-    assert kinds(report) == {"not an image file": 1}
+    assert kinds(report) == {"not an image file": 1, "hidden file": 2}
     wanted = {f"{s}/{p.replace(' ', sign)}/{i}.png": f"{s} {p}" for s, pairs in PAIRS.items() for p in pairs for i in range(2)}
     assert labels(tmp_path / "out") == wanted
 
@@ -111,7 +114,7 @@ def test_tree_split_by_pair(make_tree, tmp_path, sign):
 
 def test_tree_names_with_lists(make_tree, tmp_path):
     root = make_tree({f"train/{n}": 1 for n in ("dark_red_hat", "red_dark_hat", "blue_tie", "dark_red_tie")})
-    with pytest.raises(DataError, match=r"unclear: .*dark_red_hat"):
+    with pytest.raises(DataError, match=r"unclear .*dark_red_hat"):
         import_dataset(root, tmp_path / "out")
     names = FolderNames(("dark_red", "red"), ("hat", "dark_hat", "tie"))
     report = import_dataset(root, tmp_path / "out", ImportOptions(names=names, max_bad=0.5))

@@ -183,10 +183,12 @@ def test_damaged_folders_are_named(tmp_path, spoil, message):
 
 
 def test_open_data_says_how_to_make_one(tmp_path):
-    with pytest.raises(DataError, match="czsl data import SOURCE"):
+    with pytest.raises(DataError) as error:
         open_data(tmp_path)
-    with pytest.raises(DataError, match="no such folder"):
+    assert error.value.fix == f"make one with: czsl data import {tmp_path} DEST"
+    with pytest.raises(DataError, match="no such folder") as error:
         open_data(tmp_path / "none")
+    assert error.value.fix == f"make one with: czsl data import SOURCE {tmp_path / 'none'}"
 
 
 def test_toy_is_drawn_once_even_by_several_at_a_time(tmp_path, monkeypatch):
