@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def run_workers(function: WorkerFunction, config: dict[str, Any], placement: Pla
     )
     trainer.fit()
     for file in sorted((folder / ".ray" / attempt).glob("error-*.json")):
-        raise read_error(file)
+        raise error_from_words(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _on_worker(settings: dict[str, Any]) -> None:
@@ -72,7 +73,9 @@ def _on_worker(settings: dict[str, Any]) -> None:
     try:
         settings["function"](settings["config"], group, ray.train.torch.get_device())
     except CzslError as error:
-        write_error(folder / ".ray" / settings["attempt"] / f"error-{group.rank}.json", error)
+        kept = folder / ".ray" / settings["attempt"] / f"error-{group.rank}.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(error_in_words(error)), encoding="utf-8")
     except Exception:
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} worker {group.rank}\n{traceback.format_exc()}\n")
@@ -96,20 +99,13 @@ def check_packages() -> None:
             )
 
 
-def write_error(path: Path, error: CzslError) -> None:
-    """Keep an error for the driver, in words."""
-    import json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
-    path.write_text(json.dumps(content), encoding="utf-8")
+def error_in_words(error: CzslError) -> dict[str, Any]:
+    """An error as plain data, for its way to the driver."""
+    return {"what": error.what, "why": error.why, "fix": error.fix, "exit_code": error.exit_code}
 
 
-def read_error(path: Path) -> CzslError:
-    """What :func:`write_error` kept."""
-    import json
-
-    content = json.loads(path.read_text(encoding="utf-8"))
-    error = CzslError(content["what"], content["why"], content["fix"])
-    error.exit_code = content["exit_code"]
+def error_from_words(words: dict[str, Any]) -> CzslError:
+    """The error that :func:`error_in_words` described."""
+    error = CzslError(words["what"], words["why"], words["fix"])
+    error.exit_code = words["exit_code"]
     return error

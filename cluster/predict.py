@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.launch import check_packages
+from cluster.launch import check_packages, error_from_words, error_in_words
 from cluster.session import Placement, place, session
 from czsl.clip.backbone import load_clip
-from czsl.compositions import CompositionSpace
+from czsl.compositions import CompositionSpace, index_pairs
 from czsl.data.images import BadImage, decode, read_image_file
 from czsl.data.predictions import failed
+from czsl.errors import CzslError
 from czsl.runs.run import Run
 from methods.building import build
 from methods.loading import load
@@ -67,8 +69,6 @@ class Predictor:
         self.request, self.method = request, _method(request).to(device).eval()
         space = self.method.space
         if request.pairs is not None:
-            from czsl.compositions import index_pairs
-
             self.pairs = index_pairs(request.pairs, space.attributes, space.objects)
         else:
             self.pairs = space.pairs(request.open_world)
@@ -89,15 +89,11 @@ class Predictor:
             padded = prepared + [prepared[-1]] * (BATCH - len(prepared))
             batch = {key: torch.stack([p[key] for p in padded]) for key in padded[0]}
             images = self.method.encode_images(batch)
-            tiles = [self.text.tile(s, s + PAIR_TILE) for s in _tile_starts(len(self.text))]
+            tiles = [self.text.tile(s, s + PAIR_TILE) for s in range(0, len(self.text), PAIR_TILE)]
             scores_BP = torch.cat([self.method.scores(images, tile) for tile in tiles], dim=1)[: len(good)].float()
             found = rank_compositions(scores_BP, self.pairs, self.method.space, self.request.top)
             records |= {name: {"image": name, **record, "error": None} for name, record in zip(good, found, strict=True)}
         return [records[name] for name in names]
-
-
-def _tile_starts(count: int) -> range:
-    return range(0, count, PAIR_TILE)
 
 
 def _method(request: Request) -> Method:
@@ -113,12 +109,19 @@ class _Actor:
     """What Ray Data starts on each worker: a row is a whole batch of file names, so that batches are the same everywhere."""
 
     def __init__(self, request: Request, root: str, placement: Placement):
-        check_packages()
-        device = torch.device("cuda" if placement.gpu else "cpu")
-        self.root, self.predictor = Path(root), Predictor(request, device, placement.threads)
+        self.root, self.error = Path(root), ""
+        try:
+            check_packages()
+            device = torch.device("cuda" if placement.gpu else "cpu")
+            self.predictor = Predictor(request, device, placement.threads)
+        except CzslError as error:  # travels as words: Ray would wrap it in a page of its own
+            self.error = json.dumps(error_in_words(error))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        out = [json.dumps(self.predictor.predict(self.root, json.loads(names))) for names in rows["names"]]
+        if self.error:
+            out = [self.error] * len(rows["index"])
+        else:
+            out = [json.dumps(self.predictor.predict(self.root, json.loads(names))) for names in rows["names"]]
         return {"index": rows["index"], "records": np.array(out, dtype=object)}
 
 
@@ -140,6 +143,7 @@ def predict_files(
         placement = place(ray, nodes, workers_per_node)
         import ray.data
 
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes back as records
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
@@ -158,5 +162,8 @@ def predict_files(
         for row in dataset.iter_rows():
             waiting[int(row["index"])] = row["records"]
             while due in waiting:
-                yield from json.loads(waiting.pop(due))
+                records = json.loads(waiting.pop(due))
+                if isinstance(records, dict):
+                    raise error_from_words(records)
+                yield from records
                 due += 1

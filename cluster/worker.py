@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import resource
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ from czsl.evaluation import Candidates, report
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
+from czsl.runs.files import write_json
 from czsl.runs.run import Run
 from methods.building import build, check_fits
 from methods.method import Method
@@ -81,6 +86,7 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         With the step and the images of the batch; the last checkpoint stays as it is.
     """
     trainer = prepare(run, comm, device)
+    write_json(run.path / f"worker-{comm.rank}.json", {"pid": os.getpid(), "host": socket.gethostname(), "device": str(device)})
     restore(trainer)
     trainer.log(
         event="start", steps=trainer.total_steps, images=len(trainer.rows), workers=comm.world, batch=trainer.config.batch
@@ -91,12 +97,20 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     while trainer.epoch < trainer.config.epochs:
         if train_epoch(trainer):
             save(trainer)
-            trainer.log(event="end", status="stopped")
+            end(trainer, "stopped")
             return "stopped"
         trainer.epoch, trainer.place = trainer.epoch + 1, 0
         validate_and_save(trainer)
-    trainer.log(event="end", status="done")
+    end(trainer, "done")
     return "done"
+
+
+def end(t: Trainer, status: str) -> None:
+    """Log how it ended and the largest memory of any worker."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gpu = torch.cuda.max_memory_allocated() if t.device.type == "cuda" else 0
+    memory = [max(values) for values in zip(*t.comm.gather_objects((own, gpu)), strict=True)]
+    t.log(event="end", status=status, peak_memory_bytes=memory[0], peak_gpu_bytes=memory[1])
 
 
 def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
@@ -253,8 +267,6 @@ def restore(t: Trainer) -> None:
 
 def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
-    import json
-
     if not run.metrics_file.exists():
         return
     with run.metrics_file.open("rb") as file:

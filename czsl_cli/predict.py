@@ -101,7 +101,9 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     """Which method and which candidates."""
     from cluster.predict import Request
     from czsl.errors import UsageError
+    from czsl.runs.checkpoint import find
     from czsl_cli.runs import chosen_run
+    from methods.registry import method_class
 
     named = _candidates(options)
     common = {"top": options["top"], "open_world": options["open_world"]}
@@ -113,6 +115,8 @@ def _request(run_path: Path | None, options: dict[str, Any]):
         space, pairs = named
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
+    if method_class(run.config.method).trains:
+        find(run.checkpoints, options["checkpoint"])  # before a cluster is started for nothing
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     if named is None:
         return Request(**where, **common)

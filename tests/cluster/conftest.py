@@ -1,0 +1,76 @@
+"""A local Ray for the tests of this folder, a dataset of a few drawn images and a small CLIP that workers can load by path."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+OBJECT_STORE = 100 * 2**20
+
+
+@pytest.fixture(scope="session")
+def ray_local(tmp_path_factory):
+    """Ray with four logical CPUs, whatever the machine has; stopped at the end."""
+    import os
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE,
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory, czsl_cache):
+    """A random CLIP of two layers as a state dict in OpenAI's format."""
+    import torch
+
+    from czsl.clip.compat import import_open_clip
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    model = import_open_clip().CLIP(32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    path = tmp_path_factory.mktemp("clip") / "small.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, czsl_cache):
+    """A dataset of drawn images: the toy's space, one image of each pair of each split (140 images)."""
+    from czsl.data import toy
+    from czsl.data.table import Record, write_dataset
+
+    records = (Record(name, image, attr, obj, split) for name, attr, obj, split, image in toy.samples(scale=0.01))
+    path = tmp_path_factory.mktemp("data") / "drawn"
+    write_dataset(path, toy.space(), records, "drawn")
+    return path
+
+
+@pytest.fixture
+def make_run(tmp_path, dataset, clip_file):
+    """A new run with quick settings; further settings by keyword."""
+    from czsl.runs.run import Run
+    from czsl_cli.config import resolve
+
+    numbers = iter(np.arange(100))
+
+    def make(**settings):
+        quick = {"data": str(dataset), "clip": str(clip_file), "epochs": 2, "batch": 24, "eval_batch": 16, "threads": 1}
+        config = resolve({**quick, **settings})
+        from czsl.data.table import open_data
+
+        return Run.create(config, open_data(config.data).space, tmp_path / "runs", f"run-{next(numbers)}")
+
+    return make

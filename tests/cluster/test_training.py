@@ -1,0 +1,140 @@
+"""Training through a real Ray: what a run leaves behind, and what may not change its result."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.train import train
+from czsl.errors import CzslError
+from czsl.runs import checkpoint
+
+
+def steps_of(run) -> list[dict]:
+    return list(run.metrics("step"))
+
+
+def final(run) -> checkpoint.Checkpoint:
+    return checkpoint.load(checkpoint.find(run.checkpoints, "last"))
+
+
+def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_a_run_keeps_everything_that_is_needed_to_trust_it(ray_local, make_run):
+    run = make_run(method="csp", lr=0.01)
+    seen = []
+    assert train(run, on_record=seen.append) == "done"
+    environment = run.environment()
+    assert environment["versions"]["torch"]
+    assert len(environment["clip_sha256"]) == len(environment["data_sha256"]) == 64
+    steps = steps_of(run)
+    assert [s["step"] for s in steps] == list(range(1, 9))  # the record of a step carries the number of steps done
+    assert seen == list(run.metrics())
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    epochs = list(run.metrics("epoch"))
+    assert [e["epoch"] for e in epochs] == [1, 2]
+    assert all(0 <= e["auc"] <= 1 for e in epochs)
+    best = checkpoint.best(run.checkpoints)
+    assert best["auc"] == max(e["auc"] for e in epochs)
+    kept = final(run)
+    assert "prompts.table" in kept.method
+    assert not any(key.startswith(("clip.", "visual.")) for key in kept.method)  # never the frozen CLIP
+    assert not (run.path / ".ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["csp", "clusPro"])
+def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method):
+    """float64, dropout 0, the same global batch: losses and weights to 1e-9 (the promise of the architecture)."""
+    settings = {"method": method, "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
+    if method == "clusPro":
+        settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
+    runs = {}
+    for workers in (1, 2, 3):
+        runs[workers] = make_run(**settings)
+        assert train(runs[workers], workers_per_node=workers) == "done"
+    one = runs[1]
+    for workers in (2, 3):
+        other = runs[workers]
+        np.testing.assert_allclose([s["loss"] for s in steps_of(one)], [s["loss"] for s in steps_of(other)], rtol=1e-9, atol=1e-9)
+        for key, value in final(one).method.items():
+            torch.testing.assert_close(final(other).method[key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, make_run, workers):
+    """Stopped in the middle of an epoch, with dropout and augmentation on: weights, moments and losses bit for bit."""
+    settings = {"method": "clusPro", "adapter_dim": 8, "epochs": 4, "batch": 12}
+    whole, broken = make_run(**settings), make_run(**settings)
+    assert train(whole, workers_per_node=workers) == "done"
+    total = len(steps_of(whole))
+
+    def stop_soon(record):
+        if record.get("event") == "step" and record["step"] == total // 2 - 2:
+            broken.stop_file.touch()
+
+    assert train(broken, workers_per_node=workers, on_record=stop_soon) == "stopped"
+    done = steps_of(broken)[-1]["step"]
+    assert 0 < done < total
+    assert train(broken, workers_per_node=workers) == "done"
+    assert [s["loss"] for s in steps_of(broken)] == [s["loss"] for s in steps_of(whole)]
+    assert_bit_equal(final(broken).method, final(whole).method)
+    assert_bit_equal(final(broken).optimizer, final(whole).optimizer)
+
+
+@pytest.mark.fault
+def test_a_killed_worker_costs_no_result(ray_local, make_run):
+    import os
+    import signal
+
+    settings = {"method": "csp", "epochs": 30, "batch": 12}
+    whole, killed = make_run(**settings), make_run(**settings)
+    assert train(whole) == "done"
+    victims = []
+
+    def kill(record):
+        if record.get("event") == "epoch" and record["epoch"] == 3 and not victims:
+            victims.append(json.loads((killed.path / "worker-0.json").read_text())["pid"])
+            os.kill(victims[0], signal.SIGKILL)
+
+    assert train(killed, on_record=kill) == "done"
+    assert victims
+    assert_bit_equal(final(killed).method, final(whole).method)
+    assert [s["step"] for s in steps_of(killed)] == [s["step"] for s in steps_of(whole)]
+
+
+def test_a_loss_that_is_no_number_stops_at_once_and_names_the_batch(ray_local, make_run):
+    run = make_run(method="csp", lr=1e30, epochs=3)
+    with pytest.raises(CzslError, match="not a number at step") as caught:
+        train(run)
+    assert caught.value.exit_code == 1
+    assert "train/" in caught.value.why  # images of the batch
+    assert not any(np.isnan(s["loss"]) for s in steps_of(run))
+
+
+@pytest.mark.slow
+def test_a_signal_ends_with_a_checkpoint(make_run):
+    """SIGINT reaches the driver's main thread; the workers finish their step, save, and the driver says stopped."""
+    import os
+    import signal
+
+    run = make_run(method="csp", epochs=4000)
+
+    def interrupt():
+        while not steps_of(run):
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert train(run) == "stopped"
+    assert checkpoint.newest_valid(run.checkpoints).name == f"step-{steps_of(run)[-1]['step']:08d}"

@@ -1,0 +1,158 @@
+"""The contract of `methods.method`, checked for every registered method."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from czsl.compositions import CompositionSpace
+from methods.building import build
+from methods.registry import METHODS, method_class
+
+BATCH = 6
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request, small_clip, small_space):
+    torch.manual_seed(0)
+    return build(request.param, small_space, small_clip, {}).eval()
+
+
+@pytest.fixture
+def images(small_clip):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (BATCH, 3, small_clip.image_size, small_clip.image_size), generator=generator, dtype=torch.uint8)
+
+
+def training_batch(method, images) -> dict:
+    pairs = method.space.train_pairs[np.arange(BATCH) % len(method.space.train_pairs)]
+    place = method.space.locate(pairs, method.space.train_pairs)
+    labels = {"attr": pairs[:, 0], "obj": pairs[:, 1], "pair": place}
+    batch = {"images": images, **{k: torch.from_numpy(v.copy()) for k, v in labels.items()}}
+    if method.frozen_images:
+        with torch.no_grad():
+            batch["features"] = method.image_features({"images": batch.pop("images")})
+    return batch
+
+
+def test_prepare_gives_the_bytes_of_the_clip_pipeline(method):
+    prepared = method.prepare(Image.new("RGB", (90, 70), (255, 0, 0)), "some/image.jpg")
+    assert prepared["images"].shape == (3, method.clip.image_size, method.clip.image_size)
+    assert prepared["images"].dtype == torch.uint8
+
+
+@torch.no_grad()
+def test_any_tile_of_pairs_gives_the_scores_of_the_whole(method, images):
+    pairs = torch.from_numpy(method.space.open_pairs)
+    sides = method.encode_images({"images": images}), method.encode_compositions(pairs)
+    whole = method.scores(*sides)
+    assert whole.shape == (BATCH, len(pairs))
+    assert torch.isfinite(whole).all()
+    for width in (16, 21):
+        tiles = [method.scores(sides[0], sides[1].tile(s, s + width)) for s in range(0, len(pairs) - len(pairs) % width, width)]
+        torch.testing.assert_close(torch.cat(tiles, dim=1), whole[:, : width * len(tiles)], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_image_is_scored_the_same_in_any_company(method, images):
+    pairs = torch.from_numpy(method.space.closed_pairs)
+    together = method.score_images(images, pairs)
+    turned = method.score_images(images.flip(0), pairs).flip(0)
+    torch.testing.assert_close(turned, together, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_branch_logits_have_the_shapes_of_the_branches(method, images):
+    logits = method.branch_logits(images, torch.from_numpy(method.space.closed_pairs))
+    widths = [len(method.space.closed_pairs), method.space.num_attributes, method.space.num_objects]
+    assert [x.shape for x in logits] == [(BATCH, w) for w in widths[: len(logits)]]
+    assert len(logits) in (1, 3)
+
+
+def test_a_training_step_reaches_what_is_trained_and_nothing_else(method, images):
+    if not method.trains:
+        assert not list(method.parameters())
+        return
+    method.train()
+    batch = training_batch(method, images)
+    if method.wants_first_pass:
+        with torch.no_grad():
+            features = batch.get("features", method.image_features({"images": images}))
+            method.first_pass(features, batch["attr"], batch["obj"])
+    terms = method.training_step(batch)
+    loss = torch.stack(list(terms.values())).sum()
+    assert torch.isfinite(loss)
+    loss.backward()
+    reached = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached
+    assert all(p.grad is None for p in method.clip.parameters())
+    assert not any(p.requires_grad for p in method.clip.parameters())
+
+
+def test_training_lowers_the_loss(method, images):
+    if not method.trains:
+        pytest.skip("training-free")
+    method.train()
+    batch = training_batch(method, images)
+    if method.wants_first_pass:
+        with torch.no_grad():
+            method.first_pass(batch.get("features", method.image_features({"images": images})), batch["attr"], batch["obj"])
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(25):
+        method.comm.step_seed = step
+        loss = torch.stack(list(method.training_step(batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@torch.no_grad()
+def test_a_saved_state_holds_all_and_never_the_clip(method, images, small_clip, small_space):
+    torch.manual_seed(5)
+    for parameter in method.parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))
+    state = method.state_dict()
+    clip_values = {v.data_ptr() for v in small_clip.state_dict().values()}
+    assert not clip_values & {v.data_ptr() for v in state.values()}
+    other = build(method.name, small_space, small_clip, {}).eval()
+    other.load_state_dict(state)
+    pairs = torch.from_numpy(small_space.closed_pairs)
+    assert torch.equal(other.score_images(images, pairs), method.score_images(images, pairs))
+
+
+@torch.no_grad()
+def test_known_names_keep_their_scores_in_another_vocabulary(method, images, small_space):
+    """Two attributes and two objects of the space, in another order, beside a new word."""
+    a, o = small_space.attributes, small_space.objects
+    other = method.for_space(CompositionSpace((a[2], "shiny new", a[0]), (o[1], o[0]), *([np.zeros((0, 2))] * 3)))
+    here = method.encode_compositions(torch.tensor([[2, 1], [0, 0]])).pair
+    there = other.encode_compositions(torch.tensor([[0, 0], [2, 1]])).pair
+    torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(other.score_images(images, torch.tensor([[1, 0]]))).all()
+
+
+def test_predict_names_the_best_first(method, images):
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images[:2]]
+    records = method.predict(pictures, k=3)
+    assert len(records) == 2
+    for record in records:
+        scores = [p["score"] for p in record["predictions"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) == 3
+        everything = method.predict(pictures[:1], k=1000)[0]
+        assert sum(x["prob"] for x in everything["attributes"]) == pytest.approx(1, abs=1e-4)
+        assert sum(x["prob"] for x in everything["objects"]) == pytest.approx(1, abs=1e-4)
+    assert method.predict([]) == []
+
+
+def test_the_registry_and_the_class_agree():
+    for name in METHODS:
+        cls = method_class(name)
+        assert cls.name == name
+        assert cls.title
+        assert cls.__doc__
