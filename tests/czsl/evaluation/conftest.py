@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # dense.py and problems.py, the oracles that several test files share
+sys.path.insert(0, str(Path(__file__).parent))  # dense.py and random_problems.py, the oracles that several test files share

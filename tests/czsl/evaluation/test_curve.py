@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import make_problem, problems
+from random_problems import make_problem, problems
 
 from czsl.evaluation import Candidates, Curve, evaluate, reduce_scores
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import make_problem, problems
+from random_problems import make_problem, problems
 
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator, reduce_scores

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from problems import make_problem
+from random_problems import make_problem
 
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates, bootstrap_intervals, compare, evaluate, reduce_scores

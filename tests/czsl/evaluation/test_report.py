@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from problems import make_problem
+from random_problems import make_problem
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError

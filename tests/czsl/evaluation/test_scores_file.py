@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from problems import make_problem
+from random_problems import make_problem
 
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import evaluate, read_scores, write_scores

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import make_problem, problems
+from random_problems import make_problem, problems
 
 from czsl.errors import UsageError
 from czsl.evaluation import Candidates, at_threshold, choose_threshold, evaluate, reduce_scores, threshold_grid
