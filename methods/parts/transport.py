@@ -125,12 +125,12 @@ def structured_plan(
     def pull(plan: Tensor) -> Tensor:  # half the gradient of the structure term
         return weight * (structure @ (prior * plan)) * prior
 
-    def objective_C(plan: Tensor) -> Tensor:
+    def objective(plan: Tensor) -> Tensor:
         return ((cost - pull(plan)) * plan + eps * torch.special.xlogy(plan, plan)).sum((1, 2))
 
     C, B, K = cost.shape
     plan = (mask_CB.double() / mask_CB.sum(1, keepdim=True))[:, :, None].expand(C, B, K) / K
-    value_C, steps_C = objective_C(plan), torch.zeros(C, dtype=torch.long, device=cost.device)
+    value_C, steps_C = objective(plan), torch.zeros(C, dtype=torch.long, device=cost.device)
     active_C = torch.ones_like(steps_C, dtype=torch.bool)
     for _ in range(MAX_OUTER_STEPS):
         linear = cost - 2 * pull(plan)
@@ -140,7 +140,7 @@ def structured_plan(
             break
         direction = torch.where(active_C[:, None, None], found - plan, 0.0)
         slope_C = (direction * (linear + eps * (1 + torch.where(plan > 0, plan, 1.0).log()))).sum((1, 2))
-        step_C, new_C = _line_search(lambda a: objective_C(plan + a[:, None, None] * direction), value_C, slope_C)  # noqa: B023
+        step_C, new_C = _line_search(lambda a: objective(plan + a[:, None, None] * direction), value_C, slope_C)  # noqa: B023
         if solver == "kernel":
             step_C = torch.where(step_C == FIRST_STEP, step_C.float().double(), step_C)
         plan = plan + step_C[:, None, None] * direction

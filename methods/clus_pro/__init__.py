@@ -1,0 +1,1 @@
+"""ClusPro (ICLR 2025): clustered prototypes of attributes and objects."""

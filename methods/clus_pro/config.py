@@ -1,0 +1,126 @@
+"""Settings of ClusPro; `presets.yaml` names useful combinations and `README.md` gives their sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from czsl.errors import UsageError
+from methods.method import MethodConfig
+
+CHOICES = {
+    "heads": (1, 2),
+    "assign_scope": ("batch", "class"),
+    "assign_method": ("csot", "sinkhorn", "cosine"),
+    "solver": ("log", "kernel"),
+    "structure": ("raw", "cosine"),
+    "cost": ("similarity", "log_softmax"),
+    "ema_assign": ("argmax", "gumbel_on_plan"),
+    "ema_mean": ("mean", "normalised_sum"),
+    "proto_init": ("zeros", "first_samples", "kmeans"),
+    "bn_mode": ("features_only", "released"),
+    "pdl_mix": ("none", "half"),
+    "pdl_estimator": ("unbiased", "biased"),
+    "fusion": ("logit", "probability"),
+    "primitive_repeat": ("correct", "reference"),
+}
+FRACTIONS = ("momentum", "adapter_dropout", "attr_dropout", "head_dropout")
+POSITIVE = ("entropy", "num_prototypes", "pcl_tau")
+
+
+@dataclass
+class ClusProConfig(MethodConfig):
+    """Fields of ClusPro. Defaults are the preset ``default``.
+
+    heads: MLPs a primitive branch. 2: features are clustered behind the first and compared behind the second (released code); 1: one
+        MLP does both (paper).
+    head_dropout: dropout of these MLPs.
+    adapter_dim: bottleneck width of the adapters in the image tower; 0 leaves the tower frozen, image features are then kept.
+    adapter_dropout: dropout inside the adapters.
+    attr_dropout: dropout on the table of learned words.
+    num_prototypes: K, prototypes a primitive.
+    assign_scope: samples of a primitive's transport problem: its own (``class``) or the whole ``batch`` (masked afterwards).
+    assign_method: ``csot`` (structure-aware transport), ``sinkhorn`` (without structure) or ``cosine`` (nearest prototype).
+    solver: ``log`` or ``kernel`` (the arithmetic of the released code, with its overflow).
+    entropy: weight of the transport's entropy.
+    structure_weight: weight of the transport's structure term.
+    structure: likeness of samples: inner products of ``raw`` features or their ``cosine``.
+    cost: minus the ``similarity`` to a prototype, or minus its ``log_softmax`` over the K prototypes at ``pcl_tau``.
+    ema_assign: what moves prototypes: the plan's ``argmax``, or ``gumbel_on_plan``, a Gumbel sample with the plan as logits.
+    ema_mean: what a prototype moves to: ``mean`` of its unit features, or ``normalised_sum`` of raw features.
+    momentum: of the moving average.
+    proto_normalise: keep prototypes at length 1.
+    proto_init: ``zeros``; or from training images: the ``first_samples`` of a primitive, or ``kmeans`` (balanced, spherical).
+    object_branch_bug: move object prototypes by attribute features, as the released code did until 2026-02-03.
+    bn_mode: which rows the second MLP's running statistics follow: ``features_only``, or ``released`` (features, prototypes and a ring
+        buffer of features).
+    pcl_weight: weight of the contrastive loss (alpha).
+    pcl_tau: its temperature.
+    pdl_weight: weight of the decorrelation loss (beta).
+    pdl_terms: weights of its attribute and object term.
+    pdl_mix: ``half`` mixes the other branch's features into the prototypes, as the first release does.
+    pdl_estimator: of HSIC: ``biased`` (reference) or ``unbiased``.
+    pair_loss_weight: weight of the composition branch's cross-entropy.
+    attr_loss_weight: the same of the attribute branch.
+    obj_loss_weight: the same of the object branch.
+    fusion: ``logit`` (composition logit + product of probabilities, released) or ``probability`` (sum of probabilities, eq. 13).
+    primitive_repeat: ``reference`` divides the product by the squared number of text chunks, as the public test program does.
+    pair_inference_weight: weight of the composition term of the fused score.
+    attr_inference_weight: the same of attribute probabilities.
+    obj_inference_weight: the same of object probabilities.
+    """
+
+    heads: int = 2
+    head_dropout: float = 0.5
+    adapter_dim: int = 64
+    adapter_dropout: float = 0.1
+    attr_dropout: float = 0.3
+    num_prototypes: int = 5
+    assign_scope: str = "class"
+    assign_method: str = "csot"
+    solver: str = "log"
+    entropy: float = 0.1
+    structure_weight: float = 1.0
+    structure: str = "cosine"
+    cost: str = "log_softmax"
+    ema_assign: str = "argmax"
+    ema_mean: str = "mean"
+    momentum: float = 0.99
+    proto_normalise: bool = True
+    proto_init: str = "kmeans"
+    object_branch_bug: bool = False
+    bn_mode: str = "features_only"
+    pcl_weight: float = 0.2
+    pcl_tau: float = 0.1
+    pdl_weight: float = 0.5
+    pdl_terms: tuple[float, float] = (1.0, 1.0)
+    pdl_mix: str = "none"
+    pdl_estimator: str = "unbiased"
+    pair_loss_weight: float = 1.0
+    attr_loss_weight: float = 1.0
+    obj_loss_weight: float = 1.0
+    fusion: str = "logit"
+    primitive_repeat: str = "correct"
+    pair_inference_weight: float = 1.0
+    attr_inference_weight: float = 1.0
+    obj_inference_weight: float = 1.0
+
+    def __post_init__(self):
+        def refuse(name: str, why: str) -> UsageError:
+            return UsageError(f"clusPro: {name}={getattr(self, name)!r}", why, "")
+
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise refuse(name, f"choose one of {', '.join(map(str, allowed))}")
+        for name in FRACTIONS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise refuse(name, "it must lie between 0 and 1")
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise refuse(name, "it must be above 0")
+        if len(self.pdl_terms) != 2:
+            raise refuse("pdl_terms", "two weights: of the attribute and of the object term")
+        self.pdl_terms = (float(self.pdl_terms[0]), float(self.pdl_terms[1]))
+        if self.object_branch_bug and (self.assign_scope != "batch" or self.ema_assign != "gumbel_on_plan"):
+            raise refuse("object_branch_bug", "it exists with assign_scope=batch and ema_assign=gumbel_on_plan only")
+        if self.bn_mode == "released" and self.heads == 1:
+            raise refuse("bn_mode", "prototypes and ring buffers pass through the second MLP, which heads=1 does not have")

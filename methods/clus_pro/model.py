@@ -1,0 +1,197 @@
+"""ClusPro (Qu, Wei, Shu, Wang: Learning Clustering-based Prototypes for Compositional Zero-shot Learning, ICLR 2025).
+
+Letters: B images, P pairs, A attributes, O objects, K prototypes a primitive, M prototypes of all primitives, D joint width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from methods.clus_pro.config import ClusProConfig
+from methods.clus_pro.losses import normalised_hsic, prototype_contrast
+from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
+from methods.method import ImageSide, Method, Targets, TextSide
+from methods.parts.adapters import BlockAdapters
+from methods.parts.heads import Disentangler
+from methods.parts.prompts import SoftPrompts
+
+BRANCHES = ("attribute", "object")
+REFERENCE_CHUNK = 1024  # pairs a text chunk of the public test program
+
+
+@dataclass
+class ClusProImages(ImageSide):
+    """Also the branches before the L2 norm (attribute first): ``hidden`` [2, B, D] is clustered, ``branches`` [2, B, D] compared."""
+
+    hidden: Tensor | None = None
+    branches: Tensor | None = None
+
+
+@dataclass
+class ClusProText(TextSide):
+    """Also ``whole`` [P, D]: the pair features of all candidates, whichever tile this is."""
+
+    whole: Tensor | None = None
+
+
+class ClusPro(Method):
+    """Learned prompts and adapters with three branches, and prototypes that shape the two primitive branches in training.
+
+    Prototypes take no part in testing. A training step costs an encoding of all training pairs, the image tower forth and back
+    (with ``adapter_dim=0`` image features are kept instead), two batched transport problems' worth of float64 work and a product of
+    all prototypes with all images.
+    """
+
+    name, title, Config = "clusPro", "ClusPro", ClusProConfig
+    per_primitive = ("prompts.table", "prototypes.bank", "prototypes.ring", "prototypes.ring_place")
+
+    config: ClusProConfig
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: ClusProConfig):
+        super().__init__(space, clip, config)
+        c, tower = config, clip.visual
+        self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
+        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.hidden_mlps = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in BRANCHES})
+        heads = BRANCHES if c.heads == 2 else ()
+        self.head_mlps = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in heads})
+        self.prototypes = Prototypes(space.num_attributes, space.num_objects, clip.dim, c)
+
+    @property
+    def frozen_images(self) -> bool:
+        """Without adapters nothing before the MLPs is trained."""
+        return self.adapters is None
+
+    # -- images ----------------------------------------------------------------------------------------------------
+    def image_features(self, batch) -> Tensor:
+        """Un-normalised features [B, D] of the adapted tower."""
+        if self.adapters is None:
+            return super().image_features(batch)
+        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
+
+    def image_side(self, features_BD: Tensor) -> ClusProImages:
+        """The three branches; in training batch norm sees the whole global batch."""
+        hidden_2BD = torch.stack([mlp(features_BD) for mlp in self.hidden_mlps.values()])
+        branches_2BD = hidden_2BD
+        if self.head_mlps:
+            branches_2BD = torch.stack([mlp(g) for mlp, g in zip(self.head_mlps.values(), hidden_2BD, strict=True)])
+        attribute, obj = F.normalize(branches_2BD, dim=-1)
+        return ClusProImages(F.normalize(features_BD, dim=-1), attribute, obj, hidden_2BD, branches_2BD)
+
+    # -- text and scores -------------------------------------------------------------------------------------------
+    def encode_compositions(self, pairs_P2: Tensor) -> ClusProText:
+        """Text side of index pairs: [P, D], [A, D], [O, D]."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        words = self.prompts.words()
+        pair_PD = self.encode_prompts(*self.prompts.pairs(words, pairs_P2))
+        attribute_AD, object_OD = (self.encode_prompts(*prompts) for prompts in self.prompts.primitives(words))
+        return ClusProText(pairs_P2, pair_PD, attribute_AD, object_OD, whole=pair_PD)
+
+    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+        """Composition term plus product of primitive probabilities, [B, P].
+
+        With ``fusion=probability`` (eq. 13) the composition's probability is among all pairs of the text side, so it does not depend
+        on the tile.
+        """
+        assert isinstance(text, ClusProText)
+        assert text.whole is not None
+        c = self.config
+        pair_BP, attr_BA, obj_BO = self.logits(images, text)
+        assert attr_BA is not None
+        assert obj_BO is not None
+        if c.fusion == "probability":
+            pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
+        attr_BP = c.attr_inference_weight * attr_BA.softmax(1)[:, text.pairs[:, 0]]
+        obj_BP = c.obj_inference_weight * obj_BO.softmax(1)[:, text.pairs[:, 1]]
+        chunks = math.ceil(len(text.whole) / REFERENCE_CHUNK) if c.primitive_repeat == "reference" else 1
+        return c.pair_inference_weight * pair_BP + attr_BP * obj_BP / chunks**2
+
+    def _log_normaliser(self, images: ImageSide, whole_PD: Tensor) -> Tensor:
+        """log of the sum over all candidates of exp(logit), [B, 1]."""
+        tiles = [torch.logsumexp(self.clip.logit_scale * images.pair @ t.T, 1) for t in whole_PD.split(REFERENCE_CHUNK)]
+        return torch.logsumexp(torch.stack(tiles), 0)[:, None]
+
+    # -- training --------------------------------------------------------------------------------------------------
+    @property
+    def wants_first_pass(self) -> bool:
+        """Prototypes start from training images unless they start from zeros or are there already."""
+        return not bool(self.prototypes.seeded)
+
+    @torch.no_grad()
+    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """Seed the prototypes from what the first MLPs make of all images under their batch statistics, without dropout."""
+        was_training = self.training
+        self.train()
+        hidden = [mlp.activate(features_ND, track=False) for mlp in self.hidden_mlps.values()]
+        self.prototypes.seed(torch.cat(hidden), self.prototypes.ids(attr_N, obj_N))
+        self.train(was_training)
+
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropies of the branches, contrast with prototypes and decorrelation; moves the prototypes."""
+        assert isinstance(images, ClusProImages)
+        assert images.hidden is not None
+        assert images.branches is not None
+        c, attr_B, obj_B = self.config, targets.attribute, targets.object
+        pair, attr, obj = self.logits(images, text)
+        assert attr is not None
+        assert obj is not None
+        terms = {
+            "pair": c.pair_loss_weight * F.cross_entropy(pair, targets.pair),
+            "attr": c.attr_loss_weight * F.cross_entropy(attr, attr_B),
+            "obj": c.obj_loss_weight * F.cross_entropy(obj, obj_B),
+        }
+        labels_2B = self.prototypes.step(images.hidden, attr_B, obj_B)
+        rows_MD, targets_2B = self._prototype_rows(self.prototypes.ids(attr_B, obj_B).view(2, -1), labels_2B)
+        dropout = c.head_dropout if self.head_mlps and self.training else 0.0
+        if c.pcl_weight:
+            terms["pcl"] = c.pcl_weight * prototype_contrast(images.branches, rows_MD, targets_2B, c.pcl_tau, dropout)
+        if c.pdl_weight:
+            terms["pdl"] = c.pdl_weight * self._decorrelation(images.branches, F.dropout(rows_MD[targets_2B], dropout))
+        if c.bn_mode == "released":
+            self._follow_rings(len(attr_B))
+            self.prototypes.remember(images.hidden, attr_B, obj_B, labels_2B)
+        return terms
+
+    def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes behind the second MLPs (before dropout), one row each [M, D], and each image's own row [2, B]."""
+        bank, used_C = self.prototypes.bank, self.prototypes.in_use()
+        A, K, B = self.prototypes.num_attributes, self.config.num_prototypes, labels_2B.shape[1]
+        place_C = used_C.cumsum(0) - 1
+        targets_2B = place_C[ids_2B] * K + labels_2B
+        parts = [bank[:A][used_C[:A]].flatten(0, 1), bank[A:][used_C[A:]].flatten(0, 1)]
+        if self.head_mlps:
+            for i, mlp in enumerate(self.head_mlps.values()):
+                rows_MD = parts[i].clone()  # the bank moves before the backward pass of a later step
+                parts[i] = mlp.activate(rows_MD, track=False)
+                if self.config.bn_mode == "released":
+                    mlp.follow(rows_MD, copies=B)  # the public program repeats all prototypes for each image
+        return torch.cat(parts), targets_2B
+
+    def _follow_rings(self, copies: int) -> None:
+        A = self.prototypes.num_attributes
+        rings = self.prototypes.ring[:A], self.prototypes.ring[A:]
+        for mlp, ring in zip(self.head_mlps.values(), rings, strict=True):
+            mlp.follow(ring.flatten(0, 2), copies)
+
+    def _decorrelation(self, z_2BD: Tensor, own_2BD: Tensor) -> Tensor:
+        """HSIC of attribute features with object prototypes and the reverse; the prototypes are the images' own."""
+        c, total = self.config, z_2BD.new_zeros(())
+        for this, other, weight in ((0, 1, c.pdl_terms[0]), (1, 0, c.pdl_terms[1])):
+            against = own_2BD[other] if c.pdl_mix == "none" else (own_2BD[other] + z_2BD[other]) / 2
+            total = total + weight * normalised_hsic(z_2BD[this], against, c.pdl_estimator)
+        return total
+
+    def metrics(self) -> dict[str, float]:
+        """Health of the prototypes: mean effective number and mean pairwise cosine over primitives that have any."""
+        bank = self.prototypes.bank
+        bank = bank[bank.abs().amax((1, 2)) > 0]
+        if not len(bank):
+            return {}
+        return {"effective_k": float(effective_count(bank).mean()), "prototype_cosine": float(mean_cosine(bank).mean())}
