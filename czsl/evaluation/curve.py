@@ -42,8 +42,8 @@ def _duels(e: Extremes, unseen_pair: np.ndarray) -> _Duels:
 class Curve:
     """The exact curve over every bias from minus to plus infinity.
 
-    All images that flip at the same bias cross it together, so equal flips are joined by a straight line and no result depends on
-    the order of the pairs. The left end predicts seen pairs only, the right end unseen pairs only.
+    All images that flip at the same bias cross it together: equal flips are joined by a straight line, and no result depends on
+    whether a seen pair stands before the unseen one that it ties with. The left end predicts seen pairs only, the right end unseen pairs only.
 
     Parameters
     ----------
@@ -53,8 +53,9 @@ class Curve:
     def __init__(self, extremes: Extremes):
         duels = _duels(extremes, extremes.unseen_pair[:, 0])
         self.is_seen = extremes.true_seen
-        own = extremes.true_score.astype(np.float64)  # the difference of two float32 is exact in float64
-        gap = np.where(self.is_seen, own - duels.rival_score, duels.rival_score - own)
+        own = extremes.true_score.astype(np.float64)  # in float64 the difference of two like-sized float32 is exact
+        with np.errstate(invalid="ignore"):  # -inf - -inf, where neither the true pair nor a rival competes
+            gap = np.where(self.is_seen, own - duels.rival_score, duels.rival_score - own)
         flips = duels.able & np.isfinite(gap)
         # Without a rival, an image that can be right is right at every bias.
         self.always = duels.able & ~flips
