@@ -43,7 +43,8 @@ class Curve:
     """The exact curve over every bias from minus to plus infinity.
 
     All images that flip at the same bias cross it together: equal flips are joined by a straight line, and no result depends on
-    whether a seen pair stands before the unseen one that it ties with. The left end predicts seen pairs only, the right end unseen pairs only.
+    whether a seen pair stands before the unseen one that it ties with. The left end predicts seen pairs only, the right end
+    unseen pairs only.
 
     Parameters
     ----------
