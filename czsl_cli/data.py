@@ -151,6 +151,22 @@ def stats(folder, as_json):
     click.echo(f"sha256 {found['sha256']}")
 
 
+@data.command()
+@click.argument("folder")
+@click.argument("dest", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True, help="Which images.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, spread over the compositions.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")
+def export(folder, dest, split, limit, seed):
+    """Write images of the dataset FOLDER (or toy) as files below DEST, in folders named after their composition."""
+    from czsl.data.export import export as write_files
+    from czsl.data.table import open_data
+
+    with progress("writing") as advance:
+        count = write_files(open_data(folder), split, dest, limit, seed, advance)
+    click.echo(f"{count:,} images below {dest}")
+
+
 # -- printing ------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:

@@ -1,0 +1,68 @@
+"""Images of a dataset as files again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from czsl.data.table import Dataset
+from czsl.errors import DataError
+
+
+def export(
+    data: Dataset,
+    split: str,
+    dest: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write images below ``dest/<attribute object>/``; returns how many.
+
+    Parameters
+    ----------
+    data : Dataset
+    split : {"train", "val", "test"}
+    dest : Path
+        Made where it does not exist; files of the same name are replaced.
+    limit : int, optional
+        At most this many: first one image of each composition in an order drawn with the seed, then a second, and so on.
+    seed : int, default 0
+    progress : callable
+        Told how many of how many are written.
+
+    Raises
+    ------
+    DataError
+        The split is empty.
+    """
+    images = data.split(split)
+    if not len(images):
+        raise DataError(f"{data.folder} has no {split} images", "the split is empty", "choose another --split")
+    rows = _spread_over_pairs(images.pairs, np.random.Generator(np.random.Philox(seed)))[:limit]
+    for done, row in enumerate(sorted(rows), 1):
+        folder = dest / _safe(data.space.pair_name(images.pairs[row]))
+        folder.mkdir(parents=True, exist_ok=True)
+        name = PurePosixPath(images.ids[row])
+        # The row tells apart what had the same name in different folders.
+        (folder / f"{_safe(name.stem)}-{row}{name.suffix}").write_bytes(images.image_bytes(row))
+        progress(done, len(rows))
+    return len(rows)
+
+
+def _spread_over_pairs(pairs_N2: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Rows in an order that goes through the pairs round by round."""
+    shuffled = generator.permutation(len(pairs_N2))
+    _, group = np.unique(pairs_N2[shuffled], axis=0, return_inverse=True)
+    group = generator.permutation(group.max() + 1)[group.reshape(-1)]
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], group[order])
+    rounds = np.arange(len(order)) - starts
+    return shuffled[order[np.lexsort((group[order], rounds))]]
+
+
+def _safe(name: str) -> str:
+    """A name that stays inside its folder."""
+    return "".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(".") or "_"
