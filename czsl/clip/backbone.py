@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from czsl.errors import UsageError
 TINY = Path(__file__).parent / "tiny"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+HEAD_WIDTH = 64  # of OpenAI's models
+VOCABULARY = 49408  # tokens of CLIP's byte-pair encoding
 # Scalars and buffers that published files carry beside the weights.
 EXTRAS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.transformer.embeddings.position_ids"}
 
@@ -46,12 +49,7 @@ class Clip(nn.Module):
 
     def __init__(self, model: Any, name: str, mean=OPENAI_MEAN, std=OPENAI_STD):
         super().__init__()
-        if not hasattr(getattr(model, "visual", None), "conv1") or not hasattr(model, "token_embedding"):
-            raise UsageError(
-                f"{name} is not a CLIP with a plain vision transformer and a plain text transformer",
-                "methods put adapters into the first and learned words into the second",
-                "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14",
-            )
+        _check_plain(model, name)
         tokenizer = import_open_clip().tokenizer.SimpleTokenizer()
         self.name = name
         self.visual, self.text = VisionTower(model.visual), TextTower(model, tokenizer)
@@ -94,9 +92,9 @@ class Clip(nn.Module):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all weights and of the architecture; a run stores it in place of the frozen towers."""
+        """Hash of all weights, the architecture and the normalisation of images; a run stores it in place of the frozen towers."""
         digest = hashlib.sha256(json.dumps(self.architecture, sort_keys=True).encode())
-        for key, value in sorted(self.state_dict().items()):
+        for key, value in sorted({**self.state_dict(), "mean": self.mean, "std": self.std}.items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -109,6 +107,27 @@ class Clip(nn.Module):
         return (images_B3SS.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
 
+def _check_plain(model: Any, name: str) -> None:
+    """Refuse what the two towers would compute differently from open_clip: other poolings, masks, projections, vocabularies."""
+    visual: Any = getattr(model, "visual", None)
+    plain = (
+        hasattr(visual, "class_embedding")
+        and hasattr(model, "token_embedding")
+        and visual.pool_type == "tok"
+        and visual.attn_pool is None
+        and model.text_pool_type == "argmax"
+        and model.attn_mask is not None
+        and isinstance(model.text_projection, Tensor)
+        and model.token_embedding.num_embeddings >= VOCABULARY
+    )
+    if not plain:
+        raise UsageError(
+            f"{name} is not a CLIP with a plain vision transformer and CLIP's own text transformer",
+            "methods put adapters into the first and learned words into the second",
+            "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14",
+        )
+
+
 def load_clip(name: str = "tiny", weights: str | None = None) -> Clip:
     """Load a CLIP on the CPU in float32.
 
@@ -118,22 +137,27 @@ def load_clip(name: str = "tiny", weights: str | None = None) -> Clip:
         ``tiny`` (built in), an open_clip model (``ViT-L-14``), or the path of a state dict in OpenAI's format, whose architecture
         is read from its shapes (QuickGELU, heads of width 64).
     weights : str, optional
-        For an open_clip model: a published tag (default ``openai``), the path of a weight file, or ``random`` for measurements.
+        For an open_clip model: a published tag (default ``openai``), the path of a weight file, or ``random`` for measurements (the
+        same random weights each time). A file does not tell its activation: it is QuickGELU for OpenAI's archives and for models
+        named ``...-quickgelu``, otherwise what the model's name stands for.
 
     Raises
     ------
     UsageError
-        Unknown model or tag (with the nearest name), unreadable file.
+        Unknown model or tag (with the nearest name), unreadable file, an architecture the methods cannot use.
     SetupError
         The weights would have to be downloaded and the network does not answer.
     """
-    if name == "tiny":
-        return _load_tiny()
-    if is_path(name):
-        return _from_openai_shapes(read_state(Path(name)), name)
     open_clip = import_open_clip()
-    config = open_clip.get_model_config(name)
-    if config is None:
+    if name.replace("/", "-") in open_clip.list_models():
+        name = name.replace("/", "-")  # OpenAI writes ViT-L/14
+    elif weights is not None and (name == "tiny" or is_path(name)):
+        raise UsageError(f"{name} brings its own weights", f"and --clip-weights {weights} was given", "leave out one of the two")
+    elif name == "tiny":
+        return _load_tiny()
+    elif is_path(name):
+        return _from_openai_shapes(read_state(Path(name)), name)
+    else:
         near = difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=3)
         raise UsageError(
             f"unknown CLIP model {name!r}",
@@ -142,22 +166,38 @@ def load_clip(name: str = "tiny", weights: str | None = None) -> Clip:
         )
     weights = weights or "openai"
     if weights == "random":
-        return Clip(open_clip.create_model(name, pretrained=None), name)
-    mean, std, quick_gelu = OPENAI_MEAN, OPENAI_STD, False
+        with torch.random.fork_rng(devices=[]):  # all workers, and whoever loads the run, need the same towers
+            torch.manual_seed(0)
+            return Clip(_create(name), name)
     if is_path(weights):
-        path = Path(weights)
-    else:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if weights not in tags:
-            near = difflib.get_close_matches(weights, tags, n=3) or tags[:3]
-            raise UsageError(f"{name} has no published weights {weights!r}", f"nearest tags: {', '.join(near)}", "")
-        published = open_clip.get_pretrained_cfg(name, weights)
-        mean, std = published.get("mean", mean), published.get("std", std)
-        quick_gelu = bool(published.get("quick_gelu"))
-        path = fetch(name, weights)
-    model = open_clip.create_model(name, pretrained=None, force_quick_gelu=quick_gelu)
+        state = read_state(Path(weights))
+        model = _create(name, force_quick_gelu="input_resolution" in state)
+        _fill(model, state, weights)
+        return Clip(model, name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights not in tags:
+        near = difflib.get_close_matches(weights, tags, n=3) or tags[:3]
+        raise UsageError(
+            f"{name} has no published weights {weights!r}",
+            f"nearest tags: {', '.join(near)}" if near else "open_clip lists none for it",
+            "give a tag or the path of a weight file: --clip-weights",
+        )
+    published = open_clip.get_pretrained_cfg(name, weights)
+    with torch.device("meta"):  # the architecture alone, before gigabytes are downloaded
+        _check_plain(_create(name, device="meta"), name)
+    path = fetch(name, weights)
+    model = _create(name, force_quick_gelu=bool(published.get("quick_gelu")))
     _fill(model, read_state(path), str(path))
-    return Clip(model, name, mean, std)
+    return Clip(model, name, published.get("mean", OPENAI_MEAN), published.get("std", OPENAI_STD))
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    """An open_clip model with random weights, without its warning that they are."""
+    logging.disable(logging.WARNING)
+    try:
+        return import_open_clip().create_model(name, pretrained=None, **options)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -192,21 +232,23 @@ def _from_openai_shapes(state: dict[str, Tensor], source: str) -> Clip:
         return len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)})
 
     try:
-        conv = state["visual.conv1.weight"]
-        width, patch = conv.shape[0], conv.shape[-1]
-        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-        text_width = state["ln_final.weight"].shape[0]
-        vocab_size = state["token_embedding.weight"].shape[0]
-        context_length = state["positional_embedding"].shape[0]
-        dim = state["text_projection"].shape[1]
-    except KeyError as missing:
+        width, _, _, patch = state["visual.conv1.weight"].shape
+        tokens, _ = state["visual.positional_embedding"].shape
+        (text_width,) = state["ln_final.weight"].shape
+        vocab_size, _ = state["token_embedding.weight"].shape
+        context_length, _ = state["positional_embedding"].shape
+        _, dim = state["text_projection"].shape
+        if width % HEAD_WIDTH or text_width % HEAD_WIDTH:
+            raise ValueError(f"its widths {width} and {text_width} are no multiples of {HEAD_WIDTH}")
+    except (KeyError, ValueError) as error:
+        missing = isinstance(error, KeyError)
         raise UsageError(
             f"{source} is not a CLIP ViT in OpenAI's format",
-            f"it has no {missing}",
+            f"it has no {error}" if missing else str(error),
             "give the model's name: --clip ViT-L-14 --clip-weights FILE",
         ) from None
     vision = {
-        "image_size": grid * patch,
+        "image_size": round((tokens - 1) ** 0.5) * patch,
         "patch_size": patch,
         "width": width,
         "layers": layers("visual.transformer.resblocks."),
@@ -215,7 +257,7 @@ def _from_openai_shapes(state: dict[str, Tensor], source: str) -> Clip:
         "context_length": context_length,
         "vocab_size": vocab_size,
         "width": text_width,
-        "heads": max(1, text_width // 64),
+        "heads": text_width // HEAD_WIDTH,
         "layers": layers("transformer.resblocks."),
     }
     model = import_open_clip().CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)

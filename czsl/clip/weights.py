@@ -17,7 +17,7 @@ from czsl.clip.compat import import_open_clip
 from czsl.errors import SetupError, UsageError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
-HOW_TO_SUPPLY = "supply a file instead: --clip {name} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
+HOW_TO_SUPPLY = "supply a file instead: --clip {model} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
 CONNECT_TIMEOUT_S = 4.0
 
 
@@ -57,20 +57,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # torch raises many kinds here; all mean the same to the user
             raise UsageError(
                 f"{path} cannot be read as CLIP weights",
-                f"only plain tensors are accepted, nothing is unpickled ({str(error).splitlines()[0][:200]})",
+                f"only plain tensors are accepted, nothing is unpickled ({_first_line(error)})",
                 "save the model's state_dict() as .safetensors or .pt",
             ) from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds no weights", f"it holds a {type(state).__name__}", "save the model's state_dict()")
     nested = state.get("state_dict")
     state = nested if isinstance(nested, dict) else state
-    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    state = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _read_openai_archive(path: Path) -> dict[str, Tensor]:
@@ -101,11 +108,13 @@ def fetch(name: str, tag: str) -> Path:
     SetupError
         Within seconds if the network does not answer; says how to supply a file.
     """
+    open_clip = import_open_clip()
     from open_clip.pretrained import download_pretrained
 
-    open_clip = import_open_clip()
     config = open_clip.get_pretrained_cfg(name, tag)
-    how = HOW_TO_SUPPLY.format(name=name)
+    # A file does not tell its activation, the model's name does.
+    gelu = f"{name}-quickgelu" if config.get("quick_gelu") else name
+    how = HOW_TO_SUPPLY.format(model=gelu if gelu in open_clip.list_models() else name)
     cached = _cached(config)
     if cached:
         return cached
@@ -119,7 +128,7 @@ def fetch(name: str, tag: str) -> Path:
     try:
         return Path(download_pretrained(config))
     except Exception as error:  # network libraries raise many kinds
-        raise SetupError(f"cannot download {name} ({tag})", str(error).splitlines()[0][:300], how) from None
+        raise SetupError(f"cannot download {name} ({tag})", _first_line(error), how) from None
 
 
 def _cached(config: dict) -> Path | None:
