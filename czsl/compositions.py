@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from czsl.errors import DataError
+from czsl.errors import DataError, UsageError
 
 SPLITS = ("train", "val", "test")
 
@@ -24,7 +25,14 @@ def prompt_name(name: str, style: str = "clean") -> str:
 
     ``clean``: lower case, ``_`` and ``.`` become spaces (``Faux.Leather`` -> ``faux leather``).
     ``reference``: as the public programs do, ``_`` stays.
+
+    Raises
+    ------
+    UsageError
+        Another style.
     """
+    if style not in ("clean", "reference"):
+        raise UsageError(f"unknown style of names {style!r}", "", "names is clean or reference")
     name = name.lower().replace(".", " ")
     if style == "reference":
         return name
@@ -144,14 +152,16 @@ class CompositionSpace:
         DataError
             Names the pair whose attribute or object is not listed.
         """
-        try:
-            attributes, objects = tuple(map(str, content["attributes"])), tuple(map(str, content["objects"]))
-        except (KeyError, TypeError) as error:
+        lists: dict[str, Any] = {"attributes": None, "objects": None, **{f"{s}_pairs": [] for s in SPLITS}}
+        lists |= content if isinstance(content, dict) else {}
+        wrong = [key for key in list(lists)[:5] if not isinstance(lists[key], list)]
+        if wrong:
             raise DataError(
-                f"{source} is not a composition space", f"missing: {error}", 'give "attributes" and "objects" lists'
-            ) from None
-        lists = {f"{s}_pairs": index_pairs(content.get(f"{s}_pairs", []), attributes, objects, source) for s in SPLITS}
-        return cls(attributes, objects, **lists)
+                f"{source} is not a composition space", f"no list: {', '.join(wrong)}", 'give "attributes" and "objects" lists'
+            )
+        attributes, objects = tuple(map(str, lists["attributes"])), tuple(map(str, lists["objects"]))
+        pairs = {f"{s}_pairs": index_pairs(lists[f"{s}_pairs"], attributes, objects, source) for s in SPLITS}
+        return cls(attributes, objects, **pairs)
 
     def save(self, path: Path) -> None:
         """Write ``space.json``."""
@@ -164,7 +174,7 @@ class CompositionSpace:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"no file {path}", "", "is the path right?") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
             raise DataError(f"{path} is not JSON", str(error), "") from None
         return cls.from_json(content, str(path))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from czsl.clip.vision import attention
+from czsl.errors import DataError
 
 START, END = "<start_of_text>", "<end_of_text>"
 
@@ -59,8 +60,17 @@ class TextTower(nn.Module):
         return self.token_embedding(ids.to(self.token_embedding.weight.device))
 
     def name_embeddings(self, names: Sequence[str]) -> Tensor:
-        """Mean embedding of each name's own tokens (between start and end), [n, W]; at most six tokens count (as in CSP)."""
+        """Mean embedding of each name's own tokens (between start and end), [n, W]; at most six tokens count (as in CSP).
+
+        Raises
+        ------
+        DataError
+            A name of which no word is left.
+        """
         rows = [self.tokenizer.encode(name)[:6] for name in names]
+        if not all(rows):
+            place = rows.index([])
+            raise DataError(f"name {place} ({names[place]!r}) has no word for a prompt", "", "rename it in the data's labels")
         return torch.stack([self.embed_tokens(torch.tensor(row, dtype=torch.long)).mean(0) for row in rows])
 
     def encode_embeddings(self, x_PTW: Tensor, end_P: Tensor) -> Tensor:
@@ -79,7 +89,7 @@ class TextTower(nn.Module):
     def encode(self, prompts: Sequence[str], chunk: int = 512) -> Tensor:
         """L2-normalised text features [P, D] of plain prompts."""
         out = []
-        for start in range(0, len(prompts), chunk):
+        for start in range(0, max(len(prompts), 1), chunk):
             ids_PT, end_P = self.tokenize(prompts[start : start + chunk])
             out.append(self.encode_embeddings(self.embed_tokens(ids_PT), end_P))
         return nn.functional.normalize(torch.cat(out), dim=-1)
