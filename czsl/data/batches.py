@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -34,8 +35,10 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[np.ndarray]:
     """Global batches of an epoch; a last batch of one image joins the one before it, for batch statistics need two."""
+    if not count:
+        return []
     parts = np.split(epoch_order(seed, epoch, count), range(batch, count, batch))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    if len(parts) > 1 and len(parts[-1]) == 1 < batch:
         parts[-2:] = [np.concatenate(parts[-2:])]
     return parts
 
@@ -98,7 +101,7 @@ class PixelCache:
 
     def _build(self, path: Path, prepare: Callable, progress: Callable[[int], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = _beside(path)
         shape = (len(self.split), 3, self.size, self.size)
         try:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
@@ -117,10 +120,17 @@ class PixelCache:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu") -> Tensor:
+    def batch(
+        self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """uint8 images [B, 3, S, S] on a device; ``augmentation`` is (seed, epoch)."""
         images = torch.from_numpy(np.ascontiguousarray(self.pixels[rows_B])).to(device)
         return images if augmentation is None else augment(images, self.keys[rows_B], *augmentation)
+
+
+def _beside(path: Path) -> Path:
+    """A name of one's own for a file in the making: threads, processes and hosts may make the same one at once."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def split_key(split: Split) -> str:
@@ -147,7 +157,7 @@ def load_features(path: Path, count: int) -> Tensor | None:
 def save_features(path: Path, features_ND: Tensor) -> None:
     """Keep features; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         with temporary.open("wb") as file:
             np.save(file, features_ND.float().cpu().numpy(), allow_pickle=False)
