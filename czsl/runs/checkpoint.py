@@ -40,7 +40,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):  # of a process that was killed; a run has one writer
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         for name in ("method", "optimizer"):
@@ -71,7 +72,14 @@ def mark_best(folder: Path, checkpoint: Path, **facts: Any) -> None:
 def best(folder: Path) -> dict[str, Any]:
     """What :func:`mark_best` wrote, or an empty dict."""
     file = folder / "best.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged (%s), the best checkpoint is not known", file, error)
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def steps(folder: Path) -> list[Path]:
@@ -84,7 +92,7 @@ def is_valid(path: Path) -> bool:
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         return bool(manifest) and all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
-    except (OSError, json.JSONDecodeError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # missing, not UTF-8, not JSON, not a mapping
         return False
 
 
@@ -118,7 +126,7 @@ def find(folder: Path, which: str = "best") -> Path:
         raise UsageError(
             f"{folder.parent} has no usable checkpoint", "training did not get that far", "train first, or --resume the run"
         )
-    path = folder / (f"step-{int(which):08d}" if which.isdigit() else Path(which).name)
+    path = folder / (f"step-{int(which):08d}" if which.isdecimal() else Path(which).name)
     if not is_valid(path):
         there = ", ".join(p.name for p in steps(folder)) or "none"
         raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
@@ -133,7 +141,7 @@ def load(path: Path) -> Checkpoint:
             load_file(path / "optimizer.safetensors"),
             json.loads((path / "state.json").read_text(encoding="utf-8")),
         )
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(f"checkpoint {path} cannot be read", str(error), "choose another with --checkpoint") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -63,14 +64,20 @@ class RunConfig:
 
     def __post_init__(self):
         for name, least in (
+            ("seed", 0),
             ("epochs", 0),
             ("batch", 1),
             ("eval_batch", 1),
+            ("lr", 0),
+            ("weight_decay", 0),
             ("lr_step", 1),
+            ("lr_gamma", 0),
+            ("lr_steps_per_epoch", 0),
             ("train_per_pair", 0),
+            ("val_per_pair", 0),
             ("threads", 0),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:  # NaN is neither
                 raise UsageError(
                     f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
                 )

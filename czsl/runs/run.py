@@ -45,7 +45,7 @@ class Run:
             )
         try:
             self.config = RunConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError) as error:
+        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"
             ) from None
@@ -147,6 +147,9 @@ def environment() -> dict[str, Any]:
     facts: dict[str, Any] = {"versions": versions, "python": platform.python_version(), "machine": platform.platform()}
     source = Path(__file__).resolve().parents[2]
     if (source / ".git").exists():
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=False)
-        facts["git"] = answer.stdout.strip() or None
+        command = ["git", "rev-parse", "HEAD"]
+        try:
+            facts["git"] = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False).stdout.strip() or None
+        except OSError:  # a checkout on a machine without git
+            facts["git"] = None
     return facts
