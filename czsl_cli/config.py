@@ -40,9 +40,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML", str(error).splitlines()[0], "") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model", {}), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("model") or {}, dict):
         raise UsageError(f"{path} holds no settings", "a mapping of names to values is expected", "see a run's config.yaml")
-    model = content.pop("model", {})
+    model = content.pop("model", None) or {}
     return {**{str(k): v for k, v in content.items()}, **{str(k): v for k, v in model.items()}}
 
 
@@ -110,8 +110,19 @@ def _typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
             value = float(value)
         if tuple in kinds and isinstance(value, list):
             value = tuple(value)
+        if isinstance(value, tuple) and get_origin(hint) is tuple:
+            value = _tuple(key, value, get_args(hint))
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
             raise UsageError(f"{key}={value!r} is of the wrong type", f"expected {wanted}", f"give {key} as {wanted}")
         out[key] = value
     return out
+
+
+def _tuple(key: str, value: tuple, kinds: tuple[type, ...]) -> tuple:
+    if len(value) == len(kinds) and all(
+        type(v) is k or (k is float and type(v) is int) for v, k in zip(value, kinds, strict=True)
+    ):
+        return tuple(k(v) for v, k in zip(value, kinds, strict=True))
+    wanted = ", ".join(k.__name__ for k in kinds)
+    raise UsageError(f"{key}={list(value)!r} is of the wrong type", f"expected {wanted}", f"give {key} as [{wanted}]")

@@ -44,7 +44,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     stream = sys.stderr if err else sys.stdout
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS", WIDE_ENOUGH))
+    columns_asked = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(columns_asked) if columns_asked.isdecimal() else WIDE_ENOUGH
     Console(file=stream, width=width, highlight=False, emoji=False, markup=False).print(table)
 
 

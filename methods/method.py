@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace, prompt_name
+from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
 from methods.parts.comm import Communicator
 
@@ -32,7 +34,7 @@ class MethodConfig:
     names: how labels enter prompts: ``clean`` (``_`` becomes a space) or ``reference`` (``_`` stays, as in the public programs).
     """
 
-    names: str = "clean"
+    names: Literal["clean", "reference"] = "clean"
 
 
 @dataclass
@@ -234,12 +236,15 @@ class Method(nn.Module):
 
     # -- prediction ------------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def predict(self, images: Sequence[Image.Image | str], pairs: np.ndarray | None = None, k: int = 5) -> list[dict[str, Any]]:
+    def predict(
+        self, images: Sequence[Image.Image | str | Path], pairs: np.ndarray | None = None, k: int = 5
+    ) -> list[dict[str, Any]]:
         """The k best compositions of each image, with marginal probabilities of attributes and objects.
 
         Parameters
         ----------
         images : sequence of PIL images or paths
+            Files are decoded under the limits of :mod:`czsl.data.images`.
         pairs : int array [P, 2], optional
             Candidates; the closed world by default.
         k : int, default 5
@@ -252,13 +257,16 @@ class Method(nn.Module):
         """
         from methods.parts.ranking import rank_compositions
 
+        opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x))) for x in images]
+        prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
+        if not prepared:
+            return []
+        batch = {key: torch.stack([p[key] for p in prepared]) for key in prepared[0]}
+        pairs = self.space.closed_pairs if pairs is None else np.asarray(pairs)
         was_training = self.training
         self.eval()
-        opened = [Image.open(x) if isinstance(x, str) or hasattr(x, "__fspath__") else x for x in images]
-        prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
-        batch = {key: torch.stack([p[key] for p in prepared]) for key in prepared[0]} if prepared else None
-        pairs = self.space.closed_pairs if pairs is None else np.asarray(pairs)
-        text = self.encode_compositions(torch.as_tensor(pairs).to(self.clip.device))
-        out = rank_compositions(self.scores(self.encode_images(batch), text), pairs, self.space, k) if batch else []
-        self.train(was_training)
-        return out
+        try:
+            text = self.encode_compositions(torch.tensor(pairs, device=self.clip.device))
+            return rank_compositions(self.scores(self.encode_images(batch), text), pairs, self.space, k)
+        finally:
+            self.train(was_training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.method import Method, TextSide
 
@@ -17,4 +17,4 @@ class ZeroShot(Method):
         """Prompts in plain words, so names of any length count whole."""
         with torch.no_grad():
             prompts = [f"a photo of {self.attribute_names[a]} {self.object_names[o]}" for a, o in pairs_P2.tolist()]
-            return TextSide(pairs_P2, nn.functional.normalize(self.clip.text.encode(prompts), dim=-1))
+            return TextSide(pairs_P2, self.clip.text.encode(prompts))
