@@ -1,0 +1,84 @@
+"""What tests of all packages share: a cache of their own, a small CLIP with random weights, a small label space."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def czsl_cache(tmp_path_factory):
+    """Tests keep their caches in a folder of their own, in the processes they start as well."""
+    before = os.environ.get("CZSL_CACHE")
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CZSL_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["CZSL_CACHE"]
+    else:
+        os.environ["CZSL_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference fixtures and data beside the repository."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "fixtures").is_dir():
+        pytest.skip("the reference fixtures (../shared) are not beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(shared):
+    """Arrays of a reference fixture as tensors, by name; see its README."""
+    import torch
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with np.load(shared / "fixtures" / f"{name}.npz", allow_pickle=False) as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def open_clip_model():
+    """A small CLIP as open_clip builds it; no weight is at its initial value, so that a wrong wire shows."""
+    import torch
+
+    from czsl.clip.compat import import_open_clip
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+        model = import_open_clip().CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small_clip(open_clip_model):
+    """The same as a `Clip`; shared by all tests, so never change it (copy it first)."""
+    from czsl.clip.backbone import Clip
+
+    return Clip(open_clip_model, "small")
+
+
+@pytest.fixture(scope="session")
+def small_space():
+    """Six attributes, five objects; 14 of the 30 pairs are seen, val and test hold seen and unseen ones."""
+    from czsl.compositions import CompositionSpace
+
+    attributes = ("wet", "dry", "Faux.Leather", "old", "sliced", "hair_calf")
+    objects = ("dog", "cat", "coffee_table", "Boots.Mid-Calf", "apple")
+    pairs = np.array([(a, o) for a in range(6) for o in range(5) if (a + o) % 5 != 4])
+    seen, unseen = pairs[:14], pairs[14:]
+    return CompositionSpace(
+        attributes, objects, seen, np.concatenate([seen[:4], unseen[:4]]), np.concatenate([seen[4:9], unseen[4:9]])
+    )
