@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,9 @@ class ClusPro(Method):
         self.head_mlps = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in heads})
         self.prototypes = Prototypes(space.num_attributes, space.num_objects, clip.dim, c)
 
+    def _mlps(self, which: nn.ModuleDict) -> list[Disentangler]:
+        return cast(list[Disentangler], list(which.values()))
+
     @property
     def frozen_images(self) -> bool:
         """Without adapters nothing before the MLPs is trained."""
@@ -78,10 +82,10 @@ class ClusPro(Method):
 
     def image_side(self, features_BD: Tensor) -> ClusProImages:
         """The three branches; in training batch norm sees the whole global batch."""
-        hidden_2BD = torch.stack([mlp(features_BD) for mlp in self.hidden_mlps.values()])
+        hidden_2BD = torch.stack([mlp(features_BD) for mlp in self._mlps(self.hidden_mlps)])
         branches_2BD = hidden_2BD
         if self.head_mlps:
-            branches_2BD = torch.stack([mlp(g) for mlp, g in zip(self.head_mlps.values(), hidden_2BD, strict=True)])
+            branches_2BD = torch.stack([mlp(g) for mlp, g in zip(self._mlps(self.head_mlps), hidden_2BD, strict=True)])
         attribute, obj = F.normalize(branches_2BD, dim=-1)
         return ClusProImages(F.normalize(features_BD, dim=-1), attribute, obj, hidden_2BD, branches_2BD)
 
@@ -129,7 +133,7 @@ class ClusPro(Method):
         """Seed the prototypes from what the first MLPs make of all images under their batch statistics, without dropout."""
         was_training = self.training
         self.train()
-        hidden = [mlp.activate(features_ND, track=False) for mlp in self.hidden_mlps.values()]
+        hidden = [mlp.activate(features_ND, track=False) for mlp in self._mlps(self.hidden_mlps)]
         self.prototypes.seed(torch.cat(hidden), self.prototypes.ids(attr_N, obj_N))
         self.train(was_training)
 
@@ -147,16 +151,19 @@ class ClusPro(Method):
             "attr": c.attr_loss_weight * F.cross_entropy(attr, attr_B),
             "obj": c.obj_loss_weight * F.cross_entropy(obj, obj_B),
         }
-        labels_2B = self.prototypes.step(images.hidden, attr_B, obj_B)
-        rows_MD, targets_2B = self._prototype_rows(self.prototypes.ids(attr_B, obj_B).view(2, -1), labels_2B)
-        dropout = c.head_dropout if self.head_mlps and self.training else 0.0
-        if c.pcl_weight:
-            terms["pcl"] = c.pcl_weight * prototype_contrast(images.branches, rows_MD, targets_2B, c.pcl_tau, dropout)
-        if c.pdl_weight:
-            terms["pdl"] = c.pdl_weight * self._decorrelation(images.branches, F.dropout(rows_MD[targets_2B], dropout))
-        if c.bn_mode == "released":
-            self._follow_rings(len(attr_B))
-            self.prototypes.remember(images.hidden, attr_B, obj_B, labels_2B)
+        # Transport, kernels and cosines over a temperature need their digits: no autocast from here on.
+        with torch.autocast(self.clip.device.type, enabled=False):
+            hidden_2BD, z_2BD = (x.to(self.prototypes.bank.dtype) for x in (images.hidden, images.branches))
+            labels_2B = self.prototypes.step(hidden_2BD, attr_B, obj_B)
+            rows_MD, targets_2B = self._prototype_rows(self.prototypes.ids(attr_B, obj_B).view(2, -1), labels_2B)
+            dropout = c.head_dropout if self.head_mlps and self.training else 0.0
+            if c.pcl_weight:
+                terms["pcl"] = c.pcl_weight * prototype_contrast(z_2BD, rows_MD, targets_2B, c.pcl_tau, dropout)
+            if c.pdl_weight:
+                terms["pdl"] = c.pdl_weight * self._decorrelation(z_2BD, F.dropout(rows_MD[targets_2B], dropout))
+            if c.bn_mode == "released":
+                self._follow_rings(len(attr_B))
+                self.prototypes.remember(hidden_2BD, attr_B, obj_B, labels_2B)
         return terms
 
     def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,17 +174,16 @@ class ClusPro(Method):
         targets_2B = place_C[ids_2B] * K + labels_2B
         parts = [bank[:A][used_C[:A]].flatten(0, 1), bank[A:][used_C[A:]].flatten(0, 1)]
         if self.head_mlps:
-            for i, mlp in enumerate(self.head_mlps.values()):
-                rows_MD = parts[i].clone()  # the bank moves before the backward pass of a later step
-                parts[i] = mlp.activate(rows_MD, track=False)
+            for i, mlp in enumerate(self._mlps(self.head_mlps)):
                 if self.config.bn_mode == "released":
-                    mlp.follow(rows_MD, copies=B)  # the public program repeats all prototypes for each image
+                    mlp.follow(parts[i], copies=B)  # the public program repeats all prototypes for each image
+                parts[i] = mlp.activate(parts[i], track=False)
         return torch.cat(parts), targets_2B
 
     def _follow_rings(self, copies: int) -> None:
         A = self.prototypes.num_attributes
         rings = self.prototypes.ring[:A], self.prototypes.ring[A:]
-        for mlp, ring in zip(self.head_mlps.values(), rings, strict=True):
+        for mlp, ring in zip(self._mlps(self.head_mlps), rings, strict=True):
             mlp.follow(ring.flatten(0, 2), copies)
 
     def _decorrelation(self, z_2BD: Tensor, own_2BD: Tensor) -> Tensor:

@@ -22,14 +22,17 @@ JITTER = 0.1  # length of what tells the copies of a unit feature apart, where a
 
 @dataclass
 class Problems:
-    """Transport problems of a batch: ``primitives`` [C'], ``rows`` of features [C', N] and which are real, ``mask`` [C', N].
+    """Transport problems of a batch.
 
-    Feature m stands in problem ``problem[m]`` at ``place[m]``, both [M].
+    ``primitives`` [C']; ``rows`` [C', N], the features of each; ``mask`` [C', N], which of them carry mass; ``filler`` [C', N], which
+    of these are no features: a primitive with fewer features than prototypes is filled up to K with indifferent samples (no cost), or
+    the equal shares of the prototypes would tear its few features apart. Feature m stands in problem ``problem[m]`` at ``place[m]``.
     """
 
     primitives: Tensor
     rows: Tensor
     mask: Tensor
+    filler: Tensor
     problem: Tensor
     place: Tensor
 
@@ -111,7 +114,7 @@ class Prototypes(nn.Module):
         int64 [2, B]
             Prototype (0..K-1) of each image's attribute and object.
         """
-        g_MD = hidden_2BD.detach().to(self.bank.dtype).flatten(0, 1)
+        g_MD = hidden_2BD.detach().flatten(0, 1)
         ids_M = self.ids(attr_B, obj_B)
         if self.config.proto_init != "zeros":
             # A primitive met without a first pass (or in a new label space) starts from its features in this batch.
@@ -156,15 +159,18 @@ class Prototypes(nn.Module):
             every_B = torch.arange(B, device=device)
             rows = torch.where(primitives < self.num_attributes, 0, B)[:, None] + every_B
             mask = torch.ones_like(rows, dtype=torch.bool)
-            return Problems(primitives, rows, mask, torch.searchsorted(primitives, ids_M), every_B.repeat(2))
+            problem = torch.searchsorted(primitives, ids_M)
+            return Problems(primitives, rows, mask, ~mask, problem, every_B.repeat(2))
         primitives, problem, counts = ids_M.unique(return_inverse=True, return_counts=True)
         order = problem.argsort(stable=True)
         place = torch.empty_like(problem)
         place[order] = torch.arange(M, device=device) - (counts.cumsum(0) - counts)[problem[order]]
-        mask = torch.arange(int(counts.max()), device=device) < counts[:, None]
+        filled = counts.clamp(min=self.config.num_prototypes)
+        place_N = torch.arange(int(filled.max()), device=device)
+        mask, filler = place_N < filled[:, None], place_N >= counts[:, None]
         rows = torch.zeros_like(mask, dtype=torch.long)
         rows[problem, place] = torch.arange(M, device=device)
-        return Problems(primitives, rows, mask, problem, place)
+        return Problems(primitives, rows, mask, mask & filler, problem, place)
 
     def similarities(self, g_MD: Tensor, problems: Problems) -> Tensor:
         """Cosine of features times length of prototypes, [C', N, K]."""
@@ -182,6 +188,7 @@ class Prototypes(nn.Module):
         if c.cost == "log_softmax":
             cost = -(similarity_CNK / c.pcl_tau).log_softmax(2)
             prior = (-cost).exp()
+        cost, prior = (x.masked_fill(problems.filler[:, :, None], 0.0) for x in (cost, prior))
         if c.assign_method == "sinkhorn":
             return entropic_plan(cost, c.entropy, problems.mask)
         x_MD = F.normalize(g_MD, dim=-1) if c.structure == "cosine" else g_MD
@@ -206,7 +213,7 @@ class Prototypes(nn.Module):
     def remember(self, hidden_2BD: Tensor, attr_B: Tensor, obj_B: Tensor, labels_2B: Tensor) -> None:
         """Write features into the ring buffers of their prototypes, in the order of the batch."""
         ids_M = self.ids(attr_B, obj_B).tolist()
-        rows = zip(hidden_2BD.detach().to(self.ring.dtype).flatten(0, 1), ids_M, labels_2B.flatten().tolist(), strict=True)
+        rows = zip(hidden_2BD.detach().flatten(0, 1), ids_M, labels_2B.flatten().tolist(), strict=True)
         for g_D, c, j in rows:
             place = int(self.ring_place[c, j])
             self.ring[c, j, place] = g_D

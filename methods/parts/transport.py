@@ -14,6 +14,7 @@ step along the difference after a line search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,9 +24,7 @@ from torch import Tensor
 MAX_OUTER_STEPS = 10
 STOP_CHANGE = 1e-6
 KERNEL_ITERATIONS = 100
-LOG_ITERATIONS = 500
-LOG_TOLERANCE = 1e-12
-CHECK_EVERY = 10
+NEWTON_STEPS, LONGEST_STEP, TOLERANCE = 100, 5.0, 1e-12
 FIRST_STEP, ARMIJO, MAX_BACKTRACKS = 0.99, 1e-4, 60
 
 
@@ -51,35 +50,56 @@ def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None) -
     Returns
     -------
     float64 tensor [C, B, K]
-        Columns sum to 1/K. A problem with fewer samples than prototypes cannot give each prototype a sample: there a column takes
-        at most 1/n, the mass of one sample, so that samples take different prototypes, each one near to it.
+        Columns sum to 1/K to the last digits, rows to 1/n up to convergence (1e-12 unless the cost is thousands of times eps).
     """
+    start_CK = torch.zeros(len(cost_CBK), cost_CBK.shape[2], dtype=torch.float64, device=cost_CBK.device)
+    return _log_plan(cost_CBK.double(), eps, _row_mass(cost_CBK, mask_CB), start_CK)[0]
+
+
+def _row_mass(cost_CBK: Tensor, mask_CB: Tensor | None) -> Tensor:
     mask_CB = cost_CBK.new_ones(cost_CBK.shape[:2], dtype=torch.bool) if mask_CB is None else mask_CB
+    return mask_CB.double() / mask_CB.sum(1, keepdim=True)
+
+
+def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tuple[Tensor, Tensor]:
+    """Plan [C, B, K] and the potentials of the prototypes [C, K], from potentials to start with.
+
+    The dual over these K potentials, convex and smooth, is minimised by Newton steps of bounded length; where one gains less than
+    a Sinkhorn step, that is taken. Plain scaling needs hundreds of iterations at the costs of a trained model.
+    """
     K = cost_CBK.shape[2]
-    n_C1 = mask_CB.sum(1, keepdim=True).double()
-    few_C1 = n_C1 < K
-    log_row_CB = torch.where(mask_CB, -n_C1.log(), -torch.inf)
-    log_column_CK = torch.where(few_C1, -n_C1.log(), torch.full_like(n_C1, K).log().neg()).expand(-1, K)
-    kernel = -cost_CBK.double() / eps
-    log_v = torch.zeros_like(log_column_CK)
-    log_u = log_row_CB
-    moving_C1 = torch.ones_like(few_C1)
-    for i in range(1, LOG_ITERATIONS + 1):
-        u = log_row_CB - torch.logsumexp(kernel + log_v[:, None], 2)
-        v = log_column_CK - torch.logsumexp(kernel + u[:, :, None], 1)
-        v = torch.where(few_C1, v.clamp(max=0.0), v)
-        # A finished problem keeps its values, so that it does not depend on what else is in the batch.
-        change_C1 = (v - log_v).abs().amax(1, keepdim=True)
-        log_u, log_v = torch.where(moving_C1, u, log_u), torch.where(moving_C1, v, log_v)
-        moving_C1 = moving_C1 & (change_C1 > LOG_TOLERANCE)
-        if i % CHECK_EVERY == 0 and not moving_C1.any():
+    kernel, log_mass = -cost_CBK / eps, mass_CB.log()[:, :, None]
+    ridge_KK = 1 / K + 1e-12 * torch.eye(
+        K, dtype=torch.float64, device=kernel.device
+    )  # a common shift of potentials changes nothing
+
+    def dual(v_CK: Tensor) -> tuple[Tensor, Tensor]:
+        row_CB = torch.logsumexp(kernel + v_CK[:, None], 2)
+        return (mass_CB * row_CB).sum(1) - v_CK.mean(1), row_CB
+
+    row_CB = dual(v_CK)[1]
+    for i in range(NEWTON_STEPS + 1):
+        log_share = kernel + v_CK[:, None] - row_CB[:, :, None]
+        log_column = torch.logsumexp(log_mass + log_share, 1)
+        share, column_CK = log_share.exp(), log_column.exp()
+        moving_C = (K * column_CK - 1).abs().amax(1) > TOLERANCE
+        if i == NEWTON_STEPS or not moving_C.any():
             break
-    return (kernel + log_u[:, :, None] + log_v[:, None]).exp()
+        hessian = torch.diag_embed(column_CK) - (share * mass_CB[:, :, None]).mT @ share + ridge_KK
+        step_CK = torch.linalg.solve_ex(hessian, 1 / K - column_CK)[0]
+        step_CK = step_CK * (LONGEST_STEP / step_CK.abs().amax(1, keepdim=True)).clamp(max=1.0)
+        newton, sinkhorn = v_CK + step_CK, v_CK - log_column - math.log(K)
+        (newton_C, newton_row), (sinkhorn_C, sinkhorn_row) = dual(newton), dual(sinkhorn)
+        better_C1 = (newton_C <= sinkhorn_C)[:, None]
+        # A finished problem keeps its values, so that it does not depend on what else is in the batch.
+        v_CK = torch.where(moving_C[:, None], torch.where(better_C1, newton, sinkhorn), v_CK)
+        row_CB = torch.where(moving_C[:, None], torch.where(better_C1, newton_row, sinkhorn_row), row_CB)
+    return (log_mass + log_share - (log_column + math.log(K))[:, None]).exp(), v_CK
 
 
-def _kernel_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor) -> Tensor:
+def _kernel_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor) -> Tensor:
     """As the public program solves it: scaling of exp(-cost / eps), rows *at most* 1/n; overflows to NaN or infinity."""
-    row_CB1 = (mask_CB.double() / mask_CB.sum(1, keepdim=True))[..., None]
+    row_CB1 = mass_CB[:, :, None]
     kernel_CBK = (-cost_CBK / eps).exp()
     v_CK1 = kernel_CBK.new_ones(len(kernel_CBK), kernel_CBK.shape[2], 1)
     for _ in range(KERNEL_ITERATIONS):
@@ -117,10 +137,9 @@ def structured_plan(
     Transport
         Problems are stopped one by one; a problem's plan does not depend on the others in the batch.
     """
-    mask_CB = cost_CBK.new_ones(cost_CBK.shape[:2], dtype=torch.bool) if mask_CB is None else mask_CB
     cost, prior, structure = cost_CBK.double(), prior_CBK.double(), structure_CBB.double()
     structure = structure - torch.diag_embed(structure.diagonal(dim1=-2, dim2=-1))
-    inner = entropic_plan if solver == "log" else _kernel_plan
+    mass_CB = _row_mass(cost, mask_CB)
 
     def pull(plan: Tensor) -> Tensor:  # half the gradient of the structure term
         return weight * (structure @ (prior * plan)) * prior
@@ -129,12 +148,15 @@ def structured_plan(
         return ((cost - pull(plan)) * plan + eps * torch.special.xlogy(plan, plan)).sum((1, 2))
 
     C, B, K = cost.shape
-    plan = (mask_CB.double() / mask_CB.sum(1, keepdim=True))[:, :, None].expand(C, B, K) / K
+    plan, potentials_CK = mass_CB[:, :, None].expand(C, B, K) / K, cost.new_zeros(C, K)
     value_C, steps_C = objective(plan), torch.zeros(C, dtype=torch.long, device=cost.device)
     active_C = torch.ones_like(steps_C, dtype=torch.bool)
     for _ in range(MAX_OUTER_STEPS):
         linear = cost - 2 * pull(plan)
-        found = inner(linear, eps, mask_CB)
+        if solver == "kernel":
+            found = _kernel_plan(linear, eps, mass_CB)
+        else:
+            found, potentials_CK = _log_plan(linear, eps, mass_CB, potentials_CK)
         active_C = active_C & found.isfinite().all(2).all(1)
         if not active_C.any():
             break
