@@ -57,7 +57,10 @@ class VisionTower(nn.Module):
 
     def embed(self, images_B3SS: Tensor) -> Tensor:
         """Patch, class and position embeddings, normalised: [B, L, V]."""
-        return self.vit._embeds(images_B3SS)
+        vit = self.vit
+        patches_BLV = vit.conv1(images_B3SS).flatten(2).transpose(1, 2)
+        class_B1V = vit.class_embedding.to(patches_BLV.dtype).expand(len(patches_BLV), 1, -1)
+        return vit.ln_pre(torch.cat([class_B1V, patches_BLV], dim=1) + vit.positional_embedding.to(patches_BLV.dtype))
 
     def block(self, i: int, x_BLV: Tensor, adapter: Adapter | None, class_only: bool = False) -> Tensor:
         """Block i; adapters are fed the un-normalised stream beside both sub-layers. ``class_only``: the class token alone."""

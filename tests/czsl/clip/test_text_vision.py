@@ -1,0 +1,135 @@
+"""The openings of the two towers: adapters, tokens and checkpoints in the first, embeddings and names in the second."""
+
+import pytest
+import torch
+
+from czsl.errors import DataError
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_the_class_token_alone_is_that_of_all_tokens(small_clip, images):
+    every = small_clip.visual(images, tokens=True)
+    assert every.shape == (3, 17, 32)
+    torch.testing.assert_close(small_clip.visual(images), every[:, 0], rtol=0, atol=1e-6)
+
+
+class Recorder:
+    """An adapter that keeps what it is shown and adds a constant a place."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def __call__(self, index, x):
+        self.seen[index] = x.clone()
+        return torch.full_like(x, 0.1 * (index + 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [True, False])
+def test_adapters_stand_beside_both_sublayers_on_the_unnormalised_stream(small_clip, images, tokens):
+    tower, adapter = small_clip.visual, Recorder()
+    found = tower(images, adapter, tokens=tokens)
+    x = tower.vit._embeds(images)
+    for i, block in enumerate(tower.blocks):  # by hand, with torch's own attention
+        kv = block.ln_1(x)
+        y = x + block.attn(kv, kv, kv, need_weights=False)[0] + 0.1 * (i + 1)
+        length = 1 if i == 1 and not tokens else 17
+        torch.testing.assert_close(adapter.seen[i], x[:, :length], rtol=0, atol=1e-5)
+        torch.testing.assert_close(adapter.seen[2 + i], y[:, :length], rtol=0, atol=1e-5)
+        x = y + block.mlp(block.ln_2(y)) + 0.1 * (2 + i + 1)
+    expected = tower.vit.ln_post(x) @ tower.vit.proj
+    torch.testing.assert_close(found, expected if tokens else expected[:, 0], rtol=0, atol=1e-5)
+    assert sorted(adapter.seen) == [0, 1, 2, 3]
+
+
+def test_checkpointing_changes_neither_values_nor_gradients(small_clip, images):
+    tower = small_clip.visual
+    scale = torch.nn.Parameter(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    dropout = torch.nn.Dropout(0.5)
+    calls = []
+
+    def adapter(index, x):
+        calls.append(index)
+        return dropout(x) * scale[index]
+
+    def run():
+        torch.manual_seed(5)
+        out = tower(images, adapter)
+        (grad,) = torch.autograd.grad(out.square().sum(), scale)
+        return out.detach(), grad
+
+    plain = run()
+    assert len(calls) == 4
+    tower.checkpointing = True
+    try:
+        again = run()
+    finally:
+        tower.checkpointing = False
+    assert len(calls) == 4 + 8  # computed once more in the backward pass
+    assert torch.equal(plain[0], again[0])
+    assert torch.equal(plain[1], again[1])
+    assert plain[1].abs().min() > 0
+
+
+@torch.no_grad()
+def test_an_empty_batch_goes_through(small_clip):
+    empty = torch.zeros(0, 3, 64, 64, dtype=torch.uint8)
+    assert small_clip.visual(small_clip.normalise(empty)).shape == (0, 32)
+    assert small_clip.visual(small_clip.normalise(empty), tokens=True).shape == (0, 17, 32)
+    assert small_clip.text.encode([]).shape == (0, 32)
+
+
+@torch.no_grad()
+def test_what_stands_behind_the_end_token_changes_nothing(small_clip):
+    torch.manual_seed(0)
+    text = small_clip.text
+    ids, end = text.tokenize(["a photo of wet dog", "old"])
+    x = text.embed_tokens(ids)
+    padded = torch.cat([x, torch.randn(2, 9, text.width)], dim=1)
+    padded[1, int(end[1]) + 1 :] = 3.0
+    torch.testing.assert_close(text.encode_embeddings(padded, end), text.encode_embeddings(x, end), rtol=0, atol=1e-5)
+    moved = padded.clone()
+    moved[0, 2] += torch.randn(text.width)  # while a word in front of it does
+    assert (text.encode_embeddings(moved, end) - text.encode_embeddings(padded, end))[0].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_prompts_encode_alike_in_chunks_and_in_company(small_clip):
+    prompts = [f"a photo of {'very ' * i}wet dog" for i in range(7)]
+    whole = small_clip.text.encode(prompts)
+    torch.testing.assert_close(small_clip.text.encode(prompts, chunk=2), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(7))
+
+
+def test_tokens_are_cut_at_the_context_with_the_end_token_last(small_clip):
+    text = small_clip.text
+    ids, end = text.tokenize(["dog " * 200, "dog"])
+    dog = text.tokenizer.encode("dog")[0]
+    assert ids.shape == (2, 77)
+    assert ids[0].tolist() == [text.start_id, *[dog] * 75, text.end_id]
+    assert ids[1].tolist() == [text.start_id, dog, text.end_id, *[0] * 74]
+    assert end.tolist() == [76, 2]
+    ids, end = text.tokenize(["dog " * 75])  # as long as there is room
+    assert (ids.shape, int(end)) == ((1, 77), 76)
+    assert (text.start_id, text.end_id) == (49406, 49407)
+
+
+def test_an_embedding_of_a_name_is_the_mean_of_its_tokens(small_clip):
+    text, table = small_clip.text, small_clip.text.token_embedding.weight
+    names = ["dog", "faux leather", "one two three four five six seven eight"]
+    found = text.name_embeddings(names)
+    for row, name in zip(found, names, strict=True):
+        ids = text.tokenizer.encode(name)[:6]  # CSP cuts at a context of eight
+        torch.testing.assert_close(row, sum(table[i] for i in ids) / len(ids))
+    assert len(text.tokenizer.encode(names[2])) == 8
+
+
+@pytest.mark.parametrize("nameless", ["", " ", "\t"])
+def test_a_name_without_a_word_is_refused(small_clip, nameless):
+    with pytest.raises(DataError, match="name 1 .* has no word"):
+        small_clip.text.name_embeddings(["dog", nameless])
