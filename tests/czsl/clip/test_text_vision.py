@@ -131,5 +131,5 @@ def test_an_embedding_of_a_name_is_the_mean_of_its_tokens(small_clip):
 
 @pytest.mark.parametrize("nameless", ["", " ", "\t"])
 def test_a_name_without_a_word_is_refused(small_clip, nameless):
-    with pytest.raises(DataError, match="name 1 .* has no word"):
+    with pytest.raises(DataError, match=r"name 1 .* has no word"):
         small_clip.text.name_embeddings(["dog", nameless])
