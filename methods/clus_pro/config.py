@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from czsl.errors import UsageError
 from methods.method import MethodConfig
 
-CHOICES = {
-    "heads": (1, 2),
-    "assign_scope": ("batch", "class"),
-    "assign_method": ("csot", "sinkhorn", "cosine"),
-    "solver": ("log", "kernel"),
-    "structure": ("raw", "cosine"),
-    "cost": ("similarity", "log_softmax"),
-    "ema_assign": ("argmax", "gumbel_on_plan"),
-    "ema_mean": ("mean", "normalised_sum"),
-    "proto_init": ("zeros", "first_samples", "kmeans"),
-    "bn_mode": ("features_only", "released"),
-    "pdl_mix": ("none", "half"),
-    "pdl_estimator": ("unbiased", "biased"),
-    "fusion": ("logit", "probability"),
-    "primitive_repeat": ("correct", "reference"),
-}
 FRACTIONS = ("momentum", "adapter_dropout", "attr_dropout", "head_dropout")
 POSITIVE = ("entropy", "num_prototypes", "pcl_tau")
 
@@ -69,37 +54,37 @@ class ClusProConfig(MethodConfig):
     obj_inference_weight: the same of object probabilities.
     """
 
-    heads: int = 2
+    heads: Literal[1, 2] = 2
     head_dropout: float = 0.5
     adapter_dim: int = 64
     adapter_dropout: float = 0.1
     attr_dropout: float = 0.3
     num_prototypes: int = 5
-    assign_scope: str = "class"
-    assign_method: str = "csot"
-    solver: str = "log"
+    assign_scope: Literal["class", "batch"] = "class"
+    assign_method: Literal["csot", "sinkhorn", "cosine"] = "csot"
+    solver: Literal["log", "kernel"] = "log"
     entropy: float = 0.1
     structure_weight: float = 1.0
-    structure: str = "cosine"
-    cost: str = "log_softmax"
-    ema_assign: str = "argmax"
-    ema_mean: str = "mean"
+    structure: Literal["cosine", "raw"] = "cosine"
+    cost: Literal["log_softmax", "similarity"] = "log_softmax"
+    ema_assign: Literal["argmax", "gumbel_on_plan"] = "argmax"
+    ema_mean: Literal["mean", "normalised_sum"] = "mean"
     momentum: float = 0.99
     proto_normalise: bool = True
-    proto_init: str = "kmeans"
+    proto_init: Literal["kmeans", "first_samples", "zeros"] = "kmeans"
     object_branch_bug: bool = False
-    bn_mode: str = "features_only"
+    bn_mode: Literal["features_only", "released"] = "features_only"
     pcl_weight: float = 0.2
     pcl_tau: float = 0.1
     pdl_weight: float = 0.5
     pdl_terms: tuple[float, float] = (1.0, 1.0)
-    pdl_mix: str = "none"
-    pdl_estimator: str = "unbiased"
+    pdl_mix: Literal["none", "half"] = "none"
+    pdl_estimator: Literal["unbiased", "biased"] = "unbiased"
     pair_loss_weight: float = 1.0
     attr_loss_weight: float = 1.0
     obj_loss_weight: float = 1.0
-    fusion: str = "logit"
-    primitive_repeat: str = "correct"
+    fusion: Literal["logit", "probability"] = "logit"
+    primitive_repeat: Literal["correct", "reference"] = "correct"
     pair_inference_weight: float = 1.0
     attr_inference_weight: float = 1.0
     obj_inference_weight: float = 1.0
@@ -108,9 +93,9 @@ class ClusProConfig(MethodConfig):
         def refuse(name: str, why: str) -> UsageError:
             return UsageError(f"clusPro: {name}={getattr(self, name)!r}", why, "")
 
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise refuse(name, f"choose one of {', '.join(map(str, allowed))}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise refuse(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
         for name in FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise refuse(name, "it must lie between 0 and 1")
