@@ -41,7 +41,7 @@ def test_the_method_of_the_guide_trains_and_predicts(offsets, small_clip, small_
     optimizer = torch.optim.Adam(method.parameters(), lr=0.05)
     method.train()
     losses = []
-    for _ in range(20):
+    for _ in range(100):
         loss = torch.stack(list(method.training_step(batch).values())).sum()
         optimizer.zero_grad()
         loss.backward()
