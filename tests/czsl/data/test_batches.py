@@ -4,6 +4,7 @@ import io
 import threading
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def prepare(image, image_id):
 
 
 def test_pixels_are_those_of_each_image(split, cache):
-    done = []
+    done: list[int] = []
     pixels = PixelCache(split, SIZE, prepare, done.append)
     assert len(pixels) == IMAGES
     assert done[-1] == IMAGES
@@ -192,14 +193,16 @@ def test_an_empty_split_has_an_empty_cache(cache):
         def __len__(self):
             return 0
 
-    pixels = PixelCache(Empty(name="val", ids=[], sha256=[], iter_images=lambda: iter(())), SIZE, prepare)
+    empty: Any = Empty(name="val", ids=[], sha256=[], iter_images=lambda: iter(()))
+    pixels = PixelCache(empty, SIZE, prepare)
     assert pixels.pixels.shape == (0, 3, SIZE, SIZE)
 
 
 # -- keys and features ---------------------------------------------------------------------------------------------
 def test_a_split_is_named_by_its_images_in_order():
     def key(ids, sha256, name="train"):
-        return split_key(SimpleNamespace(name=name, ids=ids, sha256=sha256))
+        images: Any = SimpleNamespace(name=name, ids=ids, sha256=sha256)
+        return split_key(images)
 
     base = key(["a", "b"], ["1", "2"])
     assert base == key(["a", "b"], ["1", "2"])
@@ -218,7 +221,7 @@ def test_features_are_kept_for_their_split_and_backbone(split, cache):
     path = feature_file(split, "a" * 64)
     assert load_features(path, IMAGES) is None
     save_features(path, features)
-    assert torch.equal(load_features(path, IMAGES), features)
+    torch.testing.assert_close(load_features(path, IMAGES), features, rtol=0, atol=0)
     assert load_features(path, IMAGES + 1) is None
     assert feature_file(split, "b" * 64) != path
     assert list(path.parent.iterdir()) == [path]

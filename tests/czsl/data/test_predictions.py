@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -70,7 +71,7 @@ def test_what_ends_early_leaves_the_old_file_alone(tmp_path, suffix, how):
             raise RuntimeError("a worker died")
         yield RECORDS[1]
 
-    passing = write(path, records())
+    passing: Any = write(path, records())
     next(passing)
     if how == "error":
         with pytest.raises(RuntimeError, match="a worker died"):
