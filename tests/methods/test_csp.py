@@ -1,0 +1,145 @@
+"""CSP against the public program's numbers, and what it learned in another label space."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from czsl.clip.backbone import load_clip
+from czsl.compositions import CompositionSpace
+from czsl.errors import UsageError
+from methods.building import build
+from methods.csp import CSP, CSPConfig
+from methods.method import ImageSide, Targets
+
+ATOL, RTOL = 2e-5, 2e-4  # what an independent implementation can be expected to reach
+
+
+@pytest.fixture(scope="module")
+def fixture(shared, reference, tmp_path_factory):
+    """The fixture's arrays, and CSP as it was initialised there."""
+    arrays = reference("csp_reference")
+    about = json.loads((shared / "fixtures" / "csp_reference.json").read_text())
+    prefix, path = "state/clip.", tmp_path_factory.mktemp("csp") / "clip.safetensors"
+    save_file({k.removeprefix(prefix): v.contiguous() for k, v in arrays.items() if k.startswith(prefix)}, path)
+    none = np.zeros((0, 2), np.int64)
+    space = CompositionSpace(tuple(about["attributes"]), tuple(about["objects"]), arrays["pairs/train"].numpy(), none, none)
+    return arrays, about, CSP(space, load_clip(str(path)), CSPConfig(names="reference", attr_dropout=0.0))
+
+
+def test_the_table_starts_from_the_words_of_clip(fixture):
+    arrays, about, _ = fixture
+    clip = fixture[2].clip
+    method = CSP(fixture[2].space, clip, CSPConfig(names="reference"))
+    torch.testing.assert_close(method.prompts.table.detach(), arrays["tensors/soft_embeddings_init"], rtol=0, atol=1e-6)
+    assert about["attributes"][1] == "faux.fur"  # names that need cleaning are part of it
+
+
+@pytest.fixture(scope="module")
+def learned(fixture):
+    arrays, _, method = fixture
+    method.load_state_dict({"prompts.table": arrays["state/soft_embeddings"]})  # and nothing else is saved
+    return method
+
+
+@torch.no_grad()
+def test_logits_of_both_worlds(fixture, learned):
+    arrays = fixture[0]
+    learned.eval()
+    images = arrays["inputs/images"]
+    torch.testing.assert_close(learned.image_features({"images": images}), arrays["tensors/image_features"], rtol=RTOL, atol=ATOL)
+    for world, expected in (("train", "logits_pair"), ("open", "logits_open")):
+        scores = learned.score_images(images, arrays[f"pairs/{world}"])
+        torch.testing.assert_close(scores, arrays[f"tensors/{expected}"], rtol=RTOL, atol=ATOL)
+
+
+def test_loss_and_gradient(fixture, learned):
+    arrays, about, _ = fixture
+    learned.train()
+    learned.zero_grad()
+    batch = {k: arrays[f"inputs/{k}"] for k in ("attr", "obj", "pair")} | {"features": arrays["tensors/image_features"]}
+    losses = learned.training_step(batch)
+    (loss,) = losses.values()
+    assert loss.item() == pytest.approx(about["scalars"]["loss"], rel=1e-5)
+    loss.backward()
+    torch.testing.assert_close(learned.prompts.table.grad, arrays["tensors/grad.soft_embeddings"], rtol=RTOL, atol=ATOL)
+    assert {n for n, p in learned.named_parameters() if p.requires_grad} == {"prompts.table"}
+    assert all(p.grad is None for p in learned.clip.parameters())
+
+
+# -- without the fixture -------------------------------------------------------------------------------------------
+@pytest.fixture
+def method(small_space, small_clip):
+    method = CSP(small_space, small_clip, CSPConfig())
+    with torch.no_grad():
+        method.prompts.table.copy_(torch.randn(11, 64, generator=torch.Generator().manual_seed(3)))
+    return method.eval()
+
+
+@torch.no_grad()
+def test_scores_are_scaled_cosines_of_prompts_with_the_learned_words(method, small_clip):
+    """Written out for one pair: the words' embeddings between those of "a photo of" and the end token."""
+    text, table = small_clip.text, method.prompts.table
+    ids = torch.tensor([text.start_id, *text.tokenizer.encode("a photo of"), 0, 0, text.end_id])
+    x = text.embed_tokens(ids)[None].clone()
+    x[0, 4], x[0, 5] = table[2], table[6 + 3]
+    feature = torch.nn.functional.normalize(text.encode_embeddings(x, torch.tensor([6])), dim=-1)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.normalize(small_clip.visual(small_clip.normalise(images)), dim=-1)
+    expected = small_clip.logit_scale * image @ feature.T
+    scores = method.score_images(images, torch.tensor([[2, 3], [0, 0]]))
+    torch.testing.assert_close(scores[:, :1], expected, rtol=1e-5, atol=1e-5)
+    assert method.branch_logits(images, torch.tensor([[2, 3]]))[0].shape == (4, 1)
+    assert len(method.branch_logits(images, torch.tensor([[2, 3]]))) == 1  # CSP has no branches
+
+
+def test_the_loss_is_the_cross_entropy_over_training_pairs(method):
+    text = method.encode_compositions(torch.from_numpy(method.space.train_pairs.copy()))
+    images = ImageSide(torch.nn.functional.normalize(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)), dim=-1))
+    target = torch.tensor([0, 13, 5])
+    loss = method.losses(images, text, Targets(target, target, target))["pair"]
+    logits = (method.clip.logit_scale * images.pair @ text.pair.T).double()
+    by_hand = (torch.logsumexp(logits, 1) - logits[torch.arange(3), target]).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_one_mask_of_words_a_forward(small_space, small_clip):
+    """Dropout falls on the table, once: prompts that share a word share its mask."""
+    method = CSP(small_space, small_clip, CSPConfig(attr_dropout=0.5)).train()
+    torch.manual_seed(0)
+    words = method.prompts.words()
+    kept = words != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(words[kept], 2 * method.prompts.table[kept])
+    x, _ = method.prompts.pairs(words, torch.tensor([[0, 0], [0, 1]]))
+    assert torch.equal(x[0, 4], x[1, 4])
+    assert torch.equal(method.eval().prompts.words(), method.prompts.table)
+
+
+def test_what_was_learned_follows_its_name_into_another_space(method, small_clip):
+    """`wet` moves to another row, `Faux.Leather` is spelt otherwise, `blue` and `horse` are new."""
+    attributes, objects = ("blue", "faux_leather", "wet"), ("horse", "Dog")
+    other_space = CompositionSpace(attributes, objects, np.array([[0, 0], [2, 1]]), np.zeros((0, 2)), np.zeros((0, 2)))
+    other = method.for_space(other_space)
+    new, old = other.prompts.table.detach(), method.prompts.table.detach()
+    assert torch.equal(new[2], old[0])  # wet
+    assert torch.equal(new[1], old[2])  # faux leather
+    assert torch.equal(new[4], old[6])  # dog
+    torch.testing.assert_close(new[[0, 3]], small_clip.text.name_embeddings(["blue", "horse"]), rtol=0, atol=0)
+    assert not other.training
+    assert other.space is other_space
+    assert torch.equal(method.prompts.table.detach(), old)  # and the method itself is unchanged
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    with torch.no_grad():
+        here, there = method.score_images(images, torch.tensor([[0, 0]])), other.score_images(images, torch.tensor([[2, 1]]))
+    torch.testing.assert_close(here, there)
+
+
+def test_fields_are_checked(small_space, small_clip):
+    with pytest.raises(UsageError, match=r"no field 'attr_dropuot'(.|\n)*'attr_dropout'"):
+        build("csp", small_space, small_clip, {"attr_dropuot": 0.1})
+    with pytest.raises(UsageError, match="'refrence'"):
+        build("csp", small_space, small_clip, {"names": "refrence"})
+    assert build("CSP", small_space, small_clip, {"attr_dropout": 0.1}).config == CSPConfig(attr_dropout=0.1)
