@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from czsl.clip.backbone import load_clip
 from czsl.compositions import CompositionSpace
+from czsl.data.images import BadImage
 from czsl.errors import UsageError
 from methods.building import build
 from methods.csp import CSP, CSPConfig
@@ -143,3 +145,17 @@ def test_fields_are_checked(small_space, small_clip):
     with pytest.raises(UsageError, match="'refrence'"):
         build("csp", small_space, small_clip, {"names": "refrence"})
     assert build("CSP", small_space, small_clip, {"attr_dropout": 0.1}).config == CSPConfig(attr_dropout=0.1)
+
+
+def test_predict_takes_images_and_files_and_decodes_under_the_limits(method, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    method.train()
+    given, from_path, from_text = method.predict([image, tmp_path / "a.png", str(tmp_path / "a.png")], k=3)
+    assert given["predictions"] == from_path["predictions"] == from_text["predictions"]
+    assert len(given["predictions"]) == 3
+    assert method.predict([]) == []
+    (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(BadImage, match="not an image"):  # Pillow alone would start Ghostscript
+        method.predict([tmp_path / "page.eps"])
+    assert method.training
