@@ -67,11 +67,11 @@ def normalised_hsic(x_BD: Tensor, y_BD: Tensor, estimator: str) -> Tensor:
     xx, yy, xy = h(kernels[0], kernels[0]), h(kernels[1], kernels[1]), h(kernels[0], kernels[1])
     # Where one side hardly varies (all images at one prototype, say) there is nothing to decorrelate.
     varies = torch.minimum(xx, yy) > (LEAST_SELF if estimator == "unbiased" else 0.0)
-    return torch.where(varies, xy / torch.where(varies, xx * yy, 1.0).sqrt(), 0.0)
+    return torch.where(varies, xy / torch.where(varies, xx * yy, 1.0).sqrt(), 0.0).to(x_BD.dtype)
 
 
 def _kernel(x_BD: Tensor) -> Tensor:
-    x_BD = F.normalize(x_BD, dim=-1)
+    x_BD = F.normalize(x_BD.double(), dim=-1)  # the estimator takes small differences of large sums
     square_B = (x_BD * x_BD).sum(1)
     distance_BB = (square_B[:, None] + square_B - 2 * x_BD @ x_BD.T).abs()
     m = _bandwidth(distance_BB.detach())
