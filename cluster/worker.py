@@ -118,7 +118,6 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     config = run.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    # A first guard against slow or silent failures of several processes: every number below is a function of the seed.
     torch.manual_seed(config.seed)
     data = open_data(config.data)
     clip = load_clip(config.clip, config.clip_weights)

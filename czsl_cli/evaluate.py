@@ -82,7 +82,8 @@ def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
 def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     from czsl.errors import UsageError
     from czsl.evaluation import evaluate as evaluate_scores
-    from czsl.evaluation import read_feasibility, read_scores
+    from czsl.evaluation import read_scores
+    from czsl.evaluation.feasibility import read_feasibility
 
     if run is not None or space is None:
         raise UsageError("a score file needs its label space and no run", "", "czsl evaluate --scores FILE.npz --space FILE.json")
