@@ -28,6 +28,7 @@ SIZE = 64
 LONGEST = 20  # tokens of the longest caption
 HIDDEN = 0.7  # share of the patches that training leaves out: three times the pictures in the same time (as FLIP does)
 CAPTIONS = 2  # of each picture in a batch
+EASY = 0.5  # of the steps, the first ones, see pictures of one object only
 WHOLE = 0.08  # of the steps, the last ones, see whole pictures
 
 PAIR_FORMS = (
@@ -202,6 +203,16 @@ def shift(images, rng: np.random.Generator, reach: int = 5):
     return out
 
 
+def grid_code(side: int, width: int):
+    """Sines and cosines of a patch's row and column, [side * side, width]: a better start than noise for a short training."""
+    import torch
+
+    rate = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    wave = torch.arange(side)[:, None] * rate
+    line = torch.cat([wave.sin(), wave.cos()], dim=1)
+    return torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], dim=2).flatten(0, 1)
+
+
 def write(model, ids: np.ndarray, path: str) -> None:
     """Store the weights in half precision; of the token embeddings only the trained rows and their ids."""
     import torch
@@ -213,13 +224,39 @@ def write(model, ids: np.ndarray, path: str) -> None:
     save_file(state, path)
 
 
+def build(config: dict, vocab_size: int):
+    """The model as its config says, for the tokens in use (tokens that never occur would only slow the optimiser down)."""
+    import torch
+
+    from czsl.clip.compat import import_open_clip
+
+    vision = {**config["vision_cfg"], "patch_dropout": HIDDEN}
+    text = {**config["text_cfg"], "vocab_size": vocab_size}
+    model = import_open_clip().CLIP(config["embed_dim"], vision, text, config["quick_gelu"])
+    with torch.no_grad():
+        code = grid_code(vision["image_size"] // vision["patch_size"], vision["width"])
+        model.visual.positional_embedding[1:] = 0.5 * code
+    return model
+
+
+def batches(scenes: list[list[tuple[int, int]]], size: int, steps: int, seed: int):
+    """For each step: places of its pictures, `CAPTIONS` captions of each, and the generator for what else is random."""
+    rng = np.random.Generator(np.random.PCG64([seed, 1 << 40]))
+    alone = np.array([i for i, content in enumerate(scenes) if len(content) == 1])
+    order = np.zeros(0, dtype=int)
+    for step in range(steps):
+        if len(order) < size:
+            order = np.concatenate([order, rng.permutation(alone if step < EASY * steps else len(scenes))])
+        chosen, order = order[:size], order[size:]
+        yield chosen, [caption(scenes[i], rng) for i in chosen for _ in range(CAPTIONS)], rng
+
+
 def train(args: argparse.Namespace) -> None:
     """Draw, train, write."""
     import torch
 
     from czsl.clip.compat import import_open_clip
 
-    open_clip = import_open_clip()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
@@ -227,29 +264,19 @@ def train(args: argparse.Namespace) -> None:
     print(f"drew {len(images)} scenes in {time.perf_counter() - start:.0f} s", flush=True)
 
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
-    mean, std = (torch.tensor(config.pop(key))[:, None, None] for key in ("image_mean", "image_std"))
-    tokenize = open_clip.tokenizer.SimpleTokenizer(context_length=LONGEST)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("image_mean", "image_std"))
+    tokenize = import_open_clip().tokenizer.SimpleTokenizer(context_length=LONGEST)
     ids = vocabulary(tokenize)
     compact = torch.zeros(config["text_cfg"]["vocab_size"], dtype=torch.long)
     compact[ids] = torch.arange(len(ids))
-    config["text_cfg"]["vocab_size"] = len(ids)  # tokens that never occur would only slow the optimiser down
-    config["vision_cfg"]["patch_dropout"] = HIDDEN
-    model = open_clip.CLIP(**config)
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    model = build(config, len(ids))
+    groups = [[p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
+    decays = [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (0.05, 0.0), strict=True)]
+    optimiser = torch.optim.AdamW(decays, betas=(0.9, 0.98))
 
-    rng = np.random.Generator(np.random.PCG64([args.seed, 1 << 40]))
-    order = np.zeros(0, dtype=int)
-    for step in range(args.steps):
+    for step, (chosen, captions, rng) in enumerate(batches(scenes, args.batch, args.steps, args.seed)):
         if step == int(args.steps * (1 - WHOLE)):
             model.visual.patch_dropout.prob = 0.0
-        if len(order) < args.batch:
-            order = np.concatenate([order, rng.permutation(len(images))])
-        chosen, order = order[: args.batch], order[args.batch :]
-        captions = [caption(scenes[i], rng) for i in chosen for _ in range(CAPTIONS)]
         target = torch.from_numpy(matches(captions, [scenes[i] for i in chosen])).float()
         texts, place_in_texts = np.unique([c.text for c in captions], return_inverse=True)
         tokens = compact[tokenize(texts.tolist())]
@@ -275,10 +302,10 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Pre-train the built-in CLIP `tiny` on drawn scenes.")
     parser.add_argument("--out", required=True, help="file to write (.safetensors)")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--images", type=int, default=32_000, help="scenes to draw")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     train(parser.parse_args())
