@@ -73,11 +73,7 @@ def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tu
         K, dtype=torch.float64, device=kernel.device
     )  # a common shift of potentials changes nothing
 
-    def dual(v_CK: Tensor) -> tuple[Tensor, Tensor]:
-        row_CB = torch.logsumexp(kernel + v_CK[:, None], 2)
-        return (mass_CB * row_CB).sum(1) - v_CK.mean(1), row_CB
-
-    row_CB = dual(v_CK)[1]
+    row_CB = torch.logsumexp(kernel + v_CK[:, None], 2)
     for i in range(NEWTON_STEPS + 1):
         log_share = kernel + v_CK[:, None] - row_CB[:, :, None]
         log_column = torch.logsumexp(log_mass + log_share, 1)
@@ -88,12 +84,13 @@ def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tu
         hessian = torch.diag_embed(column_CK) - (share * mass_CB[:, :, None]).mT @ share + ridge_KK
         step_CK = torch.linalg.solve_ex(hessian, 1 / K - column_CK)[0]
         step_CK = step_CK * (LONGEST_STEP / step_CK.abs().amax(1, keepdim=True)).clamp(max=1.0)
-        newton, sinkhorn = v_CK + step_CK, v_CK - log_column - math.log(K)
-        (newton_C, newton_row), (sinkhorn_C, sinkhorn_row) = dual(newton), dual(sinkhorn)
-        better_C1 = (newton_C <= sinkhorn_C)[:, None]
+        trial_2CK = torch.stack([v_CK + step_CK, v_CK - log_column - math.log(K)])
+        trial_2CB = torch.logsumexp(kernel + trial_2CK[:, :, None], 3)
+        dual_2C = (mass_CB * trial_2CB).sum(2) - trial_2CK.mean(2)
+        better = (dual_2C[0] <= dual_2C[1])[:, None]
         # A finished problem keeps its values, so that it does not depend on what else is in the batch.
-        v_CK = torch.where(moving_C[:, None], torch.where(better_C1, newton, sinkhorn), v_CK)
-        row_CB = torch.where(moving_C[:, None], torch.where(better_C1, newton_row, sinkhorn_row), row_CB)
+        v_CK = torch.where(moving_C[:, None], torch.where(better, trial_2CK[0], trial_2CK[1]), v_CK)
+        row_CB = torch.where(moving_C[:, None], torch.where(better, trial_2CB[0], trial_2CB[1]), row_CB)
     return (log_mass + log_share - (log_column + math.log(K))[:, None]).exp(), v_CK
 
 
