@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.comm import Group
-from czsl.data.batches import PixelCache, evaluation_batches, feature_file, load_features, save_features
+from czsl.data.batches import FeatureParts, PixelCache, evaluation_batches, feature_file, load_features, save_features
 from czsl.data.table import Dataset
 from methods.method import Method
 
@@ -46,7 +46,7 @@ class Source:
             path = feature_file(self.split, method.clip.sha256)
             features = load_features(path, len(self.split))
             if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
-                features = self.encode(np.arange(len(self.split)), eval_batch).float().cpu()
+                features = self.encode(np.arange(len(self.split)), eval_batch, FeatureParts(path)).float().cpu()
                 save_features(path, features)
             self.features = features
 
@@ -64,12 +64,20 @@ class Source:
         return self._pixels
 
     @torch.inference_mode()
-    def encode(self, rows_N: np.ndarray, eval_batch: int) -> Tensor:
-        """Image features [N, D] of these rows, without augmentation: batches cut once, dealt out whole, gathered on every worker."""
+    def encode(self, rows_N: np.ndarray, eval_batch: int, kept: FeatureParts | None = None) -> Tensor:
+        """Image features [N, D] of these rows, without augmentation: batches cut once, dealt out whole, gathered on every worker.
+
+        With ``kept``, what an interrupted pass had computed on this machine is not computed again.
+        """
         batches = evaluation_batches(len(rows_N), eval_batch)
-        own = {}
-        for i in range(self.comm.rank, len(batches), self.comm.world):
+        mine = range(self.comm.rank, len(batches), self.comm.world)
+        own = {i: x for i, x in (kept.load(eval_batch) if kept else {}).items() if i in mine}
+        for i in mine:
+            if i in own:
+                continue
             own[i] = self.method.image_features(self.batch(rows_N[batches[i]])).cpu().numpy()
+            if kept:
+                kept.add(i, own[i])
             self._progress(f"encoding {self.split.name} images", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
         parts: dict[int, np.ndarray] = {}
         for share in self.comm.gather_objects(own):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -155,12 +156,54 @@ def load_features(path: Path, count: int) -> Tensor | None:
 
 
 def save_features(path: Path, features_ND: Tensor) -> None:
-    """Keep features; several processes may do so at once."""
+    """Keep features; several processes may do so at once. The parts of an unfinished pass go."""
+    _save(path, features_ND.float().cpu().numpy())
+    shutil.rmtree(FeatureParts(path).folder, ignore_errors=True)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
         with temporary.open("wb") as file:
-            np.save(file, features_ND.float().cpu().numpy(), allow_pickle=False)
+            np.save(file, array, allow_pickle=False)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class FeatureParts:
+    """Batches of features that are done, so that a pass of hours survives an interruption.
+
+    Parameters
+    ----------
+    path : Path
+        The file that the whole pass will write; the parts lie in a folder beside it.
+    """
+
+    every = 16  # batches a part
+
+    def __init__(self, path: Path):
+        self.folder = path.with_suffix(".parts")
+        self._waiting: dict[int, np.ndarray] = {}
+
+    def add(self, place: int, features_BD: np.ndarray) -> None:
+        """Keep the features of a batch; every few batches they reach the disk."""
+        self._waiting[place] = features_BD
+        if len(self._waiting) == self.every:
+            places = sorted(self._waiting)
+            _save(self.folder / ("-".join(map(str, places)) + ".npy"), np.stack([self._waiting[p] for p in places]))
+            self._waiting = {}
+
+    def load(self, batch: int) -> dict[int, np.ndarray]:
+        """Features [batch, D] by place of the batch, cut as now; damaged or differently cut parts are left out."""
+        found: dict[int, np.ndarray] = {}
+        for file in sorted(self.folder.glob("*.npy")):
+            try:
+                features = np.load(file, allow_pickle=False)
+                places = [int(p) for p in file.stem.split("-")]
+            except (OSError, ValueError):
+                continue
+            if features.shape[:2] == (len(places), batch):
+                found |= dict(zip(places, features, strict=True))
+        return found

@@ -225,3 +225,22 @@ def test_features_are_kept_for_their_split_and_backbone(split, cache):
     assert load_features(path, IMAGES + 1) is None
     assert feature_file(split, "b" * 64) != path
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_parts_of_an_interrupted_pass_are_found_again(tmp_path):
+    from czsl.data.batches import FeatureParts, load_features, save_features
+
+    path = tmp_path / "features" / "train.npy"
+    features = np.random.default_rng(0).standard_normal((40, 4, 3)).astype(np.float32)  # 40 batches of 4 images
+    first = FeatureParts(path)
+    for place in range(0, 40, 2):  # as the first of two workers does; the last batches never reach the disk
+        first.add(place, features[place])
+    found = FeatureParts(path).load(4)
+    assert list(found) == list(range(0, 2 * FeatureParts.every, 2))
+    assert all(np.array_equal(found[p], features[p]) for p in found)
+    assert FeatureParts(path).load(8) == {}  # cut in another way now
+    next(first.folder.glob("*.npy")).write_bytes(b"half")
+    assert FeatureParts(path).load(4) == {}
+    save_features(path, torch.from_numpy(features.reshape(-1, 3)))
+    assert not first.folder.exists()
+    assert load_features(path, 160) is not None
