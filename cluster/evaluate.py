@@ -90,7 +90,7 @@ def answer(run: Run, question: Question, comm: Group, device: torch.device, prog
             "attributes or objects differ",
             "evaluate on the run's own labels",
         )
-    source = Source(method, data, question.split, comm, config.eval_batch, progress)
+    source = Source(method, data, question.split, comm, config.eval_batch, progress, config.precision)
     if not len(source.split):
         raise DataError(f"{data.folder} has no {question.split} images", "the split is empty", "choose another --split")
     candidates = Candidates.build(data.space, split=question.split, open_world=question.open_world)

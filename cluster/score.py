@@ -50,7 +50,7 @@ def score_split(
     parts = []
     for i in range(comm.rank, len(batches), comm.world):
         places = batches[i]
-        images = method.encode_images(source.batch(rows[places]))
+        images = method.image_side(source.image_features(rows[places]))
         own = np.unique(places)
         accumulator = ExtremesAccumulator(candidates, labels[own], k=topk, index=rows[own], source=source.split.name)
         start = 0

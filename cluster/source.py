@@ -21,6 +21,11 @@ def quiet(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in bfloat16 where the run says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 class Source:
     """One split of a dataset for one method.
 
@@ -35,15 +40,26 @@ class Source:
         Features that are not kept yet are computed by all workers together, in whole batches.
     eval_batch : int
         Images a batch while features are computed.
+    precision : str
+        That of the run; features in bfloat16 are kept apart from others.
     """
 
-    def __init__(self, method: Method, data: Dataset, name: str, comm: Group, eval_batch: int, progress: Progress = quiet):
-        self.method, self.comm, self.split = method, comm, data.split(name)
+    def __init__(
+        self,
+        method: Method,
+        data: Dataset,
+        name: str,
+        comm: Group,
+        eval_batch: int,
+        progress: Progress = quiet,
+        precision: str = "float32",
+    ):
+        self.method, self.comm, self.split, self.precision = method, comm, data.split(name), precision
         self._progress = progress
         self.features: Tensor | None = None
         self._pixels: PixelCache | None = None
         if method.frozen_images:
-            path = feature_file(self.split, method.clip.sha256)
+            path = feature_file(self.split, method.clip.sha256, precision)
             features = load_features(path, len(self.split))
             if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
                 features = self.encode(np.arange(len(self.split)), eval_batch, FeatureParts(path)).float().cpu()
@@ -75,7 +91,7 @@ class Source:
         for i in mine:
             if i in own:
                 continue
-            own[i] = self.method.image_features(self.batch(rows_N[batches[i]])).cpu().numpy()
+            own[i] = self.image_features(rows_N[batches[i]]).cpu().numpy()
             if kept:
                 kept.add(i, own[i])
             self._progress(f"encoding {self.split.name} images", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
@@ -85,6 +101,11 @@ class Source:
         if not parts:
             return torch.zeros(0, self.method.clip.dim)
         return torch.from_numpy(np.concatenate([parts[i] for i in range(len(batches))])[: len(rows_N)])
+
+    def image_features(self, rows_B: np.ndarray) -> Tensor:
+        """Features [B, D] of these rows as the method sees them, the tower in the run's precision."""
+        with autocast(self.method.clip.device, self.precision):
+            return self.method.image_features(self.batch(rows_B))
 
     def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
         """A prepared batch of these rows: ``images`` or ``features``, ``ids``, ``index``."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from cluster.comm import Group
 from cluster.score import score_split
-from cluster.source import Source
+from cluster.source import Source, autocast
 from czsl.clip.backbone import load_clip
 from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
 from czsl.data.table import Dataset, open_data
@@ -134,8 +134,8 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             last[0] = time.monotonic()
             run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
 
-    train = Source(method, data, "train", comm, config.eval_batch, progress)
-    val = Source(method, data, "val", comm, config.eval_batch, progress)
+    train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision)
+    val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
     rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
     val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
     if comm.rank == 0 and not run.environment():
@@ -172,7 +172,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     split = t.train.split
     pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
     batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
-    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.config.precision == "bfloat16"):
+    with autocast(t.device, t.config.precision):
         terms = t.method.training_step(batch)
     loss = torch.stack(list(terms.values())).sum()
     values = {"loss": float(loss), **{f"loss_{k}": float(v) for k, v in terms.items()}}

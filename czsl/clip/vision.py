@@ -99,5 +99,5 @@ class VisionTower(nn.Module):
                 x = checkpoint(self.block, i, x, adapter, class_only, use_reentrant=False)
             else:
                 x = self.block(i, x, adapter, class_only)
-        x = self.project(x)
+        x = self.project(x).to(self.vit.proj.dtype)  # autocast ends here: cosines need their digits
         return x if tokens else x[:, 0]

@@ -142,9 +142,9 @@ def split_key(split: Split) -> str:
     return f"{split.name}-{digest.hexdigest()}"
 
 
-def feature_file(split: Split, clip_sha256: str) -> Path:
+def feature_file(split: Split, clip_sha256: str, precision: str = "float32") -> Path:
     """Where the frozen tower's image features [N, D] of a split are kept."""
-    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}.npy"
+    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{precision}.npy"
 
 
 def load_features(path: Path, count: int) -> Tensor | None:

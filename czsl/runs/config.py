@@ -33,7 +33,7 @@ class RunConfig:
     train_per_pair: use at most this many training images a pair (0: all), drawn with the seed.
     val_per_pair: the same for the validation images that choose the best checkpoint.
     eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
-    precision: float32, bfloat16 (autocast on a GPU) or float64.
+    precision: float32, bfloat16 (matrix products of the image tower and of training; scores stay in float32) or float64.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
     threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
     model: the method's own fields.
