@@ -62,7 +62,8 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     presets = load_presets(method)
     given["method"] = method
     settings: dict[str, Any] = {}
-    for kind, default in (("preset", "default"), ("recipe", None)):
+    # The toy's size is known; for a dataset of the user's the recipe is a choice to make.
+    for kind, default in (("preset", "default"), ("recipe", "small" if given.get("data", RunConfig.data) == "toy" else None)):
         known = presets[f"{kind}s"]
         name = given.get(kind)
         if name is None and default in known:

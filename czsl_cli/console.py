@@ -21,7 +21,12 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
-    click.echo(click.style("warning: ", fg="yellow") + text, err=True)
+    click.echo(coloured("warning: ", "yellow") + text, err=True)
+
+
+def coloured(text: str, colour: str) -> str:
+    """Text in a colour where the terminal has them and NO_COLOR does not forbid them (https://no-color.org)."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True)
 
 
 def print_json(content: Any) -> None:
@@ -35,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         numeric = all(
             isinstance(row[i], int | float) or str(row[i])[:1] in "0123456789-+." for row in rows if row[i] not in ("", None)
@@ -46,7 +51,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     stream = sys.stderr if err else sys.stdout
     columns_asked = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(columns_asked) if columns_asked.isdecimal() else WIDE_ENOUGH
-    Console(file=stream, width=width, highlight=False, emoji=False, markup=False).print(table)
+    console = Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+    if title:
+        console.print(title, style="bold")
+    console.print(table)
 
 
 def percent(value: float | None) -> str:

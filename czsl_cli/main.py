@@ -9,6 +9,7 @@ import sys
 import click
 
 from czsl import __version__
+from czsl_cli.console import coloured
 
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
@@ -109,7 +110,7 @@ def _explain(error: Exception, debug: bool) -> int:
         lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
         code = 1
     head, *rest = [line for line in lines if line]
-    click.echo(click.style("error: ", fg="red", bold=True, reset=True) + head, err=True)
+    click.echo(coloured("error: ", "red") + head, err=True)
     for line in rest:
         click.echo(f"  {line}", err=True)
     return code

@@ -58,6 +58,7 @@ def one(row: str, seed: int, options: argparse.Namespace) -> dict:
             "--name",
             name,
         ]
+        shared.append(f"precision={options.precision}")
         czsl("train", *ROWS[row][1][:2], *shared, *ROWS[row][1][2:])
     elif row != "zero-shot" and not (ends and ends[-1]["status"] == "done"):
         czsl("train", "--resume", str(run))
