@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ def train(
         on_placement(placement)
         failures: list[BaseException] = []
         job = threading.Thread(target=_fit, args=(run, placement, failures), daemon=True)
-        with _stop_on_signal(run):
+        with _stop_on_signal(run, on_record):
             job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
             while job.is_alive():
                 job.join(POLL_S)
@@ -105,13 +104,14 @@ def _forward(run: Run, position: int, on_record: Callable[[dict[str, Any]], None
 
 
 @contextlib.contextmanager
-def _stop_on_signal(run: Run) -> Iterator[None]:
+def _stop_on_signal(run: Run, on_record: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """SIGINT and SIGTERM ask the workers to stop together and save; a second one ends at once."""
 
     def ask(number: int, frame: Any) -> None:
         if run.stop_file.exists():
             raise KeyboardInterrupt
-        Path(run.stop_file).touch()
+        run.stop_file.touch()
+        on_record({"event": "stopping"})
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -39,6 +39,10 @@ class NonFiniteLossError(CzslError):
     """The loss is NaN or infinite; repeating the step would not cure it."""
 
 
+class StopAskedError(Exception):
+    """Somebody asked to stop before the first step; what was computed until then is kept in the caches."""
+
+
 @dataclass
 class Trainer:
     """Everything of one worker's training; made by :func:`prepare`."""
@@ -85,7 +89,11 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     NonFiniteLossError
         With the step and the images of the batch; the last checkpoint stays as it is.
     """
-    trainer = prepare(run, comm, device)
+    try:
+        trainer = prepare(run, comm, device)
+    except StopAskedError:
+        run.log({"event": "end", "status": "stopped", "step": 0, "time": round(time.time(), 3)})
+        return "stopped"
     write_json(run.path / f"worker-{comm.rank}.json", {"pid": os.getpid(), "host": socket.gethostname(), "device": str(device)})
     restore(trainer)
     trainer.log(
@@ -130,6 +138,8 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     last = [0.0]
 
     def progress(what: str, done: int, total: int) -> None:
+        if comm.world == 1 and run.stop_file.exists():  # several workers first have to agree on a step
+            raise StopAskedError
         if comm.rank == 0 and (done >= total or time.monotonic() - last[0] > PROGRESS_EVERY_S):
             last[0] = time.monotonic()
             run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})

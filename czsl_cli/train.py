@@ -128,7 +128,8 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     shown = _short(run.path)
     found = best(run.checkpoints)
     if status == "stopped":
-        say(f"stopped with a checkpoint after {duration(seconds)}; go on with: czsl train --resume {shown}")
+        where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
+        say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
     else:
         auc = f", best validation AUC {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
         say(f"done in {duration(seconds)}{auc}")
@@ -181,6 +182,8 @@ class Watcher:
             self._step(record)
         elif event == "epoch":
             self._epoch(record)
+        elif event == "stopping":
+            say("stopping at the next step with a checkpoint; once more ends at once and without one")
 
     def _step(self, record: dict[str, Any]) -> None:
         now, step = record["time"], record["step"]
