@@ -69,7 +69,16 @@ def test_later_sources_win(file):
 def test_the_default_preset_is_named_where_there_is_one():
     assert resolve({}).preset == "default"
     assert resolve({"method": "csp"}).preset is None
-    assert resolve({"method": "csp"}) == RunConfig(method="csp", model={"names": "clean", "attr_dropout": CSPConfig.attr_dropout})
+    model = {"names": "clean", "attr_dropout": CSPConfig.attr_dropout}
+    assert resolve({"method": "csp", "data": "mine"}) == RunConfig(method="csp", data="mine", model=model)
+
+
+def test_the_toy_takes_the_small_recipe_and_a_users_data_none():
+    assert resolve({}).recipe == resolve({"method": "csp"}).recipe == "small"
+    assert resolve({"method": "csp"}).epochs == 20
+    assert resolve({"data": "mine"}).recipe is None
+    assert resolve({"method": "zero-shot"}).recipe is None
+    assert resolve({"recipe": "ut-zappos"}).recipe == "ut-zappos"
 
 
 def test_a_runs_own_config_file_resolves_to_itself(tmp_path):
