@@ -5,7 +5,7 @@ Collectives of tensors run on the devices that hold them (gloo or NCCL); small P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ class Group(Communicator):
     def from_first(self, thing: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather_objects(thing)[0]
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0, in place."""
+        for tensor in tensors if self.world > 1 else ():
+            dist.broadcast(tensor, 0)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], flag: float = 0.0) -> float:
         """Average all gradients in place by one flat all-reduce in fixed order; returns the sum of a flag over the workers.

@@ -214,6 +214,7 @@ def first_pass(t: Trainer) -> None:
     labels = (torch.from_numpy(x[t.rows]).to(t.device) for x in (split.attr, split.obj))
     torch.manual_seed(t.config.seed)
     t.method.first_pass(features_ND, *labels)
+    t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
 
 
 def validate_and_save(t: Trainer) -> None:

@@ -136,7 +136,7 @@ def test_prototypes_after_the_step(stepped, reference):
     torch.testing.assert_close(stepped[0].prototypes.bank, expected, atol=1e-6, rtol=0)
 
 
-def test_prototypes_from_the_public_features_are_equal_to_the_last_bit(shared, reference):
+def test_prototypes_from_the_public_features_agree_but_for_the_order_of_sums(shared, reference):
     method, batch = public_method(shared, reference)
     arrays, noise = reference("cluspro_reference"), own_noise(reference)
     method.prototypes.gumbel = lambda plan: noise
