@@ -68,9 +68,9 @@ def rasterise(shape: Shape, pose: Pose, size: int, rng: np.random.Generator) -> 
             chosen[part.name] = np.array(part.colours[rng.integers(len(part.colours))]) + rng.normal(0, 0.05, 3)
         palette[number] = np.clip(chosen[part.name], 0, 1)
     label = np.asarray(labels)
-    rows, columns = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     inverse = np.linalg.inv(matrix).astype(np.float32)
-    x, y = columns - np.float32(centre[0]), rows - np.float32(centre[1])
+    x = np.arange(low[0], high[0], dtype=np.float32)[None, :] - np.float32(centre[0])
+    y = np.arange(low[1], high[1], dtype=np.float32)[:, None] - np.float32(centre[1])
     of = lambda names: np.array([False] + [p.name in names for p in shape.parts])[label]  # noqa: E731
     figure = Figure(
         shape=shape,
