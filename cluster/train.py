@@ -18,6 +18,7 @@ from cluster.launch import run_workers
 from cluster.session import Placement, place, session
 from cluster.worker import follow, train_worker
 from czsl.errors import CzslError
+from czsl.runs import checkpoint
 from czsl.runs.run import Run
 
 POLL_S = 0.2
@@ -54,7 +55,9 @@ def train(
         What a worker raised, or :class:`TrainingFailedError` when workers died too often.
     """
     run.stop_file.unlink(missing_ok=True)
-    position = run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+    newest = checkpoint.newest_valid(run.checkpoints)
+    run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
+    position = run.metrics_file.stat().st_size
     with session(address) as ray:
         placement = place(ray, nodes, workers_per_node, run.config.threads)
         on_placement(placement)

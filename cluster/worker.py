@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -280,9 +281,10 @@ def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     if not run.metrics_file.exists():
         return
     with run.metrics_file.open("rb") as file:
-        if run.metrics_file.stat().st_size < position:  # cut back by a resumed worker
-            position = 0
+        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
+        position = min(position, file.seek(0, os.SEEK_END))
         file.seek(position)
         while (line := file.readline()).endswith(b"\n"):
             position += len(line)
-            yield json.loads(line), position
+            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
+                yield json.loads(line), position

@@ -44,7 +44,7 @@ class CSP(Method):
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
-        return TextSide(pairs_P2, self.encode_prompts(*self.prompts.pairs(self.prompts.words(), pairs_P2)))
+        return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
 
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropy over the training pairs."""

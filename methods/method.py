@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
+from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
@@ -140,18 +141,16 @@ class Method(nn.Module):
         """Text side of index pairs."""
         raise NotImplementedError
 
-    def encode_prompts(self, x_PTW: Tensor, end: int) -> Tensor:
-        """L2-normalised text features [P, D] of prompts given as token embeddings that all end at position ``end``.
+    def encode_prompts(self, prompts: PromptTree) -> Tensor:
+        """L2-normalised text features [P, D] of prompts with learned words.
 
         In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
         """
-        text, end_P = self.clip.text, torch.full((len(x_PTW),), end, device=x_PTW.device)
         if self.training:
-            part = self.comm.share(len(x_PTW))
-            encoded = self.comm.gather(text.encode_embeddings(x_PTW[part], end_P[part]))
+            encoded = self.comm.gather(self.clip.text.encode_tree(prompts.part(self.comm.share(len(prompts)))))
         else:
-            chunks = zip(x_PTW.split(TEXT_CHUNK), end_P.split(TEXT_CHUNK), strict=True)
-            encoded = torch.cat([text.encode_embeddings(x, e) for x, e in chunks])
+            starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
+            encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
         return nn.functional.normalize(encoded, dim=-1)
 
     # -- scores ----------------------------------------------------------------------------------------------------

@@ -6,15 +6,45 @@ Letters: P prompts, T text tokens, W text width, D joint width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from czsl.clip.vision import attention
 from czsl.errors import DataError
 
 START, END = "<start_of_text>", "<end_of_text>"
+
+
+@dataclass
+class PromptTree:
+    """Prompts that begin alike, as token embeddings without positions.
+
+    trunk [F, W] begins every prompt; branches [M, W] are the next token of some of them (M may be 0); leaves [P, Q, W] end each
+    prompt, the end token last; parents [P] says which branch a prompt continues (unused where M is 0).
+    """
+
+    trunk: Tensor
+    branches: Tensor
+    leaves: Tensor
+    parents: Tensor
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def part(self, rows: slice) -> PromptTree:
+        """The tree of some of the prompts."""
+        return PromptTree(self.trunk, self.branches, self.leaves[rows], self.parents[rows])
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """The prompts written out: token embeddings [P, T, W] and the end token's position [P]."""
+        P = len(self)
+        middle = [self.branches[self.parents][:, None]] if len(self.branches) else []
+        x_PTW = torch.cat([self.trunk.expand(P, -1, -1), *middle, self.leaves], dim=1)
+        return x_PTW, torch.full((P,), x_PTW.shape[1] - 1, device=x_PTW.device)
 
 
 class TextTower(nn.Module):
@@ -85,6 +115,49 @@ class TextTower(nn.Module):
             x_PTW = x_PTW + blk.ls_2(blk.mlp(blk.ln_2(x_PTW)))
         pooled_PW = x_PTW[torch.arange(len(x_PTW), device=x_PTW.device), end_P.to(x_PTW.device)]
         return self.ln_final(pooled_PW) @ self.text_projection
+
+    def encode_tree(self, tree: PromptTree) -> Tensor:
+        """Text features [P, D], before the L2 norm: what :meth:`encode_embeddings` gives for ``tree.flat()``, with shared tokens
+        computed once.
+
+        Under the causal mask a token depends on those before it alone, so a common beginning is the same for all prompts:
+        "a photo of" once, each attribute once, and two tokens a pair instead of seven.
+        """
+        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.leaves.shape[:2]
+        depth = F_ + (M > 0)
+        at = self.positional_embedding
+        parts = [tree.trunk + at[:F_], tree.branches + at[F_], (tree.leaves + at[depth : depth + Q]).flatten(0, 1)]
+        x_NW = torch.cat(parts)
+        for blk in self.blocks:
+            x_NW = x_NW + blk.ls_1(self._tree_attention(blk.attn, blk.ln_1(x_NW), tree))
+            x_NW = x_NW + blk.ls_2(blk.mlp(blk.ln_2(x_NW)))
+        ends_PW = x_NW[F_ + M :].unflatten(0, (P, Q))[:, -1]
+        return self.ln_final(ends_PW) @ self.text_projection
+
+    @staticmethod
+    def _tree_attention(attn: nn.MultiheadAttention, x_NW: Tensor, tree: PromptTree) -> Tensor:
+        """Attention of all tokens [N, W] of a tree, each to itself and to those before it in its prompts."""
+        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.leaves.shape[:2]
+        heads = attn.num_heads
+        flat = F.linear(x_NW, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3 * heads, -1))  # [N, 3 heads, W / heads]
+        trunk, branches, leaves = flat.split([F_, M, P * Q])
+        leaves = leaves.unflatten(0, (P, Q))
+
+        def attend(own: Tensor, before: list[Tensor]) -> Tensor:
+            """Tokens [n, q, 3 heads, w] attend to those before them [n, b, ...] and causally to one another; [n * q, W]."""
+            q = own[:, :, :heads]
+            k, v = torch.cat([*before, own], dim=1)[:, :, heads:].split(heads, dim=2)
+            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - q.shape[1])
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+        out = [attend(trunk[None], [])]
+        above = [trunk.expand(P, -1, -1, -1)]
+        if M:
+            out.append(attend(branches[:, None], [trunk.expand(M, -1, -1, -1)]))
+            above.append(branches[tree.parents][:, None])
+        return attn.out_proj(torch.cat([*out, attend(leaves, above)]))
 
     def encode(self, prompts: Sequence[str], chunk: int = 512) -> Tensor:
         """L2-normalised text features [P, D] of plain prompts."""

@@ -87,6 +87,11 @@ def steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def is_valid(path: Path) -> bool:
     """Whether every file of a checkpoint is there and unchanged."""
     try:

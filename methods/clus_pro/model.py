@@ -94,8 +94,8 @@ class ClusPro(Method):
         """Text side of index pairs: [P, D], [A, D], [O, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         words = self.prompts.words()
-        pair_PD = self.encode_prompts(*self.prompts.pairs(words, pairs_P2))
-        attribute_AD, object_OD = (self.encode_prompts(*prompts) for prompts in self.prompts.primitives(words))
+        pair_PD = self.encode_prompts(self.prompts.pairs(words, pairs_P2))
+        attribute_AD, object_OD = (self.encode_prompts(prompts) for prompts in self.prompts.primitives(words))
         return ClusProText(pairs_P2, pair_PD, attribute_AD, object_OD, whole=pair_PD)
 
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from czsl.clip.text import TextTower
+from czsl.clip.text import PromptTree, TextTower
 
 CONTEXT = "a photo of"
 BRANCHES = ("pair", "attribute", "object")
@@ -53,19 +53,18 @@ class SoftPrompts(nn.Module):
         """The table [A + O, W] after dropout; draw it once a forward and hand it to the methods below."""
         return self.dropout(self.table)
 
-    def _assemble(self, branch: str, *words_nW: Tensor) -> Tensor:
+    def _tree(self, branch: str, first_MW: Tensor, last_PW: Tensor, parents_P: Tensor) -> PromptTree:
         context_3W = self.context[branch] if hasattr(self, "context") else self.fixed_context
-        n = len(words_nW[0])
-        head = torch.cat([self.start[None], context_3W]).expand(n, -1, -1)
-        return torch.cat([head, torch.stack([*words_nW, self.end.expand(n, -1)], dim=1)], dim=1)
+        leaves_P2W = torch.stack([last_PW, self.end.expand(len(last_PW), -1)], dim=1)
+        return PromptTree(torch.cat([self.start[None], context_3W]), first_MW, leaves_P2W, parents_P)
 
-    def pairs(self, words: Tensor, pairs_P2: Tensor) -> tuple[Tensor, int]:
-        """Token embeddings [P, 7, W] of "a photo of ATTR OBJ" and the end token's position, 6."""
-        x = self._assemble("pair", words[pairs_P2[:, 0]], words[self.num_attributes + pairs_P2[:, 1]])
-        return x, x.shape[1] - 1
+    def pairs(self, words: Tensor, pairs_P2: Tensor) -> PromptTree:
+        """Prompts "a photo of ATTR OBJ" of P pairs: 7 tokens, of which "a photo of" and the attributes are shared."""
+        A = self.num_attributes
+        return self._tree("pair", words[:A], words[A + pairs_P2[:, 1]], pairs_P2[:, 0])
 
-    def primitives(self, words: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Token embeddings of "a photo of ATTR" [A, 6, W], then of "a photo of OBJ" [O, 6, W], each with its end position, 5."""
+    def primitives(self, words: Tensor) -> Iterator[PromptTree]:
+        """Prompts "a photo of ATTR" of all attributes, then "a photo of OBJ" of all objects: 6 tokens."""
         for branch, part in (("attribute", words[: self.num_attributes]), ("object", words[self.num_attributes :])):
-            x = self._assemble(branch, part)
-            yield x, x.shape[1] - 1
+            nobody = torch.zeros(len(part), dtype=torch.long, device=part.device)
+            yield self._tree(branch, part[:0], part, nobody)

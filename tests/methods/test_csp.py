@@ -115,7 +115,7 @@ def test_one_mask_of_words_a_forward(small_space, small_clip):
     kept = words != 0
     assert 0.4 < kept.float().mean() < 0.6
     torch.testing.assert_close(words[kept], 2 * method.prompts.table[kept])
-    x, _ = method.prompts.pairs(words, torch.tensor([[0, 0], [0, 1]]))
+    x, _ = method.prompts.pairs(words, torch.tensor([[0, 0], [0, 1]])).flat()
     assert torch.equal(x[0, 4], x[1, 4])
     assert torch.equal(method.eval().prompts.words(), method.prompts.table)
 

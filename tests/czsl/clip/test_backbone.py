@@ -254,13 +254,13 @@ def test_text_features_of_cluspro(cluspro, shared):
     for branch, name in (("pair", "comp"), ("attribute", "attr"), ("object", "obj")):
         prompts.context[branch].copy_(arrays[f"state/{name}_ctx_vectors"])
 
-    def encode(x, end):
-        return torch.nn.functional.normalize(clip.text.encode_embeddings(x, torch.full((len(x),), end)), dim=-1)
+    def encode(x_PTW, end_P):
+        return torch.nn.functional.normalize(clip.text.encode_embeddings(x_PTW, end_P), dim=-1)
 
     for split, expected in (("train", "text_pair"), ("open", "text_pair_open")):
-        found = encode(*prompts.pairs(prompts.words(), arrays[f"pairs/{split}"]))
+        found = encode(*prompts.pairs(prompts.words(), arrays[f"pairs/{split}"]).flat())
         torch.testing.assert_close(found, parts[expected], rtol=0, atol=1e-5)
-    attribute, obj = (encode(*p) for p in prompts.primitives(prompts.words()))
+    attribute, obj = (encode(*p.flat()) for p in prompts.primitives(prompts.words()))
     torch.testing.assert_close(attribute, parts["text_attr"], rtol=0, atol=1e-5)
     torch.testing.assert_close(obj, parts["text_obj"], rtol=0, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """The openings of the two towers: adapters, tokens and checkpoints in the first, embeddings and names in the second."""
 
+import copy
+
 import pytest
 import torch
 
@@ -133,3 +135,27 @@ def test_an_embedding_of_a_name_is_the_mean_of_its_tokens(small_clip):
 def test_a_name_without_a_word_is_refused(small_clip, nameless):
     with pytest.raises(DataError, match=r"name 1 .* has no word"):
         small_clip.text.name_embeddings(["dog", nameless])
+
+
+@pytest.mark.parametrize("branches", [0, 5])
+def test_prompts_with_a_shared_beginning_equal_prompts_written_out(small_clip, branches):
+    """Values and gradients of the tree against the plain form, in float64."""
+    from czsl.clip.text import PromptTree
+
+    text = copy.deepcopy(small_clip.text).double()
+    generator = torch.Generator().manual_seed(3)
+
+    def leaf(*shape):
+        return torch.randn(*shape, text.width, generator=generator, dtype=torch.float64).requires_grad_()
+
+    parts = [leaf(4), leaf(branches), leaf(17, 2)]
+    tree = PromptTree(*parts, parents=torch.randint(0, max(branches, 1), (17,), generator=generator))
+    weights = torch.randn(17, text.text_projection.shape[1], generator=generator, dtype=torch.float64)
+    results = [text.encode_tree(tree), text.encode_embeddings(*tree.flat())]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
+    used = [p for p in parts if len(p)]
+    gradients = [torch.autograd.grad((r * weights).sum(), used) for r in results]
+    for shared, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-11)
+    piece = text.encode_tree(tree.part(slice(3, 9)))
+    torch.testing.assert_close(piece, results[1][3:9], rtol=1e-11, atol=1e-11)
