@@ -156,6 +156,8 @@ def predict_files(
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=placement.threads if not placement.gpu else 1,
             num_gpus=1 if placement.gpu else 0,
+            # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
+            **({} if address or placement.spread else {"max_restarts": 0}),
         )
         waiting: dict[int, str] = {}
         due = 0

@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 
 # Row -> what is trained, in words, and the arguments of `czsl train`.
-FROZEN = ["--recipe", "small", "epochs=5", "batch=128", "adapter_dim=0"]
+FROZEN = ["--recipe", "small", "epochs=3", "batch=128", "adapter_dim=0"]
 SUBSET = [
-    "--recipe", "small", "adapter_dim=64", "lr=5e-4", "train_per_pair=4", "val_per_pair=1", "epochs=2", "batch=32", "eval_batch=32",
+    "--recipe", "small", "adapter_dim=64", "lr=5e-4", "train_per_pair=2", "val_per_pair=1", "epochs=2", "batch=32", "eval_batch=32",
     "augment=false",
 ]  # fmt: skip
 ROWS: dict[str, tuple[str, list[str]]] = {
     "zero-shot": ("nothing", ["--method", "zero-shot"]),
     "csp": ("all images, 10 epochs", ["--method", "csp", "--recipe", "small", "epochs=10", "batch=256"]),
-    "cluspro-frozen": ("all images, 5 epochs, tower frozen", ["--method", "clusPro", *FROZEN]),
+    "cluspro-frozen": ("all images, 3 epochs, tower frozen", ["--method", "clusPro", *FROZEN]),
     "cluspro-paper-frozen": (
-        "all images, 5 epochs, tower frozen, preset paper",
+        "all images, 3 epochs, tower frozen, preset paper",
         ["--method", "clusPro", "--preset", "paper", *FROZEN],
     ),
-    "cluspro-adapters": ("4 images a pair, 2 epochs, adapters", ["--method", "clusPro", *SUBSET]),
+    "cluspro-adapters": ("2 images a pair, 2 epochs, adapters", ["--method", "clusPro", *SUBSET]),
 }
 
 
