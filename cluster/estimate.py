@@ -12,7 +12,7 @@ from methods.method import Method
 
 # Tensors of the stream's width that a transformer block keeps for the backward pass when only adapters beside it are trained,
 # counted from autograd's saved tensors (examples/benchmark_training.py prints the count).
-KEPT_PER_BLOCK = 19
+KEPT_PER_BLOCK = 11
 PROMPT_TOKENS = 7
 
 
