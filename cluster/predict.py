@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,16 +150,19 @@ def predict_files(
         context.execution_options.preserve_order = True
         rows = [{"index": i, "names": json.dumps(batch)} for i, batch in enumerate(batches)]
         workers = min(placement.workers, len(batches))
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Actor,
-            fn_constructor_args=(request, str(root), placement),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=placement.threads if not placement.gpu else 1,
-            num_gpus=1 if placement.gpu else 0,
-            # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
-            **({} if address or placement.spread else {"max_restarts": 0}),
-        )
+        with warnings.catch_warnings():
+            # Ray is about to rename the way in which max_restarts is given.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _Actor,
+                fn_constructor_args=(request, str(root), placement),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=placement.threads if not placement.gpu else 1,
+                num_gpus=1 if placement.gpu else 0,
+                # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
+                **({} if address or placement.spread else {"max_restarts": 0}),
+            )
         waiting: dict[int, str] = {}
         due = 0
         for row in dataset.iter_rows():
