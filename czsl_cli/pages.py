@@ -1,0 +1,145 @@
+"""HTML pages in one file: text is escaped, pictures travel inside, nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import DictLoader, Environment
+from markupsafe import Markup
+
+from czsl.runs.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+THUMBNAIL = 160  # pixels of the longer side
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with words. ``picture``: what :func:`picture` returns; ``tone``: ``good``, ``bad`` or empty, shown as a colour."""
+
+    picture: str
+    caption: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side under a heading."""
+
+    title: str
+    cards: Sequence[Card]
+    text: str = ""
+    kind: str = field(default="gallery", init=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column names; numbers stand to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    text: str = ""
+    kind: str = field(default="table", init=False)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot; ``svg``: what :func:`plot_svg` returns."""
+
+    title: str
+    svg: Markup
+    text: str = ""
+    kind: str = field(default="plot", init=False)
+
+
+def picture(image: Image.Image, size: int = THUMBNAIL) -> str:
+    """A data URI of the image, shrunk to ``size`` pixels on its longer side."""
+    small = image.convert("RGB")
+    small.thumbnail((size, size))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def plot_svg(figure: Figure) -> Markup:
+    """A matplotlib figure as inline SVG, the same bytes for the same figure."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "czsl", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def render(title: str, sections: Sequence[Gallery | Table | Plot], intro: Sequence[str] = ()) -> str:
+    """The page as text."""
+    return _templates.get_template("page").render(title=title, intro=intro, sections=sections, numeric=_numeric)
+
+
+def write_page(path: Path, title: str, sections: Sequence[Gallery | Table | Plot], intro: Sequence[str] = ()) -> None:
+    """Write the page to a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, render(title, sections, intro).encode())
+
+
+def _numeric(cell: Any) -> bool:
+    return isinstance(cell, int | float) or (str(cell)[:1] in set("0123456789-+.") and str(cell) != "")
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #2e8b57; --bad: #c0392b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
+p { margin: .2rem 0; opacity: .8; }
+.gallery { display: flex; flex-wrap: wrap; gap: 14px; margin-top: .6rem; }
+figure { margin: 0; width: 160px; } figure img { width: 160px; height: 160px; object-fit: contain; background: var(--soft); }
+figure img { border-radius: 6px; display: block; }
+figcaption { font-size: .85rem; overflow-wrap: anywhere; } .note { opacity: .65; }
+.good img { outline: 3px solid var(--good); } .bad img { outline: 3px solid var(--bad); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; margin-top: .6rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td.number { text-align: right; } .plot svg { max-width: 100%; height: auto; background: white; border-radius: 6px; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% for line in intro %}<p>{{ line }}</p>
+{% endfor %}
+{% for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+{% if section.text %}<p>{{ section.text }}</p>{% endif %}
+{% if section.kind == "gallery" %}<div class="gallery">
+{% for card in section.cards %}<figure class="{{ card.tone }}"><img src="{{ card.picture }}" alt="{{ card.caption }}">
+<figcaption>{{ card.caption }}{% if card.note %} <span class="note">{{ card.note }}</span>{% endif %}</figcaption></figure>
+{% endfor %}</div>
+{% elif section.kind == "table" %}<div class="wide"><table><thead><tr>
+{% for column in section.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in section.rows %}<tr>{% for cell in row %}<td{% if numeric(cell) %} class="number"{% endif %}>{{ cell }}</td>
+{% endfor %}</tr>{% endfor %}</tbody></table></div>
+{% else %}<div class="plot">{{ section.svg }}</div>{% endif %}
+</section>
+{% endfor %}
+</body>
+</html>
+"""
+
+_templates = Environment(loader=DictLoader({"page": _PAGE}), autoescape=True, trim_blocks=True)
