@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
+from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
 from methods.registry import canonical_name, method_class
 
@@ -79,51 +78,6 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     settings |= given
     run_fields, Config = RunConfig.field_names(), method_class(method).Config
     model_fields = [f.name for f in fields(Config)]
-    for key in settings:
-        if key not in run_fields and key not in model_fields:
-            near = difflib.get_close_matches(key, [*run_fields, *model_fields], n=1)
-            raise UsageError(
-                f"unknown setting {key!r}",
-                f"did you mean {near[0]!r}?" if near else "",
-                f"czsl methods {method} lists all of them",
-            )
-    model = asdict(Config(**_typed({k: v for k, v in settings.items() if k in model_fields}, Config)))
-    return RunConfig(**_typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
-
-
-def _typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
-    """Check values against a dataclass's annotations; an integer may stand for a float, a list for a tuple."""
-    hints = get_type_hints(cls)
-    out = {}
-    for key, value in settings.items():
-        hint = hints[key]
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                choices = ", ".join(map(str, get_args(hint)))
-                raise UsageError(f"{key}={value!r} is not a choice", "", f"choose one of: {choices}")
-            out[key] = value
-            continue
-        kinds = tuple(get_origin(k) or k for k in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-        if float in kinds and isinstance(value, str):  # YAML reads 1e-4 as a text
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if tuple in kinds and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, tuple) and get_origin(hint) is tuple:
-            value = _tuple(key, value, get_args(hint))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
-            raise UsageError(f"{key}={value!r} is of the wrong type", f"expected {wanted}", f"give {key} as {wanted}")
-        out[key] = value
-    return out
-
-
-def _tuple(key: str, value: tuple, kinds: tuple[type, ...]) -> tuple:
-    if len(value) == len(kinds) and all(
-        type(v) is k or (k is float and type(v) is int) for v, k in zip(value, kinds, strict=True)
-    ):
-        return tuple(k(v) for v, k in zip(value, kinds, strict=True))
-    wanted = ", ".join(k.__name__ for k in kinds)
-    raise UsageError(f"{key}={list(value)!r} is of the wrong type", f"expected {wanted}", f"give {key} as [{wanted}]")
+    check_known(settings, [*run_fields, *model_fields], method)
+    model = asdict(Config(**typed({k: v for k, v in settings.items() if k in model_fields}, Config)))
+    return RunConfig(**typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
