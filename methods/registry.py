@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METHODS = {
     "zero-shot": "methods.zero_shot:ZeroShot",
     "csp": "methods.csp:CSP",
+    "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
 }
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal
 
-from czsl.errors import UsageError
-from methods.method import MethodConfig
-
-FRACTIONS = ("momentum", "adapter_dropout", "attr_dropout", "head_dropout")
-POSITIVE = ("entropy", "num_prototypes", "pcl_tau")
+from methods.parts.branches import BranchesConfig
 
 
 @dataclass
-class ClusProConfig(MethodConfig):
+class ClusProConfig(BranchesConfig):
     """Fields of ClusPro. Defaults are the preset ``default``.
 
     heads: MLPs a primitive branch. 2: features are clustered behind the first and compared behind the second (released code); 1: one
         MLP does both (paper).
-    head_dropout: dropout of these MLPs.
-    adapter_dim: bottleneck width of the adapters in the image tower; 0 leaves the tower frozen, image features are then kept.
-    adapter_dropout: dropout inside the adapters.
-    attr_dropout: dropout on the table of learned words.
     num_prototypes: K, prototypes a primitive.
     assign_scope: samples of a primitive's transport problem: its own (``class``) or the whole ``batch`` (masked afterwards).
     assign_method: ``csot`` (structure-aware transport), ``sinkhorn`` (without structure) or ``cosine`` (nearest prototype).
@@ -44,21 +36,13 @@ class ClusProConfig(MethodConfig):
     pdl_terms: weights of its attribute and object term.
     pdl_mix: ``half`` mixes the other branch's features into the prototypes, as the first release does.
     pdl_estimator: of HSIC: ``biased`` (reference) or ``unbiased``.
-    pair_loss_weight: weight of the composition branch's cross-entropy.
-    attr_loss_weight: the same of the attribute branch.
-    obj_loss_weight: the same of the object branch.
     fusion: ``logit`` (composition logit + product of probabilities, released) or ``probability`` (sum of probabilities, eq. 13).
-    primitive_repeat: ``reference`` divides the product by the squared number of text chunks, as the public test program does.
-    pair_inference_weight: weight of the composition term of the fused score.
-    attr_inference_weight: the same of attribute probabilities.
-    obj_inference_weight: the same of object probabilities.
     """
 
+    fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "momentum")
+    positive: ClassVar[tuple[str, ...]] = ("entropy", "num_prototypes", "pcl_tau")
+
     heads: Literal[1, 2] = 2
-    head_dropout: float = 0.5
-    adapter_dim: int = 64
-    adapter_dropout: float = 0.1
-    attr_dropout: float = 0.3
     num_prototypes: int = 5
     assign_scope: Literal["class", "batch"] = "class"
     assign_method: Literal["csot", "sinkhorn", "cosine"] = "csot"
@@ -80,32 +64,14 @@ class ClusProConfig(MethodConfig):
     pdl_terms: tuple[float, float] = (1.0, 1.0)
     pdl_mix: Literal["none", "half"] = "none"
     pdl_estimator: Literal["unbiased", "biased"] = "unbiased"
-    pair_loss_weight: float = 1.0
-    attr_loss_weight: float = 1.0
-    obj_loss_weight: float = 1.0
     fusion: Literal["logit", "probability"] = "logit"
-    primitive_repeat: Literal["correct", "reference"] = "correct"
-    pair_inference_weight: float = 1.0
-    attr_inference_weight: float = 1.0
-    obj_inference_weight: float = 1.0
 
     def __post_init__(self):
-        def refuse(name: str, why: str) -> UsageError:
-            return UsageError(f"clusPro: {name}={getattr(self, name)!r}", why, "")
-
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise refuse(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
-        for name in FRACTIONS:
-            if not 0 <= getattr(self, name) <= 1:
-                raise refuse(name, "it must lie between 0 and 1")
-        for name in POSITIVE:
-            if not getattr(self, name) > 0:
-                raise refuse(name, "it must be above 0")
+        super().__post_init__()
         if len(self.pdl_terms) != 2:
-            raise refuse("pdl_terms", "two weights: of the attribute and of the object term")
+            raise self.refused("pdl_terms", "two weights: of the attribute and of the object term")
         self.pdl_terms = (float(self.pdl_terms[0]), float(self.pdl_terms[1]))
         if self.object_branch_bug and (self.assign_scope != "batch" or self.ema_assign != "gumbel_on_plan"):
-            raise refuse("object_branch_bug", "it exists with assign_scope=batch and ema_assign=gumbel_on_plan only")
+            raise self.refused("object_branch_bug", "it exists with assign_scope=batch and ema_assign=gumbel_on_plan only")
         if self.bn_mode == "released" and self.heads == 1:
-            raise refuse("bn_mode", "prototypes and ring buffers pass through the second MLP, which heads=1 does not have")
+            raise self.refused("bn_mode", "prototypes and ring buffers pass through the second MLP, which heads=1 does not have")

@@ -35,6 +35,18 @@ class Communicator:
         """Rows of all workers in rank order, [b, ...] -> [B, ...], with a gradient to the own rows."""
         return x
 
+    def own_rows(self, x: Tensor) -> Tensor:
+        """This worker's rows [b, ...] of what all workers hold [B, ...], for work on which each spends its own rows alone.
+
+        The results of such work go back through :meth:`gather`; what else enters it goes through :meth:`common`. Then the gradient
+        of everything before is that of the work done as a whole.
+        """
+        return x
+
+    def common(self, x: Tensor) -> Tensor:
+        """What all workers hold alike, on its way into work that each does on its own rows: its gradient is summed over the workers."""
+        return x
+
     def share(self, rows: int) -> slice:
         """This worker's contiguous part of ``rows`` pieces of common work; :meth:`gather` puts the parts together."""
         return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)

@@ -1,0 +1,126 @@
+"""Text that looks at the image: cross-attention of text features to an image's tokens (Troika's traction, MSCI's stages).
+
+Letters: B images, b images of this worker, n texts (pairs or primitives), L visual tokens, D joint width, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+HEAD_WIDTH = 64
+# Numbers in one tile of image-dependent texts [B, n, D]; a layer needs about ten such tiles at a time.
+TILE_ELEMENTS = 1 << 23
+
+Memory = list[tuple[Tensor, Tensor]]  # keys and values of the layers, each [B, heads, L, d]
+
+
+class QuickGELU(nn.Module):
+    """The activation of OpenAI's CLIP: x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In the shape of ``x``."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to an image's tokens; projections without bias but the last."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.proj, self.dropout = nn.Linear(dim, dim), nn.Dropout(dropout)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[..., n, D] -> [..., heads, n, d]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def memory(self, tokens_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of an image, to be used for any number of queries."""
+        return self.split(self.k_proj(tokens_BLD)), self.split(self.v_proj(tokens_BLD))
+
+    def forward(self, q: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries [B, n, D], or [n, D] where they are the same for all images (then projected once); [B, n, D]."""
+        k, v = memory
+        q = self.split(self.q_proj(q))
+        if q.ndim == 3:
+            q = q.expand(len(k), -1, -1, -1)
+        return self.dropout(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+class TractionLayer(nn.Module):
+    """q + attention(q, tokens), then q + MLP(LN(q)) with four times the width; no norm before the attention."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.cross_attn, self.norm = CrossAttention(dim, heads, dropout), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, q: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries [B, n, D] or [n, D] -> [B, n, D]."""
+        q = q + self.cross_attn(q, memory)
+        return q + self.dropout(self.mlp(self.norm(q)))
+
+
+class Traction(nn.ModuleList):
+    """A stack of cross-attention layers over the same tokens.
+
+    Parameters
+    ----------
+    dim : int
+        D.
+    layers : int
+    heads : int
+        0 takes heads of width 64, as the public programs have them.
+    dropout : float
+        Behind the attention, inside and behind the MLP.
+    """
+
+    def __init__(self, dim: int, layers: int, heads: int = 0, dropout: float = 0.0):
+        heads = heads or max(1, dim // HEAD_WIDTH)
+        super().__init__(TractionLayer(dim, heads, dropout) for _ in range(layers))
+
+    def memory(self, tokens_BLD: Tensor) -> Memory:
+        """Keys and values of all layers, computed once an image."""
+        return [cast(TractionLayer, layer).cross_attn.memory(tokens_BLD) for layer in self]
+
+    def forward(self, text_nD: Tensor, memory: Memory) -> Tensor:
+        """What the images make of texts [n, D] (or [B, n, D]): [B, n, D], the texts themselves included."""
+        q = text_nD
+        for layer, own in zip(self, memory, strict=True):
+            q = layer(q, own)
+        return q
+
+
+def moved_cosines(images_BD: Tensor, text_nD: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cosines [B, n] of unit image features with texts that each image moves, a tile of texts at a time.
+
+    Parameters
+    ----------
+    images_BD : float tensor
+    text_nD : float tensor
+    move : callable
+        Texts [m, D] -> what the B images make of them [B, m, D], of any length. Where a gradient is wanted and there are
+        several tiles, a tile is computed again in the backward pass, so that [B, n, D] never exists as a whole.
+    """
+
+    def cosines(text_mD: Tensor) -> Tensor:
+        moved_BmD = move(text_mD)
+        with torch.autocast(images_BD.device.type, enabled=False):  # cosines need their digits
+            moved_BmD = moved_BmD.to(images_BD.dtype)
+            dots_Bm = (moved_BmD @ images_BD[:, :, None])[..., 0]
+            return dots_Bm / torch.linalg.vector_norm(moved_BmD, dim=-1).clamp_min(1e-12)
+
+    tiles = text_nD.split(max(16, TILE_ELEMENTS // max(1, images_BD.numel())))
+    if len(tiles) == 1:
+        return cosines(text_nD)
+    if not torch.is_grad_enabled():
+        return torch.cat([cosines(tile) for tile in tiles], dim=1)
+    return torch.cat([checkpoint(cosines, tile, use_reentrant=False) for tile in tiles], dim=1)

@@ -1,0 +1,1 @@
+"""Troika: three branches with cross-modal traction (CVPR 2024)."""
