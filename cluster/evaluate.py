@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from cluster.comm import Group
 from cluster.launch import run_workers
-from cluster.score import score_split
+from cluster.score import encode_candidates, score_split
 from cluster.session import place, session
 from cluster.source import Progress, Source, quiet
-from czsl.data.table import open_data
-from czsl.errors import DataError
-from czsl.evaluation import Candidates, report
+from czsl.clip.feasibility import feasibility_from_clip
+from czsl.data.table import Dataset, open_data
+from czsl.errors import DataError, UsageError
+from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold, choose_threshold, report, threshold_rows
+from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from methods.loading import load
+from methods.method import Method
+from methods.registry import method_class
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,9 @@ class Question:
     data : another dataset of the same label space, else the run's own
     topk : an image counts when its true pair is among the k best
     bootstrap : resamples for intervals
+    feasibility : open world: ``clip`` (from the run's own text tower), a vector [A * O], or None for no thresholds
+    threshold : open world: the feasibility threshold in use; by default the best one on the validation split
+    rule : what becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`)
     """
 
     split: str = "test"
@@ -40,6 +50,22 @@ class Question:
     data: str | None = None
     topk: int = 1
     bootstrap: int = 0
+    feasibility: np.ndarray | Literal["clip"] | None = "clip"
+    threshold: float | None = None
+    rule: str = "exclude"
+
+    def __post_init__(self):
+        if self.threshold is not None and not (self.open_world and self.feasibility is not None):
+            raise UsageError(
+                "a feasibility threshold without a feasibility" if self.open_world else "a threshold in the closed world",
+                "it cuts away unlikely pairs of the open world",
+                "evaluate the open world with a feasibility, or drop the threshold",
+            )
+
+    @property
+    def name(self) -> str:
+        """How files of the answer are called: ``test-closed``, ``val-open``."""
+        return f"{self.split}-{'open' if self.open_world else 'closed'}"
 
 
 def evaluate_run(
@@ -51,38 +77,80 @@ def evaluate_run(
     address: str | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """The report of a run on a split, as ``czsl evaluate --json`` prints it; also written into the run folder.
+    """The report of a run on a split, as ``czsl evaluate --json`` prints it.
 
-    Without an address, on one node and with one worker, nothing of Ray is started.
+    Also written into the run folder (``report-test-closed.json``), with the few numbers an image that it follows from
+    (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). Without an address, on one node and with one worker,
+    nothing of Ray is started.
     """
     if address is None and nodes == 1 and workers_per_node in (None, 1):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if run.config.threads:
             torch.set_num_threads(run.config.threads)
-        result = answer(run, question, Group(), device, progress)
+        result, reduction = answer(run, question, Group(), device, progress)
+        reduction.save(reduction_file(run, question))
     else:
         with session(address) as ray, tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
             placement = place(ray, nodes, workers_per_node, run.config.threads)
             out = Path(folder) / "report.json"
             run_workers(_worker, {"run": str(run.path), "question": vars(question), "out": str(out)}, placement, Path(folder), 1)
             result = json.loads(out.read_text(encoding="utf-8"))
-    world = "open" if question.open_world else "closed"
-    run.write_report(f"report-{question.split}-{world}", result)
+    run.write_report(f"report-{question.name}", result)
     return result
 
 
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
-    result = answer(Run(config["run"]), Question(**config["question"]), group, device)
+    run, question = Run(config["run"]), Question(**config["question"])
+    result, reduction = answer(run, question, group, device)
     if group.rank == 0:
+        reduction.save(reduction_file(run, question))
         Path(config["out"]).write_text(json.dumps(result), encoding="utf-8")
 
 
-def answer(run: Run, question: Question, comm: Group, device: torch.device, progress: Progress = quiet) -> dict[str, Any]:
-    """The report, computed by the workers of ``comm`` together."""
-    config = run.config
+def answer(
+    run: Run, question: Question, comm: Group, device: torch.device, progress: Progress = quiet
+) -> tuple[dict[str, Any], Reduction]:
+    """The report and what it follows from, computed by the workers of ``comm`` together."""
     method = load(run, question.checkpoint).to(device)
     method.comm = comm
-    data = open_data(question.data or config.data)
+    data = open_evaluation_data(run, question, method)
+    if not len(data.split(question.split)):
+        raise DataError(f"{data.folder} has no {question.split} images", "the split is empty", "choose another --split")
+    candidates = Candidates.build(
+        data.space,
+        split=question.split,
+        open_world=question.open_world,
+        feasibility=_feasibility(question, method, data, comm),
+        threshold=question.threshold,
+    )
+    text = encode_candidates(method, candidates)
+
+    def reduced(split: str) -> Extremes:
+        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
+        rows = np.arange(len(source.split))
+        return score_split(method, source, candidates, rows, run.config.eval_batch, comm, progress, question.topk, text)
+
+    extremes, chosen = reduced(question.split), _Choice(question.threshold, "given")
+    if question.threshold is None:
+        chosen = _choose(question, candidates, data, reduced)
+    threshold, rule = chosen.threshold, question.rule
+    numbers = report(extremes, candidates, threshold=threshold, rule=rule, bootstrap=question.bootstrap, seed=run.config.seed)
+    if warnings := [*numbers.pop("warnings", []), *chosen.notes]:
+        numbers["warnings"] = warnings
+    about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
+    result = {**about, "pairs": int(candidates.allowed.sum()), **numbers}
+    facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    if len(candidates.thresholds):
+        result["threshold_chosen"] = chosen.how
+        facts |= {"threshold": threshold, "rule": rule, "threshold_chosen": chosen.how}
+    in_use = at_threshold(extremes, candidates, threshold, rule)
+    names = data.split(question.split).ids, list(data.space.attributes), list(data.space.objects)
+    return result, Reduction(in_use, *names, facts)
+
+
+def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:
+    """The dataset of a question; DataError where its labels are not the method's."""
+    data = open_data(question.data or run.config.data)
     here, there = (data.space.attributes, data.space.objects), (method.space.attributes, method.space.objects)
     if here != there:
         raise DataError(
@@ -90,17 +158,86 @@ def answer(run: Run, question: Question, comm: Group, device: torch.device, prog
             "attributes or objects differ",
             "evaluate on the run's own labels",
         )
-    source = Source(method, data, question.split, comm, config.eval_batch, progress, config.precision)
-    if not len(source.split):
-        raise DataError(f"{data.folder} has no {question.split} images", "the split is empty", "choose another --split")
-    candidates = Candidates.build(data.space, split=question.split, open_world=question.open_world)
-    rows = torch.arange(len(source.split)).numpy()
-    extremes = score_split(method, source, candidates, rows, config.eval_batch, comm, progress, question.topk)
-    numbers = report(extremes, candidates, bootstrap=question.bootstrap, seed=config.seed)
-    return {
-        "method": config.method,
-        "split": question.split,
-        "open_world": question.open_world,
-        "pairs": int(candidates.allowed.sum()),
-        **numbers,
-    }
+    return data
+
+
+# -- feasibility ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Choice:
+    """A feasibility threshold and where it comes from: ``given``, ``val``, or None where none is in use."""
+
+    threshold: float | None = None
+    how: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _choose(question: Question, candidates: Candidates, data: Dataset, reduced: Callable[[str], Extremes]) -> _Choice:
+    """The threshold with the best AUC on the validation split; none where that split is the one asked about."""
+    if not len(candidates.thresholds) or question.split == "val":
+        return _Choice()
+    if not len(data.split("val")):
+        return _Choice(notes=("no feasibility threshold was chosen: there are no validation images",))
+    # In the open world all pairs compete, whatever the split: candidates and text serve both.
+    threshold = choose_threshold(threshold_rows(reduced("val"), candidates, question.rule), question.rule)
+    if threshold is None:
+        return _Choice(notes=("no feasibility threshold was chosen: every AUC on the validation split is 0 or undefined",))
+    return _Choice(threshold, "val")
+
+
+def _feasibility(question: Question, method: Method, data: Dataset, comm: Group) -> np.ndarray | None:
+    if not question.open_world or question.feasibility is None:
+        return None
+    if not isinstance(question.feasibility, str):
+        return question.feasibility
+    # Computed once: machines may differ in the last bits, and thresholds follow from them.
+    return comm.from_first(feasibility_from_clip(method.clip, data.space) if comm.rank == 0 else None)
+
+
+# -- what is kept --------------------------------------------------------------------------------------------------
+def reduction_file(run: Run, question: Question) -> Path:
+    """Where the few numbers an image of an evaluation are kept."""
+    return run.path / f"extremes-{question.name}{f'-top{question.topk}' if question.topk > 1 else ''}.npz"
+
+
+def fingerprint(run: Run, which: str = "best") -> str:
+    """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
+    settings = {key: value for key, value in run.config.to_dict().items() if key != "data"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if method_class(run.config.method).trains:
+        manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
+        digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
+    return digest.hexdigest()
+
+
+def kept_reduction(run: Run, question: Question) -> tuple[Reduction | None, str]:
+    """What an earlier evaluation left, or None and in words why it cannot be used.
+
+    In the open world it is of the threshold that was used then; settings of the threshold in ``question`` play no part.
+    """
+    file = reduction_file(run, question)
+    if not file.exists():
+        return None, "no numbers of its images are kept yet"
+    try:
+        kept = Reduction.load(file)
+    except DataError as error:
+        return None, f"{file.name} is damaged ({error.why})"
+    if kept.facts.get("checkpoint_sha256") != fingerprint(run, question.checkpoint):
+        return None, "its kept numbers are of another checkpoint"
+    if kept.facts.get("data_sha256") != open_data(question.data or run.config.data).sha256:
+        return None, "its kept numbers are of other data"
+    about = (kept.facts.get("split"), kept.facts.get("open_world"), kept.extremes.k)
+    if about != (question.split, question.open_world, question.topk):
+        return None, f"{file.name} is of another evaluation"
+    return kept, ""
+
+
+def reduction_of(
+    run: Run, question: Question, progress: Progress = quiet, say: Callable[[str], None] = lambda text: None
+) -> Reduction:
+    """The reduction of a run: the kept one, or where it is missing or stale that of an evaluation now, in this process."""
+    kept, why = kept_reduction(run, question)
+    if kept is None:
+        say(f"evaluating {run.path.name} first: {why}")
+        evaluate_run(run, question, progress=progress)
+        kept = Reduction.load(reduction_file(run, question))
+    return kept

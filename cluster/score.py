@@ -9,9 +9,20 @@ from cluster.comm import Group
 from cluster.source import Progress, Source, quiet
 from czsl.data.batches import evaluation_batches
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
-from methods.method import Method
+from methods.method import Method, TextSide
 
 PAIR_TILE = 4096  # fixed, because the last bits of a score change with the width of its tile
+
+
+@torch.inference_mode()
+def encode_candidates(method: Method, candidates: Candidates) -> TextSide:
+    """The text side of the pairs that compete, in the order of their tiles."""
+    was_training = method.training
+    method.eval()
+    pairs = torch.from_numpy(candidates.pairs[candidates.order]).to(method.clip.device)
+    text = method.encode_compositions(pairs)
+    method.train(was_training)
+    return text
 
 
 @torch.inference_mode()
@@ -24,6 +35,7 @@ def score_split(
     comm: Group,
     progress: Progress = quiet,
     topk: int = 1,
+    text: TextSide | None = None,
 ) -> Extremes:
     """Extremes of the images ``rows`` of a split, identical on every worker and for any number of workers.
 
@@ -39,12 +51,13 @@ def score_split(
         Images a batch; the last batch is padded to it.
     topk : int, default 1
         Best seen and unseen pairs kept for each image.
+    text : TextSide, optional
+        What :func:`encode_candidates` made of these candidates, where several splits share them.
     """
     was_training = method.training
     method.eval()
     tiles = list(candidates.tiles(PAIR_TILE))
-    pairs = torch.from_numpy(np.concatenate([candidates.pairs[t] for t in tiles])).to(method.clip.device)
-    text = method.encode_compositions(pairs)
+    text = encode_candidates(method, candidates) if text is None else text
     labels = source.split.pairs[rows]
     batches = evaluation_batches(len(rows), eval_batch)
     parts = []

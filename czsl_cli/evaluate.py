@@ -23,9 +23,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--data", help="Another dataset with the run's label space.")
 @click.option("--scores", type=FILE, help="Evaluate a score file (.npz: scores, attr, obj, pair_attr, pair_obj) of any method.")
 @click.option("--space", type=FILE, help="Label space of --scores: its JSON, or a dataset's space.json.")
-@click.option("--val-scores", type=FILE, help="Open world: choose the feasibility threshold on these.")
-@click.option("--feasibility", type=FILE, help="Open world: feasibility of the pairs (.npy).")
-@click.option("--threshold", type=float, help="Open world: the feasibility threshold to use.")
+@click.option("--val-scores", type=FILE, help="Open world, --scores: choose the feasibility threshold on these.")
+@click.option("--feasibility", type=FILE, help="Open world: feasibility of the pairs (.npy).  [default: from the run's CLIP]")
+@click.option("--glove", type=FILE, help="Open world: feasibility from these word vectors (lines of a word and numbers).")
+@click.option("--rename", type=FILE, help="JSON of names that --glove does not have: the words to look up instead.")
+@click.option("--no-feasibility", is_flag=True, help="Open world: no feasibility thresholds.")
+@click.option("--threshold", type=float, help="Open world: the feasibility threshold to use.  [default: the best one on val]")
 @click.option(
     "--rule",
     type=click.Choice(["exclude", "reference"]),
@@ -48,7 +51,8 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
       czsl evaluate RUN --open-world --json
       czsl evaluate --scores scores.npz --space space.json --json
 
-    AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print.
+    AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print. In the open world, pairs
+    below a feasibility threshold cannot be predicted; the threshold with the best AUC on the validation split is used.
     """
     checks = [_parse_expectation(text) for text in expect]
     result = _evaluate_file(scores, space, run, options) if scores else _evaluate_run(run, options)
@@ -63,36 +67,71 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
 
 def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     from cluster.evaluate import Question, evaluate_run
+    from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run
 
-    only_scores = [k for k in ("val_scores", "feasibility", "threshold") if options[k] is not None]
-    if only_scores:
-        raise UsageError(
-            f"--{only_scores[0].replace('_', '-')} goes with --scores", "a run was given", "drop it, or give a score file"
-        )
+    if options["val_scores"]:
+        raise UsageError("--val-scores goes with --scores", "a run was given", "drop it: the run scores its own validation split")
+    _check_feasibility(options, bool(options["open_world"]))
+    run = chosen_run(path)
+    feasibility: Any = None if options["no_feasibility"] else "clip"
+    if options["feasibility"] or options["glove"]:
+        feasibility = _read_feasibility(options, open_data(options["data"] or run.config.data).space)
     question = Question(
-        split=options["split"] or "test", **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap")}
+        split=options["split"] or "test",
+        feasibility=feasibility,
+        **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule")},
     )
     where = {k: options[k] for k in ("nodes", "workers_per_node", "address")}
     with progress_bar() as bar:
-        return evaluate_run(chosen_run(path), question, **where, progress=bar.update)
+        return evaluate_run(run, question, **where, progress=bar.update)
 
 
 def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     from czsl.errors import UsageError
     from czsl.evaluation import evaluate as evaluate_scores
     from czsl.evaluation import read_scores
-    from czsl.evaluation.feasibility import read_feasibility
 
     if run is not None or space is None:
         raise UsageError("a score file needs its label space and no run", "", "czsl evaluate --scores FILE.npz --space FILE.json")
     open_world = True if options["open_world"] else None
     inputs = read_scores(scores, space, options["split"], open_world).inputs()
-    if options["feasibility"]:
-        inputs["feasibility"] = read_feasibility(options["feasibility"], inputs["space"])
+    _check_feasibility(options, inputs["open_world"])
+    if options["no_feasibility"]:
+        inputs["feasibility"] = None
+    elif options["feasibility"] or options["glove"]:
+        inputs["feasibility"] = _read_feasibility(options, inputs["space"])
     val = read_scores(options["val_scores"], space, "val", open_world) if options["val_scores"] else None
-    return evaluate_scores(**inputs, val=val, **{k: options[k] for k in ("threshold", "rule", "topk", "bootstrap")})
+    result = evaluate_scores(**inputs, val=val, **{k: options[k] for k in ("threshold", "rule", "topk", "bootstrap")})
+    if "thresholds" in result:
+        chosen = None if result["threshold"] is None else "val" if val else "given"
+        result["threshold_chosen"] = chosen
+    return result
+
+
+def _check_feasibility(options: dict[str, Any], open_world: bool) -> None:
+    """UsageError where the options of the open world contradict each other or the world."""
+    from czsl.errors import UsageError
+
+    sources = [f"--{k.replace('_', '-')}" for k in ("feasibility", "glove", "no_feasibility") if options[k]]
+    if options["rename"] and not options["glove"]:
+        raise UsageError("--rename goes with --glove", "", "add --glove FILE, or drop it")
+    if len(sources) > 1:
+        raise UsageError(f"{' and '.join(sources)} were given", "the feasibility comes from one place", "keep one of them")
+    used = sources + (["--threshold"] if options["threshold"] is not None else [])
+    if used and not open_world:
+        raise UsageError(f"{used[0]} without --open-world", "feasibility limits the open world", "add --open-world, or drop it")
+    if options["no_feasibility"] and options["threshold"] is not None:
+        raise UsageError("--threshold with --no-feasibility", "a threshold cuts by feasibility", "drop one of them")
+
+
+def _read_feasibility(options: dict[str, Any], space: Any) -> Any:
+    from czsl.evaluation.feasibility import feasibility_from_glove, read_feasibility, read_rename
+
+    if options["glove"]:
+        return feasibility_from_glove(options["glove"], space, read_rename(options["rename"]) if options["rename"] else None)
+    return read_feasibility(options["feasibility"], space)
 
 
 def _parse_expectation(text: str) -> tuple[str, str, float]:
@@ -138,7 +177,18 @@ def _print(result: dict[str, Any]) -> None:
     world = "open" if result.get("open_world", "threshold" in result) else "closed"
     named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
     title = f"{named + ', ' if named else ''}{world} world, {result['images']:,} images"
-    if result.get("threshold") is not None:
-        title += f", feasibility threshold {result['threshold']:.4f}"
     columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
     print_table(columns, table, title)
+    if "thresholds" in result:
+        click.echo(_threshold_in_words(result))
+
+
+def _threshold_in_words(result: dict[str, Any]) -> str:
+    """Which feasibility threshold the numbers are of, and where it comes from."""
+    rows = result["thresholds"]
+    if result["threshold"] is None:
+        best = max(rows, key=lambda row: row["auc"] or 0.0)
+        found = f"the best of {len(rows)} here, {best['threshold']:.4f}, has AUC {percent(best['auc'])}"
+        return f"no feasibility threshold in use; {found} (--json lists all)"
+    chosen = {"val": "the best on the validation split", "given": "as given"}[result["threshold_chosen"]]
+    return f"feasibility threshold {result['threshold']:.4f}, {chosen}; rule: {result['rule']}"

@@ -15,6 +15,8 @@ from czsl_cli.console import coloured
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on a Ray cluster (or this machine)."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
+    "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),

@@ -3,13 +3,14 @@
 from czsl.evaluation.candidates import Candidates, threshold_grid
 from czsl.evaluation.curve import Curve
 from czsl.evaluation.extremes import Extremes, ExtremesAccumulator
-from czsl.evaluation.intervals import bootstrap_intervals, compare
+from czsl.evaluation.intervals import bootstrap_intervals, compare, pair_accuracies
+from czsl.evaluation.reduction import Reduction
 from czsl.evaluation.report import evaluate, reduce_scores, report, threshold_rows
-from czsl.evaluation.scores_file import ScoreFile, read_scores, write_scores
+from czsl.evaluation.scores_file import ScoreFile, read_scores, read_space, write_scores
 from czsl.evaluation.thresholds import at_threshold, choose_threshold
 
 __all__ = [
-    "Candidates", "Curve", "Extremes", "ExtremesAccumulator", "ScoreFile", "at_threshold", "bootstrap_intervals",
-    "choose_threshold", "compare", "evaluate", "read_scores", "reduce_scores", "report", "threshold_grid", "threshold_rows",
-    "write_scores",
+    "Candidates", "Curve", "Extremes", "ExtremesAccumulator", "Reduction", "ScoreFile", "at_threshold", "bootstrap_intervals",
+    "choose_threshold", "compare", "evaluate", "pair_accuracies", "read_scores", "read_space", "reduce_scores", "report",
+    "threshold_grid", "threshold_rows", "write_scores",
 ]  # fmt: skip

@@ -95,6 +95,13 @@ class Curve:
         bias = self._middle(best) if hm[best] > 0 else hm[best]
         return {"auc": auc, "hm": hm[best], "seen": seen[0], "unseen": unseen[-1], "bias": bias}
 
+    def right_at_best(self) -> np.ndarray:
+        """Which images are right in the first interval of biases that reaches ``hm``. bool [N]."""
+        best = int(np.argmax(harmonic_mean(*self.points())))
+        right = self.always.copy()
+        right[self._flipping] = np.where(self._lost, self._step >= best, self._step < best)
+        return right
+
     def _middle(self, interval: int) -> float:
         if not len(self.flips):
             return 0.0

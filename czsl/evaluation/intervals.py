@@ -1,8 +1,8 @@
-"""How sure the numbers are: bootstrap over images, from the extremes alone, and the paired comparison of two runs."""
+"""How sure the numbers are: bootstrap over images, from the extremes alone, and the paired comparison of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -56,8 +56,8 @@ def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int 
     Returns
     -------
     dict
-        For ``auc, hm, seen, unseen``: ``{"first", "second", "difference", "interval": [low, high]}``, and ``resamples``,
-        ``level``, ``images``. An interval that holds 0 shows no difference.
+        For ``auc, hm, seen, unseen``: ``{"first", "second", "difference", "interval": [low, high], "holds"}``, and ``resamples``,
+        ``level``, ``images``. An interval that contains 0 shows no difference: ``holds`` is False then, None where undefined.
 
     Raises
     ------
@@ -82,8 +82,34 @@ def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int 
     for key, column in zip(KEYS, np.array(differences).T, strict=True):
         values = {"first": one[key], "second": other[key], "difference": other[key] - one[key]}
         result[key] = {name: float(v) if np.isfinite(v) else None for name, v in values.items()}
-        result[key]["interval"] = _interval(column, level)
+        interval = _interval(column, level)
+        result[key] |= {"interval": interval, "holds": None if interval is None else interval[0] > 0 or interval[1] < 0}
     return result
+
+
+def pair_accuracies(runs: Sequence[Extremes]) -> list[dict]:
+    """Accuracy of each composition for several runs on the same images, each run at the bias of its best harmonic mean.
+
+    Returns
+    -------
+    list of dict
+        ``label`` (attribute and object index), ``seen``, ``images`` and ``acc`` (one value a run) of each composition that occurs;
+        first those where most images were won or lost between any run and the first.
+    """
+    first = runs[0]
+    _, where, pair_N, images = np.unique(first.true_pair, return_index=True, return_inverse=True, return_counts=True)
+    right_RM = np.array([np.bincount(pair_N, Curve(e).right_at_best(), minlength=len(images)) for e in runs])
+    moved_M = np.abs(right_RM - right_RM[0]).max(axis=0)
+    order = np.lexsort((images, -moved_M))
+    return [
+        {
+            "label": first.labels[where[m]].tolist(),
+            "seen": bool(first.true_seen[where[m]]),
+            "images": int(images[m]),
+            "acc": [float(right / images[m]) for right in right_RM[:, m]],
+        }
+        for m in order
+    ]
 
 
 def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

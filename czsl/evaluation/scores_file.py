@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
 
+ARRAYS = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
 # What np.load raises on a file that is no npz, cut short, or made to look larger than memory.
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError, NotImplementedError),
@@ -70,6 +71,11 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
     return CompositionSpace.from_json(dict(space), source)
 
 
+def read_space(path: str | Path) -> CompositionSpace:
+    """A label space from a file: ``space.json``, or the json beside a score file; DataError names file and place."""
+    return as_space(_read_json(Path(path)), str(path))
+
+
 def read_scores(npz: str | Path, space_json: str | Path, split: str | None = None, open_world: bool | None = None) -> ScoreFile:
     """Read scores and their label space.
 
@@ -90,7 +96,7 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
     """
     content = _read_json(Path(space_json))
     space = as_space(content, str(space_json))
-    arrays = _read_npz(Path(npz))
+    arrays = read_arrays(Path(npz), ARRAYS)
     source = str(npz)
     pairs_P2 = _columns(arrays, "pair_attr", "pair_obj", source)
     labels_N2 = _columns(arrays, "attr", "obj", source)
@@ -184,10 +190,13 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    names = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that an npz holds; DataError if it is no npz of plain arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds one array, not an archive of named ones")
+        with loaded as archive:
             return {name: archive[name] for name in names if name in archive.files}
     except _UNREADABLE as error:
         raise DataError(f"cannot read {path}", str(error), "give an npz of plain arrays") from None

@@ -1,0 +1,125 @@
+"""What stays of an evaluation: a few numbers an image, so that runs can be compared without scoring an image again.
+
+``extremes-test-closed.npz`` in a run folder: the arrays of :class:`Extremes` and ``about``, the bytes of JSON with the images' ids, the
+names of primitives and what was evaluated. Nothing is unpickled, and a file that does not hold together is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from czsl.errors import DataError
+from czsl.evaluation.extremes import Extremes
+from czsl.evaluation.scores_file import read_arrays
+from czsl.runs.files import write_atomically
+
+# Type and dimensions of each array: N images, L = 1 level, k of top-k.
+_LAYOUT = {
+    "index": (np.int64, "N"), "labels": (np.int64, "N2"), "true_pair": (np.int64, "N"), "true_seen": (np.bool_, "N"),
+    "true_score": (np.float32, "N"), "seen_score": (np.float32, "Nk"), "seen_pair": (np.int32, "Nk"),
+    "unseen_score": (np.float32, "NLk"), "unseen_pair": (np.int32, "NLk"), "shifted_pair": (np.int32, "NLk"),
+}  # fmt: skip
+_NAMES = ("ids", "attributes", "objects")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One evaluation of a run, reduced.
+
+    Attributes
+    ----------
+    extremes : Extremes
+        Of the threshold in use alone (one level).
+    ids : list of str
+        Name of each image, in the order of the extremes.
+    attributes, objects : list of str
+        What the labels index.
+    facts : dict
+        What was evaluated, as text, numbers and None: method, split, open_world, threshold, the SHA-256 of data and checkpoint.
+    """
+
+    extremes: Extremes
+    ids: list[str]
+    attributes: list[str]
+    objects: list[str]
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        about = json.dumps({**{name: list(getattr(self, name)) for name in _NAMES}, "facts": self.facts}).encode()
+        arrays = {field.name: getattr(self.extremes, field.name) for field in fields(Extremes)}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, about=np.frombuffer(about, np.uint8), **arrays)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Reduction:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            No such file, or one that is damaged, compressed or contradicts itself.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:  # a few bytes may unfold to more than memory; our own are stored plainly
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it is compressed")
+            arrays = read_arrays(path, ["about", *_LAYOUT])
+            about = json.loads(arrays.pop("about").tobytes())
+            ids, attributes, objects = (about[name] for name in _NAMES)
+            _check_about([ids, attributes, objects], about["facts"])
+            _check(arrays, len(ids), len(attributes), len(objects))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot read {path}", f"{type(error).__name__}: {error}", "evaluate the run again") from None
+        return cls(Extremes(**arrays), ids, attributes, objects, about["facts"])
+
+    def arranged(self, ids: Sequence[str]) -> Reduction:
+        """The same with the images in the order of ``ids``; DataError if they are others."""
+        place = {name: i for i, name in enumerate(self.ids)}
+        if len(place) != len(self.ids) or len(ids) != len(self.ids) or not all(name in place for name in ids):
+            strange = next((name for name in ids if name not in place), "")
+            raise DataError(
+                "the evaluations are of other images",
+                f"{len(ids)} and {len(self.ids)} images" + (f"; {strange!r} is in one alone" if strange else ""),
+                "evaluate all runs on one split of one dataset",
+            )
+        order = np.array([place[name] for name in ids], np.int64)
+        arrays = {field.name: getattr(self.extremes, field.name)[order] for field in fields(Extremes)}
+        return replace(self, extremes=Extremes(**{**arrays, "index": np.arange(len(ids))}), ids=list(ids))
+
+
+def _check_about(names: list, facts: Any) -> None:
+    """ValueError unless these are lists of names and plain facts."""
+    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+        raise ValueError("its names are no lists of text")
+    if not isinstance(facts, dict) or not all(isinstance(value, str | int | float | None) for value in facts.values()):
+        raise ValueError("its facts are not plain")
+    if not isinstance(facts.get("threshold"), float | None):
+        raise ValueError("its threshold is no number")
+
+
+def _check(arrays: dict[str, np.ndarray], images: int, attributes: int, objects: int) -> None:
+    """ValueError unless the arrays are the extremes of so many images at one level, with labels of so many primitives."""
+    if not images or set(arrays) != set(_LAYOUT):
+        raise ValueError(f"{images} images, arrays {', '.join(arrays)}")
+    k = arrays["seen_score"].shape[-1] if arrays["seen_score"].ndim else 0
+    sizes = {"N": images, "2": 2, "L": 1, "k": k}
+    for name, (dtype, letters) in _LAYOUT.items():
+        values, shape = arrays[name], tuple(sizes[letter] for letter in letters)
+        if values.dtype != dtype or values.shape != shape or not k:
+            raise ValueError(f"{name} is {values.dtype} of shape {list(values.shape)}, not {list(shape)}")
+        if dtype is np.float32 and (np.isnan(values).any() or np.isposinf(values).any()):
+            raise ValueError(f"{name} holds a value that is no score")
+        if dtype in (np.int32, np.int64) and (values < (-1 if dtype is np.int32 else 0)).any():
+            raise ValueError(f"{name} holds a negative index")
+    if (arrays["labels"] >= [attributes, objects]).any():
+        raise ValueError("labels holds an index beyond the names")

@@ -1,0 +1,255 @@
+"""``czsl compare``: do the differences between runs hold, and where do they come from?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
+from czsl_cli.data import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from czsl.evaluation import Reduction
+
+MOST_SHOWN = 10  # compositions in the table; --json has all
+WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by the colour-blind too
+DASHES = ("-", "--", "-.", ":")
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="RUN_A RUN_B [RUN_C]...")
+@click.option("--split", type=click.Choice(["test", "val"]), help="Images to compare on.  [default: test]")
+@click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
+@click.option("--data", help="Another dataset with the runs' label space.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step, of every run.")
+@click.option("--scores", is_flag=True, help="The arguments are score files (.npz) of any methods.")
+@click.option(
+    "--space", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Label space of the score files, as JSON."
+)
+@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the paired bootstrap.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--html", type=FILE, help="Write a page with the tables and the curves.")
+@click.option("--plot", type=FILE, help="Write the seen/unseen curves (.svg or .png).")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (fractions).")
+def compare(runs, split, open_world, data, checkpoint, scores, space, resamples, seed, html, plot, as_json) -> None:
+    """Compare runs on the same images, with 95 % intervals of their differences.
+
+    \b
+      czsl compare runs/csp runs/clusPro
+      czsl compare runs/zs runs/csp runs/clusPro --open-world --html comparison.html
+      czsl compare --scores a.npz b.npz --space space.json
+
+    Differences are to the first run. A difference holds if its interval, from resampled images, does not contain 0. Runs that
+    were not evaluated yet, or are of another checkpoint or other data since, are evaluated first.
+    """
+    from czsl.errors import UsageError
+
+    if len(runs) < 2:
+        raise UsageError(f"{len(runs) or 'no'} runs to compare", "a comparison takes two or more", "czsl compare RUN_A RUN_B")
+    if bool(space) != scores:
+        missing, there = ("--space", "--scores") if scores else ("--scores", "--space")
+        raise UsageError(f"{there} without {missing}", "", "czsl compare --scores A.npz B.npz --space FILE.json")
+    if plot and plot.suffix not in (".svg", ".png"):
+        raise UsageError(f"--plot {plot} is neither .svg nor .png", "", f"--plot {plot.stem}.svg")
+    names = _names(runs)
+    if scores:
+        reductions = [_of_scores(Path(file), space, split, open_world) for file in runs]
+    else:
+        reductions = _of_runs(runs, split or "test", open_world, data, checkpoint)
+    result = _compare(names, reductions, resamples, seed)
+    result["runs"] = [{"path": str(path), **row} for path, row in zip(runs, result["runs"], strict=True)]
+    if as_json:
+        print_json(result)
+    else:
+        for title, columns, rows in _tables(result):
+            print_table(columns, rows, title)
+    for warning in result.get("warnings", []):
+        warn(warning)
+    if html or plot:
+        _write(result, curves_figure(result["runs"], [r.extremes for r in reductions]), html, plot)
+
+
+# -- what is compared ----------------------------------------------------------------------------------------------
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names of runs: the last part of their paths, where that tells them apart."""
+    from czsl.errors import UsageError
+
+    resolved = [Path(path).resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        twice = next(path for path in resolved if resolved.count(path) > 1)
+        raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
+    short = [path.name for path in resolved]
+    return [printable(name if short.count(name) == 1 else path) for name, path in zip(short, paths, strict=True)]
+
+
+def _of_runs(paths: Sequence[str], split: str, open_world: bool, data: str | None, checkpoint: str) -> list[Reduction]:
+    from cluster.evaluate import Question, reduction_of
+    from czsl.data.table import open_data
+    from czsl.errors import DataError
+    from czsl.runs.run import Run
+
+    runs = [Run(path) for path in paths]
+    identities = [open_data(data or run.config.data).sha256 for run in runs]
+    for path, identity in zip(paths, identities, strict=True):
+        if identity != identities[0]:
+            raise DataError(
+                f"{path} has other data than {paths[0]}",
+                "the SHA-256 of their datasets differ: a comparison takes the same images",
+                "compare them on one dataset: --data DATA",
+            )
+    question = Question(split=split, open_world=open_world, data=data, checkpoint=checkpoint)
+    with progress_bar() as bar:
+        found = [reduction_of(run, question, bar.update, say) for run in runs]
+    return [reduction.arranged(found[0].ids) for reduction in found]
+
+
+def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> Reduction:
+    from czsl.evaluation import Candidates, Reduction, read_scores, reduce_scores
+
+    read = read_scores(file, space, split, open_world or None)
+    candidates = Candidates.build(read.space, read.pairs, split=read.split, open_world=read.open_world, source=read.source)
+    extremes = reduce_scores(read.scores, read.labels, candidates, source=read.source)
+    ids, names = [str(i) for i in range(len(extremes))], (list(read.space.attributes), list(read.space.objects))
+    return Reduction(extremes, ids, *names, {"split": read.split, "open_world": read.open_world})
+
+
+def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: int, seed: int) -> dict[str, Any]:
+    """All numbers of the comparison, ready for JSON."""
+    from czsl.evaluation import Curve, pair_accuracies
+    from czsl.evaluation import compare as paired
+    from czsl.evaluation.report import plain
+
+    first = reductions[0]
+    rows = []
+    for name, reduction in zip(names, reductions, strict=True):
+        known: dict[str, Any] = {k: reduction.facts[k] for k in ("method", "threshold", "rule") if k in reduction.facts}
+        rows.append({"name": name, **known, **{k: plain(v) for k, v in Curve(reduction.extremes).numbers().items()}})
+    differences: list[dict[str, Any]] = []
+    for name, other in zip(names[1:], reductions[1:], strict=True):
+        found = paired(first.extremes, other.extremes, resamples, seed)
+        differences.append({"run": name, "to": names[0], **{key: found[key] for key in WORDS}})
+    pairs = [
+        {"attr": first.attributes[a], "obj": first.objects[o], **row}
+        for row in pair_accuracies([r.extremes for r in reductions])
+        for a, o in [row.pop("label")]
+    ]
+    result: dict[str, Any] = {
+        "split": first.facts["split"],
+        "open_world": first.facts["open_world"],
+        "images": len(first.extremes),
+        "resamples": resamples,
+        "seed": seed,
+        "runs": rows,
+        "differences": differences,
+        "pairs": pairs,
+    }
+    if rows[0]["auc"] is None:
+        group = "unseen" if first.extremes.true_seen.all() else "seen"
+        result["warnings"] = [f"no image shows a pair {group} in training: AUC and harmonic mean are undefined"]
+    return result
+
+
+# -- what is shown -------------------------------------------------------------------------------------------------
+def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
+    """Titles, columns and rows for people."""
+    runs, world = result["runs"], "open" if result["open_world"] else "closed"
+    methods, cut = any("method" in run for run in runs), any("threshold" in run for run in runs)
+    columns = ["percent", *(["method"] if methods else []), *WORDS.values(), *(["feasibility threshold"] if cut else [])]
+    rows = []
+    for run in runs:
+        threshold = "none" if run.get("threshold") is None else f"{run['threshold']:.4f}"
+        row = [run["name"], *([run.get("method", "")] if methods else []), *(percent(run[key]) for key in WORDS)]
+        rows.append([*row, *([threshold] if cut else [])])
+    differing = []
+    for difference in result["differences"]:
+        for i, (key, word) in enumerate(WORDS.items()):
+            found = difference[key]
+            interval = "-" if found["interval"] is None else " to ".join(_points(v) for v in found["interval"])
+            holds = {True: "yes", False: "no", None: "-"}[found["holds"]]
+            differing.append(["" if i else difference["run"], word, _points(found["difference"]), interval, holds])
+    compositions = [
+        [
+            printable(f"{pair['attr']} {pair['obj']}"),
+            "seen" if pair["seen"] else "unseen",
+            pair["images"],
+            *map(percent, pair["acc"]),
+        ]
+        for pair in result["pairs"][:MOST_SHOWN]
+    ]
+    first = runs[0]["name"]
+    return [
+        (f"{result['split']}, {world} world, {result['images']:,} images", columns, rows),
+        (
+            f"differences to {first}, in points; 95 % intervals of {result['resamples']:,} paired resamples",
+            ["run", "", "difference", "interval", "holds"],
+            differing,
+        ),
+        (
+            "compositions where most images were won or lost; accuracy in percent, each run at the bias of its best HM",
+            ["composition", "in training", "images", *(run["name"] for run in runs)],
+            compositions,
+        ),
+    ]
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.1f}"
+
+
+def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Figure:
+    """The exact seen/unseen curves, closed towards the axes, so that the area under a line is its AUC; a dot at the best HM."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from czsl.evaluation import Curve
+    from czsl.evaluation.curve import harmonic_mean
+
+    figure = Figure(figsize=(6.4, 5.2))
+    axes = figure.add_subplot()
+    for i, (run, e) in enumerate(zip(runs, extremes, strict=True)):
+        seen, unseen = (100 * points for points in Curve(e).points())
+        colour, label = COLOURS[i % len(COLOURS)], f"{run['name']} (AUC {percent(run['auc'])})"
+        x, y = np.concatenate([seen[:1], seen, [0]]), np.concatenate([[0], unseen, unseen[-1:]])
+        style = DASHES[i // len(COLOURS) % len(DASHES)]
+        axes.plot(x, y, style, color=colour, linewidth=1.6, label=label.replace("$", r"\$"))
+        if run["hm"]:
+            best = int(np.argmax(harmonic_mean(seen, unseen)))
+            axes.plot(seen[best], unseen[best], "o", color=colour, markersize=5)
+    axes.set(xlabel="accuracy on images of seen pairs (%)", ylabel="accuracy on images of unseen pairs (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, title="dot: best harmonic mean", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def _write(result: dict[str, Any], figure: Figure, html: Path | None, plot: Path | None) -> None:
+    from czsl_cli.pages import Plot, Table, plot_svg, write_page
+
+    if plot:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        if plot.suffix == ".svg":
+            plot.write_text(str(plot_svg(figure)), encoding="utf-8")
+        else:
+            figure.savefig(plot, dpi=160, bbox_inches="tight")
+    if html:
+        overview, differences, compositions = (
+            Table(title[0].upper() + title[1:], columns, rows) for title, columns, rows in _tables(result)
+        )
+        curves = Plot("Seen and unseen accuracy over all calibration biases", plot_svg(figure))
+        intro = [
+            "All runs saw the same images. A difference holds if its interval does not contain 0.",
+            *result.get("warnings", []),
+        ]
+        names = ", ".join(run["name"] for run in result["runs"])
+        write_page(html, f"Comparison: {names}", [overview, curves, differences, compositions], intro)
+    for path in (html, plot):
+        if path:
+            say(f"written to {path}")

@@ -1,0 +1,128 @@
+"""``czsl feasibility``: how plausible each unseen composition is, as a file for open-world evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from czsl_cli.console import print_json, print_table, say, warn
+
+MOST_SHOWN = 10
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("data", metavar="DATA|SPACE.json")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The vector, as .npy.")
+@click.option(
+    "--glove", type=FILE, help="Word vectors: a text file of lines with a word and numbers.  [default: CLIP's text tower]"
+)
+@click.option("--rename", type=FILE, help="JSON of names that --glove does not have: the words to look up instead.")
+@click.option("--clip", default=None, help="CLIP whose text tower compares names.  [default: tiny]")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
+    """Write the feasibility of every attribute-object pair of DATA (a dataset folder, toy) or of a label space.
+
+    \b
+      czsl feasibility mydata --clip ViT-L-14 --out feasibility.npy
+      czsl feasibility mydata --glove glove.6B.300d.txt --out feasibility.npy
+      czsl evaluate RUN --open-world --feasibility feasibility.npy
+
+    A pair is feasible if its object is like one seen with its attribute, and its attribute like one seen with its object: the
+    mean of the two best cosines, 0 for pairs seen in training. The file holds A * O float32 numbers, attribute by attribute.
+    """
+    from czsl.errors import UsageError
+
+    if glove and (clip or clip_weights):
+        raise UsageError("--glove and --clip were given", "names are compared by one of them", "keep one")
+    if rename and not glove:
+        raise UsageError("--rename goes with --glove", "CLIP has a vector for every name", "add --glove FILE, or drop it")
+    if out.suffix != ".npy":
+        raise UsageError(f"--out {out} is no .npy file", "the vector is written as plain NumPy", f"--out {out.stem}.npy")
+    space = _space(data)
+    if glove:
+        from czsl.evaluation.feasibility import feasibility_from_glove, read_rename
+
+        values = feasibility_from_glove(glove, space, read_rename(rename) if rename else None)
+    else:
+        from czsl.clip.backbone import load_clip
+        from czsl.clip.feasibility import feasibility_from_clip
+
+        if clip is None and data != "toy":
+            warn("the built-in tiny CLIP knows few words: name the CLIP of your run with --clip")
+        values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights), space)
+    _write(out, values)
+    summary = _summary(values, space)
+    if as_json:
+        print_json({**summary, "source": str(glove) if glove else f"CLIP {clip or 'tiny'}", "out": str(out)})
+    else:
+        _print(summary)
+    say(f"written to {out}")
+
+
+def _space(data: str) -> Any:
+    """The label space of a dataset, or of a JSON file."""
+    from czsl.data.table import open_data
+    from czsl.evaluation import read_space
+
+    return read_space(data) if data.endswith(".json") or Path(data).is_file() else open_data(data).space
+
+
+def _write(out: Path, values: Any) -> None:
+    import io
+
+    import numpy as np
+
+    from czsl.runs.files import write_atomically
+
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, buffer.getvalue())
+
+
+def _summary(values: Any, space: Any) -> dict[str, Any]:
+    """Counts, range and the ends of the ranking of unseen pairs."""
+    import numpy as np
+
+    from czsl.evaluation import threshold_grid
+
+    unseen = np.flatnonzero(~space.seen_mask(space.open_pairs))
+    summary: dict[str, Any] = {"pairs": len(values), "unseen": len(unseen), "seen": len(values) - len(unseen)}
+    if not len(unseen):
+        return {**summary, "min": None, "max": None, "thresholds": [], "most": [], "least": []}
+    ranked = unseen[np.argsort(-values[unseen], kind="stable")]
+
+    def named(places: Any) -> list[dict[str, Any]]:
+        pairs = (divmod(int(place), space.num_objects) for place in places)
+        return [
+            {"attr": space.attributes[a], "obj": space.objects[o], "feasibility": float(values[a * space.num_objects + o])}
+            for a, o in pairs
+        ]
+
+    return {
+        **summary,
+        "min": float(values[unseen].min()),
+        "max": float(values[unseen].max()),
+        "thresholds": threshold_grid(values, ~np.isin(np.arange(len(values)), unseen)).tolist(),
+        "most": named(ranked[:MOST_SHOWN]),
+        "least": named(ranked[::-1][:MOST_SHOWN]),
+    }
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from czsl_cli.data import printable
+
+    title = f"{summary['pairs']:,} pairs, {summary['unseen']:,} unseen"
+    if not summary["unseen"]:
+        click.echo(f"{title}: every pair occurs in training, nothing is left to judge")
+        return
+    title += f"; feasibility of the unseen from {summary['min']:.4f} to {summary['max']:.4f}"
+    rows = []
+    for most, least in zip(summary["most"], summary["least"], strict=True):
+        ends = [(printable(f"{p['attr']} {p['obj']}"), f"{p['feasibility']:.4f}") for p in (most, least)]
+        rows.append([*ends[0], *ends[1]])
+    print_table(["most feasible", "", "least feasible", ""], rows, title)
