@@ -107,12 +107,17 @@ def place(ray: Any, nodes: int, workers_per_node: int | None = None, threads: in
     SetupError
         If no node can hold a worker.
     """
+    return _choose(node_resources(ray), nodes, workers_per_node, threads)
+
+
+def node_resources(ray: Any) -> list[dict[str, float]]:
+    """What each living node with a CPU offers; SetupError if there is none."""
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
     if not alive:
         raise SetupError(
             "the cluster has no node with a CPU", f"{len(ray.nodes())} nodes known", "start nodes with at least one CPU"
         )
-    return _choose(alive, nodes, workers_per_node, threads)
+    return alive
 
 
 def planned(address: str | None, nodes: int, workers_per_node: int | None = None, threads: int = 0) -> Placement:

@@ -35,6 +35,7 @@ def train(
     nodes: int = 1,
     workers_per_node: int | None = None,
     address: str | None = None,
+    threads: int = 0,
     on_placement: Callable[[Placement], None] = lambda placement: None,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> str:
@@ -46,6 +47,8 @@ def train(
         A new run, or an interrupted one, which goes on from its newest valid checkpoint.
     nodes, workers_per_node, address
         See :func:`cluster.session.place` and :func:`cluster.session.session`.
+    threads : int
+        CPU threads a worker where the run's settings leave them open.
     on_placement, on_record : callable
         Told where the workers run and every new line of the run's metrics.
 
@@ -59,11 +62,16 @@ def train(
     run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
     position = run.metrics_file.stat().st_size
     with session(address) as ray:
-        placement = place(ray, nodes, workers_per_node, run.config.threads)
+        placement = place(ray, nodes, workers_per_node, run.config.threads or threads)
         on_placement(placement)
         failures: list[BaseException] = []
         job = threading.Thread(target=_fit, args=(run, placement, failures), daemon=True)
-        with _stop_on_signal(run, on_record):
+
+        def stop() -> None:
+            run.stop_file.touch()
+            on_record({"event": "stopping"})
+
+        with stop_on_signal(stop):
             job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
             while job.is_alive():
                 job.join(POLL_S)
@@ -107,14 +115,15 @@ def _forward(run: Run, position: int, on_record: Callable[[dict[str, Any]], None
 
 
 @contextlib.contextmanager
-def _stop_on_signal(run: Run, on_record: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the workers to stop together and save; a second one ends at once."""
+def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM calls ``stop``, which asks the workers to save and end; a second one ends at once."""
+    asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if run.stop_file.exists():
+        if asked:
             raise KeyboardInterrupt
-        run.stop_file.touch()
-        on_record({"event": "stopping"})
+        asked.append(number)
+        stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -81,3 +81,13 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     check_known(settings, [*run_fields, *model_fields], method)
     model = asdict(Config(**typed({k: v for k, v in settings.items() if k in model_fields}, Config)))
     return RunConfig(**typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
+
+
+def fix_paths(config: RunConfig) -> None:
+    """Make the paths of a run absolute: workers run in other folders."""
+    if config.data != "toy":
+        config.data = str(Path(config.data).resolve())
+    for name in ("clip", "clip_weights"):
+        value = getattr(config, name)
+        if value and Path(value).is_file():
+            setattr(config, name, str(Path(value).resolve()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, warn
+from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
 
@@ -107,12 +107,10 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
 def _new_run(config, out: Path, name: str | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
+    from czsl_cli.config import fix_paths
 
     data = open_data(config.data)
-    if config.data != "toy":
-        config.data = str(Path(config.data).resolve())
-    if Path(config.clip).is_file():
-        config.clip = str(Path(config.clip).resolve())
+    fix_paths(config)
     return Run.create(config, data.space, out, name)
 
 
@@ -125,7 +123,7 @@ def _trains(method: str) -> bool:
 def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     from czsl.runs.checkpoint import best
 
-    shown = _short(run.path)
+    shown = short(run.path)
     found = best(run.checkpoints)
     if status == "stopped":
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
@@ -140,14 +138,6 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         click.echo(shown)
     if status == "stopped":
         sys.exit(130)
-
-
-def _short(path: Path) -> str:
-    """Relative to the working folder where it lies below it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 class Watcher:
@@ -165,7 +155,7 @@ class Watcher:
             warn(placement.note)
         kind = "GPU" if placement.gpu else f"CPU, {placement.threads} threads each"
         workers, nodes = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((placement.workers, "worker"), (placement.nodes, "node")))
-        say(f"{_short(path)}: {workers} on {nodes} ({kind})")
+        say(f"{short(path)}: {workers} on {nodes} ({kind})")
 
     def record(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""

@@ -1,4 +1,4 @@
-"""Presets and recipes of a method: named settings kept as YAML beside its module."""
+"""Presets, recipes and search space of a method, kept as YAML beside its module."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def presets_file(name: str) -> Path:
 
 def load_presets(name: str) -> dict[str, dict[str, dict[str, Any]]]:
     """``{"presets": {name: fields}, "recipes": {name: fields}}`` of a method; empty where it has none."""
-    file = presets_file(name)
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = _read(name)
     return {kind: {k: dict(v or {}) for k, v in (content.get(kind) or {}).items()} for kind in KINDS}
+
+
+def load_search(name: str) -> dict[str, Any]:
+    """The search space ``{field: {kind: arguments}}`` that a method suggests for tuning; empty where it has none."""
+    return dict(_read(name).get("search") or {})
+
+
+def _read(name: str) -> dict[str, Any]:
+    file = presets_file(name)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,244 @@
+"""The folder of a hyperparameter search: ``tune.yaml`` and a run folder a trial. It is the only truth about the search.
+
+``trials/007/trial.json`` holds what the search decided about trial 7 (its values, why it could not start, when it was stopped early); all
+else is the run's own: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``. A folder that is taken away is made and trained again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from czsl.compositions import CompositionSpace
+from czsl.errors import UsageError
+from czsl.runs.config import RunConfig
+from czsl.runs.files import write_atomically, write_json
+from czsl.runs.run import Run
+
+METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
+OVER = ("done", "pruned", "failed")
+ALGORITHMS = ("random", "grid", "optuna")
+SCHEDULERS = ("asha", "none")
+
+
+@dataclass
+class SearchConfig:
+    """Settings of a search; ``tune.yaml`` holds them in full.
+
+    space: settings to search, as in a search file: ``{setting: {kind: arguments}}``.
+    config: settings of every trial (a run's ``config.yaml``) where the search does not change them.
+    trials: how many to run.
+    algorithm: ``random``, ``grid`` or ``optuna`` (TPE).
+    scheduler: ``asha`` stops trials early that fall behind (Li et al., A System for Massively Parallel Hyperparameter Tuning,
+        MLSys 2020); ``none`` lets all finish.
+    grace: epochs before a trial may be stopped.
+    metric: ``val_auc`` or ``val_hm``: exact, closed world, on the validation split; the best epoch counts.
+    seed: of the trials' values.
+    nodes: nodes a trial.
+    workers_per_node: of a trial.
+    max_concurrent: trials at once (0: what the cluster holds).
+    """
+
+    space: dict[str, Any]
+    config: dict[str, Any]
+    trials: int = 16
+    algorithm: str = "random"
+    scheduler: str = "asha"
+    grace: int = 1
+    metric: str = "val_auc"
+    seed: int = 0
+    nodes: int = 1
+    workers_per_node: int = 1
+    max_concurrent: int = 0
+
+    @property
+    def base(self) -> RunConfig:
+        """``config`` as settings of a run."""
+        return RunConfig(**self.config)
+
+
+@dataclass
+class Trial:
+    """One set of values and the run that tries it.
+
+    number : its place in the search
+    path : its run folder
+    values : the searched settings
+    pruned : epoch after which the search stopped it, or None
+    reason : why its settings cannot be, or why it died; empty for a trial in order
+    """
+
+    number: int
+    path: Path
+    values: dict[str, Any]
+    pruned: int | None = None
+    reason: str = ""
+
+    def keep(self) -> None:
+        """Write ``trial.json``."""
+        content = {k: v for k, v in asdict(self).items() if k != "path"}
+        write_json(self.path / "trial.json", content)
+
+    @property
+    def run(self) -> Run | None:
+        """Its run; None where the settings could not be."""
+        return Run(self.path) if (self.path / "config.yaml").is_file() else None
+
+    def status(self) -> str:
+        """``done``, ``pruned`` (stopped early), ``failed``, or ``unfinished``."""
+        run = self.run
+        ends = [record["status"] for record in run.metrics("end")] if run else []
+        end = ends[-1] if ends else None
+        if self.reason or end == "failed":
+            return "failed"
+        if end == "stopped" and self.pruned is not None:
+            return "pruned"
+        return "done" if end == "done" else "unfinished"
+
+    def summary(self, metric: str) -> dict[str, Any]:
+        """What a table of trials shows: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
+        records = list(self.run.metrics()) if self.run else []
+        epochs = [r for r in records if r.get("event") == "epoch"]
+        key = METRICS[metric]
+        best = max((e for e in epochs if e.get(key) is not None), key=lambda e: e[key], default={})
+        failure = next((r["reason"] for r in reversed(records) if r.get("reason")), "")
+        return {
+            "trial": self.number,
+            "status": self.status(),
+            "values": self.values,
+            "epochs_done": len({e["epoch"] for e in epochs}),
+            "best_epoch": best.get("epoch"),
+            "val_auc": best.get("auc"),
+            "val_hm": best.get("hm"),
+            "seconds": _seconds(records),
+            "reason": self.reason or failure,
+            "run": str(self.path),
+        }
+
+
+def _seconds(records: Sequence[dict[str, Any]]) -> float:
+    """Time between a run's records, without the pauses before it was taken up again."""
+    pairs = itertools.pairwise(r for r in records if "time" in r)
+    return round(sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "start"), 1)
+
+
+@dataclass
+class Search:
+    """A folder ``runs/tune-<method>-<data>-<time>/``.
+
+    Raises
+    ------
+    UsageError
+        If it holds no readable ``tune.yaml``.
+    """
+
+    path: Path
+    config: SearchConfig = field(init=False)
+
+    def __post_init__(self):
+        self.path = Path(self.path).resolve()
+        file = self.path / "tune.yaml"
+        if not file.is_file():
+            raise UsageError(f"{self.path} is no search", "it has no tune.yaml", "give a folder that czsl tune wrote")
+        try:
+            self.config = SearchConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand?") from None
+
+    @classmethod
+    def create(cls, config: SearchConfig, out: Path, name: str | None = None) -> Search:
+        """Make the folder and write ``tune.yaml``; an existing search is never overwritten."""
+        base = config.base
+        path = out / (name or f"tune-{base.method}-{Path(base.data).name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(f"{path} exists", "a search is never overwritten", "choose another --name, or --resume it") from None
+        search = cls._write(path, config)
+        search.folder.mkdir()
+        return search
+
+    @classmethod
+    def _write(cls, path: Path, config: SearchConfig) -> Search:
+        text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+        write_atomically(path / "tune.yaml", text.encode())
+        return cls(path)
+
+    def write(self) -> None:
+        """Write ``tune.yaml`` again, with other settings."""
+        self._write(self.path, self.config)
+
+    @property
+    def folder(self) -> Path:
+        """Of the trials."""
+        return self.path / "trials"
+
+    def add(
+        self, number: int, values: dict[str, Any], config: RunConfig | None, space: CompositionSpace, reason: str = ""
+    ) -> Trial:
+        """A new trial: its run folder, or, without settings, only the reason why there are none."""
+        trial = Trial(number, self.folder / f"{number:03d}", values, reason=reason)
+        if config is None:
+            trial.path.mkdir()
+        else:
+            Run.create(config, space, self.folder, trial.path.name)
+        trial.keep()
+        return trial
+
+    def trials(self) -> list[Trial]:
+        """Those begun, in order.
+
+        Raises
+        ------
+        UsageError
+            A ``trial.json`` that is none.
+        """
+        found = []
+        for file in self.folder.glob("*/trial.json"):
+            try:
+                found.append(Trial(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"{file} cannot be read", str(error), f"remove {file.parent} to repeat this trial") from None
+        return sorted(found, key=lambda t: t.number)
+
+    def clean(self) -> None:
+        """Take away what a killed process left half made; only while nobody adds trials."""
+        for path in self.folder.iterdir():
+            if not (path / "trial.json").is_file():
+                shutil.rmtree(path)
+
+    # -- what comes out ------------------------------------------------------------------------------------------------
+    def summaries(self) -> list[dict[str, Any]]:
+        """One row a trial, see :meth:`Trial.summary`."""
+        return [trial.summary(self.config.metric) for trial in self.trials()]
+
+    def best(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """The row with the highest metric among trials that ended well; the earlier one of equals."""
+        metric = self.config.metric
+        good = [r for r in rows if r["status"] in ("done", "pruned") and r[metric] is not None]
+        return max(good, key=lambda r: r[metric], default=None)
+
+    def write_results(self, rows: Sequence[dict[str, Any]], **facts: Any) -> dict[str, Any]:
+        """Write ``trials.csv``, ``report.json`` and ``best.yaml``, the settings of the best trial as ``czsl train --config`` takes them."""
+        best = self.best(rows)
+        report = {**facts, "metric": self.config.metric, "best": best, "trials": list(rows)}
+        write_json(self.path / "report.json", report)
+        table = io.StringIO()
+        flat = [{k: v for k, v in {**row, **row["values"]}.items() if k != "values"} for row in rows]
+        writer = csv.DictWriter(table, list(dict.fromkeys(k for row in flat for k in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        write_atomically(self.path / "trials.csv", table.getvalue().encode())
+        if best:
+            write_atomically(self.path / "best.yaml", (Path(best["run"]) / "config.yaml").read_bytes())
+        return report
