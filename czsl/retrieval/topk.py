@@ -1,0 +1,346 @@
+"""Exact top-k compositions without a matrix of images x pairs: the threshold algorithm on a :class:`CompositionIndex`.
+
+The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product of primitive
+terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32 products
+only choose candidates, with a slack for their rounding; the candidates' scores are computed again in float64, pair by pair, so
+neither the answer nor its order depends on how a matrix product was cut.
+
+Letters: B images, P pairs, A attributes, O objects, D width, C cells, K best kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from czsl.errors import DataError, UsageError
+from czsl.retrieval.index import BLOCK, CompositionIndex
+
+IMAGES = 1024  # handled at a time
+SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
+DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
+GPU_MOST = 2048  # results a query that FAISS gives on a GPU
+_UNIT = 2.0**-24  # relative rounding error of float32
+
+
+@dataclass(frozen=True)
+class TopCompositions:
+    """The best pairs of each image, by score descending, then place ascending.
+
+    Attributes
+    ----------
+    scores : float64 [B, k]
+    places : int64 [B, k]
+        Indices into the index's ``pairs``.
+    visited : float64 [B]
+        Inner products computed, as a share of all pairs.
+    exact : bool
+        False: cells were left out without a proof that they hold nothing better.
+    """
+
+    scores: np.ndarray
+    places: np.ndarray
+    visited: np.ndarray
+    exact: bool
+
+
+def top_compositions(
+    index: CompositionIndex,
+    queries_BD: np.ndarray,
+    attribute_BA: np.ndarray | None = None,
+    object_BO: np.ndarray | None = None,
+    k: int = 10,
+    allowed: np.ndarray | None = None,
+    probes: int | None = None,
+) -> TopCompositions:
+    """The k best compositions of each image.
+
+    Parameters
+    ----------
+    index : CompositionIndex
+    queries_BD : float [B, D]
+        Image embeddings with all factors of the inner product (logit scale, weight of the branch). Read as float32.
+    attribute_BA, object_BO : float [B, A], float [B, O], optional
+        Primitive terms with their weights, not negative; both or none. Read as float32.
+    k : int
+        Pairs an image; fewer come back where fewer are allowed.
+    allowed : bool [P], optional
+        Pairs that may be answered; default: all.
+    probes : int, optional
+        Visit this many cells of an ``ivf`` index (more where they hold fewer than k allowed pairs) and stop: quick and approximate.
+        Default: visit cells until no other can hold a better pair.
+
+    Raises
+    ------
+    UsageError
+        Shapes that do not fit, half of the primitive terms, ``k`` or ``probes`` below 1, ``probes`` on a flat index.
+    DataError
+        A value that is not finite, a negative primitive term, scores beyond float32.
+    """
+    queries_BD = _checked(queries_BD, "queries", (None, index.dim))
+    if (attribute_BA is None) != (object_BO is None):
+        raise UsageError("one of the two primitive terms is missing", "", "give attribute and object terms, or none")
+    terms = None
+    if attribute_BA is not None and object_BO is not None:
+        most = index.pairs.max(axis=0) + 1
+        terms = tuple(
+            _checked(term, name, (len(queries_BD), None), int(least), 0.0)
+            for term, name, least in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), most, strict=True)
+        )
+    if k < 1 or (probes is not None and probes < 1):
+        raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
+    if probes is not None and index.kind == "flat":
+        raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+    allowed_P = np.ones(len(index), bool) if allowed is None else np.asarray(allowed)
+    if allowed_P.shape != (len(index),) or allowed_P.dtype != bool:
+        raise UsageError(
+            f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}", f"the index holds {len(index)} pairs", "give bool [P]"
+        )
+    rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
+    k = min(k, len(rows))
+    parts = []
+    for start in range(0, len(queries_BD), IMAGES):
+        some = slice(start, start + IMAGES)
+        search = _Search(index, queries_BD[some], None if terms is None else (terms[0][some], terms[1][some]), k, allowed_P, rows)
+        if k:
+            search.run(probes)
+        parts.append(search)
+    if not parts:
+        parts = [_Search(index, queries_BD, None, k, allowed_P, rows)]
+    return TopCompositions(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.places for part in parts]),
+        np.concatenate([np.minimum(part.products / len(index), 1.0) for part in parts]),
+        probes is None or probes >= index.cells,
+    )
+
+
+class _Search:
+    """The search for some images: the best found so far, and what bounds the rest."""
+
+    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows):
+        self.index, self.queries, self.terms, self.k = index, queries_BD, terms, k
+        self.allowed, self.rows = allowed_P, rows  # rows: the allowed ones, ascending
+        B = len(queries_BD)
+        self.scores = np.full((B, k), -np.inf)
+        self.places = np.full((B, k), len(index), np.int64)
+        self.products = np.zeros(B)
+        self.lengths = np.linalg.norm(queries_BD.astype(np.float64), axis=1)
+        self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
+        largest = self.lengths * index.longest
+        if terms is not None:
+            largest = largest + terms[0].max(1).astype(np.float64) * terms[1].max(1)
+        if (largest > 1e30).any():
+            raise DataError(
+                f"scores of image {int(largest.argmax())} reach {largest.max():.1e}", "", "are the embeddings scaled?"
+            )
+        # Rounding of a float32 inner product summed in any order, of the primitive term, and of their sum.
+        self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
+
+    @property
+    def worst(self) -> np.ndarray:
+        """The k-th best score found, float64 [B]; minus infinity until there are k."""
+        return self.scores[:, -1]
+
+    def run(self, probes: int | None) -> None:
+        """Fill :attr:`scores` and :attr:`places`."""
+        everybody = np.arange(len(self.queries))
+        if self.terms is not None:
+            self.visit_seeds()
+        if probes is not None:
+            self.probe(probes)
+        elif self.index.on_gpu is not None:
+            left = self.visit_gpu()
+            if left.size:
+                self.visit_all(left)
+        elif self.index.kind == "flat":
+            self.visit_all(everybody)
+        else:
+            self.visit_cells()
+
+    # -- which pairs to visit ----------------------------------------------------------------------------------------
+    def visit_seeds(self) -> None:
+        """The pairs of the best attributes and objects. Any other pair lacks one of them, which bounds its primitive term."""
+        best, after = [], []
+        for term in self.terms:
+            order = np.argsort(-term, axis=1, kind="stable")[:, : SEED_PRIMITIVES + 1]
+            best.append(order[:, :SEED_PRIMITIVES])
+            ranked = np.take_along_axis(term, order, axis=1).astype(np.float64)
+            after.append((ranked[:, 0], ranked[:, SEED_PRIMITIVES] if ranked.shape[1] > SEED_PRIMITIVES else np.zeros(len(term))))
+        (first_a, next_a), (first_o, next_o) = after
+        self.rest = np.maximum(next_a * first_o, first_a * next_o)
+        pairs = np.stack(np.broadcast_arrays(best[0][:, :, None], best[1][:, None, :]), axis=-1).reshape(len(self.queries), -1, 2)
+        places = self.index.locate(pairs)
+        images, columns = np.nonzero((places >= 0) & self.allowed[places])
+        self.products += np.bincount(images, minlength=len(self.queries))
+        self.offer(images, places[images, columns])
+
+    def visit_all(self, images: np.ndarray) -> None:
+        """All allowed rows, block by block."""
+        for start in range(0, len(self.rows), BLOCK):
+            self.visit(images, self.rows[start : start + BLOCK])
+
+    def visit_gpu(self) -> np.ndarray:
+        """FAISS's best inner products; returns the images for which they do not settle the answer."""
+        wanted = min(len(self.index), GPU_MOST, max(4 * self.k, 256))
+        products, rows = self.index.on_gpu.search(self.queries, wanted)
+        self.products += len(self.index)
+        return np.flatnonzero(self.settle(np.arange(len(self.queries)), products, rows, len(self.index)))
+
+    def visit_cells(self) -> None:
+        """Cells in order of their upper bound, until none of the others can hold a better pair."""
+        assert self.index.radii is not None
+        bound_BC = self.centroid_products() + self.lengths[:, None] * self.index.radii
+        bound_BC += (self.rest + self.slack)[:, None]
+        cells = list(self.cell_rows())
+        bound_BC[:, [not len(rows) for rows in cells]] = -np.inf
+        order_BC = np.argsort(-bound_BC, axis=1, kind="stable")
+        active, done, width = np.arange(len(self.queries)), 0, 1
+        while done < len(cells) and active.size:
+            chosen = order_BC[active, done : done + width]
+            for cell, images in _by_cell(active, chosen):
+                images = images[bound_BC[images, cell] >= self.worst[images]]
+                if len(cells[cell]) and images.size:
+                    self.visit(images, cells[cell])
+            done, width = done + width, 2 * width
+            if done < len(cells):
+                active = active[bound_BC[active, order_BC[active, done]] >= self.worst[active]]
+
+    def probe(self, probes: int) -> None:
+        """The cells of the largest centroid products, as many as asked for, and on until they hold k pairs."""
+        cells = list(self.cell_rows())
+        order_BC = np.argsort(-self.centroid_products().astype(np.float32), axis=1, kind="stable")
+        held_BC = np.cumsum(np.array([len(rows) for rows in cells])[order_BC], axis=1)
+        enough_B = np.maximum((held_BC < self.k).sum(axis=1) + 1, min(probes, len(cells)))
+        order_BC = np.where(np.arange(len(cells)) < enough_B[:, None], order_BC, -1)
+        for cell, images in _by_cell(np.arange(len(self.queries)), order_BC):
+            if cell >= 0 and len(cells[cell]):
+                self.visit(images, cells[cell])
+
+    def centroid_products(self) -> np.ndarray:
+        """Inner product of each query and centroid, float64 [B, C]."""
+        assert self.index.centroids is not None
+        return self.queries.astype(np.float64) @ self.index.centroids.T.astype(np.float64)
+
+    def cell_rows(self) -> Iterator[np.ndarray]:
+        """The allowed rows of each cell."""
+        assert self.index.starts is not None
+        cuts = np.searchsorted(self.rows, self.index.starts)
+        return (self.rows[start:stop] for start, stop in itertools.pairwise(cuts))
+
+    # -- visiting ----------------------------------------------------------------------------------------------------
+    def visit(self, images: np.ndarray, rows: np.ndarray) -> None:
+        """Compare images [b] with rows [n] (ascending)."""
+        import faiss
+
+        self.products[images] += len(rows)
+        vectors_nD = self.vectors(rows)
+        wanted = min(2 * self.k + 12, len(rows))
+        products, columns = faiss.knn(self.queries[images], vectors_nD, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        open_b = self.settle(images, products, rows[columns], len(rows))
+        for start in range(0, len(rows), DENSE_ROWS):
+            for some in np.split(images[open_b], range(DENSE_IMAGES, int(open_b.sum()), DENSE_IMAGES)):
+                if some.size:
+                    block = slice(start, start + DENSE_ROWS)
+                    self.visit_dense(some, rows[block], vectors_nD[block])
+
+    def settle(self, images, products_bn, rows_bn, count: int) -> np.ndarray:
+        """Take the best inner products of ``count`` rows; which images a row beyond them might still concern, bool [b]."""
+        places = rows_bn if self.index.order is None else self.index.order[rows_bn]
+        bound_bn = products_bn.astype(np.float64)
+        if self.terms is not None:
+            pairs = self.index.pairs[places]
+            bound_bn += (
+                self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64) * self.terms[1][images[:, None], pairs[..., 1]]
+            )
+        self.offer_above(images, places, np.where(self.allowed[places], bound_bn, -np.inf))
+        if products_bn.shape[1] == count:
+            return np.zeros(len(images), bool)
+        return products_bn[:, -1] + self.slack[images] + self.rest[images] >= self.worst[images]
+
+    def visit_dense(self, images: np.ndarray, rows: np.ndarray, vectors_nD: np.ndarray) -> None:
+        """All scores of a small block."""
+        places = rows if self.index.order is None else self.index.order[rows]
+        scores_bn = self.queries[images] @ vectors_nD.T
+        if self.terms is not None:
+            attributes_n, objects_n = self.index.pairs[places].T
+            scores_bn += self.terms[0][images][:, attributes_n] * self.terms[1][images][:, objects_n]
+        self.offer_above(images, np.broadcast_to(places, scores_bn.shape), scores_bn)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings of ascending rows; a view where they are contiguous."""
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return self.index.vectors[rows[0] : rows[-1] + 1]
+        return self.index.vectors[rows]
+
+    # -- keeping the best --------------------------------------------------------------------------------------------
+    def offer_above(self, images: np.ndarray, places_bn: np.ndarray, scores_bn: np.ndarray) -> None:
+        """Offer those whose rounded score leaves room for the k best found, or for the k best of these."""
+        slack_b = self.slack[images]
+        floor_b = self.worst[images] - slack_b
+        crowded = np.flatnonzero((scores_bn >= floor_b[:, None]).sum(axis=1) > self.k)
+        if crowded.size:
+            kth = np.partition(scores_bn[crowded], -self.k, axis=1)[:, -self.k]
+            floor_b[crowded] = np.maximum(floor_b[crowded], kth - 2 * slack_b[crowded])
+        at, columns = np.nonzero((scores_bn >= floor_b[:, None]) & (scores_bn > -np.inf))
+        self.offer(images[at], places_bn[at, columns])
+
+    def offer(self, images: np.ndarray, places: np.ndarray) -> None:
+        """Compute the scores of (image, place) pairs in float64 and keep the k best of each image."""
+        if not images.size:
+            return
+        touched = np.unique(images)
+        images = np.concatenate([np.repeat(touched, self.k), images])
+        scores = np.concatenate([self.scores[touched].ravel(), self.exact_scores(images[len(touched) * self.k :], places)])
+        places = np.concatenate([self.places[touched].ravel(), places])
+        order = np.lexsort((places, -scores, images))
+        images, scores, places = images[order], scores[order], places[order]
+        # A pair offered twice has the same bits twice, so its two entries are neighbours.
+        again = (images[1:] == images[:-1]) & (places[1:] == places[:-1]) & (places[1:] < len(self.index))
+        fresh = np.concatenate([[True], ~again])
+        images, scores, places = images[fresh], scores[fresh], places[fresh]
+        rank = np.arange(len(images)) - np.searchsorted(images, images)
+        keep = rank < self.k
+        self.scores[images[keep], rank[keep]] = scores[keep]
+        self.places[images[keep], rank[keep]] = places[keep]
+
+    def exact_scores(self, images: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Scores in float64, float64 [n]; each is a sum of its own, so its bits do not depend on the others."""
+        scores = np.empty(len(images))
+        for start in range(0, len(images), DENSE_ROWS):
+            i, p = images[start : start + DENSE_ROWS], places[start : start + DENSE_ROWS]
+            value = (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1)
+            if self.terms is not None:
+                a, o = self.index.pairs[p].T
+                value += self.terms[0][i, a].astype(np.float64) * self.terms[1][i, o]
+            scores[start : start + DENSE_ROWS] = value
+        return scores
+
+
+def _by_cell(images: np.ndarray, cells_bn: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each cell with the images that want it, cells ascending."""
+    cells, wanting = cells_bn.ravel(), np.repeat(images, cells_bn.shape[1])
+    order = np.argsort(cells, kind="stable")
+    cells, wanting = cells[order], wanting[order]
+    for group in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(cells)) + 1):
+        if group.size:
+            yield int(cells[group[0]]), wanting[group]
+
+
+def _checked(values: np.ndarray, name: str, shape: tuple, least: int = 0, lowest: float = -np.inf) -> np.ndarray:
+    array = np.asarray(values)
+    fits = array.ndim == 2 and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
+    if not fits or array.shape[1] < least or not np.issubdtype(array.dtype, np.floating):
+        wanted = [least if want is None and least else want for want in shape]
+        raise UsageError(
+            f"{name}: {array.dtype} of shape {list(array.shape)}", f"the index needs {wanted}", "give floats of this shape"
+        )
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    bad = np.argwhere(~(np.isfinite(array) & (array >= lowest)))
+    if bad.size:
+        what = "is not finite" if not np.isfinite(array[tuple(bad[0])]) else "is negative"
+        raise DataError(f"{name}: column {bad[0][1]} of image {bad[0][0]} {what}", f"it is {array[tuple(bad[0])]}", "")
+    return array
