@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
+    from torch import Tensor
+
+    from czsl.clip.backbone import Clip
     from methods.method import Method
 
-__all__ = ["load"]
+__all__ = ["from_reference", "load"]
 
 
 def load(run: str | Path, checkpoint: str = "best") -> Method:
@@ -17,3 +22,17 @@ def load(run: str | Path, checkpoint: str = "best") -> Method:
     from methods.loading import load as load_run
 
     return load_run(run, checkpoint)
+
+
+def from_reference(
+    name: str,
+    state: Mapping[str, Tensor],
+    attributes: Sequence[str],
+    objects: Sequence[str],
+    config: Mapping[str, Any] | None = None,
+    clip: Clip | None = None,
+) -> Method:
+    """A method with the weights of a public program's checkpoint; see :func:`methods.reference.from_reference`."""
+    from methods.reference import from_reference as read
+
+    return read(name, state, attributes, objects, config, clip)

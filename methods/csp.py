@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.method import ImageSide, Method, MethodConfig, Targets, TextSide
 from methods.parts.prompts import SoftPrompts
+from methods.parts.public import TABLE, PublicNames, State
 
 
 @dataclass
@@ -49,3 +52,10 @@ class CSP(Method):
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropy over the training pairs."""
         return {"pair": F.cross_entropy(self.logits(images, text)[0], targets.pair)}
+
+
+def _settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attr_dropout": config.get("attr_dropout", 0.3)}
+
+
+PUBLIC = PublicNames(program="CSP", renamed={"soft_embeddings": TABLE}, settings=_settings)

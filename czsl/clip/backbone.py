@@ -156,7 +156,7 @@ def load_clip(name: str = "tiny", weights: str | None = None) -> Clip:
     elif name == "tiny":
         return _load_tiny()
     elif is_path(name):
-        return _from_openai_shapes(read_state(Path(name)), name)
+        return clip_from_state(read_state(Path(name)), name)
     else:
         near = difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=3)
         raise UsageError(
@@ -225,8 +225,14 @@ def _load_tiny() -> Clip:
     return Clip(model, "tiny", mean, std)
 
 
-def _from_openai_shapes(state: dict[str, Tensor], source: str) -> Clip:
-    """Build the towers from the shapes of a state dict in OpenAI's format."""
+def clip_from_state(state: dict[str, Tensor], source: str) -> Clip:
+    """A CLIP from a state dict in OpenAI's format, its architecture read from the shapes (QuickGELU, heads of width 64).
+
+    Raises
+    ------
+    UsageError
+        The state is of another format or not complete; names ``source``.
+    """
 
     def layers(prefix: str) -> int:
         return len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)})

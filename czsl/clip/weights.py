@@ -26,11 +26,12 @@ def is_path(text: str) -> bool:
     return text.endswith(SUFFIXES) or os.sep in text
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file as float32, under OpenAI's names.
+def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
+    """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
     Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict``. OpenAI's own
-    archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published.
+    archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published. ``what`` is
+    said to be in the file, for messages.
 
     Raises
     ------
@@ -39,7 +40,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"no CLIP weights at {path}", "there is no such file", "check --clip and --clip-weights")
+        raise UsageError(f"no {what} at {path}", "there is no such file", "check --clip and --clip-weights")
     state: dict
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -56,8 +57,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds here; all mean the same to the user
             raise UsageError(
-                f"{path} cannot be read as CLIP weights",
-                f"only plain tensors are accepted, nothing is unpickled ({_first_line(error)})",
+                f"{path} cannot be read as {what}",
+                f"only plain tensors are accepted, nothing is unpickled ({_unpickler_line(error)})",
                 "save the model's state_dict() as .safetensors or .pt",
             ) from None
     if not isinstance(state, dict):
@@ -78,6 +79,12 @@ def _is_torchscript(path: Path) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _unpickler_line(error: Exception) -> str:
+    """What torch's restricted unpickler met, without its advice to switch the restriction off."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]+?)(?: was not an allowed global| Please|$)", str(error), re.MULTILINE)
+    return found[1][:200] if found else "no pickle of tensors" if "weights_only" in str(error) else _first_line(error)
 
 
 def _read_openai_archive(path: Path) -> dict[str, Tensor]:

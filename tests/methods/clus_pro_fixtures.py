@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import yaml
 
-from czsl.clip.backbone import _from_openai_shapes
+from czsl.clip.backbone import clip_from_state
 from czsl.compositions import CompositionSpace
 from methods.clus_pro.model import ClusPro, ClusProConfig
-from methods.clus_pro.reference import state_from_reference
+from methods.clus_pro.reference import PUBLIC
 
 PRESETS = yaml.safe_load((Path(__file__).parents[2] / "methods/clus_pro/presets.yaml").read_text())
 
@@ -30,12 +30,12 @@ def public_method(shared, reference, **changes):
     arrays, parts = reference("cluspro_reference"), reference("cluspro_parts")
     about = json.loads((shared / "fixtures/cluspro_reference.json").read_text())
     state, none = public_state(arrays), np.zeros((0, 2), int)
-    clip = _from_openai_shapes({k.removeprefix("clip."): v for k, v in state.items() if k.startswith("clip.")}, "fixture")
+    clip = clip_from_state({k.removeprefix("clip."): v for k, v in state.items() if k.startswith("clip.")}, "fixture")
     space = CompositionSpace(tuple(about["attributes"]), tuple(about["objects"]), arrays["pairs/train"].numpy(), none, none)
     off = {"attr_dropout": 0.0, "adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
     weights = {"attr_loss_weight": 0.7, "obj_loss_weight": 0.4}
     method = ClusPro(space, clip, preset("released", **(off | weights | changes)))
-    left_out = method.load_state_dict(state_from_reference(state), strict=False)
+    left_out = method.load_state_dict(PUBLIC.translate(state).tensors, strict=False)
     assert set(left_out.missing_keys) <= {"prototypes.ring", "prototypes.ring_place"}
     assert not left_out.unexpected_keys
     if method.config.bn_mode == "released":

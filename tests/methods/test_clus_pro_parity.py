@@ -9,7 +9,7 @@ from clus_pro_fixtures import own_noise, public_method, public_state
 
 from czsl.errors import UsageError
 from methods.clus_pro.losses import normalised_hsic
-from methods.clus_pro.reference import state_from_reference
+from methods.clus_pro.reference import PUBLIC
 from methods.parts.prompts import SoftPrompts
 
 ANY = {"atol": 5e-5, "rtol": 2e-4}  # where the specification gives no tolerance
@@ -208,8 +208,8 @@ def test_ring_buffers_receive_the_features_of_the_step(shared, reference):
 def test_other_tensors_are_refused(reference):
     state = public_state(reference("cluspro_reference"))
     with pytest.raises(UsageError, match="cmt"):
-        state_from_reference({**state, "cmt.0.weight": torch.zeros(1)})
+        PUBLIC.translate({**state, "cmt.0.weight": torch.zeros(1)})
     with pytest.raises(UsageError, match="obj_queue"):
-        state_from_reference({k: v for k, v in state.items() if k != "obj_queue2"})
+        PUBLIC.translate({k: v for k, v in state.items() if k != "obj_queue2"})
     with pytest.raises(UsageError, match="complete"):
-        state_from_reference({})
+        PUBLIC.translate({})
