@@ -112,10 +112,12 @@ def _check(arrays: dict[str, np.ndarray], images: int, attributes: int, objects:
     if not images or set(arrays) != set(_LAYOUT):
         raise ValueError(f"{images} images, arrays {', '.join(arrays)}")
     k = arrays["seen_score"].shape[-1] if arrays["seen_score"].ndim else 0
+    if not k:
+        raise ValueError("seen_score has no column")
     sizes = {"N": images, "2": 2, "L": 1, "k": k}
     for name, (dtype, letters) in _LAYOUT.items():
         values, shape = arrays[name], tuple(sizes[letter] for letter in letters)
-        if values.dtype != dtype or values.shape != shape or not k:
+        if values.dtype != dtype or values.shape != shape:
             raise ValueError(f"{name} is {values.dtype} of shape {list(values.shape)}, not {list(shape)}")
         if dtype is np.float32 and (np.isnan(values).any() or np.isposinf(values).any()):
             raise ValueError(f"{name} holds a value that is no score")

@@ -1,17 +1,20 @@
+import dense
 import numpy as np
 import pytest
-from random_problems import make_problem
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from random_problems import make_problem, problems
 
 from czsl.errors import DataError, UsageError
-from czsl.evaluation import Candidates, bootstrap_intervals, compare, evaluate, reduce_scores
+from czsl.evaluation import Candidates, bootstrap_intervals, compare, evaluate, pair_accuracies, reduce_scores
 from czsl.evaluation.curve import Curve
 
 KEYS = ("auc", "hm", "seen", "unseen")
 
 
-def _extremes(problem, scores=None):
-    candidates = Candidates.build(problem.space, problem.pairs)
-    return reduce_scores(problem.scores if scores is None else scores, problem.labels, candidates)
+def _extremes(problem, scores=None, k=1):
+    candidates = Candidates.build(problem.space, problem.pairs, open_world=problem.open_world)
+    return reduce_scores(problem.scores if scores is None else scores, problem.labels, candidates, k)
 
 
 def _with_signal(seed, images, strength):
@@ -67,6 +70,7 @@ def test_compare_is_paired():
         assert same[key]["difference"] == 0 and same[key]["interval"] == [0, 0]
         assert near[key]["interval"][0] <= 0 <= near[key]["interval"][1]
         assert far[key]["interval"][0] > 0
+        assert (same[key]["holds"], near[key]["holds"], far[key]["holds"]) == (False, False, True)
         assert far[key]["difference"] == far[key]["second"] - far[key]["first"]
         # Both runs are resampled alike, so what they share cancels out.
         low, high = bootstrap_intervals(_extremes(problem), problem.pairs, 200)[key]
@@ -79,3 +83,39 @@ def test_compare_wants_the_same_images():
         compare(_extremes(one), _extremes(other))
     with pytest.raises(UsageError, match="0 resamples"):
         compare(_extremes(one), _extremes(one), 0)
+
+
+def test_what_is_undefined_does_not_hold():
+    problem = _with_signal(0, 60, 3)
+    seen = problem.seen[problem.true]
+    candidates = Candidates.build(problem.space, problem.pairs)
+    one = reduce_scores(problem.scores[seen], problem.labels[seen], candidates)
+    result = compare(one, one, 5)
+    assert result["auc"] == {"first": None, "second": None, "difference": None, "interval": None, "holds": None}
+    assert result["seen"]["holds"] is False
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(), st.integers(1, 3))
+def test_images_right_at_the_best_bias_are_the_dense_ones(problem, k):
+    curve = Curve(_extremes(problem, k=k))
+    numbers = curve.numbers()
+    assume(numbers["hm"] > 0)  # else the bias is 0 by definition
+    predicted = dense.predict(problem.scores, problem.seen, problem.allowed, numbers["bias"], k, np.float64)
+    expected = (predicted == problem.true[:, None]).any(axis=1)
+    assert curve.right_at_best().tolist() == expected.tolist()
+
+
+def test_accuracies_of_compositions_by_hand():
+    problem, better = _with_signal(0, 300, 2), _with_signal(0, 300, 5)
+    runs = [_extremes(problem), _extremes(better), _extremes(problem)]
+    rows = pair_accuracies(runs)
+    assert sorted(tuple(row["label"]) for row in rows) == sorted({tuple(label) for label in problem.labels.tolist()})
+    assert sum(row["images"] for row in rows) == 300
+    for row in rows:
+        there = (problem.labels == row["label"]).all(axis=1)
+        assert row["images"] == there.sum()
+        assert row["seen"] == problem.seen[problem.true][there][0]
+        assert row["acc"] == [Curve(e).right_at_best()[there].mean() for e in runs]
+    won = [round(abs(row["acc"][1] - row["acc"][0]) * row["images"]) for row in rows]
+    assert won == sorted(won, reverse=True) and won[0] > 0

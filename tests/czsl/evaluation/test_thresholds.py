@@ -77,3 +77,27 @@ def test_rules_and_thresholds_are_checked():
         at_threshold(extremes, candidates, 0.123)
     with pytest.raises(UsageError, match="unknown feasibility rule"):
         at_threshold(extremes, candidates, None, "maybe")
+
+
+@settings(max_examples=10, deadline=None)
+@given(problems(kinds=("smooth",), worlds=(True,)), st.randoms(use_true_random=False))
+def test_thresholds_do_not_depend_on_the_order_of_pairs_and_images(problem, random):
+    images = random.sample(range(len(problem.labels)), len(problem.labels))
+    pairs = random.sample(range(len(problem.pairs)), len(problem.pairs))
+    shuffled = {
+        **problem.inputs(),
+        "scores": problem.scores[images][:, pairs],
+        "labels": problem.labels[images],
+        "pairs": problem.pairs[pairs],
+    }
+    for rule in ("exclude", "reference"):
+        before = evaluate(**problem.inputs(), feasibility=problem.feasibility, rule=rule)
+        assert evaluate(**shuffled, feasibility=problem.feasibility[pairs], rule=rule) == before
+
+
+@settings(max_examples=10, deadline=None)
+@given(problems(kinds=("ties", "negative"), worlds=(True,)), st.integers(-8, 8))
+def test_a_constant_changes_no_threshold(problem, shift):
+    """Excluding pairs knows no zero; the literature's rule does, so a constant may change it."""
+    inputs = {**problem.inputs(), "feasibility": problem.feasibility}
+    assert evaluate(**{**inputs, "scores": problem.scores + np.float32(shift)}) == evaluate(**inputs)
