@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),
+    "import-checkpoint": ("czsl_cli.import_checkpoint", "Make a run of a public program's checkpoint."),
     "completion": ("czsl_cli.completion", "Print the shell completion script."),
 }
 
@@ -35,7 +36,7 @@ class LazyGroup(click.Group):
         """Import the command's module."""
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(COMMANDS[name][0]), name)
+        return getattr(importlib.import_module(COMMANDS[name][0]), name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The overview, from the table above."""

@@ -75,6 +75,7 @@ def from_reference(
     UsageError
         A key that is missing, unexpected or of another shape, or labels that do not fit the rows; names it.
     """
+    public_names(name)
     none = np.zeros((0, 2), np.int64)
     space = CompositionSpace(tuple(attributes), tuple(objects), none, none, none)
     own = clip_in(state)
@@ -96,7 +97,9 @@ def public_names(name: str) -> PublicNames:
     name = canonical_name(name)
     if name not in PUBLIC:
         raise UsageError(
-            f"there are no public checkpoints of {name}", "", f"methods with public checkpoints: {', '.join(PUBLIC)}"
+            f"there are no public checkpoints of {name}",
+            "its public program saves none, or none that is known here",
+            f"methods with public checkpoints: {', '.join(PUBLIC)}",
         )
     module, attribute = PUBLIC[name].split(":")
     return getattr(importlib.import_module(module), attribute)
@@ -137,7 +140,9 @@ def _check_words(
     if table is None or table.ndim != 2:
         what = "no" if table is None else f"a {list(table.shape)}"
         raise UsageError(
-            f"this is not a checkpoint of the public {public.program} program", f"it has {what} tensor {stored} [A + O, W]", ""
+            f"this is not a checkpoint of the public {public.program} program",
+            f"it has {what} tensor {stored} [A + O, W]",
+            "is it the right method?",
         )
     A, O = space.num_attributes, space.num_objects
     split = public.rows(state)
@@ -178,5 +183,7 @@ def _check(public: PublicNames, translation: Translation, own: Mapping[str, Tens
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UsageError(
-                f"the checkpoint's {public.public_name(key)} holds NaN or infinite values", "its training diverged", ""
+                f"the checkpoint's {public.public_name(key)} holds NaN or infinite values",
+                "its training diverged",
+                "import an earlier epoch",
             )

@@ -112,7 +112,9 @@ class PublicNames:
             ordered = [rows[stem][k] for stem in stems for k in range(len(rows[stem]))]
             if len({x.shape for x in ordered}) > 1:
                 raise UsageError(
-                    f"the checkpoint's {', '.join(f'{s}N' for s in stems)} differ in shape", "they are rows of one tensor", ""
+                    f"the checkpoint's {', '.join(f'{s}N' for s in stems)} differ in shape",
+                    "they are rows of one tensor",
+                    "give the file as its training saved it",
                 )
             out.tensors[own] = torch.stack(ordered)
             out.origin[own] = [f"{stem}{k}" for stem in stems for k in range(len(rows[stem]))]
@@ -140,7 +142,11 @@ def check_prompts(config: Mapping[str, Any]) -> None:
         said = config.get(key, [])
         other = [text for text in ([said] if isinstance(said, str) else said) if str(text).lower().split()[:3] != CONTEXT.split()]
         if other:
-            raise UsageError(f"{key} {other[0]!r} is not supported", f"prompts begin with {CONTEXT!r}", "")
+            raise UsageError(
+                f"{key} {other[0]!r} is not supported",
+                f"learned words have their places behind {CONTEXT!r}",
+                "import checkpoints of such prompts",
+            )
 
 
 def branch_settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:
