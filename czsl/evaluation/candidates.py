@@ -76,7 +76,7 @@ class Candidates:
         grid : float [T], optional
             Default: :func:`threshold_grid` of the unseen candidates.
         source : str
-            Name of the pair list in errors.
+            Name of the pair list and the feasibility in errors.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class Candidates:
             return cls(space, pairs_P2, open_world, seen_P, allowed_P, None, none, none)
         if not open_world:
             raise UsageError("a feasibility in the closed world", "it limits the open world", "drop it or ask for the open world")
-        feasibility_P = align_feasibility(feasibility, space, pairs_P2)
+        feasibility_P = align_feasibility(feasibility, space, pairs_P2, source)
         grid_T = threshold_grid(feasibility_P, seen_P) if grid is None else np.asarray(grid, np.float32)
         thresholds_T = np.unique(grid_T if threshold is None else np.append(grid_T, np.float32(threshold)))
         if not np.isfinite(thresholds_T).all():
@@ -150,25 +150,27 @@ def threshold_grid(feasibility: np.ndarray, seen: np.ndarray, count: int = NUM_T
     return np.linspace(unseen.min(), unseen.max(), count, dtype=np.float32)
 
 
-def align_feasibility(feasibility: np.ndarray, space: CompositionSpace, pairs: np.ndarray) -> np.ndarray:
+def align_feasibility(
+    feasibility: np.ndarray, space: CompositionSpace, pairs: np.ndarray, source: str = "candidate pairs"
+) -> np.ndarray:
     """Feasibility of each candidate, float32 [P], from a vector [P] or one over the open world [A * O]."""
     values = np.asarray(feasibility)
     if not np.issubdtype(values.dtype, np.floating) and not np.issubdtype(values.dtype, np.integer):
-        raise DataError(f"the feasibility holds {values.dtype}, not numbers", "", "give a vector of numbers")
+        raise DataError(f"{source}: the feasibility holds {values.dtype}, not numbers", "", "give a vector of numbers")
     values = values.astype(np.float32)
     open_world = space.num_attributes * space.num_objects
     if values.shape == (open_world,) != (len(pairs),):
         values = values[space.key(pairs)]
     if values.shape != (len(pairs),):
         raise DataError(
-            f"the feasibility has shape {list(values.shape)}",
+            f"{source}: the feasibility has shape {list(values.shape)}",
             f"there are {len(pairs)} candidate pairs and {open_world} pairs in the open world",
             "give one value for each pair",
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise DataError(
-            f"the feasibility of pair {bad[0]} ({space.pair_name(pairs[bad[0]])}) is {values[bad[0]]}",
+            f"{source}: the feasibility of pair {bad[0]} ({space.pair_name(pairs[bad[0]])}) is {values[bad[0]]}",
             f"{bad.size} values are not finite",
             "give finite values",
         )

@@ -1,0 +1,34 @@
+"""The entry point inside the test's own process: no start-up time, the same output and exit codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def czsl(capsys, tmp_path, monkeypatch):
+    """Run ``czsl ...`` in an empty folder; ``expect`` is the exit code."""
+    from czsl_cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args, expect=0):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in args])
+        shown = Done(*capsys.readouterr())
+        assert end.value.code == expect, shown.stdout + shown.stderr
+        assert "Traceback" not in shown.stderr
+        return shown
+
+    return run
