@@ -21,7 +21,9 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 
 IMAGES = 1024  # handled at a time
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
+FIRST_CELLS, SCAN_SHARE = 7, 0.5  # after so many cells, an image that wants more than this share of the rows scans them all
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
+BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
 GPU_MOST = 2048  # results a query that FAISS gives on a GPU
 _UNIT = 2.0**-24  # relative rounding error of float32
 
@@ -180,7 +182,7 @@ class _Search:
 
     def visit_all(self, images: np.ndarray) -> None:
         """All allowed rows, block by block."""
-        for start in range(0, len(self.rows), BLOCK):
+        for start in range(0, len(self.rows) if images.size else 0, BLOCK):
             self.visit(images, self.rows[start : start + BLOCK])
 
     def visit_gpu(self) -> np.ndarray:
@@ -196,14 +198,19 @@ class _Search:
         bound_BC = self.centroid_products() + self.lengths[:, None] * self.index.radii
         bound_BC += (self.rest + self.slack)[:, None]
         cells = list(self.cell_rows())
-        bound_BC[:, [not len(rows) for rows in cells]] = -np.inf
+        sizes_C = np.array([len(rows) for rows in cells])
+        bound_BC[:, sizes_C == 0] = -np.inf
         order_BC = np.argsort(-bound_BC, axis=1, kind="stable")
         active, done, width = np.arange(len(self.queries)), 0, 1
         while done < len(cells) and active.size:
+            if done >= FIRST_CELLS:  # where most of the rows are left over, one scan is quicker than many cells
+                wanted_b = (bound_BC[active] >= self.worst[active, None]) @ sizes_C
+                self.visit_all(active[wanted_b > SCAN_SHARE * len(self.rows)])
+                active = active[wanted_b <= SCAN_SHARE * len(self.rows)]
             chosen = order_BC[active, done : done + width]
             for cell, images in _by_cell(active, chosen):
                 images = images[bound_BC[images, cell] >= self.worst[images]]
-                if len(cells[cell]) and images.size:
+                if sizes_C[cell] and images.size:
                     self.visit(images, cells[cell])
             done, width = done + width, 2 * width
             if done < len(cells):
@@ -234,12 +241,10 @@ class _Search:
     # -- visiting ----------------------------------------------------------------------------------------------------
     def visit(self, images: np.ndarray, rows: np.ndarray) -> None:
         """Compare images [b] with rows [n] (ascending)."""
-        import faiss
-
         self.products[images] += len(rows)
         vectors_nD = self.vectors(rows)
         wanted = min(2 * self.k + 12, len(rows))
-        products, columns = faiss.knn(self.queries[images], vectors_nD, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        products, columns = _best_products(self.queries[images], vectors_nD, wanted)
         open_b = self.settle(images, products, rows[columns], len(rows))
         for start in range(0, len(rows), DENSE_ROWS):
             for some in np.split(images[open_b], range(DENSE_IMAGES, int(open_b.sum()), DENSE_IMAGES)):
@@ -264,7 +269,7 @@ class _Search:
     def visit_dense(self, images: np.ndarray, rows: np.ndarray, vectors_nD: np.ndarray) -> None:
         """All scores of a small block."""
         places = rows if self.index.order is None else self.index.order[rows]
-        scores_bn = self.queries[images] @ vectors_nD.T
+        scores_bn = (vectors_nD @ self.queries[images].T).T
         if self.terms is not None:
             attributes_n, objects_n = self.index.pairs[places].T
             scores_bn += self.terms[0][images][:, attributes_n] * self.terms[1][images][:, objects_n]
@@ -318,6 +323,19 @@ class _Search:
                 value += self.terms[0][i, a].astype(np.float64) * self.terms[1][i, o]
             scores[start : start + DENSE_ROWS] = value
         return scores
+
+
+def _best_products(queries_BD: np.ndarray, vectors_nD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest inner products of each query and their columns, both [B, count], by FAISS."""
+    import faiss
+
+    # FAISS 1.15 takes its slow loop below 128,000 numbers in the queries: 170 CLIP images. Only time depends on this global.
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = min(before, BLAS_QUERIES * queries_BD.shape[1])
+    try:
+        return faiss.knn(queries_BD, vectors_nD, count, metric=faiss.METRIC_INNER_PRODUCT)
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before
 
 
 def _by_cell(images: np.ndarray, cells_bn: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
