@@ -96,15 +96,13 @@ class Tpe:
         kinds = self._optuna.distributions
         if domain.kind == "choice":  # of any type: Optuna sees places in the list
             return kinds.CategoricalDistribution(range(len(domain.args)))
-        if count := len(domain.values()):
-            return kinds.IntDistribution(0, count - 1)
+        if domain.count:
+            return kinds.IntDistribution(0, domain.count - 1)
         return kinds.FloatDistribution(*domain.args, log=domain.kind == "loguniform")
 
     def _params(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: domain.values().index(values[name]) if domain.values() else values[name] for name, domain in self._space.items()
-        }
+        return {name: domain.place(values[name]) if domain.count else values[name] for name, domain in self._space.items()}
 
     @staticmethod
     def _value(domain: Domain, param: Any) -> Any:
-        return domain.values()[param] if domain.values() else domain.rounded(param)
+        return domain.value(param) if domain.count else domain.rounded(param)

@@ -247,17 +247,15 @@ def _trial(settings: dict[str, Any]) -> None:
     """A trial's driver: train its run, tell Ray Tune about each epoch; a failure is kept with the run and ends this trial alone."""
     from ray import tune as ray_tune
 
-    from cluster.tuner import reports
-
     trial = Trial(settings["number"], Path(settings["run"]), {})
     run = Run(trial.path)
 
     def tell_all(placement: Any) -> None:
-        for report in reports(trial, settings["metric"]):
+        for report in trial.reports(settings["metric"]):
             ray_tune.report(report)
 
     def tell(record: dict[str, Any]) -> None:
-        if record.get("event") == "epoch" and (known := reports(trial, settings["metric"])):
+        if record.get("event") == "epoch" and (known := trial.reports(settings["metric"])):
             ray_tune.report(known[-1])
 
     try:

@@ -18,7 +18,7 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl.runs.search import with_values
-from czsl.runs.trials import METRICS, OVER, Search, Trial
+from czsl.runs.trials import OVER, Search, Trial
 from methods.registry import method_class
 
 VALUE, EPOCH = "value", "epoch"  # as trials report them
@@ -130,7 +130,7 @@ class Halving(ASHAScheduler):
             if trial.status() in OVER:
                 known: Any = _Known(trial.path.name)
                 super().on_trial_add(nobody, known)
-                past += [(r["time"], known, r) for r in reports(trial, self._search.config.metric)]
+                past += [(r["time"], known, r) for r in trial.reports(self._search.config.metric)]
         for _, known, result in sorted(past, key=lambda entry: entry[0]):
             super().on_trial_result(nobody, known, result)
         return good
@@ -150,13 +150,3 @@ class _Known:
 
     def __init__(self, trial_id: str):
         self.trial_id = trial_id
-
-
-def reports(trial: Trial, metric: str) -> list[dict[str, Any]]:
-    """What the epochs of a trial tell Ray: the best metric up to each, for the best checkpoint is what a trial leaves."""
-    best, out = -1.0, []
-    for record in trial.run.metrics("epoch") if trial.run else ():
-        if (value := record.get(METRICS[metric])) is not None:
-            best = max(best, value)
-            out.append({EPOCH: record["epoch"], VALUE: best, "time": record["time"]})
-    return out

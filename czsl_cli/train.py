@@ -10,25 +10,14 @@ from typing import Any
 import click
 
 from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
+from czsl_cli.options import settings_options
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
 
 
 @click.command()
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--method", "-m", help="clusPro (default), csp, zero-shot; `czsl methods` lists them.")
-@click.option("--data", "-d", help="Dataset folder made by `czsl data import`, or the built-in `toy` (default).")
-@click.option(
-    "--clip", help="`tiny` (default, built in), an open_clip model such as ViT-L-14, or a weight file in OpenAI's format."
-)
-@click.option(
-    "--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model: a published tag (default openai) or a file."
-)
-@click.option("--preset", help="Named settings of the method, e.g. default, paper, released.")
-@click.option("--recipe", help="Named settings for a dataset's size, e.g. small, ut-zappos, mit-states, cgqa.")
-@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings as YAML.")
-@click.option("--epochs", type=int, help="Passes over the training images.")
-@click.option("--batch", type=int, help="Images a step, over all workers together.")
+@settings_options
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
 @click.option(

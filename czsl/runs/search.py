@@ -30,6 +30,8 @@ KINDS = {
 FIXED = ("method", "preset", "recipe", "data", "threads")
 DIGITS = 4  # of sampled numbers: what a table shows is what was used
 
+MOST_POINTS = 100_000  # of a grid
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -49,26 +51,42 @@ class Domain:
             if self.kind == "uniform":
                 return self.rounded(low + (high - low) * rng.random())
             return self.rounded(math.exp(rng.uniform(math.log(low), math.log(high))))
-        values = self.values()
-        return values[rng.integers(len(values))]
+        return self.value(int(rng.integers(self.count)))
 
     def rounded(self, value: float) -> float:
         """A number between the ends with few digits."""
         low, high = self.args[:2]
         return min(max(float(f"{value:.{DIGITS}g}"), low), high)
 
-    def values(self) -> list[Any]:
-        """All values, in order; empty where there are infinitely many."""
+    @property
+    def count(self) -> int:
+        """How many values there are; 0 where there is no end of them."""
         if self.kind == "choice":
-            return list(self.args)
+            return len(self.args)
         if self.kind == "randint":
-            return list(range(self.args[0], self.args[1] + 1))
+            return self.args[1] - self.args[0] + 1
         if self.kind == "quniform":
             low, high, step = self.args
-            count = int((high - low) / step + 1e-9) + 1
-            points = [low + i * step for i in range(count)]
-            return points if all(isinstance(a, int) for a in self.args) else [float(f"{p:.12g}") for p in points]
-        return []
+            return int((high - low) / step + 1e-9) + 1
+        return 0
+
+    def value(self, place: int) -> Any:
+        """The value at a place of the countable ones."""
+        if self.kind == "choice":
+            return self.args[place]
+        low, step = self.args[0], self.args[2] if self.kind == "quniform" else 1
+        value = low + place * step
+        return value if isinstance(value, int) else float(f"{value:.12g}")
+
+    def place(self, value: Any) -> int:
+        """The place of a countable value."""
+        if self.kind == "choice":
+            return self.args.index(value)
+        return round((value - self.args[0]) / (self.args[2] if self.kind == "quniform" else 1))
+
+    def values(self) -> list[Any]:
+        """All values, in order; empty where there is no end of them."""
+        return [self.value(i) for i in range(self.count)]
 
     def __str__(self) -> str:
         return f"{self.kind} {list(self.args)}"
@@ -126,9 +144,10 @@ def _domain(name: str, spec: Any, owner: type) -> Domain:
     if not isinstance(args, list):
         raise UsageError(f"{name}: {kind} wants a list", f"given: {args!r}", example)
     domain = _choices(name, args, owner, example) if kind == "choice" else _numbers(name, kind, args, example)
-    for value in domain.values() or domain.args:
+    several = min(domain.count, len(domain.args))  # all choices; of numbers the first few are like the others
+    for value in [domain.value(i) for i in range(several)] or domain.args:
         typed({name: value}, owner)
-    if not domain.values():
+    if not domain.count:
         typed({name: math.sqrt(2)}, owner)  # what lies between whole ends is no whole number
     return domain
 
@@ -190,10 +209,14 @@ def grid(space: Space, seed: int) -> list[dict[str, Any]]:
         A domain holds infinitely many values.
     """
     for name, domain in space.items():
-        if not domain.values():
+        if not domain.count:
             raise UsageError(
                 f"{name}: a grid needs countable values", f"{domain} has no end of them", "use choice, quniform or randint"
             )
+    if (count := math.prod(domain.count for domain in space.values())) > MOST_POINTS:
+        raise UsageError(
+            f"the grid has {count:,} points", f"at most {MOST_POINTS:,}", "choose fewer values, or --algorithm random"
+        )
     points = [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.values() for d in space.values()))]
     return [points[i] for i in np.random.default_rng([seed, len(points)]).permutation(len(points))]
 

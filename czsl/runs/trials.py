@@ -105,6 +105,18 @@ class Trial:
             return "pruned"
         return "done" if end == "done" else "unfinished"
 
+    def curve(self, metric: str) -> list[dict[str, Any]]:
+        """``epoch``, ``value``, ``time`` of each epoch that has the metric."""
+        records = self.run.metrics("epoch") if self.run else ()
+        found = ((r, r.get(METRICS[metric])) for r in records)
+        return [{"epoch": r["epoch"], "value": value, "time": r["time"]} for r, value in found if value is not None]
+
+    def reports(self, metric: str) -> list[dict[str, Any]]:
+        """The same with the best value up to each epoch, for its best checkpoint is what a trial leaves."""
+        curve = self.curve(metric)
+        best = itertools.accumulate((r["value"] for r in curve), max)
+        return [{**r, "value": value} for r, value in zip(curve, best, strict=True)]
+
     def summary(self, metric: str) -> dict[str, Any]:
         """What a table of trials shows: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
         records = list(self.run.metrics()) if self.run else []

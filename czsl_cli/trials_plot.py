@@ -1,0 +1,103 @@
+"""A picture of a search: every trial's epochs, and each searched setting against what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from czsl.runs.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from czsl.runs.search import Space
+
+COLUMNS = 3
+BEST, OTHER, PRUNED, FAILED = "#c0392b", "#2c6fbb", "#9aa7b5", "#e0a030"
+NAMES = {"val_auc": "validation AUC, %", "val_hm": "validation HM, %"}
+
+
+def plot_trials(
+    rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Sequence[tuple[int, float]]], space: Space, metric: str, path: Path
+) -> None:
+    """Write the picture as SVG.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        One a trial, as :meth:`czsl.runs.trials.Trial.summary` makes them.
+    curves : mapping
+        Trial number -> (epoch, metric) of each of its epochs.
+    space : Space
+        The searched settings, one panel each.
+    metric : str
+    path : Path
+        Of the file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from czsl_cli.pages import plot_svg
+
+    panels = len(space) + 1
+    lines = math.ceil(panels / COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 3.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, COLUMNS, squeeze=False).flat
+    good = [r for r in rows if r[metric] is not None]
+    best = max((r for r in good if r["status"] != "failed"), key=lambda r: r[metric], default=None)
+    # The best trial last, so that it lies on top.
+    good.sort(key=lambda r: r is best)
+    colours = [_colour(r, best) for r in good]
+    _curves(axes[0], good, colours, curves, metric)
+    for axis, (name, domain) in zip(axes[1:panels], space.items(), strict=True):
+        values = [r["values"][name] for r in good]
+        if domain.kind == "choice":
+            places = list(domain.args)
+            axis.set_xticks(range(len(places)), [str(p) for p in places])
+            axis.set_xlim(-0.5, len(places) - 0.5)
+            values = [places.index(v) for v in values]
+        elif domain.kind == "loguniform":
+            axis.set_xscale("log")
+        axis.scatter(values, [100 * r[metric] for r in good], c=colours, s=36, alpha=0.85, edgecolors="white", linewidths=0.6)
+        axis.set_xlabel(name)
+        _tidy(axis)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    write_atomically(path, plot_svg(figure).encode())
+
+
+def _curves(axis: Axes, rows: Sequence[Mapping], colours: Sequence[str], curves: Mapping, metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for row, colour in zip(rows, colours, strict=True):
+        points = curves[row["trial"]]
+        top = colour == BEST
+        axis.plot(*zip(*[(e, 100 * v) for e, v in points], strict=True), "-", color=colour, lw=2 if top else 1, zorder=2 + top)
+        marker = {"pruned": "x", "failed": "v"}.get(row["status"], "o")
+        axis.plot(points[-1][0], 100 * points[-1][1], marker, color=colour, ms=5, zorder=2 + top)
+    for label, colour, marker in (
+        ("best", BEST, "o"),
+        ("finished", OTHER, "o"),
+        ("stopped early", PRUNED, "x"),
+        ("failed", FAILED, "v"),
+    ):
+        if colour in colours:
+            axis.plot([], [], marker, color=colour, label=label)
+    if rows:
+        axis.legend(frameon=False, fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(NAMES[metric])
+    _tidy(axis)
+
+
+def _colour(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    return BEST if row is best else {"pruned": PRUNED, "failed": FAILED}.get(row["status"], OTHER)
+
+
+def _tidy(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25, lw=0.6)
