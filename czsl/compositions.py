@@ -95,7 +95,11 @@ class CompositionSpace:
 
     def pair_name(self, pair: Sequence[int]) -> str:
         """``"wet dog"`` for an index pair."""
-        return f"{self.attributes[int(pair[0])]} {self.objects[int(pair[1])]}"
+        return " ".join(self.pair_names(pair))
+
+    def pair_names(self, pair: Sequence[int]) -> tuple[str, str]:
+        """``("wet", "dog")`` for an index pair."""
+        return self.attributes[int(pair[0])], self.objects[int(pair[1])]
 
     # -- pair lists and masks --------------------------------------------------------------------------------------
     def key(self, pairs: np.ndarray) -> np.ndarray:

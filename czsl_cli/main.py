@@ -14,10 +14,13 @@ from czsl_cli.console import coloured
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on a Ray cluster (or this machine)."),
+    "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
+    "search": ("czsl_cli.search", "Find the images of a folder that show a composition."),
+    "index": ("czsl_cli.index", "Index the compositions of an open world."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),
     "import-checkpoint": ("czsl_cli.import_checkpoint", "Make a run of a public program's checkpoint."),

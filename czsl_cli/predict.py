@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -25,6 +25,10 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @click.option("--clip", default="tiny", show_default=True, help="CLIP for --zero-shot.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights for --zero-shot.")
 @click.option("--open-world", is_flag=True, help="All attribute-object pairs, not only those of the dataset.")
+@click.option(
+    "--index/--no-index", "use_index", default=True, help="Open world: ask the run's index (czsl index build) if it has one."
+)
+@click.option("--probes", type=click.IntRange(1), help="Open world: visit only so many cells of an ivf index (approximate).")
 @click.option(
     "--pairs", type=FILE, help="Candidates: a file with `attribute object` or `attribute,object` a line, new words allowed."
 )
@@ -57,17 +61,20 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
     root = folder if folder.is_dir() else folder.parent
     names = [p.relative_to(root).as_posix() for p in list_images(root)] if folder.is_dir() else [folder.name]
     if not names:
-        _nothing(folder)
+        no_images(folder)
     request = _request(run_path, options)
     stream = predict_files(request, root.resolve(), names, nodes=nodes, workers_per_node=workers_per_node, address=address)
     records = predictions.write(out, stream) if out else stream
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
+    visited: list[float] = []
     with progress_bar() as bar:
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
             if record["error"]:
                 bad.append(record)
+            elif "retrieval" in record:
+                visited.append(record["retrieval"]["visited"])
             if as_json:
                 print_line(record)
             elif len(shown) < SHOWN_ROWS:
@@ -76,6 +83,9 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
         _print(shown, len(names), options["top"])
     elif out:
         say(f"{len(names) - len(bad)} of {len(names)} images: {out}")
+    if visited:
+        kind = "approximate" if request.probes else "exact"
+        say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
     if bad:
@@ -90,7 +100,8 @@ def print_line(record: dict[str, Any]) -> None:
     click.echo(json.dumps(record, ensure_ascii=False))
 
 
-def _nothing(folder: Path) -> None:
+def no_images(folder: Path) -> NoReturn:
+    """Say that a folder has none."""
     from czsl.data.images import SUFFIXES
     from czsl.errors import DataError
 
@@ -99,13 +110,13 @@ def _nothing(folder: Path) -> None:
 
 def _request(run_path: Path | None, options: dict[str, Any]):
     """Which method and which candidates."""
-    from cluster.predict import Request
+    from cluster.predictor import Request
     from czsl.errors import UsageError
-    from czsl.runs.checkpoint import find
-    from czsl_cli.runs import chosen_run
-    from methods.registry import method_class
+    from czsl_cli.runs import chosen_run, usable_checkpoint
 
     named = _candidates(options)
+    if options["probes"] and (named is not None or not options["open_world"]):
+        raise UsageError("--probes goes with --open-world", "it is for the index of a run's open world", "drop it")
     common = {"top": options["top"], "open_world": options["open_world"]}
     if options["zero_shot"]:
         if named is None:
@@ -115,13 +126,38 @@ def _request(run_path: Path | None, options: dict[str, Any]):
         space, pairs = named
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
-    if method_class(run.config.method).trains:
-        find(run.checkpoints, options["checkpoint"])  # before a cluster is started for nothing
+    usable_checkpoint(run, options["checkpoint"])
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     if named is None:
-        return Request(**where, **common)
-    _tell_new_words(named[0], run.space)
+        index = _index(run, options) if options["open_world"] else None
+        return Request(**where, **common, index=index, probes=options["probes"])
+    tell_new_words(named[0], run.space)
     return Request(**where, space=named[0], pairs=named[1], **common)
+
+
+def _index(run, options: dict[str, Any]) -> str | None:
+    """The folder of the run's index, if it is to be used."""
+    from cluster.index import SHARD, folder_of, fresh_index
+    from czsl.errors import UsageError
+    from czsl.retrieval.storage import describe
+
+    found = fresh_index(run, options["checkpoint"]) if options["use_index"] else None
+    if found:
+        if options["probes"] and describe(found)["kind"] == "flat":
+            raise UsageError(
+                "--probes goes with an ivf index", "this one is flat: it has no cells", f"czsl index build {run.path} --kind ivf"
+            )
+        return str(found)
+    if options["probes"]:
+        raise UsageError(
+            "--probes needs an index", f"{run.path.name} has none of this checkpoint", f"czsl index build {run.path} --kind ivf"
+        )
+    total = run.space.num_attributes * run.space.num_objects
+    if options["use_index"] and (folder_of(run) / "index.json").is_file():
+        warn(f"the index of {run.path.name} is of another checkpoint and not used; build it anew: czsl index build {run.path}")
+    elif options["use_index"] and total > SHARD:
+        say(f"each worker encodes {total:,} compositions first; to keep them: czsl index build {run.path}")
+    return None
 
 
 def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]]] | None:
@@ -175,7 +211,8 @@ def read_pairs(path: Path) -> list[list[str]]:
     return [list(p) for p in dict.fromkeys(map(tuple, pairs))]
 
 
-def _tell_new_words(space: dict[str, Any], known) -> None:
+def tell_new_words(space: dict[str, Any], known) -> None:
+    """A note on words of a label space that the run was not trained with."""
     from czsl.compositions import prompt_name
 
     for kind, names, trained in (

@@ -15,6 +15,15 @@ def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
         return Run(path)
     run = latest_run(out)
     if run is None:
-        raise UsageError("no run was given and there is none in runs/", "", "train one: czsl train; or name it: --run RUN")
+        raise UsageError("no run was given and there is none in runs/", "", "train one with czsl train, or name a run folder")
     say(f"using the newest run: {out / run.path.name}")
     return run
+
+
+def usable_checkpoint(run: Run, which: str) -> None:
+    """UsageError unless the run has the checkpoint (a method that trains nothing has none): before a cluster is started for nothing."""
+    from czsl.runs.checkpoint import find
+    from methods.registry import method_class
+
+    if method_class(run.config.method).trains:
+        find(run.checkpoints, which)

@@ -65,6 +65,18 @@ class TextSide:
 
 
 @dataclass
+class RetrievalQuery:
+    """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
+
+    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score.
+    """
+
+    query: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+
+
+@dataclass
 class Targets:
     """True labels of B images: index of the attribute, the object and the training pair, each int64 [B]."""
 
@@ -141,6 +153,10 @@ class Method(nn.Module):
         """Text side of index pairs."""
         raise NotImplementedError
 
+    def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
+        """The ``pair`` rows [P, D] of :meth:`encode_compositions` alone: what a composition index holds."""
+        return self.encode_compositions(pairs_P2).pair
+
     def encode_prompts(self, prompts: PromptTree) -> Tensor:
         """L2-normalised text features [P, D] of prompts with learned words.
 
@@ -167,6 +183,24 @@ class Method(nn.Module):
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
         return self.logits(images, text)[0]
+
+    @property
+    def indexable(self) -> bool:
+        """Whether a pair's embedding is the same for all images and :meth:`retrieval_query` says all about its score."""
+        return type(self).scores is Method.scores
+
+    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+        """The scores of :meth:`scores` as a question to an index of :meth:`encode_compositions`' ``pair`` rows.
+
+        Parameters
+        ----------
+        images : ImageSide
+        primitives : TextSide
+            Of any pairs; only its attributes and objects are read.
+        candidates : int
+            P, the number of pairs in the index.
+        """
+        return RetrievalQuery(self.clip.logit_scale * images.pair)
 
     def branch_logits(self, images: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
         """Logits of prepared images [B, 3, S, S] against pairs [P, 2]: (pair, attribute, object), or (pair,) without branches."""

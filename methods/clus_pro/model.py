@@ -18,7 +18,7 @@ from czsl.compositions import CompositionSpace
 from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
-from methods.method import ImageSide, Method, Targets, TextSide
+from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
 from methods.parts.adapters import BlockAdapters
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
@@ -98,6 +98,10 @@ class ClusPro(Method):
         attribute_AD, object_OD = (self.encode_prompts(prompts) for prompts in self.prompts.primitives(words))
         return ClusProText(pairs_P2, pair_PD, attribute_AD, object_OD, whole=pair_PD)
 
+    def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
+        """Pair features [P, D] without those of the primitives."""
+        return self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2.to(self.clip.device)))
+
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Composition term plus product of primitive probabilities, [B, P].
 
@@ -112,10 +116,27 @@ class ClusPro(Method):
         assert obj_BO is not None
         if c.fusion == "probability":
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
-        attr_BP = c.attr_inference_weight * attr_BA.softmax(1)[:, text.pairs[:, 0]]
-        obj_BP = c.obj_inference_weight * obj_BO.softmax(1)[:, text.pairs[:, 1]]
-        chunks = math.ceil(len(text.whole) / REFERENCE_CHUNK) if c.primitive_repeat == "reference" else 1
-        return c.pair_inference_weight * pair_BP + attr_BP * obj_BP / chunks**2
+        attr_BA, obj_BO = self._primitive_terms(attr_BA, obj_BO, len(text.whole))
+        return c.pair_inference_weight * pair_BP + attr_BA[:, text.pairs[:, 0]] * obj_BO[:, text.pairs[:, 1]]
+
+    def _primitive_terms(self, attr_BA: Tensor, obj_BO: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+        """Weighted probabilities of the primitives, whose product joins the composition term."""
+        c = self.config
+        chunks = math.ceil(candidates / REFERENCE_CHUNK) if c.primitive_repeat == "reference" else 1
+        return c.attr_inference_weight / chunks * attr_BA.softmax(1), c.obj_inference_weight / chunks * obj_BO.softmax(1)
+
+    @property
+    def indexable(self) -> bool:
+        """Eq. 13's probability of a composition needs the scores of all candidates."""
+        return self.config.fusion == "logit"
+
+    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+        """Composition logit and product of primitive probabilities."""
+        _, attr_BA, obj_BO = self.logits(images, primitives)
+        assert attr_BA is not None
+        assert obj_BO is not None
+        query_BD = self.config.pair_inference_weight * self.clip.logit_scale * images.pair
+        return RetrievalQuery(query_BD, *self._primitive_terms(attr_BA, obj_BO, candidates))
 
     def _log_normaliser(self, images: ImageSide, whole_PD: Tensor) -> Tensor:
         """log of the sum over all candidates of exp(logit), [B, 1]."""

@@ -28,18 +28,34 @@ def rank_compositions(scores_BP: Tensor, pairs_P2: np.ndarray, space: Compositio
     """One record an image: its k best compositions, attributes and objects, best first."""
     pairs = torch.from_numpy(np.ascontiguousarray(pairs_P2)).to(scores_BP.device)
     values_Bk, places_Bk = (x.cpu() for x in top_pairs(scores_BP, k))
-    sides = []
-    for column, names in ((0, space.attributes), (1, space.objects)):
-        prob_Bk, index_Bk = (x.cpu() for x in top_pairs(marginals(scores_BP, pairs[:, column], len(names)), k))
-        sides.append(
+    sides = [marginals(scores_BP, pairs[:, c], n) for c, n in enumerate((space.num_attributes, space.num_objects))]
+    return _records(values_Bk, pairs_P2[places_Bk.numpy()], sides, space, k)
+
+
+def rank_found(scores_Bn: np.ndarray, pairs_Bn2: np.ndarray, space: CompositionSpace, k: int) -> list[dict[str, Any]]:
+    """The same records from the n best candidates of each image, best first; probabilities are among these n."""
+    scores, pairs = torch.from_numpy(scores_Bn), torch.from_numpy(pairs_Bn2)
+    prob_Bn, sides = scores.double().softmax(dim=1), []
+    for column, count in enumerate((space.num_attributes, space.num_objects)):
+        sides.append(prob_Bn.new_zeros(len(scores), count).scatter_add_(1, pairs[:, :, column], prob_Bn))
+    return _records(scores[:, :k], pairs_Bn2[:, :k], sides, space, k)
+
+
+def _records(
+    scores_Bk: Tensor, pairs_Bk2: np.ndarray, sides: list[Tensor], space: CompositionSpace, k: int
+) -> list[dict[str, Any]]:
+    named = []
+    for prob_BX, names in zip(sides, (space.attributes, space.objects), strict=True):
+        prob_Bk, index_Bk = (x.cpu() for x in top_pairs(prob_BX, k))
+        named.append(
             [
                 [{"name": names[i], "prob": round(p, 6)} for p, i in zip(ps, ids, strict=True)]
                 for ps, ids in zip(prob_Bk.tolist(), index_Bk.tolist(), strict=True)
             ]
         )
     records = []
-    for b in range(len(scores_BP)):
-        found = zip(values_Bk[b].tolist(), pairs_P2[places_Bk[b].numpy()], strict=True)
+    for b, scores in enumerate(scores_Bk.tolist()):
+        found = zip(scores, pairs_Bk2[b], strict=True)
         predictions = [{"attr": space.attributes[a], "obj": space.objects[o], "score": score} for score, (a, o) in found]
-        records.append({"predictions": predictions, "attributes": sides[0][b], "objects": sides[1][b]})
+        records.append({"predictions": predictions, "attributes": named[0][b], "objects": named[1][b]})
     return records

@@ -56,6 +56,21 @@ def test_any_tile_of_pairs_gives_the_scores_of_the_whole(method, images):
 
 
 @torch.no_grad()
+def test_a_question_to_an_index_is_the_score(method, images):
+    if not method.indexable:
+        return
+    pairs = torch.from_numpy(method.space.open_pairs)
+    sides = method.encode_images({"images": images}), method.encode_compositions(pairs)
+    primitives = method.encode_compositions(pairs[:0])  # an index holds the pairs, so nobody encodes them again
+    asked = method.retrieval_query(sides[0], primitives, len(pairs))
+    scores = asked.query @ sides[1].pair.T
+    if asked.attribute is not None:
+        assert asked.attribute.min() >= 0 and asked.object.min() >= 0
+        scores = scores + asked.attribute[:, pairs[:, 0]] * asked.object[:, pairs[:, 1]]
+    torch.testing.assert_close(scores, method.scores(*sides), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_an_image_is_scored_the_same_in_any_company(method, images):
     pairs = torch.from_numpy(method.space.closed_pairs)
     together = method.score_images(images, pairs)

@@ -1,0 +1,181 @@
+"""Composition indexes of runs: text embeddings computed by shards on the workers of a cluster, kept in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.comm import Group
+from cluster.launch import run_workers
+from cluster.session import place, session
+from cluster.source import Progress, quiet
+from czsl.errors import UsageError
+from czsl.retrieval.index import CompositionIndex, concatenate_parts
+from czsl.retrieval.storage import describe
+from czsl.runs import checkpoint
+from czsl.runs.files import sha256_file, write_atomically
+from czsl.runs.run import Run
+from methods.loading import load
+from methods.method import TEXT_CHUNK, Method
+from methods.registry import method_class
+
+SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are those of one long encoding, bit for bit
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build: the open world of ``run`` at ``checkpoint``; ``kind`` is ``flat`` or ``ivf`` with ``cells``."""
+
+    run: str
+    checkpoint: str = "best"
+    kind: str = "flat"
+    cells: int | None = None
+    seed: int = 0
+
+
+def folder_of(run: Run) -> Path:
+    """Where a run's index lies."""
+    return run.path / "index"
+
+
+def origin(run: Run, which: str = "best") -> dict[str, Any]:
+    """What an index is made from: an index of another origin is stale."""
+    facts: dict[str, Any] = {"method": run.config.method, "space": sha256_file(run.path / "space.json")}
+    if method_class(run.config.method).trains:
+        kept = checkpoint.find(run.checkpoints, which)
+        return {**facts, "checkpoint": kept.name, "checkpoint_sha256": sha256_file(kept / "manifest.json")}
+    return {**facts, "clip": run.config.clip, "clip_weights": run.config.clip_weights}
+
+
+def fresh_index(run: Run, which: str = "best") -> Path | None:
+    """The run's index if there is one of this checkpoint."""
+    folder = folder_of(run)
+    if not (folder / "index.json").is_file():
+        return None
+    return folder if describe(folder)["meta"].get("origin") == origin(run, which) else None
+
+
+def build_index(
+    plan: Plan,
+    *,
+    nodes: int = 1,
+    workers_per_node: int | None = None,
+    address: str | None = None,
+    progress: Progress = quiet,
+) -> Path:
+    """Encode the open world of a run and keep its index in the run folder; shards that an interrupted build left are used.
+
+    Without an address, on one node and with one worker, nothing of Ray is started. The index is the same for any number of workers.
+
+    Raises
+    ------
+    UsageError
+        If the method's scores cannot be put into an index.
+    """
+    run = Run(plan.run)
+    parts = _parts(run, plan)
+    parts.mkdir(parents=True, exist_ok=True)
+    if address is None and nodes == 1 and workers_per_node in (None, 1):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        compute(plan, Group(), device, progress)
+    else:
+        total = len(run.space.open_pairs)
+        with session(address) as ray:
+            placement = place(ray, nodes, workers_per_node, run.config.threads)
+            _watched(
+                lambda: run_workers(_worker, vars(plan), placement, parts, 1),
+                lambda: progress("encoding compositions", min(len(list(parts.glob("*.npy"))) * SHARD, total), total),
+            )
+    shutil.rmtree(parts, ignore_errors=True)
+    return folder_of(run)
+
+
+def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = quiet) -> None:
+    """One worker's part: every world-th shard; then rank 0 makes the index of all."""
+    run = Run(plan.run)
+    method = load(run, plan.checkpoint).to(device)
+    check_indexable(method)
+    pairs_P2 = method.space.open_pairs
+    starts, parts = range(0, len(pairs_P2), SHARD), _parts(run, plan)
+    for i in range(comm.rank, len(starts), comm.world):
+        rows = slice(starts[i], starts[i] + SHARD)
+        file = parts / f"{i:06d}.npy"
+        if not file.exists():
+            _write(file, _encode(method, pairs_P2[rows], progress, starts[i], len(pairs_P2)))
+        progress("encoding compositions", min(rows.stop, len(pairs_P2)), len(pairs_P2))
+    comm.gather_objects(None)  # all shards are written
+    if comm.rank == 0:
+        shards = ((start, np.load(parts / f"{i:06d}.npy", allow_pickle=False)) for i, start in enumerate(starts))
+        embeddings_PD = concatenate_parts(shards, len(pairs_P2))
+        progress(f"building the {plan.kind} index", 0, 1)
+        index = CompositionIndex.build(embeddings_PD, pairs_P2, kind=plan.kind, cells=plan.cells, seed=plan.seed)
+        index.save(folder_of(run), {"origin": origin(run, plan.checkpoint), "run": run.path.name})
+        progress(f"building the {plan.kind} index", 1, 1)
+    comm.gather_objects(None)
+
+
+def check_indexable(method: Method) -> None:
+    """UsageError unless the method's scores can be put as a question to an index."""
+    if not method.indexable:
+        raise UsageError(
+            f"{method.name} cannot be indexed",
+            "its scores need more than one embedding for each composition",
+            "predict with --no-index, which scores all pairs",
+        )
+
+
+@torch.inference_mode()
+def _encode(method: Method, pairs_p2: np.ndarray, progress: Progress, done: int, total: int) -> np.ndarray:
+    """Embeddings [p, D] of one shard's pairs, in pieces of whole text chunks so that somebody can watch."""
+    out = []
+    for start in range(0, len(pairs_p2), 4 * TEXT_CHUNK):
+        piece = torch.from_numpy(pairs_p2[start : start + 4 * TEXT_CHUNK].copy())
+        out.append(method.encode_pairs(piece).float().cpu().numpy())
+        progress("encoding compositions", done + start + len(piece), total)
+    return np.concatenate(out)
+
+
+def _write(file: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomically(file, buffer.getvalue())
+
+
+def _parts(run: Run, plan: Plan) -> Path:
+    """Shards of one origin, so that those of another checkpoint are never taken for them."""
+    name = hashlib.sha256(json.dumps(origin(run, plan.checkpoint), sort_keys=True).encode()).hexdigest()[:16]
+    return run.path / f".index-{name}"
+
+
+def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+    compute(Plan(**config), group, device)
+
+
+def _watched(work: Callable[[], None], look: Callable[[], None]) -> None:
+    """Do the work in a thread and look at it now and then; what it raises is raised here."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        look()
+    if failed:
+        raise failed[0]

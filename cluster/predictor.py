@@ -1,0 +1,143 @@
+"""A method with its candidates encoded once, which names what images show: the part of prediction that needs no cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.score import PAIR_TILE
+from czsl.clip.backbone import load_clip
+from czsl.compositions import CompositionSpace, index_pairs
+from czsl.data.images import BadImage, decode, read_image_file
+from czsl.data.predictions import failed
+from czsl.retrieval.index import CompositionIndex
+from czsl.retrieval.topk import top_compositions
+from czsl.runs.run import Run
+from methods.building import build
+from methods.loading import load
+from methods.method import ImageSide, Method
+from methods.parts.ranking import rank_compositions, rank_found
+
+BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
+FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict with, as plain data that travels to the workers.
+
+    run : run folder, or None for zero-shot CLIP
+    checkpoint : of the run
+    clip, clip_weights : without a run
+    space : label space in JSON form; without one, the run's own
+    pairs : candidate pairs as names; without them, the closed world of the space
+    wanted : pairs as names, of the candidates: each record gets their score and probability among the candidates
+    open_world : all pairs of the space
+    index : folder of a composition index of the run, asked instead of scoring all pairs
+    probes : cells of the index to visit, if not all that matter
+    top : how many compositions, attributes and objects to name
+    """
+
+    run: str | None = None
+    checkpoint: str = "best"
+    clip: str = "tiny"
+    clip_weights: str | None = None
+    space: dict[str, Any] | None = None
+    pairs: list[list[str]] | None = field(default=None, repr=False)
+    wanted: list[list[str]] | None = None
+    open_world: bool = False
+    index: str | None = None
+    probes: int | None = None
+    top: int = 5
+
+
+class Predictor:
+    """An actor of Ray Data, or used directly.
+
+    Parameters
+    ----------
+    request : Request
+    device : torch device
+    threads : int
+        CPU threads; 0 leaves torch's own choice.
+    """
+
+    def __init__(self, request: Request, device: torch.device, threads: int = 0):
+        if threads:
+            torch.set_num_threads(threads)
+        self.request, self.method = request, _method(request).to(device).eval()
+        space = self.method.space
+        self.index = CompositionIndex.load(request.index) if request.index else None
+        if self.index is not None:
+            self.pairs = self.index.pairs
+        elif request.pairs is not None:
+            self.pairs = index_pairs(request.pairs, space.attributes, space.objects)
+        else:
+            self.pairs = space.pairs(request.open_world)
+        with torch.inference_mode():
+            encoded = self.pairs[:0] if self.index is not None else self.pairs
+            self.text = self.method.encode_compositions(torch.from_numpy(encoded.copy()).to(device))
+        if request.wanted is not None:
+            self.wanted = space.locate(index_pairs(request.wanted, space.attributes, space.objects), self.pairs)
+
+    @torch.inference_mode()
+    def predict(self, root: Path, names: list[str]) -> list[dict[str, Any]]:
+        """A record for each file below the root; one that cannot be read costs itself alone."""
+        prepared, good, records = [], [], {}
+        for name in names:
+            try:
+                prepared.append(self.method.prepare(decode(read_image_file(root / name)), name))
+                good.append(name)
+            except BadImage as error:
+                records[name] = failed(name, f"{error.kind}: {error.reason}" if error.reason else error.kind)
+        if good:
+            padded = prepared + [prepared[-1]] * (BATCH - len(prepared))
+            images = self.method.encode_images({key: torch.stack([p[key] for p in padded]) for key in padded[0]})
+            found = self._scored(images, len(good)) if self.index is None else self._retrieved(images, len(good))
+            records |= {name: {"image": name, **record, "error": None} for name, record in zip(good, found, strict=True)}
+        return [records[name] for name in names]
+
+    def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
+        """Records of the first ``count`` images from the scores of all candidates."""
+        tiles = [self.text.tile(s, s + PAIR_TILE) for s in range(0, len(self.text), PAIR_TILE)]
+        scores_BP = torch.cat([self.method.scores(images, tile) for tile in tiles], dim=1)[:count].float()
+        records = rank_compositions(scores_BP, self.pairs, self.method.space, self.request.top)
+        if self.request.wanted is not None:
+            prob_BP = scores_BP.double().softmax(dim=1)
+            for b, record in enumerate(records):
+                record["wanted"] = [
+                    {"attr": a, "obj": o, "score": float(scores_BP[b, p]), "prob": float(prob_BP[b, p])}
+                    for (a, o), p in zip(self.request.wanted, self.wanted, strict=True)
+                ]
+        return records
+
+    def _retrieved(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
+        """Records of the first ``count`` images from the best candidates that the index finds."""
+        assert self.index is not None
+        asked = self.method.retrieval_query(images, self.text, len(self.pairs))
+        parts = [None if x is None else _numpy(x)[:count] for x in (asked.query, asked.attribute, asked.object)]
+        # Few candidates are all ranked, so that the probabilities are among all of them.
+        k = len(self.pairs) if len(self.pairs) <= PAIR_TILE else max(FOUND, self.request.top)
+        assert parts[0] is not None
+        found = top_compositions(self.index, parts[0], parts[1], parts[2], k=k, probes=self.request.probes)
+        records = rank_found(found.scores, self.pairs[found.places], self.method.space, self.request.top)
+        for record, visited in zip(records, found.visited, strict=True):
+            record["retrieval"] = {"exact": found.exact, "visited": round(float(visited), 4)}
+        return records
+
+
+def _numpy(x: Tensor):
+    return x.float().cpu().numpy()
+
+
+def _method(request: Request) -> Method:
+    if request.run is None:
+        assert request.space is not None
+        clip = load_clip(request.clip, request.clip_weights)
+        return build("zero-shot", CompositionSpace.from_json(request.space), clip, {})
+    method = load(Run(request.run), request.checkpoint)
+    return method if request.space is None else method.for_space(CompositionSpace.from_json(request.space))

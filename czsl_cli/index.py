@@ -1,0 +1,88 @@
+"""``czsl index``: composition indexes of runs, for open worlds too large to score pair by pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from czsl_cli.console import print_json, print_table, progress_bar, say
+
+RUN = click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+
+
+@click.group()
+def index() -> None:
+    """Index the compositions of an open world, so that predictions need not score all of them.
+
+    \b
+      czsl index build RUN
+      czsl predict photos/ --run RUN --open-world
+    """
+
+
+@index.command()
+@RUN
+@click.option(
+    "--kind",
+    type=click.Choice(["flat", "ivf"]),
+    default="flat",
+    show_default=True,
+    help="flat: one scan over all embeddings; ivf: cells, of which an image visits those that can matter.",
+)
+@click.option("--cells", type=click.IntRange(1), help="Cells of ivf.  [default: the square root of the number of pairs]")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
+@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
+@click.option("--address", help="Ray cluster to join.")
+def build(run, kind, cells, checkpoint, nodes, workers_per_node, address) -> None:
+    """Encode all attribute-object pairs of RUN (the newest one by default) and keep them in RUN/index.
+
+    What an interrupted build has encoded is used by the next one.
+    """
+    from cluster.index import Plan, build_index
+    from czsl.errors import UsageError
+    from czsl_cli.runs import chosen_run
+
+    if cells and kind == "flat":
+        raise UsageError("--cells goes with --kind ivf", "a flat index has none", "drop --cells or give --kind ivf")
+    chosen = chosen_run(run)
+    plan = Plan(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
+    with progress_bar() as bar:
+        folder = build_index(plan, nodes=nodes, workers_per_node=workers_per_node, address=address, progress=bar.update)
+    _describe(folder)
+    click.echo(str(folder))
+
+
+@index.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print the index's own description.")
+def show(run, as_json) -> None:
+    """Describe the index of RUN and say whether it belongs to the best checkpoint."""
+    from cluster.index import folder_of, fresh_index
+    from czsl.errors import UsageError
+    from czsl.retrieval.storage import describe
+    from czsl_cli.runs import chosen_run
+
+    chosen = chosen_run(run)
+    folder = folder_of(chosen)
+    if not (folder / "index.json").is_file():
+        raise UsageError(f"{chosen.path.name} has no index", f"looked for {folder}", f"czsl index build {chosen.path}")
+    fresh = fresh_index(chosen) is not None
+    if as_json:
+        print_json({"folder": str(folder), "fresh": fresh, **describe(folder)})
+        return
+    _describe(folder)
+    say("it belongs to the best checkpoint" if fresh else "it is of another checkpoint: build it anew to use it")
+
+
+def _describe(folder: Path) -> None:
+    from czsl.retrieval.storage import describe
+
+    facts = describe(folder)
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    rows = [["kind", facts["kind"]], ["compositions", f"{facts['pairs']:,}"], ["dimensions", facts["dim"]]]
+    if facts.get("cells"):
+        rows.append(["cells", facts["cells"]])
+    rows += [["made from", facts["meta"]["origin"].get("checkpoint", "CLIP")], ["on disk", f"{size / 2**20:,.1f} MiB"]]
+    print_table(["index", ""], rows, err=True)

@@ -1,0 +1,157 @@
+"""``czsl search``: the images of a folder that show a composition."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from czsl.compositions import CompositionSpace
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="[RUN] COMPOSITION...")
+@click.option(
+    "--in", "folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Images to rank."
+)
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--top", "-k", type=click.IntRange(1), default=12, show_default=True, help="Images to show for each composition.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
+@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
+@click.option("--address", help="Ray cluster to join (the folder must be visible on its nodes).")
+@click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
+def search(words, folder, checkpoint, top, html, as_json, **where) -> None:
+    """Rank the images below a folder by how likely they show a COMPOSITION, seen in training or not.
+
+    \b
+      czsl search "wet dog" --in photos/ --html wet_dog.html
+      czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --json
+
+    RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
+    of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
+    are taken from CLIP.
+    """
+    from cluster.predict import predict_files
+    from cluster.predictor import Request
+    from czsl.data.images import list_images
+    from czsl.errors import UsageError
+    from czsl_cli.predict import no_images, tell_new_words
+    from czsl_cli.runs import chosen_run, usable_checkpoint
+
+    names = [p.relative_to(folder).as_posix() for p in list_images(folder)]
+    if not names:
+        no_images(folder)
+    given, compositions = (Path(words[0]), words[1:]) if (Path(words[0]) / "config.yaml").is_file() else (None, words)
+    if not compositions:
+        raise UsageError("no composition to search for", f"{words[0]} is the run", 'czsl search RUN "wet dog" --in FOLDER')
+    run = chosen_run(given)
+    usable_checkpoint(run, checkpoint)
+    wanted = list(dict.fromkeys(read_composition(text, run.space) for text in compositions))
+    space, pairs = candidates(run.space, wanted)
+    tell_new_words(space, run.space)
+    request = Request(
+        run=str(run.path), checkpoint=checkpoint, space=space, pairs=pairs, wanted=[list(pair) for pair in wanted], top=1
+    )
+    found: list[list[dict[str, Any]]] = [[] for _ in wanted]
+    bad = []
+    with progress_bar() as bar:
+        for done, record in enumerate(predict_files(request, folder.resolve(), names, **where), 1):
+            bar.update("searching", done, len(names))
+            if record["error"]:
+                bad.append(record)
+                continue
+            best = {key: record["predictions"][0][key] for key in ("attr", "obj")}
+            for images, answer in zip(found, record["wanted"], strict=True):
+                images.append({"image": record["image"], "prob": answer["prob"], "score": answer["score"], "best": best})
+    seen = {tuple(run.space.pair_names(pair)) for pair in run.space.train_pairs}
+    results = [
+        {
+            "attr": pair[0],
+            "obj": pair[1],
+            "seen": pair in seen,
+            "images": sorted(images, key=lambda r: (-r["prob"], r["image"]))[:top],
+        }
+        for pair, images in zip(wanted, found, strict=True)
+    ]
+    if as_json:
+        print_json(results)
+    else:
+        _print(results)
+    if html:
+        _write_page(html, folder, run.path.name, results, len(names) - len(bad))
+        say(f"page: {html}")
+    for record in bad:
+        warn(f"{record['image']}: {record['error']}")
+    if bad:
+        say(f"{len(bad)} of {len(names)} images could not be read")
+        sys.exit(6)
+
+
+def read_composition(text: str, space: CompositionSpace) -> tuple[str, str]:
+    """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space where it knows the words.
+
+    Names may hold spaces: the cut that leaves most known words counts, else the first space.
+
+    Raises
+    ------
+    UsageError
+        One word, or none.
+    """
+    from czsl.compositions import prompt_name
+    from czsl.errors import UsageError
+
+    spelt = [{prompt_name(n): n for n in names} for names in (space.attributes, space.objects)]
+    if "," in text:
+        cuts = [tuple(part.strip() for part in text.split(",", 1))]
+    else:
+        words = text.split()
+        cuts = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+    cuts = [cut for cut in cuts if all(cut)]
+    if not cuts:
+        raise UsageError(f"{text!r} is not a composition", "an attribute and an object", 'write "wet dog", or "wet,dog"')
+    attribute, obj = max(cuts, key=lambda cut: sum(prompt_name(x) in names for x, names in zip(cut, spelt, strict=True)))
+    return spelt[0].get(prompt_name(attribute), attribute), spelt[1].get(prompt_name(obj), obj)
+
+
+def candidates(space: CompositionSpace, wanted: list[tuple[str, str]]) -> tuple[dict[str, Any], list[list[str]]]:
+    """The label space with the wanted words in it, and its closed world with the wanted pairs in it."""
+    attributes = list(dict.fromkeys([*space.attributes, *(a for a, _ in wanted)]))
+    objects = list(dict.fromkeys([*space.objects, *(o for _, o in wanted)]))
+    closed = [space.pair_names(pair) for pair in space.closed_pairs]
+    pairs = list(dict.fromkeys([*closed, *wanted]))
+    return {**space.to_json(), "attributes": attributes, "objects": objects}, [list(pair) for pair in pairs]
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        rows = [
+            [rank, r["image"], f"{r['prob']:.3f}", f"{r['best']['attr']} {r['best']['obj']}"]
+            for rank, r in enumerate(result["images"], 1)
+        ]
+        print_table(["rank", "image", "probability", "likeliest composition"], rows, title=_title(result))
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['attr']} {result['obj']}" + ("" if result["seen"] else " (never seen in training)")
+
+
+def _write_page(path: Path, folder: Path, run: str, results: list[dict[str, Any]], images: int) -> None:
+    from czsl.data.images import decode, read_image_file
+    from czsl_cli.pages import Card, Gallery, picture, write_page
+
+    sections = []
+    for result in results:
+        cards = []
+        for r in result["images"]:
+            hit = (r["best"]["attr"], r["best"]["obj"]) == (result["attr"], result["obj"])
+            shown = picture(decode(read_image_file(folder / r["image"])))
+            cards.append(Card(shown, r["image"], f"{100 * r['prob']:.1f} %", "good" if hit else ""))
+        sections.append(Gallery(_title(result), cards))
+    intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other composition of the label space is likelier."]
+    write_page(path, "Images found", sections, intro)
