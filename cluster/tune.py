@@ -131,7 +131,7 @@ def tune(
         )
     search.clean()
     source = proposals(config, search.trials())
-    _quiet_ray()
+    _prepare_ray()
     with session(address) as ray:
         from cluster.tuner import Queue
 
@@ -192,11 +192,14 @@ class _Watch:
                 self._on_trial(trial)
 
 
-def _quiet_ray() -> None:
-    """Set what Ray Tune reads: no tables on stdout, which carries data; no log files of its own; no signal handler."""
+def _prepare_ray() -> None:
+    """Set what Ray Tune reads: no tables on stdout, which carries data, no log files of its own, no signal handler; a trial that fails
+    before its first epoch has nothing to report.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 
 def _fit(search: Search, queue: Any, part: Share, failures: list[BaseException]) -> None:
