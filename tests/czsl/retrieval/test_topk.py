@@ -93,6 +93,24 @@ def test_ties_go_to_the_lowest_place(kind, with_terms):
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_differences_below_float32(kind, with_terms, monkeypatch):
+    """Scores that only float64 can order: float32 products misplace them, the slack must not lose one."""
+    make = np.random.default_rng(2)
+    pairs = np.stack(np.divmod(np.arange(3000), 60), axis=1)
+    vectors = (make.normal(size=64) + 1e-7 * make.normal(size=(3000, 64))).astype(np.float32)
+    queries = make.normal(size=(20, 64)).astype(np.float32)
+    terms = [1 + 1e-7 * make.integers(0, 3, size=(20, n)) for n in (50, 60)] if with_terms else None
+    oracle = brute_force(vectors, pairs, queries, terms)
+    rounded = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
+    assert with_terms or (rounded != oracle[1]).any()
+    index = CompositionIndex.build(vectors, pairs, kind)
+    assert_equal(top_compositions(index, queries, *(terms or ())), oracle)
+    monkeypatch.setattr(topk, "BLOCK", 200)
+    assert_equal(top_compositions(index, queries, *(terms or ())), oracle)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_all_embeddings_equal(kind):
     vectors, pairs = np.ones((500, 8), np.float32), np.stack(np.divmod(np.arange(500), 25), axis=1)
     result = top_compositions(CompositionIndex.build(vectors, pairs, kind), np.ones((3, 8), np.float32), k=7)
