@@ -121,3 +121,25 @@ def _prices(similarity_NK: np.ndarray) -> np.ndarray:
         if np.abs(change_K).max() < 1e-4:
             break
     return price_K * TEMPERATURE
+
+
+def silhouette(x_ND: np.ndarray, centres_KD: np.ndarray) -> float:
+    """How well clusters are separated, from -1 to 1: mean of (b - a) / max(a, b), a the cosine distance of a vector to its nearest
+    centre and b to the second nearest (the simplified silhouette, Hruschka et al. 2004).
+
+    Parameters
+    ----------
+    x_ND : float array
+    centres_KD : float array
+        At least two centres.
+
+    Raises
+    ------
+    UsageError
+        One centre: nothing to be separated from.
+    """
+    if len(centres_KD) < 2:
+        raise UsageError("a silhouette of one cluster", "", "take at least two")
+    distance_NK = np.sort(1 - unit_rows(x_ND) @ unit_rows(centres_KD).T, axis=1)
+    near_N, second_N = np.maximum(distance_NK[:, 0], 0), np.maximum(distance_NK[:, 1], 1e-12)
+    return float(np.mean((second_N - near_N) / second_N))

@@ -180,13 +180,13 @@ class CompositionIndex:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True  # each GPU holds a part, not a copy
         try:
-            index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(self.dim), co=options)
-            for start in range(0, len(self), BLOCK):
-                index.add(np.ascontiguousarray(self.vectors[start : start + BLOCK]))
+            # Filled first: shards take their rows in one pass only.
+            flat = faiss.IndexFlatIP(self.dim)
+            flat.add(self.vectors)
+            return faiss.index_cpu_to_all_gpus(flat, co=options)
         except RuntimeError as error:
             log.warning("the index does not fit on the GPU, searching on the CPU (%s)", str(error).splitlines()[0])
             return None
-        return index
 
     # -- files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path, meta: dict[str, Any] | None = None) -> None:

@@ -1,6 +1,8 @@
 import itertools
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,3 +349,13 @@ def test_a_gpu_that_is_too_small_is_left_alone(monkeypatch, caplog):
     result = top_compositions(index, vectors[:3], k=1)
     assert result.scores[:, 0].tolist() == pytest.approx((vectors[:3] @ vectors.T).max(1).tolist())
     assert "searching on the CPU" in caplog.text
+
+
+def test_the_lines_of_the_document_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = Path(__file__).parents[3] / "docs" / "retrieval.md"
+    code = re.search(r"## In Python\n\n```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    names = {}
+    exec(compile(code, str(document), "exec"), names)
+    assert names["found"].places.shape == (3, 5)
+    assert names["found"].exact
