@@ -1,0 +1,132 @@
+"""Methods of three branches whose texts attend to the image: Troika (CVPR 2024) and what was built on it.
+
+Letters: B images, P pairs, A attributes, O objects, L visual tokens, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from methods.method import ImageSide, Method, Targets, TextSide
+from methods.parts.adapters import BlockAdapters
+from methods.parts.branches import BranchesConfig, branch_losses, encode_branches, fuse
+from methods.parts.heads import Disentangler
+from methods.parts.prompts import SoftPrompts
+from methods.parts.traction import HEAD_WIDTH
+
+
+@dataclass
+class AttendedImages(ImageSide):
+    """Also what texts attend to, as the method keeps it (keys and values).
+
+    In training that is of the worker's own images, while the features are of the whole global batch.
+    """
+
+    memory: Any = None
+    # Logits of primitives, with the texts they belong to: computed once for all tiles of pairs.
+    kept: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+@dataclass
+class CountedText(TextSide):
+    """Also the number of candidates of all tiles together."""
+
+    candidates: int = 0
+
+
+class AttendingMethod(Method):
+    """Learned prompts and adapters with three branches, whose text features attend to the image.
+
+    A subclass says what texts attend to (``image_features``, ``memory``) and what they become (``cosines``). In training each worker
+    attends for its own images.
+    """
+
+    per_primitive = ("prompts.table",)
+
+    config: BranchesConfig
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: BranchesConfig):
+        super().__init__(space, clip, config)
+        c, tower = config, clip.visual
+        self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
+        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.disentanglers = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in ("attribute", "object")})
+
+    def attention_heads(self, name: str) -> int:
+        """The number of heads in a field, where 0 stands for heads of width 64; UsageError if they do not divide the width."""
+        heads = getattr(self.config, name) or max(1, self.clip.dim // HEAD_WIDTH)
+        if self.clip.dim % heads:
+            raise self.config.refused(name, f"{heads} heads do not divide the joint width {self.clip.dim}")
+        return heads
+
+    @property
+    def frozen_images(self) -> bool:
+        """Tokens are not kept: they are L times what the cache of features is made for."""
+        return False
+
+    # -- what a subclass writes ------------------------------------------------------------------------------------
+    def memory(self, features: Tensor) -> Any:
+        """What texts attend to, from ``image_features`` [b, L, D] whose first token is the class token."""
+        raise NotImplementedError
+
+    def cosines(self, images: Sequence[Tensor], texts: Sequence[Tensor], memory: Any) -> list[Tensor]:
+        """Cosines [b, n] of unit image features [b, D] with the texts [n, D] that each image moved, a branch at a place.
+
+        The branches are pair, attribute and object, or the pair branch alone.
+        """
+        raise NotImplementedError
+
+    # -- images, text and scores -----------------------------------------------------------------------------------
+    def image_side(self, features_BD: Tensor) -> AttendedImages:
+        """The three branches of the class token, and what texts attend to."""
+        class_BD = features_BD[:, 0]
+        mlps = cast(list[Disentangler], list(self.disentanglers.values()))
+        attribute_BD, object_BD = (F.normalize(mlp(class_BD), dim=-1) for mlp in mlps)
+        own = self.comm.own_rows(features_BD) if self.training else features_BD
+        return AttendedImages(F.normalize(class_BD, dim=-1), attribute_BD, object_BD, self.memory(own))
+
+    def encode_compositions(self, pairs_P2: Tensor) -> CountedText:
+        """Text side of index pairs before it meets an image: [P, D], [A, D], [O, D]."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        return CountedText(pairs_P2, *encode_branches(self, self.prompts, pairs_P2), candidates=len(pairs_P2))
+
+    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled cosines with the texts that each image moved; in training of the whole global batch, each worker its share."""
+        assert isinstance(images, AttendedImages)
+        assert images.attribute is not None and images.object is not None
+        assert text.attribute is not None and text.object is not None
+        kept = images.kept
+        known = kept is not None and kept[0] is text.attribute and kept[1] is text.object
+        branches = slice(1 if known else 3)
+        features = [images.pair, images.attribute, images.object][branches]
+        texts = [text.pair, text.attribute, text.object][branches]
+        if self.training:
+            self.comm.seed_own()
+            features, texts = [self.comm.own_rows(x) for x in features], [self.comm.common(t) for t in texts]
+        cosines = self.cosines(features, texts, images.memory)
+        if self.training:
+            cosines = [self.comm.gather(x) for x in cosines]
+        out = [self.clip.logit_scale * x for x in cosines]
+        if known and kept is not None:
+            return out[0], kept[2], kept[3]
+        if not torch.is_grad_enabled():
+            images.kept = (text.attribute, text.object, out[1], out[2])
+        return out[0], out[1], out[2]
+
+    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+        """Composition logit plus product of primitive probabilities, [B, P]."""
+        assert isinstance(text, CountedText)
+        return fuse(*self.logits(images, text), text.pairs, self.config, text.candidates)
+
+    # -- training --------------------------------------------------------------------------------------------------
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropies of the three branches."""
+        return branch_losses(self.logits(images, text), targets, self.config.loss_weights)
