@@ -130,14 +130,14 @@ def tune(
             f"{config.base.data} has no validation images", "trials are compared on them", "import it with a val split"
         )
     search.clean()
+    if search.is_over():
+        return "done"
     source = proposals(config, search.trials())
     _prepare_ray()
     with session(address) as ray:
         from cluster.tuner import Queue
 
         queue = Queue(search, source, data.space, on_trial)
-        if not queue.left:
-            return "done"
         part = share(ray, config, queue.left)
         on_share(part)
         failures: list[BaseException] = []
@@ -207,7 +207,7 @@ def _fit(search: Search, queue: Any, part: Share, failures: list[BaseException])
     from ray import tune as ray_tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from cluster.tuner import VALUE, Halving
+    from cluster.tuner import VALUE, Halving, Silence
 
     config = search.config
     longest = config.base.epochs
@@ -236,6 +236,7 @@ def _fit(search: Search, queue: Any, part: Share, failures: list[BaseException])
                 name=f"attempt-{time.time_ns()}",
                 storage_path=str(search.path / ".ray"),
                 verbose=0,
+                callbacks=[Silence()],
                 failure_config=ray_tune.FailureConfig(max_failures=DRIVER_FAILURES),
             ),
         )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
@@ -143,6 +144,13 @@ class Halving(ASHAScheduler):
             mine.pruned = result[EPOCH]
             mine.keep()
         return self.CONTINUE
+
+
+class Silence(TrialProgressCallback):
+    """In place of Ray's lines on stdout, which carries data."""
+
+    def _print(self, msg: str) -> None:
+        pass
 
 
 class _Known:

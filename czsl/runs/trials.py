@@ -13,9 +13,9 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -24,11 +24,10 @@ from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.run import Run
+from czsl.runs.settings import check_known, typed
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
 OVER = ("done", "pruned", "failed")
-ALGORITHMS = ("random", "grid", "optuna")
-SCHEDULERS = ("asha", "none")
 
 
 @dataclass
@@ -52,10 +51,10 @@ class SearchConfig:
     space: dict[str, Any]
     config: dict[str, Any]
     trials: int = 16
-    algorithm: str = "random"
-    scheduler: str = "asha"
+    algorithm: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Literal["asha", "none"] = "asha"
     grace: int = 1
-    metric: str = "val_auc"
+    metric: Literal["val_auc", "val_hm"] = "val_auc"
     seed: int = 0
     nodes: int = 1
     workers_per_node: int = 1
@@ -163,8 +162,11 @@ class Search:
         if not file.is_file():
             raise UsageError(f"{self.path} is no search", "it has no tune.yaml", "give a folder that czsl tune wrote")
         try:
-            self.config = SearchConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            content = dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            check_known(content, (f.name for f in fields(SearchConfig)), "NAME")
+            self.config = SearchConfig(**typed(content, SearchConfig))
+            RunConfig(**self.config.config)
+        except (yaml.YAMLError, TypeError, ValueError, UsageError) as error:
             raise UsageError(f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand?") from None
 
     @classmethod
@@ -222,6 +224,11 @@ class Search:
             except (ValueError, TypeError) as error:
                 raise UsageError(f"{file} cannot be read", str(error), f"remove {file.parent} to repeat this trial") from None
         return sorted(found, key=lambda t: t.number)
+
+    def is_over(self) -> bool:
+        """Whether every trial that was asked for, and every one begun, is over."""
+        status = {t.number: t.status() for t in self.trials()}
+        return set(status) >= set(range(self.config.trials)) and all(s in OVER for s in status.values())
 
     def clean(self) -> None:
         """Take away what a killed process left half made; only while nobody adds trials."""

@@ -44,7 +44,15 @@ def test_a_search_reads_back_what_it_was_made_with(search, tmp_path):
         Search.create(search.config, tmp_path, "s")
     with pytest.raises(UsageError, match=r"no tune\.yaml"):
         Search(tmp_path)
-    (search.path / "tune.yaml").write_text("space: {}\nnonsense: 5")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "trials: [", "space: {}\nnonsense: 5", "algorithm: sorcery", "trials: many", "config: {lrr: 1}"]
+)
+def test_settings_edited_by_hand_are_checked(search, text):
+    content = yaml.safe_load((search.path / "tune.yaml").read_text())
+    kept = "" if text in ("", "[1]") or text.endswith("[") else yaml.safe_dump({**content, **yaml.safe_load(text)})
+    (search.path / "tune.yaml").write_text(kept or text)
     with pytest.raises(UsageError, match="cannot be read"):
         Search(search.path)
 
@@ -59,6 +67,7 @@ def test_status_comes_from_the_runs_own_files(search, add, small_space):
     stopped = add(5, 0.1, end="stopped")
     stopped.pruned = 1
     stopped.keep()
+    assert not search.is_over()
     found = search.trials()
     assert [t.number for t in found] == list(range(6))
     assert [t.status() for t in found] == ["done", "unfinished", "unfinished", "failed", "failed", "pruned"]
@@ -91,6 +100,16 @@ def test_results_as_files(search, add):
     assert [r["status"] for r in rows] == ["done", "done", "failed", "done"]
     assert rows[1]["pdl_terms"] == "[1.0, 0.5]"
     assert rows[2]["reason"] == "broke"
+
+
+def test_a_search_is_over_when_all_that_was_asked_for_is(search, add):
+    for number in range(3):
+        add(number, 0.1, end="done")
+    assert not search.is_over()
+    add(3, end="failed")
+    assert search.is_over()
+    add(7, 0.1)
+    assert not search.is_over()
 
 
 def test_nothing_best_writes_no_settings(search, add):
