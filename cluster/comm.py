@@ -36,21 +36,6 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.start : ctx.start + ctx.rows] * ctx.world, None, None
 
 
-class _OwnRows(torch.autograd.Function):
-    """A worker's rows of a gathered tensor. The work on them is gathered, which multiplied its gradient by the world size."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: slice, world: int) -> Tensor:
-        ctx.shape, ctx.rows, ctx.world = x.shape, rows, world
-        return x[rows].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        whole = grads[0].new_zeros(ctx.shape)
-        whole[ctx.rows] = grads[0] / ctx.world
-        return whole, None, None
-
-
 class _Common(torch.autograd.Function):
     """The identity; each rank's gradient comes from its own rows, times the world size, so their mean is the whole gradient."""
 
@@ -78,10 +63,6 @@ class Group(Communicator):
         if self.world == 1:
             return x
         return _GatherRows.apply(x.contiguous(), self.gather_objects(len(x)), self.rank)
-
-    def own_rows(self, x: Tensor) -> Tensor:
-        """This worker's rows of what all workers hold."""
-        return x if self.world == 1 else _OwnRows.apply(x, self.share(len(x)), self.world)
 
     def common(self, x: Tensor) -> Tensor:
         """A tensor that all hold alike, entering work that each does on its own rows."""

@@ -35,17 +35,16 @@ class Communicator:
         """Rows of all workers in rank order, [b, ...] -> [B, ...], with a gradient to the own rows."""
         return x
 
-    def own_rows(self, x: Tensor) -> Tensor:
-        """This worker's rows [b, ...] of what all workers hold [B, ...], for work on which each spends its own rows alone.
+    def common(self, x: Tensor) -> Tensor:
+        """What all workers hold alike, on its way into work that each does on rows of its own.
 
-        The results of such work go back through :meth:`gather`; what else enters it goes through :meth:`common`. Then the gradient
-        of everything before is that of the work done as a whole.
+        The results of such work go back through :meth:`gather`. Then each worker has the gradient of the work done as a whole.
         """
         return x
 
-    def common(self, x: Tensor) -> Tensor:
-        """What all workers hold alike, on its way into work that each does on its own rows: its gradient is summed over the workers."""
-        return x
+    def own_rows(self, x: Tensor) -> Tensor:
+        """This worker's rows [b, ...] of what all workers hold alike [B, ...], for work on these rows alone; see :meth:`common`."""
+        return self.common(x)[self.share(len(x))]
 
     def share(self, rows: int) -> slice:
         """This worker's contiguous part of ``rows`` pieces of common work; :meth:`gather` puts the parts together."""

@@ -52,12 +52,14 @@ def test_a_run_keeps_everything_that_is_needed_to_trust_it(ray_local, make_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["csp", "clusPro"])
+@pytest.mark.parametrize("method", ["csp", "troika", "clusPro"])
 def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method):
     """float64, dropout 0, the same global batch: losses and weights to 1e-9 (the promise of the architecture)."""
     settings = {"method": method, "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
-    if method == "clusPro":
+    if method != "csp":
         settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
+    if method == "troika":
+        settings |= {"traction_dropout": 0.0}
     runs = {}
     for workers in (1, 2, 3):
         runs[workers] = make_run(**settings)
