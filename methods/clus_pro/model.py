@@ -5,7 +5,6 @@ Letters: B images, P pairs, A attributes, O objects, K prototypes a primitive, M
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,11 +19,11 @@ from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
 from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
 from methods.parts.adapters import BlockAdapters
+from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
 
 BRANCHES = ("attribute", "object")
-REFERENCE_CHUNK = 1024  # pairs a text chunk of the public test program
 
 
 @dataclass
@@ -93,9 +92,7 @@ class ClusPro(Method):
     def encode_compositions(self, pairs_P2: Tensor) -> ClusProText:
         """Text side of index pairs: [P, D], [A, D], [O, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
-        words = self.prompts.words()
-        pair_PD = self.encode_prompts(self.prompts.pairs(words, pairs_P2))
-        attribute_AD, object_OD = (self.encode_prompts(prompts) for prompts in self.prompts.primitives(words))
+        pair_PD, attribute_AD, object_OD = encode_branches(self, self.prompts, pairs_P2)
         return ClusProText(pairs_P2, pair_PD, attribute_AD, object_OD, whole=pair_PD)
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
@@ -116,14 +113,7 @@ class ClusPro(Method):
         assert obj_BO is not None
         if c.fusion == "probability":
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
-        attr_BA, obj_BO = self._primitive_terms(attr_BA, obj_BO, len(text.whole))
-        return c.pair_inference_weight * pair_BP + attr_BA[:, text.pairs[:, 0]] * obj_BO[:, text.pairs[:, 1]]
-
-    def _primitive_terms(self, attr_BA: Tensor, obj_BO: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-        """Weighted probabilities of the primitives, whose product joins the composition term."""
-        c = self.config
-        chunks = math.ceil(candidates / REFERENCE_CHUNK) if c.primitive_repeat == "reference" else 1
-        return c.attr_inference_weight / chunks * attr_BA.softmax(1), c.obj_inference_weight / chunks * obj_BO.softmax(1)
+        return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, len(text.whole))
 
     @property
     def indexable(self) -> bool:
@@ -136,7 +126,7 @@ class ClusPro(Method):
         assert attr_BA is not None
         assert obj_BO is not None
         query_BD = self.config.pair_inference_weight * self.clip.logit_scale * images.pair
-        return RetrievalQuery(query_BD, *self._primitive_terms(attr_BA, obj_BO, candidates))
+        return RetrievalQuery(query_BD, *primitive_terms(attr_BA, obj_BO, self.config, candidates))
 
     def _log_normaliser(self, images: ImageSide, whole_PD: Tensor) -> Tensor:
         """log of the sum over all candidates of exp(logit), [B, 1]."""
@@ -164,14 +154,7 @@ class ClusPro(Method):
         assert images.hidden is not None
         assert images.branches is not None
         c, attr_B, obj_B = self.config, targets.attribute, targets.object
-        pair, attr, obj = self.logits(images, text)
-        assert attr is not None
-        assert obj is not None
-        terms = {
-            "pair": c.pair_loss_weight * F.cross_entropy(pair, targets.pair),
-            "attr": c.attr_loss_weight * F.cross_entropy(attr, attr_B),
-            "obj": c.obj_loss_weight * F.cross_entropy(obj, obj_B),
-        }
+        terms = branch_losses(self.logits(images, text), targets, c.loss_weights)
         # Transport, kernels and cosines over a temperature need their digits: no autocast from here on.
         with torch.autocast(self.clip.device.type, enabled=False):
             hidden_2BD, z_2BD = (x.to(self.prototypes.bank.dtype) for x in (images.hidden, images.branches))
