@@ -85,9 +85,12 @@ def evaluate_run(
     """
     if address is None and nodes == 1 and workers_per_node in (None, 1):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if run.config.threads:
-            torch.set_num_threads(run.config.threads)
-        result, reduction = answer(run, question, Group(), device, progress)
+        threads = torch.get_num_threads()
+        try:  # several runs may be evaluated in one process, each with its own threads
+            torch.set_num_threads(run.config.threads or threads)
+            result, reduction = answer(run, question, Group(), device, progress)
+        finally:
+            torch.set_num_threads(threads)
         reduction.save(reduction_file(run, question))
     else:
         with session(address) as ray, tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
