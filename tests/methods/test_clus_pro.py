@@ -32,10 +32,10 @@ def batch_of(data, rows):
 # -- settings ------------------------------------------------------------------------------------------------------
 def test_every_key_of_the_presets_is_a_field():
     known = set(ClusProConfig.__dataclass_fields__) | set(RunConfig.field_names())
-    assert set(PRESETS) == {"presets", "recipes"}
+    assert set(PRESETS) == {"presets", "recipes", "search"}
     assert set(PRESETS["presets"]) == set(NAMES)
     assert set(PRESETS["recipes"]) == {"mit-states", "ut-zappos", "cgqa", "small"}
-    for kind in PRESETS.values():
+    for kind in (PRESETS["presets"], PRESETS["recipes"]):
         for name, settings in kind.items():
             assert set(settings) <= known, name
             RunConfig(**{k: v for k, v in settings.items() if k in RunConfig.field_names()})
@@ -72,13 +72,14 @@ def contrast_by_copies(z, rows, targets, tau, keep):
 
 @pytest.mark.parametrize("chunk", [10**9, 800])
 def test_contrast_with_dropout_is_that_of_copies_under_their_own_masks(chunk, monkeypatch):
-    monkeypatch.setattr(losses, "MASKED_ELEMENTS", chunk)
+    monkeypatch.setattr(losses, "MASKED_ELEMENTS", {"cpu": chunk})
     draw = torch.Generator().manual_seed(0)
     z, rows = torch.randn(2, 6, 40, generator=draw), torch.randn(9, 40, generator=draw).relu()
     targets = torch.randint(9, (2, 6), generator=draw)
     inputs = [x.double().requires_grad_() for x in (z, rows, z, rows)]
     torch.manual_seed(4)
-    keep = torch.cat([torch.rand(n, 9, 40) >= 0.5 for n in ([6] if chunk > 800 else [2, 2, 2])])
+    keep = torch.cat([kept for _, kept in losses.masks(6, inputs[1], 0.5, int(torch.randint(2**62, ())))])
+    assert keep.shape == (6, 9, 40)
     torch.manual_seed(4)
     ours = prototype_contrast(inputs[0], inputs[1], targets, 0.1, 0.5)
     ours.backward()
@@ -87,6 +88,26 @@ def test_contrast_with_dropout_is_that_of_copies_under_their_own_masks(chunk, mo
     torch.testing.assert_close(ours, expected)
     for got, wanted in zip(inputs[:2], inputs[2:], strict=True):
         torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_masks_keep_their_share_and_nothing_repeats(dropout):
+    kept = torch.cat([m for _, m in losses.masks(300, torch.ones(9, 40), dropout, seed=3)])
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert float(kept.mean()) == pytest.approx(1 - dropout, abs=0.005)
+    for axis in (0, 1, 2):  # independent along images, rows and elements
+        a, b = kept.narrow(axis, 0, kept.shape[axis] - 1), kept.narrow(axis, 1, kept.shape[axis] - 1)
+        assert float((a * b).mean()) == pytest.approx((1 - dropout) ** 2, abs=0.01)
+    assert torch.equal(kept, torch.cat([m for _, m in losses.masks(300, torch.ones(9, 40), dropout, seed=3)]))
+
+
+def test_an_image_that_keeps_nothing_of_a_row_has_no_gradient_through_it():
+    z, rows = torch.ones(1, 2, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
+    cosines = losses.MaskedCosines.apply(z, rows, 0.5, 0)
+    cosines.sum().backward()
+    assert torch.equal(cosines, torch.zeros(1, 2, 4))
+    assert z.grad.isfinite().all()
+    assert rows.grad.isfinite().all()
 
 
 def test_unbiased_hsic_is_the_mean_over_quadruples_of_images():
