@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from cluster.comm import Group
-from czsl.data.batches import FeatureParts, PixelCache, evaluation_batches, feature_file, load_features, save_features
+from czsl.data.batches import (
+    FeatureParts,
+    PixelCache,
+    evaluation_batches,
+    feature_file,
+    load_features,
+    prepared_batch,
+    save_features,
+)
 from czsl.data.table import Dataset
 from methods.method import Method
 
@@ -59,7 +67,7 @@ class Source:
         self.features: Tensor | None = None
         self._pixels: PixelCache | None = None
         if method.frozen_images:
-            path = feature_file(self.split, method.clip.sha256, precision)
+            path = feature_file(self.split, method.clip.sha256, precision, method.prepare_key)
             features = load_features(path, len(self.split))
             if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
                 features = self.encode(np.arange(len(self.split)), eval_batch, FeatureParts(path)).float().cpu()
@@ -108,10 +116,15 @@ class Source:
             return self.method.image_features(self.batch(rows_B))
 
     def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
-        """A prepared batch of these rows: ``images`` or ``features``, ``ids``, ``index``."""
+        """A prepared batch of these rows: ``features``, or ``images`` and what else the method prepares; ``ids``, ``index``.
+
+        Only what CLIP's own pipeline makes is augmented.
+        """
         out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
         if self.features is not None:
             out["features"] = self.features[torch.from_numpy(rows_B)]
+        elif self.method.prepare_key:
+            out |= prepared_batch(self.split, rows_B, self.method.prepare)
         else:
             out["images"] = self.pixels.batch(rows_B, augmentation, self.method.clip.device)
         return out

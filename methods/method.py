@@ -130,6 +130,15 @@ class Method(nn.Module):
         return not self.trains
 
     # -- images ----------------------------------------------------------------------------------------------------
+    @property
+    def prepare_key(self) -> str:
+        """Names what :meth:`prepare` makes where that is more than CLIP's pipeline (views, masks), for caches; empty otherwise.
+
+        A method with a key gets its images prepared anew for each batch, since views are too many to be kept as pixels; its
+        features are kept under the key, which therefore names every setting that they depend on.
+        """
+        return ""
+
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
         """What the loader makes of an original image: CLIP's resize and centre crop, uint8 [3, S, S]."""
         return {"images": torch.from_numpy(clip_pixels(image, self.clip.image_size))}
@@ -242,6 +251,10 @@ class Method(nn.Module):
             Their labels.
         """
         raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch (from 0), or of what is left of it."""
+        self.train()
 
     def metrics(self) -> dict[str, float]:
         """Figures of the method's own state, cheap enough to be logged once an epoch."""

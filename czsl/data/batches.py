@@ -129,6 +129,17 @@ class PixelCache:
         return images if augmentation is None else augment(images, self.keys[rows_B], *augmentation)
 
 
+def prepared_batch(
+    split: Split, rows_B: np.ndarray, prepare: Callable[[Image.Image, str], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What ``prepare`` makes of these rows, stacked by key [B, ...]; nothing is kept, a repeated row is prepared once."""
+    contents = {row: split.image_bytes(row) for row in sorted(set(rows_B.tolist()))}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        prepared = dict(zip(contents, pool.map(lambda r: prepare(decode(contents[r]), split.ids[r]), contents), strict=True))
+    rows = [prepared[row] for row in rows_B.tolist()]
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
 def _beside(path: Path) -> Path:
     """A name of one's own for a file in the making: threads, processes and hosts may make the same one at once."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -142,9 +153,10 @@ def split_key(split: Split) -> str:
     return f"{split.name}-{digest.hexdigest()}"
 
 
-def feature_file(split: Split, clip_sha256: str, precision: str = "float32") -> Path:
-    """Where the frozen tower's image features [N, D] of a split are kept."""
-    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{precision}.npy"
+def feature_file(split: Split, clip_sha256: str, precision: str = "float32", prepare_key: str = "") -> Path:
+    """Where the frozen tower's image features [N, D] of a split are kept, for each way in which images are prepared."""
+    kind = f"-{hashlib.blake2b(prepare_key.encode(), digest_size=8).hexdigest()}" if prepare_key else ""
+    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{precision}{kind}.npy"
 
 
 def load_features(path: Path, count: int) -> Tensor | None:

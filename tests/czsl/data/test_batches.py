@@ -21,6 +21,7 @@ from czsl.data.batches import (
     evaluation_batches,
     feature_file,
     load_features,
+    prepared_batch,
     save_features,
     split_key,
     steps_per_epoch,
@@ -223,8 +224,25 @@ def test_features_are_kept_for_their_split_and_backbone(split, cache):
     save_features(path, features)
     torch.testing.assert_close(load_features(path, IMAGES), features, rtol=0, atol=0)
     assert load_features(path, IMAGES + 1) is None
-    assert feature_file(split, "b" * 64) != path
+    others = {feature_file(split, "b" * 64), feature_file(split, "a" * 64, prepare_key="16 views")}
+    others.add(feature_file(split, "a" * 64, prepare_key="32 views"))
+    assert len(others - {path}) == 3
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_method_prepares_itself_is_made_for_each_batch(split):
+    asked = []
+
+    def views(image, name):
+        asked.append(name)
+        return prepare(image, name) | {"size": torch.tensor(image.size)}
+
+    rows = np.array([2, 0, 2, 2])
+    batch = prepared_batch(split, rows, views)
+    assert sorted(asked) == sorted({split.ids[0], split.ids[2]})
+    for place, row in enumerate(rows):
+        alone = views(decode(split.image_bytes(int(row))), split.ids[row])
+        assert all(torch.equal(batch[key][place], alone[key]) for key in ("images", "size"))
 
 
 def test_parts_of_an_interrupted_pass_are_found_again(tmp_path):
