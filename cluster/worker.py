@@ -28,6 +28,7 @@ from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_json
+from czsl.runs.optimizers import make_optimizer
 from czsl.runs.run import Run
 from methods.building import build, check_fits
 from methods.method import Method
@@ -102,7 +103,6 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     )
     if trainer.step == 0:
         first_pass(trainer)
-    trainer.method.train()
     while trainer.epoch < trainer.config.epochs:
         if train_epoch(trainer):
             save(trainer)
@@ -134,7 +134,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     method.comm = comm
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(config.optimizer, trained, config.lr, config.weight_decay)
 
     last = [0.0]
 
@@ -159,6 +159,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 
 def train_epoch(t: Trainer) -> bool:
     """Train on what is left of the current epoch; True if it was asked to stop."""
+    t.method.begin_epoch(t.epoch)
     lr = t.config.learning_rate(t.epoch)
     for group in t.optimizer.param_groups:
         group["lr"] = lr
@@ -267,7 +268,7 @@ def restore(t: Trainer) -> None:
     parameters = t.parameters
     for name, value in kept.optimizer.items():
         key, _, parameter = name.partition(".")
-        # Adam keeps its step counters on the CPU.
+        # Step counters stay on the CPU.
         t.optimizer.state[parameters[parameter]][key] = value if key == "step" else value.to(t.device)
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     if t.comm.rank == 0:

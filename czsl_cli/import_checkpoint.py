@@ -23,7 +23,7 @@ CLIP_FILE = "clip.safetensors"
 
 @click.command(name="import-checkpoint")
 @click.argument("file", type=FILE)
-@click.option("--method", "-m", required=True, help="The method it was trained with: csp, troika or cluspro.")
+@click.option("--method", "-m", required=True, help="The method it was trained with: csp, troika, cluspro or msci.")
 @click.option(
     "--labels", metavar="FILE|DATASET", help="Its attributes and objects in the order of its rows.  [default: those of --data]"
 )

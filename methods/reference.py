@@ -29,6 +29,7 @@ PUBLIC = {
     "csp": "methods.csp:PUBLIC",
     "troika": "methods.troika.reference:PUBLIC",
     "clusPro": "methods.clus_pro.reference:PUBLIC",
+    "msci": "methods.msci.reference:PUBLIC",
 }
 TOWERS = "clip."
 
@@ -54,7 +55,7 @@ def from_reference(
     Parameters
     ----------
     name : str
-        ``csp``, ``troika`` or ``cluspro``.
+        ``csp``, ``troika``, ``cluspro`` or ``msci``.
     state : mapping of str to tensor
         The public state dict.
     attributes, objects : sequence of str

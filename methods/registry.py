@@ -17,6 +17,7 @@ METHODS = {
     "csp": "methods.csp:CSP",
     "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
+    "msci": "methods.msci.model:MSCI",
 }
 
 

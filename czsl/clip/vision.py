@@ -5,7 +5,7 @@ Letters: B images, L visual tokens (class token first), V visual width, D joint 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -91,13 +91,31 @@ class VisionTower(nn.Module):
         tokens : bool, default False
             False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
         """
+        for x in self._stream(images_B3SS, adapter, not tokens):  # noqa: B007
+            pass
+        x = self._output(x)
+        return x if tokens else x[:, 0]
+
+    def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
+        """All tokens behind some blocks in the joint space, [B, L, D] by the block's index; the others are not projected.
+
+        The final norm and projection serve every block.
+        """
+        streams = enumerate(self._stream(images_B3SS, adapter))
+        return {i: self._output(x) for i, x in streams if i in blocks}
+
+    def _stream(self, images_B3SS: Tensor, adapter: Adapter | None, class_only: bool = False) -> Iterator[Tensor]:
+        """The stream [B, L, V] behind each block; ``class_only``: the last block computes the class token alone."""
         x = self.embed(images_B3SS)
         last = len(self.blocks) - 1
         for i in range(len(self.blocks)):
-            class_only = i == last and not tokens
+            alone = class_only and i == last
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.block, i, x, adapter, class_only, use_reentrant=False)
+                x = checkpoint(self.block, i, x, adapter, alone, use_reentrant=False)
             else:
-                x = self.block(i, x, adapter, class_only)
-        x = self.project(x).to(self.vit.proj.dtype)  # autocast ends here: cosines need their digits
-        return x if tokens else x[:, 0]
+                x = self.block(i, x, adapter, alone)
+            yield x
+
+    def _output(self, x_BLV: Tensor) -> Tensor:
+        """Projected tokens in the tower's own precision: autocast ends here, since cosines need their digits."""
+        return self.project(x_BLV).to(self.vit.proj.dtype)

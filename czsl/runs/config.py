@@ -9,6 +9,7 @@ from typing import Any
 from czsl.errors import UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float64")
+OPTIMIZERS = ("adam", "adamw")
 
 
 @dataclass
@@ -24,8 +25,9 @@ class RunConfig:
     seed: of initial weights, sample order, augmentation and dropout.
     epochs: passes over the training images.
     batch: images a step over all workers together.
-    lr: learning rate of Adam.
-    weight_decay: L2 added to the gradient, as Adam does it.
+    optimizer: ``adam``, or ``adamw``: decoupled decay in the form of the public programs (see `czsl.runs.optimizers`).
+    lr: learning rate.
+    weight_decay: L2 added to the gradient with adam, decoupled with adamw.
     lr_step: epochs after which the learning rate falls.
     lr_gamma: by this factor.
     lr_steps_per_epoch: scheduler steps an epoch (2 imitates ClusPro's released loop).
@@ -48,6 +50,7 @@ class RunConfig:
     seed: int = 0
     epochs: int = 10
     batch: int = 64
+    optimizer: str = "adam"
     lr: float = 1e-4
     weight_decay: float = 1e-5
     lr_step: int = 5
@@ -81,6 +84,8 @@ class RunConfig:
                 raise UsageError(
                     f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
                 )
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"unknown optimizer {self.optimizer!r}", "", f"choose one of {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
 

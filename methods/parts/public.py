@@ -59,6 +59,7 @@ class PublicNames:
     renamed : the part of a public name before the first dot -> what we call it; the rest of the name stays
     settings : (state, the program's configuration) -> fields of our method
     ignored : patterns of names that the program saves and never reads
+    unread : the same where that depends on the state
     stacked : our name -> stems of the public tensors ``<stem>0``, ``<stem>1``, ... (of attributes, of objects) that are its rows
     constants : values that are in no public file
     absent : names of ours that no public file has and that may stay as they are
@@ -68,6 +69,7 @@ class PublicNames:
     renamed: Mapping[str, str]
     settings: Callable[[State, Mapping[str, Any]], dict[str, Any]]
     ignored: tuple[str, ...] = ()
+    unread: Callable[[State], tuple[str, ...]] = lambda state: ()
     stacked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
@@ -81,11 +83,14 @@ class PublicNames:
             Names that are neither mapped nor known to be unused, or rows that are not complete.
         """
         out, unknown = Translation(), []
+        unread = self.unread(state)
         rows: dict[str, dict[int, Tensor]] = {stem: {} for stems in self.stacked.values() for stem in stems}
         for name, tensor in state.items():
             head, dot, tail = name.partition(".")
             numbered = re.fullmatch(r"(.*?)(\d{1,6})", name)
-            if head in self.renamed:
+            if any(re.fullmatch(pattern, name) for pattern in unread):
+                out.ignored.append(name)
+            elif head in self.renamed:
                 own = self.renamed[head] + dot + tail
                 out.tensors[own], out.origin[own] = tensor, [name]
             elif numbered and numbered[1] in rows:

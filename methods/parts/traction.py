@@ -5,7 +5,8 @@ Letters: B images, b images of this worker, n texts (pairs or primitives), L vis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -110,17 +111,42 @@ def moved_cosines(images_BD: Tensor, text_nD: Tensor, move: Callable[[Tensor], T
         Texts [m, D] -> what the B images make of them [B, m, D], of any length. Where a gradient is wanted and there are
         several tiles, a tile is computed again in the backward pass, so that [B, n, D] never exists as a whole.
     """
+    return branch_cosines([images_BD], [text_nD], move)[0]
 
-    def cosines(text_mD: Tensor) -> Tensor:
+
+def branch_cosines(images: Sequence[Tensor], texts: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The same for several branches that move their texts alike: all texts make up one set of queries.
+
+    Parameters
+    ----------
+    images : sequence of float tensor [B, D]
+        Unit image features of each branch.
+    texts : sequence of float tensor [n, D]
+        Texts of each branch.
+    move : callable
+        As for :func:`moved_cosines`.
+
+    Returns
+    -------
+    list of float tensor [B, n]
+    """
+
+    def cosines(text_mD: Tensor, counts: list[int]) -> Tensor:
         moved_BmD = move(text_mD)
-        with torch.autocast(images_BD.device.type, enabled=False):  # cosines need their digits
-            moved_BmD = moved_BmD.to(images_BD.dtype)
-            dots_Bm = (moved_BmD @ images_BD[:, :, None])[..., 0]
-            return dots_Bm / torch.linalg.vector_norm(moved_BmD, dim=-1).clamp_min(1e-12)
+        with torch.autocast(text_mD.device.type, enabled=False):  # cosines need their digits
+            parts = moved_BmD.to(images[0].dtype).split(counts, dim=1)
+            dots = [(part @ image_BD[:, :, None])[..., 0] for part, image_BD in zip(parts, images, strict=True)]
+            norms = [torch.linalg.vector_norm(part, dim=-1).clamp_min(1e-12) for part in parts]
+            return torch.cat(dots, dim=1) / torch.cat(norms, dim=1)
 
-    tiles = text_nD.split(max(16, TILE_ELEMENTS // max(1, images_BD.numel())))
-    if len(tiles) == 1:
-        return cosines(text_nD)
-    if not torch.is_grad_enabled():
-        return torch.cat([cosines(tile) for tile in tiles], dim=1)
-    return torch.cat([checkpoint(cosines, tile, use_reentrant=False) for tile in tiles], dim=1)
+    text_nD = torch.cat(list(texts)) if len(texts) > 1 else texts[0]
+    lengths = [len(text) for text in texts]
+    ends = list(itertools.accumulate(lengths))
+    width = max(16, TILE_ELEMENTS // max(1, images[0].numel()))
+    again = torch.is_grad_enabled() and len(text_nD) > width
+    out = []
+    for start in range(0, max(1, len(text_nD)), width):
+        counts = [max(0, min(end, start + width) - max(end - n, start)) for end, n in zip(ends, lengths, strict=True)]
+        tile = text_nD[start : start + width]
+        out.append(checkpoint(cosines, tile, counts, use_reentrant=False) if again else cosines(tile, counts))
+    return list(torch.cat(out, dim=1).split(lengths, dim=1))
