@@ -138,8 +138,9 @@ def cgqa_open(rng) -> dict:
 def main() -> None:
     """Run the named benchmarks and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", nargs="*", choices=["mit-closed", "cgqa-open"], help="default: both")
-    for which in parser.parse_args().which or ["mit-closed", "cgqa-open"]:
+    parser.add_argument("which", nargs="?", default="both", choices=["mit-closed", "cgqa-open", "both"])
+    chosen = parser.parse_args().which
+    for which in ["mit-closed", "cgqa-open"] if chosen == "both" else [chosen]:
         result = {"mit-closed": mit_closed, "cgqa-open": cgqa_open}[which](np.random.default_rng(0))
         print(json.dumps({which: {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}}, indent=1))
 
