@@ -144,7 +144,10 @@ class Method(nn.Module):
         return {"images": torch.from_numpy(clip_pixels(image, self.clip.image_size))}
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """Un-normalised CLIP features [B, D] of ``batch["images"]``, or ``batch["features"]`` where they were kept."""
+        """Un-normalised CLIP features [B, D] of ``batch["images"]``, or ``batch["features"]`` where they were kept.
+
+        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
+        """
         if "features" in batch:
             return batch["features"].to(self.clip.device, self.clip.mean.dtype)
         return self.clip.visual(self.clip.normalise(batch["images"]))
