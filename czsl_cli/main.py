@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
     "search": ("czsl_cli.search", "Find the images of a folder that show a composition."),
     "index": ("czsl_cli.index", "Index the compositions of an open world."),
+    "prototypes": ("czsl_cli.prototypes", "Show what a run's prototypes stand for."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),
     "import-checkpoint": ("czsl_cli.import_checkpoint", "Make a run of a public program's checkpoint."),

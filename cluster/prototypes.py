@@ -1,0 +1,85 @@
+"""The prototypes of a run beside the training images that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cluster.comm import Group
+from cluster.source import Progress, Source, quiet
+from czsl.data.batches import stratified
+from czsl.data.table import Split, open_data
+from czsl.errors import DataError, UsageError
+from czsl.runs.run import Run
+from methods.clus_pro.gallery import PrimitiveGallery, count_scores, gallery
+from methods.clus_pro.model import ClusPro
+from methods.loading import load
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect_prototypes` found.
+
+    split : the training images; ``rows`` [N]: those looked at, to which the places in ``primitives`` refer
+    primitives : one entry for each attribute and object that they show
+    health : see :func:`methods.clus_pro.prototypes.health`
+    counts : mean silhouette for each number of clusters that was asked for
+    """
+
+    split: Split
+    rows: np.ndarray
+    primitives: list[PrimitiveGallery]
+    health: dict[str, float]
+    counts: dict[int, float]
+
+
+def inspect_prototypes(
+    run: Run,
+    checkpoint: str = "best",
+    *,
+    per_pair: int = 0,
+    shown: int = 8,
+    counts: Sequence[int] = (),
+    progress: Progress = quiet,
+) -> Inspection:
+    """Compare a run's prototypes with its training images, in this process.
+
+    Parameters
+    ----------
+    run : Run
+    checkpoint : str
+        ``best``, ``last`` or a step.
+    per_pair : int
+        Look at so many images of each pair only; 0: all. Adapted towers encode them anew, frozen ones have kept their features.
+    shown : int
+        Nearest images of each prototype.
+    counts : sequence of int
+        Numbers of clusters to judge on these features.
+
+    Raises
+    ------
+    UsageError
+        A run of a method without prototypes.
+    DataError
+        The run's dataset is gone or holds no training images.
+    """
+    config = run.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if not isinstance(method, ClusPro):
+        raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")
+    data = open_data(config.data)
+    source = Source(method, data, "train", Group(), config.eval_batch, progress, config.precision)
+    split = source.split
+    rows = stratified(split.attr, split.obj, per_pair, config.seed)
+    if not len(rows):
+        raise DataError(f"{data.folder} has no training images", "", "is it the run's dataset?")
+    features = source.encode(rows, config.eval_batch).to(method.clip.device)
+    labels = split.attr[rows], split.obj[rows]
+    primitives, found = gallery(method, features, *labels, shown=shown)
+    judged = count_scores(method, features, *labels, counts, config.seed) if counts else {}
+    return Inspection(split, rows, primitives, found, judged)
