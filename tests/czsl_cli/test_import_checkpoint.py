@@ -53,7 +53,12 @@ def dataset(tmp_path_factory, czsl_cache):
 def made(name, space):
     """A method on the tiny CLIP that is not as it starts, under the settings that a public file implies."""
     torch.manual_seed(0)
-    settings = {"csp": {}, "troika": {"adapter_dim": 4, "patch_norm": "cumulative"}, "clusPro": {"adapter_dim": 4}}[name]
+    settings = {
+        "csp": {},
+        "troika": {"adapter_dim": 4, "patch_norm": "cumulative"},
+        "clusPro": {"adapter_dim": 4},
+        "msci": {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 2, "stage1_heads": 2, "stage2_heads": 4},
+    }[name]
     method = build(name, space, load_clip("tiny"), {"names": "reference", **settings})
     with torch.no_grad():
         for value in method.parameters():
@@ -78,7 +83,7 @@ def files(tmp_path):
     return tmp_path / "soft_embeddings.pt", tmp_path / "labels.json", method
 
 
-@pytest.mark.parametrize("name", ["csp", "troika", "clusPro"])
+@pytest.mark.parametrize("name", ["csp", "troika", "clusPro", "msci"])
 def test_from_file_to_evaluation_and_prediction(name, dataset, tmp_path, monkeypatch):
     """The labels of the file are in another order than those of the dataset; scores are those of the method that was saved."""
     monkeypatch.chdir(tmp_path)
@@ -87,6 +92,10 @@ def test_from_file_to_evaluation_and_prediction(name, dataset, tmp_path, monkeyp
     torch.save(public_state(method), "val_best.pt")
     space.save(tmp_path / "labels.json")
     where = ("--labels", "labels.json", "--data", dataset, "--clip", "tiny")
+    if name == "msci":  # no tensor tells its heads
+        assert "--config FILE" in czsl("import-checkpoint", "val_best.pt", "--method", name, *where, expect=2)
+        Path("msci.yml").write_text("model: {stage_1_num_heads: 2, stage_2_num_heads: 4}")
+        where += ("--config", "msci.yml")
     done = czsl("import-checkpoint", "val_best.pt", "--method", name.lower(), *where, "--out", "taken")
     assert done.stdout.strip() == "taken"
     assert "prompts.table" in done.stderr  # what was read

@@ -13,8 +13,14 @@ from methods import from_reference
 from methods.building import build
 from methods.reference import PUBLIC, public_names
 
-FIXTURES = {"csp": "csp", "troika": "troika", "cluspro": "cluspro"}
-SETTINGS = {"csp": {}, "troika": {"adapter_dim": 4, "traction_layers": 3}, "clusPro": {"adapter_dim": 4, "num_prototypes": 3}}
+FIXTURES = ("csp", "troika", "cluspro", "msci")
+SETTINGS = {
+    "csp": {},
+    "troika": {"adapter_dim": 4, "traction_layers": 3},
+    "clusPro": {"adapter_dim": 4, "num_prototypes": 3},
+    "msci": {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 2, "stage2_layers": 2, "stage1_heads": 2, "stage2_heads": 4},
+}
+HEADS = {"stage_1_num_heads": 2, "stage_2_num_heads": 4}  # no tensor tells them
 PRESET = {"names": "reference"}
 
 
@@ -33,8 +39,9 @@ def moved(request, small_space, small_clip):
 
 def again(moved, state=None, **changes):
     method, own = moved
-    given = {"attributes": method.space.attributes, "objects": method.space.objects, "clip": method.clip, "config": {}}
-    return from_reference(method.name, own if state is None else state, **{**given, **changes})
+    given = {"attributes": method.space.attributes, "objects": method.space.objects, "clip": method.clip, "config": {}, **changes}
+    given["config"] = {**given["config"], **(HEADS if method.name == "msci" else {})}
+    return from_reference(method.name, own if state is None else state, **given)
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -46,13 +53,13 @@ def test_fixtures_are_read_under_their_own_names_and_configuration(shared, refer
     method = from_reference(name, state, about["attributes"], about["objects"], about["config"])
     assert not method.training
     prefix, fused = ("tensors/eval_", "fused_open") if name == "cluspro" else ("tensors/", "fused_open")
-    fused = "logits_open" if name == "csp" else fused
+    fused = {"csp": "logits_open", "msci": "fused_open_nodup"}.get(name, fused)
     logits = method.branch_logits(arrays["inputs/images"], arrays["pairs/train"])
     assert len(logits) == (1 if name == "csp" else 3)
     for got, branch in zip(logits, ("pair", "attr", "obj"), strict=False):
         torch.testing.assert_close(got, arrays[f"{prefix}logits_{branch}"], atol=1e-4, rtol=0)
     scores = method.score_images(arrays["inputs/images"], arrays["pairs/open"])
-    torch.testing.assert_close(scores, arrays[f"{prefix}{fused}"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, arrays[f"{prefix}{fused}"], atol=1e-5, rtol=1e-5 if name == "msci" else 0)
     if name != "csp":
         weights = [getattr(method.config, f"{k}_loss_weight") for k in ("pair", "attr", "obj")]
         assert weights == [1.0, 0.7, 0.4]  # from the configuration
@@ -75,7 +82,7 @@ def test_a_key_that_is_missing_unexpected_or_misshapen_is_named(moved):
     for key in state:
         with pytest.raises(UsageError):
             again(moved, {k: v for k, v in state.items() if k != key})
-    key = {"csp": "soft_embeddings", "troika": "cmt.2.mlp.3.bias", "clusPro": "attr1.fc1.bias"}[moved[0].name]
+    key = {"csp": "soft_embeddings", "troika": "cmt.2.mlp.3.bias", "clusPro": "attr1.fc1.bias", "msci": "lamda_2"}[moved[0].name]
     with pytest.raises(UsageError, match=key):
         again(moved, {k: v for k, v in state.items() if k != key})
     with pytest.raises(UsageError, match=key):
@@ -132,6 +139,10 @@ def test_numbers_that_tensors_tell_are_not_taken_from_the_configuration(moved):
         assert again(moved, config={"cmt_layers": 3, "cross_attn_dropout": 0.25}).config.traction_dropout == 0.25
         with pytest.raises(UsageError, match="cmt_layers 3"):
             again(moved, config={"cmt_layers": 2})
+    elif method.name == "msci":
+        with pytest.raises(UsageError, match="stage_2_num_cmt_layers 2"):
+            again(moved, config={"stage_2_num_cmt_layers": 1})
+        assert again(moved, config={"stage_1_dropout": 0.3}).config.stage1_dropout == 0.3
     else:
         assert again(moved).config.num_prototypes == 3
         with pytest.raises(UsageError, match="adapter_dim 4"):
@@ -153,5 +164,5 @@ def test_half_precision_and_arrays_are_taken(moved):
 
 
 def test_methods_without_public_checkpoints_say_so():
-    with pytest.raises(UsageError, match=r"zero-shot(.|\n)*csp, troika, clusPro"):
+    with pytest.raises(UsageError, match=r"zero-shot(.|\n)*csp, troika, clusPro, msci"):
         from_reference("zero-shot", {}, ("wet",), ("dog",))
