@@ -79,7 +79,8 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     run_fields, Config = RunConfig.field_names(), method_class(method).Config
     model_fields = [f.name for f in fields(Config)]
     check_known(settings, [*run_fields, *model_fields], method)
-    model = asdict(Config(**typed({k: v for k, v in settings.items() if k in model_fields}, Config)))
+    own = Config.read_files({k: v for k, v in settings.items() if k in model_fields})
+    model = asdict(Config(**typed(own, Config)))
     return RunConfig(**typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
 
 

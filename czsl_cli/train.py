@@ -97,8 +97,11 @@ def _new_run(config, out: Path, name: str | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
+    from methods.registry import method_class
 
     data = open_data(config.data)
+    for note in method_class(config.method).Config(**config.model).notes(data.space):
+        warn(note)
     fix_paths(config)
     return Run.create(config, data.space, out, name)
 

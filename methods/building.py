@@ -32,7 +32,7 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"did you mean {near[0]!r}?" if near else "",
                 f"its fields: {', '.join(known)}",
             )
-    return cls(space, clip, cls.Config(**settings))
+    return cls(space, clip, cls.Config(**cls.Config.read_files(settings)))
 
 
 def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:

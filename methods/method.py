@@ -7,7 +7,7 @@ width, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -35,7 +35,19 @@ class MethodConfig:
     names: how labels enter prompts: ``clean`` (``_`` becomes a space) or ``reference`` (``_`` stays, as in the public programs).
     """
 
+    # Fields that may be given as a file, with what reads it: a run keeps the content, not the path.
+    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
+
     names: Literal["clean", "reference"] = "clean"
+
+    @classmethod
+    def read_files(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in which files are replaced by what they hold."""
+        return {k: cls.reads[k](Path(v)) if k in cls.reads and isinstance(v, str) else v for k, v in settings.items()}
+
+    def notes(self, space: CompositionSpace) -> list[str]:
+        """What a person should know before these settings meet a label space; raises a `CzslError` where they cannot."""
+        return []
 
 
 @dataclass
@@ -59,7 +71,7 @@ class TextSide:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def tile(self, start: int, stop: int) -> TextSide:
+    def tile(self, start: int, stop: int) -> Self:
         """The text side of pairs ``start:stop``; primitives stay whole."""
         return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
 

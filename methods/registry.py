@@ -17,6 +17,7 @@ METHODS = {
     "csp": "methods.csp:CSP",
     "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
+    "lazsl": "methods.lazsl.model:LaZSL",
     "msci": "methods.msci.model:MSCI",
 }
 

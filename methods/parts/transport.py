@@ -14,7 +14,6 @@ step along the difference after a line search.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +35,7 @@ class Transport:
     steps: Tensor
 
 
-def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None) -> Tensor:
+def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None, columns_CK: Tensor | None = None) -> Tensor:
     """Entropic plans [C, B, K] in the log domain: finite for any finite cost.
 
     Parameters
@@ -46,14 +45,17 @@ def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None) -
         Weight of the entropy.
     mask_CB : bool tensor, optional
         Which rows are samples; the others get no mass. All by default.
+    columns_CK : float tensor, optional
+        What each prototype takes: positive, of sum 1. All the same by default.
 
     Returns
     -------
     float64 tensor [C, B, K]
-        Columns sum to 1/K to the last digits, rows to 1/n up to convergence (1e-12 unless the cost is thousands of times eps).
+        Columns sum to 1/K (or what was given) to the last digits, rows to 1/n up to convergence (1e-12 unless the cost is thousands
+        of times eps).
     """
     start_CK = torch.zeros(len(cost_CBK), cost_CBK.shape[2], dtype=torch.float64, device=cost_CBK.device)
-    return _log_plan(cost_CBK.double(), eps, _row_mass(cost_CBK, mask_CB), start_CK)[0]
+    return _log_plan(cost_CBK.double(), eps, _row_mass(cost_CBK, mask_CB), start_CK, columns_CK)[0]
 
 
 def _row_mass(cost_CBK: Tensor, mask_CB: Tensor | None) -> Tensor:
@@ -61,7 +63,9 @@ def _row_mass(cost_CBK: Tensor, mask_CB: Tensor | None) -> Tensor:
     return mask_CB.double() / mask_CB.sum(1, keepdim=True)
 
 
-def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tuple[Tensor, Tensor]:
+def _log_plan(
+    cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor, columns_CK: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Plan [C, B, K] and the potentials of the prototypes [C, K], from potentials to start with.
 
     The dual over these K potentials, convex and smooth, is minimised by Newton steps of bounded length; where one gains less than
@@ -69,6 +73,7 @@ def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tu
     """
     K = cost_CBK.shape[2]
     kernel, log_mass = -cost_CBK / eps, mass_CB.log()[:, :, None]
+    due_CK = torch.full_like(v_CK, 1 / K) if columns_CK is None else columns_CK.double()
     ridge_KK = 1 / K + 1e-12 * torch.eye(
         K, dtype=torch.float64, device=kernel.device
     )  # a common shift of potentials changes nothing
@@ -78,20 +83,20 @@ def _log_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor) -> tu
         log_share = kernel + v_CK[:, None] - row_CB[:, :, None]
         log_column = torch.logsumexp(log_mass + log_share, 1)
         share, column_CK = log_share.exp(), log_column.exp()
-        moving_C = (K * column_CK - 1).abs().amax(1) > TOLERANCE
+        moving_C = (column_CK / due_CK - 1).abs().amax(1) > TOLERANCE
         if i == NEWTON_STEPS or not moving_C.any():
             break
         hessian = torch.diag_embed(column_CK) - (share * mass_CB[:, :, None]).mT @ share + ridge_KK
-        step_CK = torch.linalg.solve_ex(hessian, 1 / K - column_CK)[0]
+        step_CK = torch.linalg.solve_ex(hessian, due_CK - column_CK)[0]
         step_CK = step_CK * (LONGEST_STEP / step_CK.abs().amax(1, keepdim=True)).clamp(max=1.0)
-        trial_2CK = torch.stack([v_CK + step_CK, v_CK - log_column - math.log(K)])
+        trial_2CK = torch.stack([v_CK + step_CK, v_CK - log_column + due_CK.log()])
         trial_2CB = torch.logsumexp(kernel + trial_2CK[:, :, None], 3)
-        dual_2C = (mass_CB * trial_2CB).sum(2) - trial_2CK.mean(2)
+        dual_2C = (mass_CB * trial_2CB).sum(2) - (due_CK * trial_2CK).sum(2)
         better = (dual_2C[0] <= dual_2C[1])[:, None]
         # A finished problem keeps its values, so that it does not depend on what else is in the batch.
         v_CK = torch.where(moving_C[:, None], torch.where(better, trial_2CK[0], trial_2CK[1]), v_CK)
         row_CB = torch.where(moving_C[:, None], torch.where(better, trial_2CB[0], trial_2CB[1]), row_CB)
-    return (log_mass + log_share - (log_column + math.log(K))[:, None]).exp(), v_CK
+    return (log_mass + log_share - (log_column - due_CK.log())[:, None]).exp(), v_CK
 
 
 def _kernel_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""LaZSL: local alignment of image regions and descriptions by optimal transport, without training."""

@@ -1,0 +1,93 @@
+"""Settings of LaZSL; `README.md` gives their sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from czsl.compositions import CompositionSpace
+from czsl.data.descriptors import check_descriptors, match_descriptors, read_descriptors
+from czsl.errors import UsageError
+from methods.method import MethodConfig
+
+# Below this, scaling in float32 runs into numbers that it cannot hold.
+LEAST_EPS = 0.01
+
+
+@dataclass
+class LaZSLConfig(MethodConfig):
+    """Fields of LaZSL. Defaults are the released program's.
+
+    descriptors: JSON file of phrases for attributes and objects (or classes), kept with the run; labels without phrases get a few
+        plain sentences.
+    prompt: how a phrase becomes a prompt: ``clause`` ("lemur, which has a long tail"), ``sentence`` (the same with a full stop, as
+        the released program does for ImageNet) or ``plain`` (the phrase alone).
+    regions: ``random`` squares (paper), or a fixed ``grid`` of squares of three sizes.
+    num_regions: R, regions an image; 0 takes the whole image alone.
+    region_min: least side of a region, as a share of the image's shorter side.
+    region_max: largest side.
+    region_seed: of the random squares, drawn by (seed, image name).
+    select: drop regions that are less like the whole image than the average region.
+    select_shift: added to that average (gama).
+    theta: share of the local score; the rest is the description baseline. 0: that baseline alone.
+    eps: entropy of the transport.
+    solver: ``sinkhorn`` (exact), ``log`` (exact, float64, any eps), ``second_order`` (its expansion, all pairs by one matrix product)
+        or ``uniform`` (no transport: plain average).
+    attribute_share: of a pair's phrases, what those of the attribute weigh together (lambda).
+    global_term: the whole image is compared with the pair's ``phrases`` or with the ``prompt`` "a photo of wet dog".
+    """
+
+    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"descriptors": read_descriptors}
+
+    descriptors: dict[str, Any] = field(default_factory=dict)
+    prompt: Literal["clause", "sentence", "plain"] = "clause"
+    regions: Literal["random", "grid"] = "random"
+    num_regions: int = 90
+    region_min: float = 0.6
+    region_max: float = 0.9
+    region_seed: int = 1
+    select: bool = True
+    select_shift: float = 0.0
+    theta: float = 0.8
+    eps: float = 0.1
+    solver: Literal["sinkhorn", "log", "second_order", "uniform"] = "sinkhorn"
+    attribute_share: float = 0.5
+    global_term: Literal["phrases", "prompt"] = "phrases"
+
+    def __post_init__(self):
+        self.descriptors = check_descriptors(self.descriptors)
+        for name in ("theta", "attribute_share"):
+            _inside(name, getattr(self, name), 0, 1)
+        _inside("region_max", self.region_max, 0, 1)
+        _inside("region_min", self.region_min, 0, self.region_max)
+        _inside("num_regions", self.num_regions, 0, 10_000)
+        _inside("region_seed", self.region_seed, 0, 2**63)
+        if not self.eps > 0:
+            raise UsageError(f"eps is {self.eps}", "it must be positive", "the paper's is 0.1")
+        if self.solver == "sinkhorn" and self.eps < LEAST_EPS:
+            raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"least {LEAST_EPS}", "set solver=log")
+
+    def notes(self, space: CompositionSpace) -> list[str]:
+        """What of the descriptors does not fit a label space, in words."""
+        found = []
+        for kind, names in (("attributes", space.attributes), ("objects", space.objects)):
+            matched = match_descriptors(names, self.descriptors.get(kind, {}))
+            plain = len(matched.missing) + len(matched.empty)
+            if plain:
+                found.append(f"{plain} of {len(names)} {kind} have no phrases (plain sentences instead): {_some(matched)}")
+            if matched.unknown:
+                few = ", ".join(matched.unknown[:5])
+                found.append(f"{len(matched.unknown)} described {kind} are none of the labels and left out: {few}")
+        return found
+
+
+def _some(matched) -> str:
+    names = [*matched.missing, *matched.empty]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _inside(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{name} is {value}", f"it must lie between {least} and {most}", f"set {name} within these limits")

@@ -1,0 +1,155 @@
+"""Regions of an image: where they are, what the image tower sees of them, and which are kept.
+
+Letters: B images, R regions, S image side, D joint width. A box is (left, top, right, bottom) in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from czsl.clip.backbone import Clip
+from czsl.data.augment import id_keys, uniforms
+from czsl.data.pixels import clip_pixels
+from czsl.errors import DataError
+from methods.lazsl.config import LaZSLConfig
+from methods.method import ImageSide
+
+# The rounded mean of equal numbers exceeds them in a third of the cases: a blank picture would lose every region.
+SLACK = 1e-6
+GRID_LEVELS = 3
+
+
+@dataclass
+class RegionSide(ImageSide):
+    """What is known of B images: ``pair`` [B, D] of the whole image, and their regions.
+
+    regions : unit features of the kept regions, in their order, then padding, [B, R, D]
+    mass : 1 / kept on them, 0 on padding, [B, R]
+    kept : which of the sampled regions these are, bool [B, sampled]
+    none_kept : images of which the selection would have kept nothing, so that all regions were kept, bool [B]
+    seen : what was computed of these images against a bank of phrases, by the bank's identity
+    """
+
+    regions: Tensor = field(kw_only=True)
+    mass: Tensor = field(kw_only=True)
+    kept: Tensor = field(kw_only=True)
+    none_kept: Tensor = field(kw_only=True)
+    seen: dict[int, Any] = field(default_factory=dict, kw_only=True)
+
+
+def regions_key(config: LaZSLConfig) -> str:
+    """Names the regions that an image gets, for caches; empty where there are none."""
+    if not config.num_regions:
+        return ""
+    seed = f"-{config.region_seed}" if config.regions == "random" else ""
+    return f"lazsl-{config.regions}-{config.num_regions}-{config.region_min}-{config.region_max}{seed}"
+
+
+def sample_boxes(size: tuple[int, int], image_id: str, config: LaZSLConfig) -> np.ndarray:
+    """Square boxes inside an image, int64 [R, 4]: a function of (region seed, image name, image size).
+
+    A side is floor(gamma * shorter side of the image), gamma uniform between ``region_min`` and ``region_max``; the place is uniform.
+    """
+    width, height = size
+    if config.regions == "grid":
+        gamma_R, x_R, y_R = _grid(config)
+    else:
+        draws = uniforms(id_keys([image_id]), config.region_seed, 0, 3 * config.num_regions)[0].reshape(-1, 3)
+        gamma_R, x_R, y_R = config.region_min + (config.region_max - config.region_min) * draws[:, 0], draws[:, 1], draws[:, 2]
+    side_R = np.maximum(np.floor(gamma_R * min(width, height)), 1).astype(np.int64)
+    left_R, top_R = (
+        np.minimum(np.floor(u_R * (extent - side_R + 1)), extent - side_R).astype(np.int64)
+        for u_R, extent in ((x_R, width), (y_R, height))
+    )
+    return np.stack([left_R, top_R, left_R + side_R, top_R + side_R], axis=1)
+
+
+def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """R evenly chosen squares out of three grids: sides from the largest to the least, places evenly over the image."""
+    per_side = int(np.ceil(np.sqrt(config.num_regions / GRID_LEVELS)))
+    place = (np.arange(per_side) + 0.5) / max(per_side, 1)
+    sides = np.linspace(config.region_max, config.region_min, GRID_LEVELS)
+    gamma, y, x = (axis.reshape(-1) for axis in np.meshgrid(sides, place, place, indexing="ij"))
+    chosen = np.linspace(0, max(len(gamma) - 1, 0), config.num_regions).round().astype(int)
+    return gamma[chosen], x[chosen], y[chosen]
+
+
+def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """A user's boxes cut to the image, int64 [R, 4], and how many lay outside and were dropped.
+
+    Raises
+    ------
+    DataError
+        Not rows of four finite numbers, or a right edge left of the left one.
+    """
+    boxes_R4 = np.asarray(boxes, dtype=np.float64)
+    boxes_R4 = boxes_R4.reshape(0, 4) if boxes_R4.size == 0 else boxes_R4
+    shape = "a box is [left, top, right, bottom] in pixels of the image"
+    if boxes_R4.ndim != 2 or boxes_R4.shape[1] != 4 or not np.isfinite(boxes_R4).all():
+        raise DataError("boxes are not rows of four finite numbers", f"their shape is {boxes_R4.shape}", shape)
+    turned = (boxes_R4[:, 2:] <= boxes_R4[:, :2]).any(axis=1)
+    if turned.any():
+        row = int(np.flatnonzero(turned)[0])
+        raise DataError(f"box {row} has no area: {boxes_R4[row].tolist()}", "right must exceed left, bottom top", shape)
+    limits = np.array([*size, *size], dtype=np.float64)
+    cut = np.concatenate([np.floor(boxes_R4[:, :2]), np.ceil(boxes_R4[:, 2:])], axis=1).clip(0, limits).astype(np.int64)
+    inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
+    return cut[inside], int((~inside).sum())
+
+
+def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, size: int) -> dict[str, Tensor]:
+    """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any."""
+    image = image.convert("RGB")
+    out = {"images": torch.from_numpy(clip_pixels(image, size))}
+    if config.num_regions:
+        out["regions"] = crops(image, sample_boxes(image.size, image_id, config), size)
+    return out
+
+
+def crops(image: Image.Image, boxes_R4: np.ndarray, size: int) -> Tensor:
+    """What CLIP's pipeline makes of each box of the original image, uint8 [R, 3, S, S]."""
+    pixels = [clip_pixels(image.crop(tuple(box)), size) for box in boxes_R4.tolist()]
+    return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
+
+
+def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None) -> Tensor:
+    """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
+
+    All views of an image are one pass of the tower, so that its features depend on no other image. An image that repeats the one
+    before it (the padding of a last batch) is not encoded again.
+    """
+    if regions_BR3SS is None:
+        return clip.visual(clip.normalise(images_B3SS)).to(clip.mean.dtype)
+    rows: list[Tensor] = []
+    for b, (image, regions) in enumerate(zip(images_B3SS, regions_BR3SS, strict=True)):
+        if b and torch.equal(image, images_B3SS[b - 1]) and torch.equal(regions, regions_BR3SS[b - 1]):
+            rows.append(rows[-1])
+        else:
+            rows.append(clip.visual(clip.normalise(torch.cat([image[None], regions]))).to(clip.mean.dtype).flatten())
+    return torch.stack(rows)
+
+
+def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSide:
+    """Images from packed features [B, (1 + R) * D]; without regions the whole image is the only one.
+
+    A region is kept if its cosine to the whole image is not below the mean over regions (plus ``select_shift``).
+    """
+    views = normalize(features_BF.unflatten(1, (-1, dim)), dim=-1)
+    whole_BD, regions_BRD = views[:, 0], views[:, 1:] if views.shape[1] > 1 else views
+    likeness_BR = torch.einsum("brd,bd->br", regions_BRD, whole_BD)
+    keep_BR = likeness_BR >= likeness_BR.mean(1, keepdim=True) + config.select_shift - SLACK
+    none_B = ~keep_BR.any(1)
+    keep_BR = keep_BR | none_B[:, None] | (not config.select)
+    count_B = keep_BR.sum(1)
+    # Kept regions first, in their order, cut to the most that an image keeps.
+    order_BR = torch.argsort(~keep_BR, dim=1, stable=True)[:, : int(count_B.max()) if len(count_B) else 0]
+    regions_BRD = regions_BRD.gather(1, order_BR[:, :, None].expand(-1, -1, dim))
+    mass_BR = keep_BR.gather(1, order_BR) / count_B[:, None].to(regions_BRD.dtype)
+    return RegionSide(whole_BD, regions=regions_BRD, mass=mass_BR, kept=keep_BR, none_kept=none_B & config.select)
