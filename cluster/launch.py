@@ -12,13 +12,25 @@ from typing import Any
 import torch
 
 from cluster.comm import Group
-from cluster.session import Placement
+from cluster.preflight import Needs
+from cluster.session import WORKER_START_TIMEOUT_S, Placement, free_resources
 from czsl.errors import CzslError, SetupError
 
 WorkerFunction = Callable[[dict[str, Any], Group, torch.device], None]
 
 
-def run_workers(function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, max_failures: int) -> None:
+def run_workers(
+    function: WorkerFunction,
+    config: dict[str, Any],
+    placement: Placement,
+    folder: Path,
+    max_failures: int,
+    *,
+    needs: Needs | None = None,
+    again: Callable[[], Placement] | None = None,
+    progress: Callable[[], int] = lambda: 0,
+    on_failure: Callable[[str, int], None] = lambda reason, failures: None,
+) -> None:
     """Run ``function(config, group, device)`` on all workers until it returns everywhere.
 
     Parameters
@@ -31,36 +43,102 @@ def run_workers(function: WorkerFunction, config: dict[str, Any], placement: Pla
     folder : Path
         Storage that all nodes see; Ray's own files go below it, and a worker's traceback into ``log.txt``.
     max_failures : int
-        How often dead workers are replaced.
+        How often in a row all workers are started anew after some died; a failure after ``progress`` is the first one again.
+    needs : Needs, optional
+        What workers must have alike, see :mod:`cluster.preflight`.
+    again : callable, optional
+        Where to start anew; default: where it was.
+    progress : callable, optional
+        How far the job is, as a number that grows.
+    on_failure : callable, optional
+        Told why workers are started anew, and how many failures in a row that was.
 
     Raises
     ------
     CzslError
-        What the function raised.
+        What the function raised, what does not fit together between the nodes, or no room for the workers.
     Exception
         What Ray raises when workers died more often.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    failures, before = 0, progress()
+    while True:
+        try:
+            _attempt(function, config, placement, folder, needs or Needs())
+            return
+        except CzslError:
+            raise
+        except Exception as error:
+            now = progress()
+            failures, before = (1 if now > before else failures + 1), now
+            if failures > max_failures:
+                raise
+            on_failure(_reason(error), failures)
+        if again:
+            placement = again()
+
+
+def _attempt(function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
+    """Start all workers once. Ray retries nothing: a new attempt may have other nodes, and the run folder is its only memory."""
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from cluster.backend import CheckedTorch
+
     resources = {"CPU": float(placement.threads), **({"GPU": 1.0} if placement.gpu else {})}
-    strategy = "PACK" if not placement.spread else "STRICT_SPREAD" if placement.per_node == 1 else "SPREAD"
-    attempt = f"attempt-{time.time_ns()}"
-    settings = {"config": config, "function": function, "threads": placement.threads, "folder": str(folder), "attempt": attempt}
+    strategy = "STRICT_PACK" if not placement.spread else "SPREAD" if placement.pins else "STRICT_SPREAD"
+    pins = [
+        {"ray.io/node-id": placement.pins[i // placement.per_node]} for i in range(placement.workers if placement.pins else 0)
+    ]
+    name = f"attempt-{time.time_ns()}"
+    attempt = folder / ".ray" / name
+    settings = {"config": config, "function": function, "threads": placement.threads, "folder": str(folder), "attempt": name}
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config=settings,
+        torch_config=CheckedTorch(folder=str(attempt), placement=placement, needs=needs),
         scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.gpu, resources_per_worker=resources, placement_strategy=strategy
+            num_workers=placement.workers,
+            use_gpu=placement.gpu,
+            resources_per_worker=resources,
+            placement_strategy=strategy,
+            label_selector=pins or None,  # type: ignore[call-arg]  # the stubs see the class of before Train V2
         ),
-        # A fresh name each time: Ray's own bookkeeping is never read back, the run folder is the only truth about a run.
         run_config=RunConfig(
-            name=attempt, storage_path=str(folder / ".ray"), failure_config=FailureConfig(max_failures=max_failures)
+            name=name,
+            storage_path=str(attempt.parent),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
         ),
     )
-    trainer.fit()
-    for file in sorted((folder / ".ray" / attempt).glob("error-*.json")):
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, CzslError):
+            raise cause from None
+        if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+            raise _no_room(placement) from None
+        raise
+    for file in sorted(attempt.glob("error-*.json")):
         raise error_from_words(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _no_room(placement: Placement) -> SetupError:
+    gpus = f", {placement.per_node} GPUs" if placement.gpu else ""
+    free = [f"{r.get('CPU', 0):.0f} CPUs" + f", {r['GPU']:.0f} GPUs" * ("GPU" in r) for r in free_resources().values()]
+    return SetupError(
+        f"no room for {placement.workers} workers on {placement.nodes} nodes within {WORKER_START_TIMEOUT_S} s",
+        f"each node needs {placement.per_node * placement.threads} free CPUs{gpus}; free: {'; '.join(free) or 'nothing'}",
+        "wait until other work ends (czsl cluster status), or use fewer workers or threads",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line on why workers failed."""
+    each = getattr(error, "worker_failures", None)
+    causes = [str(e).strip().splitlines() for e in each.values()] if each else [str(error).strip().splitlines()]
+    dead = [lines for lines in causes if any("died" in line or "dead" in line.lower() for line in lines)]
+    lines = next((c for c in dead or causes if c), [type(error).__name__])
+    return (lines[0] if dead else lines[-1])[:200]
 
 
 def _on_worker(settings: dict[str, Any]) -> None:

@@ -1,15 +1,16 @@
 """Joining or starting a Ray cluster, and what its nodes offer.
 
-Environment variables read here: ``RAY_ADDRESS`` (cluster to join), ``RAY_AUTH_MODE`` and ``RAY_AUTH_TOKEN_PATH`` (token authentication).
+Environment variables read here: ``RAY_ADDRESS`` (cluster to join), ``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN`` and
+``RAY_AUTH_TOKEN_PATH`` (token authentication).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ class Placement:
 
     gpu : each worker has a GPU
     threads : CPU threads a worker
-    spread : nodes must be different machines
+    spread : more than one node: that many different ones, and no others
     note : what differs from what was asked, for the user; empty if nothing
+    pins : Ray's ids of the nodes to use, where the cluster could otherwise spread the workers over more
     """
 
     nodes: int
@@ -35,6 +37,7 @@ class Placement:
     threads: int
     spread: bool
     note: str = ""
+    pins: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:
@@ -42,15 +45,24 @@ class Placement:
         return self.nodes * self.per_node
 
 
-def _prepare_environment(joins: bool) -> None:
+def prepare_environment(joins: bool) -> None:
     """Set what Ray reads when it is imported."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a coming change
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if joins and token.is_file():
+    if joins and (token_file().is_file() or os.environ.get("RAY_AUTH_TOKEN")):
         # A driver with the right token but without this mode fails to connect and does not say why.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def token_file() -> Path:
+    """Where Ray looks for the token that all nodes and drivers of a cluster share."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def joins(address: str | None) -> bool:
+    """Whether :func:`session` joins a cluster; otherwise it starts a Ray of its own on this machine."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager
@@ -63,7 +75,7 @@ def session(address: str | None = None) -> Iterator[Any]:
         If the cluster does not answer or has another version of Ray or Python.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    _prepare_environment(joins=bool(address))
+    prepare_environment(joins=bool(address))
     import ray
 
     if ray.is_initialized():  # a caller's own session
@@ -88,7 +100,14 @@ def session(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def place(ray: Any, nodes: int, workers_per_node: int | None = None, threads: int = 0) -> Placement:
+def place(
+    ray: Any,
+    nodes: int,
+    workers_per_node: int | None = None,
+    threads: int = 0,
+    gpus_per_node: int | None = None,
+    without: Container[str] = (),
+) -> Placement:
     """Choose where workers run, on the nodes there are.
 
     Parameters
@@ -96,23 +115,62 @@ def place(ray: Any, nodes: int, workers_per_node: int | None = None, threads: in
     ray : module
         Connected, as :func:`session` gives it.
     nodes : int
-        Nodes asked for.
+        Nodes asked for. Where the cluster has GPUs, only nodes with GPUs count.
     workers_per_node : int, optional
         Default: one a GPU, or one where there is no GPU.
     threads : int
         CPU threads a worker; 0 divides a node's CPUs among its workers.
+    gpus_per_node : int, optional
+        GPUs to use of each node, with a worker on each. Default: all.
+    without : container of str
+        Ids of nodes to leave out.
 
     Raises
     ------
     SetupError
         If no node can hold a worker.
     """
-    return _choose(node_resources(ray), nodes, workers_per_node, threads)
+    alive = {name: r for name, r in alive_nodes(ray).items() if name not in without}
+    fitting = usable(alive, gpus_per_node, workers_per_node)
+    chosen = _choose(list(fitting.values()), nodes, workers_per_node, threads, gpus_per_node)
+    if not chosen.spread or chosen.per_node == 1:
+        return chosen
+    wanted = {"CPU": chosen.threads * chosen.per_node, "GPU": chosen.per_node * chosen.gpu}
+    holding = {name: r for name, r in fitting.items() if all(r.get(k, 0) >= n for k, n in wanted.items())}
+    free = free_resources()
+    busy = lambda name: any(free.get(name, {}).get(k, 0) < n for k, n in wanted.items())  # noqa: E731
+    return replace(chosen, pins=tuple(sorted(holding, key=busy)[: chosen.nodes]))
+
+
+def alive_nodes(ray: Any) -> dict[str, dict[str, float]]:
+    """What each living node with a CPU offers, by Ray's id of the node."""
+    return {
+        n.get("NodeID", str(i)): n["Resources"]
+        for i, n in enumerate(ray.nodes())
+        if n["Alive"] and n["Resources"].get("CPU", 0) >= 1
+    }
+
+
+def usable(
+    alive: dict[str, dict[str, float]], gpus_per_node: int | None, workers_per_node: int | None = None
+) -> dict[str, dict[str, float]]:
+    """The nodes that count: those with the GPUs asked for; without a wish those with GPUs, where any has some."""
+    least = gpus_per_node or (
+        workers_per_node or 1 if any(r.get("GPU", 0) >= (workers_per_node or 1) for r in alive.values()) else 0
+    )
+    return {name: r for name, r in alive.items() if r.get("GPU", 0) >= least}
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What nobody uses at the moment, by node; of the connected Ray."""
+    from ray._private.state import available_resources_per_node
+
+    return available_resources_per_node()
 
 
 def node_resources(ray: Any) -> list[dict[str, float]]:
     """What each living node with a CPU offers; SetupError if there is none."""
-    alive = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
+    alive = list(alive_nodes(ray).values())
     if not alive:
         raise SetupError(
             "the cluster has no node with a CPU", f"{len(ray.nodes())} nodes known", "start nodes with at least one CPU"
@@ -120,28 +178,41 @@ def node_resources(ray: Any) -> list[dict[str, float]]:
     return alive
 
 
-def planned(address: str | None, nodes: int, workers_per_node: int | None = None, threads: int = 0) -> Placement:
+def planned(
+    address: str | None,
+    nodes: int,
+    workers_per_node: int | None = None,
+    threads: int = 0,
+    gpus_per_node: int | None = None,
+) -> Placement:
     """Where :func:`place` would put the workers; starts no Ray where none would be joined."""
-    if address or os.environ.get("RAY_ADDRESS"):
+    if joins(address):
         with session(address) as ray:
-            return place(ray, nodes, workers_per_node, threads)
+            return place(ray, nodes, workers_per_node, threads, gpus_per_node)
     import torch
 
-    return _choose([{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}], nodes, workers_per_node, threads)
+    here = {"": {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}}
+    fitting = list(usable(here, gpus_per_node, workers_per_node).values())
+    return _choose(fitting, nodes, workers_per_node, threads, gpus_per_node)
 
 
-def _choose(alive: list[dict[str, float]], nodes: int, workers_per_node: int | None, threads: int) -> Placement:
-    alive.sort(key=lambda r: (r.get("GPU", 0), r["CPU"]), reverse=True)
-    used = alive[:nodes]
+def _choose(
+    fitting: list[dict[str, float]], nodes: int, workers_per_node: int | None, threads: int, gpus_per_node: int | None = None
+) -> Placement:
+    if not fitting:
+        wish = f"with {gpus_per_node} GPUs" if gpus_per_node else "with a CPU"
+        raise SetupError(f"no node {wish} in the cluster", "none has joined, or none is alive", "look at: czsl cluster status")
+    used = sorted(fitting, key=lambda r: (r.get("GPU", 0), r["CPU"]), reverse=True)[:nodes]
     gpus = int(min(r.get("GPU", 0) for r in used))
     cpus = int(min(r["CPU"] for r in used))
-    per_node = workers_per_node or max(gpus, 1)
+    per_node = gpus_per_node or workers_per_node or max(gpus, 1)
     if per_node > cpus:
         raise SetupError(
             f"{per_node} workers a node, but a node has {cpus} CPUs", "each worker needs a CPU", "use fewer --workers-per-node"
         )
     note = ""
     if len(used) < nodes:
-        note = f"{nodes} nodes asked, {len(used)} in the cluster: training on {len(used)}; the global batch stays the same"
-    spread = len(used) > 1
-    return Placement(len(used), per_node, gpus >= per_node, threads or max(1, cpus // per_node), spread, note)
+        kind = " with a GPU" if gpus else ""
+        asked, there = f"{nodes} nodes{kind} asked", f"{len(used)} in the cluster"
+        note = f"{asked}, {there}: running on {len(used)}; the global batch stays the same"
+    return Placement(len(used), per_node, gpus >= per_node, threads or max(1, cpus // per_node), len(used) > 1, note)

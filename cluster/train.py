@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import shutil
 import signal
 import threading
@@ -15,7 +16,9 @@ import torch
 
 from cluster.comm import Group
 from cluster.launch import run_workers
-from cluster.session import Placement, place, session
+from cluster.nodes import Ask, Waiting, WaitStoppedError, await_placement, silent_nodes
+from cluster.preflight import Needs
+from cluster.session import Placement, joins, session
 from cluster.worker import follow, train_worker
 from czsl.errors import CzslError
 from czsl.runs import checkpoint
@@ -32,11 +35,16 @@ class TrainingFailedError(CzslError):
 def train(
     run: Run,
     *,
-    nodes: int = 1,
+    nodes: int | tuple[int, int] = 1,
     workers_per_node: int | None = None,
+    gpus_per_node: int | None = None,
     address: str | None = None,
     threads: int = 0,
+    wait_s: float = 0.0,
+    max_failures: int = MAX_FAILURES,
     on_placement: Callable[[Placement], None] = lambda placement: None,
+    on_wait: Callable[[Waiting], None] = lambda waiting: None,
+    on_failure: Callable[[str, int], None] = lambda reason, failures: None,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> str:
     """Train a run on a Ray cluster; returns ``done``, or ``stopped`` after SIGINT or SIGTERM with a checkpoint saved.
@@ -45,12 +53,20 @@ def train(
     ----------
     run : Run
         A new run, or an interrupted one, which goes on from its newest valid checkpoint.
-    nodes, workers_per_node, address
+    nodes : int or (int, int)
+        Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
+        losing nodes goes on with those that are left if they are not fewer.
+    workers_per_node, gpus_per_node, address
         See :func:`cluster.session.place` and :func:`cluster.session.session`.
     threads : int
         CPU threads a worker where the run's settings leave them open.
-    on_placement, on_record : callable
-        Told where the workers run and every new line of the run's metrics.
+    wait_s : float
+        Longest wait for nodes that are not there yet; where no cluster is joined none can come.
+    max_failures : int
+        How often in a row, without a checkpoint between, dead workers are replaced.
+    on_placement, on_wait, on_failure, on_record : callable
+        Told where the workers run (at each start), what they wait for, why they are started anew, and every new line of the run's
+        metrics; all from the calling thread.
 
     Raises
     ------
@@ -61,30 +77,47 @@ def train(
     newest = checkpoint.newest_valid(run.checkpoints)
     run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
     position = run.metrics_file.stat().st_size
+    least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
+    ask = Ask(most, least, workers_per_node, gpus_per_node, wait_s if joins(address) else 0.0)
     with session(address) as ray:
-        placement = place(ray, nodes, workers_per_node, run.config.threads or threads)
-        on_placement(placement)
-        failures: list[BaseException] = []
-        job = threading.Thread(target=_fit, args=(run, placement, failures), daemon=True)
+        job = _Job(ray, run, ask, run.config.threads or threads, max_failures)
+        told: dict[type, Callable[[Any], None]] = {
+            Placement: on_placement,
+            Waiting: on_wait,
+            tuple: lambda failure: on_failure(*failure),
+        }
 
         def stop() -> None:
             run.stop_file.touch()
             on_record({"event": "stopping"})
 
+        def tell() -> None:
+            while not job.news.empty():
+                item = job.news.get()
+                told[type(item)](item)
+
         with stop_on_signal(stop):
             job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
             while job.is_alive():
                 job.join(POLL_S)
+                tell()
                 position = _forward(run, position, on_record)
+        tell()
         _forward(run, position, on_record)
     run.stop_file.unlink(missing_ok=True)
     shutil.rmtree(run.path / ".ray", ignore_errors=True)
+    return _outcome(run, job.failure)
+
+
+def _outcome(run: Run, failure: BaseException | None) -> str:
     last = list(run.metrics())[-1:]
-    if not failures and last and last[0].get("event") == "end":
+    if failure is None and last and last[0].get("event") == "end":
         return last[0]["status"]
-    if failures and isinstance(failures[0], CzslError):
-        raise failures[0]
-    reason = str(failures[0]).strip().splitlines()[-1:] if failures else []
+    if isinstance(failure, WaitStoppedError):
+        return "stopped"
+    if isinstance(failure, CzslError):
+        raise failure
+    reason = str(failure).strip().splitlines()[-1:] if failure else []
     raise TrainingFailedError(
         "training failed",
         reason[0] if reason else "the workers ended without a word",
@@ -92,15 +125,53 @@ def train(
     )
 
 
-def _fit(run: Run, placement: Placement, failures: list[BaseException]) -> None:
-    """Run the job to its end; what stopped it goes into ``failures``, and the traceback into the log."""
-    try:
-        run_workers(_worker, {"run": str(run.path)}, placement, run.path, MAX_FAILURES)
-    except BaseException as error:
-        failures.append(error)
-        if not isinstance(error, CzslError):
-            with (run.path / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} driver\n{traceback.format_exc()}\n")
+class _Job(threading.Thread):
+    """Runs the workers to their end. ``news`` is for the main thread, ``failure`` what stopped it; its traceback goes into the log."""
+
+    def __init__(self, ray: Any, run: Run, ask: Ask, threads: int, max_failures: int):
+        super().__init__(daemon=True)
+        self._ray, self._run, self._ask, self._threads, self._max_failures = ray, run, ask, threads, max_failures
+        self.news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Wait for nodes, start the workers, start them anew when some died."""
+        config = self._run.config
+        try:
+            run_workers(
+                _worker,
+                {"run": str(self._run.path)},
+                self._place(),
+                self._run.path,
+                self._max_failures,
+                needs=Needs(config.data, config.clip, config.clip_weights),
+                again=lambda: self._place(silent_nodes(self._ray)),
+                progress=self._progress,
+                on_failure=self._failed,
+            )
+        except BaseException as error:
+            self.failure = error
+            if not isinstance(error, CzslError | WaitStoppedError):
+                self._log(traceback.format_exc())
+
+    def _place(self, without: frozenset[str] = frozenset()) -> Placement:
+        placement = await_placement(
+            self._ray, self._ask, self._threads, without=without, on_wait=self.news.put, stop=self._run.stop_file.exists
+        )
+        self.news.put(placement)
+        return placement
+
+    def _progress(self) -> int:
+        newest = checkpoint.newest_valid(self._run.checkpoints)
+        return checkpoint.step_of(newest) if newest else 0
+
+    def _failed(self, reason: str, failures: int) -> None:
+        self.news.put((reason, failures))
+        self._log(f"failure {failures} in a row: {reason}\n")
+
+    def _log(self, text: str) -> None:
+        with (self._run.path / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} driver\n{text}\n")
 
 
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:

@@ -8,6 +8,53 @@ from typing import Any
 
 import click
 
+
+class NodeRange(click.ParamType):
+    """``4``, or ``2-4``: at least two and at most four, as a pair."""
+
+    name = "N|MIN-MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """Parse it."""
+        if not isinstance(value, str):
+            return value
+        least, dash, most = value.partition("-")
+        if not (least.isdecimal() and (most.isdecimal() or not dash)) or int(least) < 1:
+            self.fail(f"{value!r} is neither a number of nodes nor a range such as 2-4", param, ctx)
+        if dash and int(most) < int(least):
+            self.fail(f"{value!r} ends below its start", param, ctx)
+        return (int(least), int(most)) if dash else int(least)
+
+
+_PLACEMENT = (
+    click.option(
+        "--nodes",
+        type=NodeRange(),
+        default="1",
+        show_default=True,
+        help="Nodes to use, with a worker on each GPU. 2-4: start with two, use up to four, go on after losing some.",
+    ),
+    click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs to use of each node.  [default: all]"),
+    click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU."),
+    click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started)."),
+    click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0),
+        default=60,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest wait for nodes of a cluster.",
+    ),
+    click.option(
+        "--max-failures",
+        type=click.IntRange(0),
+        default=3,
+        show_default=True,
+        help="Failures in a row, without a checkpoint between, after which training gives up.",
+    ),
+)
+
 _SETTINGS = (
     click.option("--method", "-m", help="clusPro (default), csp, zero-shot; `czsl methods` lists them."),
     click.option("--data", "-d", help="Dataset folder made by `czsl data import`, or the built-in `toy` (default)."),
@@ -30,5 +77,12 @@ _SETTINGS = (
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose a run's settings, as :func:`czsl_cli.config.resolve` takes them."""
     for option in reversed(_SETTINGS):
+        command = option(command)
+    return command
+
+
+def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose a run's nodes and workers, as :func:`cluster.train.train` takes them."""
+    for option in reversed(_PLACEMENT):
         command = option(command)
     return command

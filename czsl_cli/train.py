@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
-from czsl_cli.options import settings_options
+from czsl_cli.options import placement_options, settings_options
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
 
@@ -20,11 +20,7 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 @settings_options
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
-@click.option(
-    "--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the cluster to use; a worker a GPU on each."
-)
-@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU.")
-@click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started).")
+@placement_options
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
 )
@@ -34,7 +30,7 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 )
 @click.option("--dry-run", is_flag=True, help="Print settings, counts, steps, memory and placement; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def train(overrides, config_file, nodes, workers_per_node, address, out, name, resume, dry_run, as_json, **options) -> None:
+def train(overrides, config_file, out, name, resume, dry_run, as_json, **options) -> None:
     """Train a method. Without options: clusPro on the built-in toy data with the built-in tiny CLIP.
 
     Any setting of the run or of the method can be given as KEY=VALUE, e.g. `epochs=5 num_prototypes=3`.
@@ -42,12 +38,16 @@ def train(overrides, config_file, nodes, workers_per_node, address, out, name, r
     \b
       czsl train --method clusPro --nodes 4 --data mydata --clip ViT-L-14
       czsl train --method csp --data mydata --recipe small lr=5e-4
+      czsl train --nodes 2-4 --address auto --data /shared/mydata --out /shared/runs
       czsl train --resume runs/clusPro-mydata-20260101-120000
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
     from cluster.train import train as train_run
 
+    where = {k: options.pop(k) for k in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s", "max_failures")}
+    if where["gpus_per_node"] and where["workers_per_node"]:
+        raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
     if resume:
         run = _resumed(resume, overrides, config_file, options)
     else:
@@ -55,7 +55,7 @@ def train(overrides, config_file, nodes, workers_per_node, address, out, name, r
 
         config = resolve(options, overrides, config_file)
         if dry_run:
-            _dry_run(config, nodes, workers_per_node, address, as_json)
+            _dry_run(config, where, as_json)
             return
         run = _new_run(config, out, name)
     began = time.monotonic()
@@ -65,10 +65,10 @@ def train(overrides, config_file, nodes, workers_per_node, address, out, name, r
             placed = lambda p: watcher.placed(p, run.path)  # noqa: E731
             status = train_run(
                 run,
-                nodes=nodes,
-                workers_per_node=workers_per_node,
-                address=address,
+                **where,
                 on_placement=placed,
+                on_wait=watcher.waiting,
+                on_failure=watcher.failed,
                 on_record=watcher.record,
             )
     else:
@@ -143,11 +143,24 @@ class Watcher:
 
     def placed(self, placement, path: Path) -> None:
         """Say where the workers run."""
+        self.bar.clear()
         if placement.note:
             warn(placement.note)
         kind = "GPU" if placement.gpu else f"CPU, {placement.threads} threads each"
         workers, nodes = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((placement.workers, "worker"), (placement.nodes, "node")))
         say(f"{short(path)}: {workers} on {nodes} ({kind})")
+
+    def waiting(self, waiting) -> None:
+        """Show what the run waits for."""
+        self._show(
+            "waiting for nodes", waiting.found, waiting.wanted, f"{waiting.waited_s:.0f} of {waiting.limit_s:.0f} s", str(waiting)
+        )
+
+    def failed(self, reason: str, failures: int) -> None:
+        """Say that workers are started anew."""
+        self.first = None
+        warn(f"workers failed ({failures} in a row): {reason}")
+        say("starting anew from the newest checkpoint")
 
     def record(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""
@@ -192,7 +205,7 @@ class Watcher:
             say(line)
 
 
-def _dry_run(config, nodes: int, workers_per_node: int | None, address: str | None, as_json: bool) -> None:
+def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     import yaml
 
     from cluster.estimate import estimate
@@ -203,7 +216,8 @@ def _dry_run(config, nodes: int, workers_per_node: int | None, address: str | No
 
     data = open_data(config.data)
     method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
-    placement = planned(address, nodes, workers_per_node, config.threads)
+    most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
+    placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
     where = {
         "nodes": placement.nodes,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
+from cluster import nodes as nodes_module
+from cluster import session
+from cluster.nodes import Ask, WaitStoppedError, await_placement
 from cluster.session import place
 from czsl.errors import SetupError
 
@@ -12,10 +17,49 @@ class Described:
     """A Ray of which only ``nodes()`` is asked."""
 
     def __init__(self, *nodes):
-        self._nodes = [{"Alive": alive, "Resources": resources} for alive, resources in nodes]
+        self._nodes = [{"NodeID": f"node{i}", "Alive": alive, "Resources": r} for i, (alive, r) in enumerate(nodes)]
 
     def nodes(self):
         return self._nodes
+
+
+class Growing:
+    """A Ray that has one more node at each look, up to a most."""
+
+    def __init__(self, first: int, most: int, **resources):
+        self._counts = itertools.chain(range(first, most), itertools.repeat(most))
+        self._resources = resources or {"CPU": 2.0}
+
+    def nodes(self):
+        return [{"NodeID": f"node{i}", "Alive": True, "Resources": self._resources} for i in range(next(self._counts))]
+
+
+@pytest.fixture(autouse=True)
+def nobody_works(monkeypatch):
+    """All resources of a described cluster are free."""
+    monkeypatch.setattr(session, "free_resources", lambda: {f"node{i}": {"CPU": 1e3, "GPU": 1e3} for i in range(9)})
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """No test waits for real; missing nodes are demanded of nobody."""
+    clock = Clock()
+    monkeypatch.setattr(nodes_module, "time", clock)
+    monkeypatch.setattr(nodes_module._Demand, "make", lambda self: None)
+    return clock
 
 
 def test_one_worker_a_gpu_on_each_node():
@@ -54,3 +98,76 @@ def test_a_cluster_without_cpus_is_an_error(nodes):
 def test_more_workers_than_cpus_is_an_error():
     with pytest.raises(SetupError, match="5 workers a node"):
         place(Described((True, {"CPU": 4.0})), nodes=1, workers_per_node=5)
+
+
+def test_only_nodes_with_gpus_count_where_there_are_some():
+    cpu, gpu = (True, {"CPU": 64.0}), (True, {"CPU": 16.0, "GPU": 2.0})
+    chosen = place(Described(cpu, gpu, gpu), nodes=3)
+    assert (chosen.nodes, chosen.per_node, chosen.gpu) == (2, 2, True)
+    assert "3 nodes with a GPU asked, 2 in the cluster" in chosen.note
+
+
+def test_some_of_each_nodes_gpus():
+    two, four = (True, {"CPU": 16.0, "GPU": 2.0}), (True, {"CPU": 16.0, "GPU": 4.0})
+    chosen = place(Described(four, two, four), nodes=3, gpus_per_node=3)
+    assert (chosen.nodes, chosen.per_node, chosen.gpu, chosen.pins) == (2, 3, True, ("node0", "node2"))
+    with pytest.raises(SetupError, match="no node with 8 GPUs"):
+        place(Described(four), nodes=1, gpus_per_node=8)
+
+
+def test_several_workers_a_node_are_pinned_to_free_nodes(monkeypatch):
+    """Otherwise Ray would spread 2 x 2 workers over all four nodes."""
+    busy = {f"node{i}": {"CPU": 1.0 if i in (0, 2) else 4.0} for i in range(4)}
+    monkeypatch.setattr(session, "free_resources", lambda: busy)
+    cluster = Described(*[(True, {"CPU": 4.0})] * 4)
+    assert place(cluster, nodes=2, workers_per_node=2).pins == ("node1", "node3")
+    assert place(cluster, nodes=2).pins == ()  # one a node: Ray's strict spread does it
+
+
+def test_nodes_left_out():
+    cluster = Described(*[(True, {"CPU": 4.0})] * 3)
+    assert place(cluster, nodes=3, without={"node1"}).nodes == 2
+
+
+def test_waiting_for_nodes_is_told_and_ends_when_all_are_there(clock):
+    told = []
+    chosen = await_placement(Growing(1, 4), Ask(most=4, wait_s=600), on_wait=told.append)
+    assert chosen.nodes == 4 and not chosen.note
+    assert str(told[1]) == "waiting for nodes: 2 of 4, 1 s of 600 s"
+
+
+def test_at_the_deadline_it_runs_on_what_is_there(clock):
+    told = []
+    chosen = await_placement(Growing(2, 2), Ask(most=4, wait_s=30), on_wait=told.append)
+    assert (chosen.nodes, clock.now, len(told)) == (2, 130.0, 30)
+    assert "4 nodes asked, 2 in the cluster" in chosen.note
+
+
+def test_elastic_waits_a_short_while_for_more_than_the_least(clock):
+    chosen = await_placement(Growing(1, 3), Ask(most=4, least=2, wait_s=600))
+    assert chosen.nodes == 3
+    assert clock.now - 100 == pytest.approx(1 + nodes_module.GROWTH_S)
+
+
+def test_elastic_without_its_least_is_an_error_that_says_what_was_waited_for(clock):
+    with pytest.raises(SetupError, match="1 node in the cluster, at least 2 needed") as caught:
+        await_placement(Growing(1, 1), Ask(most=4, least=2, wait_s=20))
+    assert caught.value.why == "waited 20 s"
+    assert "--wait" in caught.value.fix
+
+
+def test_lost_nodes_count_as_gone(clock):
+    with pytest.raises(SetupError, match="1 node in the cluster, at least 2 needed") as caught:
+        await_placement(Growing(2, 2), Ask(most=2, least=2), without=frozenset({"node1"}))
+    assert "1 do not answer" in caught.value.why
+
+
+def test_a_cluster_that_is_still_empty_is_waited_for(clock):
+    assert await_placement(Growing(0, 2), Ask(most=2, wait_s=60)).nodes == 2
+    with pytest.raises(SetupError, match="0 nodes with 2 GPUs in the cluster"):
+        await_placement(Growing(1, 1, CPU=4.0), Ask(most=1, gpus_per_node=2, wait_s=5))
+
+
+def test_waiting_can_be_stopped(clock):
+    with pytest.raises(WaitStoppedError):
+        await_placement(Growing(1, 1), Ask(most=2, wait_s=600), stop=lambda: clock.now > 105)
