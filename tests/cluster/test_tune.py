@@ -233,7 +233,7 @@ def test_a_search_stops_the_bad_and_reports_the_broken(ray_local, tmp_path, data
     search, over = Search.create(asked, tmp_path, "s"), []
     assert tune(search, on_trial=lambda trial: over.append((trial.number, trial.status()))) == "done"
     assert [t.status() for t in search.trials()] == ["done", "failed", "pruned", "failed"]
-    assert [(n, s) for n, s in over if s != "unfinished"] == [(0, "done"), (1, "failed"), (2, "pruned"), (3, "failed")]
+    assert {(n, s) for n, s in over if s != "unfinished"} == {(0, "done"), (1, "failed"), (2, "pruned"), (3, "failed")}
     rows = search.summaries()
     assert rows[0]["epochs_done"] == 54
     assert rows[0]["val_auc"] > rows[2]["val_auc"]
@@ -273,7 +273,7 @@ def wait_for(condition, seconds=240):
 @pytest.mark.fault
 def test_a_killed_search_goes_on_without_repeating(command, tmp_path, dataset, clip_file):
     """SIGKILL of the driver while the second trial trains: the first stays as it is, the second goes on from its checkpoint."""
-    (tmp_path / "space.yaml").write_text("lr: {choice: [1e-2, 2e-2, 3e-2]}")
+    (tmp_path / "space.yaml").write_text("lr: {choice: [1e-2, 2e-2]}")
     start = [
         "-m",
         "csp",
@@ -289,7 +289,7 @@ def test_a_killed_search_goes_on_without_repeating(command, tmp_path, dataset, c
         "1",
     ]
     process = command(
-        *start, "--algorithm", "grid", "--scheduler", "none", "epochs=300", "batch=24", "eval_batch=16", "threads=1"
+        *start, "--algorithm", "grid", "--scheduler", "none", "epochs=150", "batch=24", "eval_batch=16", "threads=1"
     )
     second = tmp_path / "runs/s/trials/001/metrics.jsonl"
     wait_for(lambda: process.poll() is not None or (second.exists() and second.read_text().count('"event": "epoch"') > 5))
@@ -301,20 +301,20 @@ def test_a_killed_search_goes_on_without_repeating(command, tmp_path, dataset, c
     first = (search.folder / "000" / "metrics.jsonl").read_bytes()
     reached = checkpoint.step_of(checkpoint.newest_valid(search.folder / "001" / "checkpoints"))
     assert [t.status() for t in search.trials()] == ["done", "unfinished"]
-    assert 0 < reached < 300 * 4
+    assert 0 < reached < 150 * 4
 
     again = command("--resume", "runs/s", "--json")
     out, err = again.communicate()
     assert again.returncode == 0, err
-    assert "1 of 3 trials are over" in err
+    assert "1 of 2 trials are over" in err
     report = json.loads(out)
-    assert [t["status"] for t in report["trials"]] == ["done"] * 3
-    assert [t["epochs_done"] for t in report["trials"]] == [300] * 3
+    assert [t["status"] for t in report["trials"]] == ["done"] * 2
+    assert [t["epochs_done"] for t in report["trials"]] == [150] * 2
     assert (search.folder / "000" / "metrics.jsonl").read_bytes() == first
     begun = [r["step"] for r in search.trials()[1].run.metrics("start")]
     assert begun == [0, reached]
     steps = [r["step"] for r in search.trials()[1].run.metrics("step")]
-    assert steps == list(range(1, 300 * 4 + 1))
+    assert steps == list(range(1, 150 * 4 + 1))
 
 
 def _alive(worker: Path) -> bool:
