@@ -1,83 +1,104 @@
-"""The results table of the README: trains each row with each seed, evaluates the test split, prints Markdown.
+"""Results tables: trains each row of a YAML file with each seed, evaluates the test split, prints Markdown, and tests differences.
+
+    python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
 Rows whose run is finished are not trained again, so the script can be stopped and started.
-
-    python examples/results_table.py --data mydata --clip clip_b16_128.pt --out runs/fashion
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-# Row -> what is trained, in words, and the arguments of `czsl train`.
-FROZEN = ["--recipe", "small", "epochs=3", "batch=128", "adapter_dim=0"]
-SUBSET = [
-    "--recipe", "small", "adapter_dim=64", "lr=5e-4", "train_per_pair=2", "val_per_pair=1", "epochs=2", "batch=32", "eval_batch=32",
-    "augment=false",
-]  # fmt: skip
-ROWS: dict[str, tuple[str, list[str]]] = {
-    "zero-shot": ("nothing", ["--method", "zero-shot"]),
-    "csp": ("all images, 10 epochs", ["--method", "csp", "--recipe", "small", "epochs=10", "batch=256"]),
-    "cluspro-frozen": ("all images, 3 epochs, tower frozen", ["--method", "clusPro", *FROZEN]),
-    "cluspro-paper-frozen": (
-        "all images, 3 epochs, tower frozen, preset paper",
-        ["--method", "clusPro", "--preset", "paper", *FROZEN],
-    ),
-    "cluspro-adapters": ("2 images a pair, 2 epochs, adapters", ["--method", "clusPro", *SUBSET]),
+COLUMNS = {
+    "seen": "seen",
+    "unseen": "unseen",
+    "hm": "HM",
+    "auc": "AUC",
+    "auc_ref20": "AUC-20",
+    "attr_acc": "attr",
+    "obj_acc": "obj",
 }
 
 
 def czsl(*args: str) -> str:
     """Run the command as a user does; its stdout."""
-    command = [sys.executable, "-m", "czsl_cli.main", *args]
     print("$ czsl", *args, file=sys.stderr)
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run([sys.executable, "-m", "czsl_cli.main", *args], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def one(row: str, seed: int, options: argparse.Namespace) -> dict:
-    """Train (unless done) and evaluate one row with one seed: the report and what it cost."""
-    name = f"{row}-seed{seed}"
-    run = options.out / name
-    ends = [e for e in _events(run) if e.get("event") == "end"]
-    if not (run / "config.yaml").exists():
-        shared = [
-            "--data",
-            str(options.data),
-            "--clip",
-            options.clip,
-            "--seed",
-            str(seed),
-            "--out",
-            str(options.out),
-            "--name",
-            name,
-        ]
-        shared.append(f"precision={options.precision}")
-        czsl("train", *ROWS[row][1][:2], *shared, *ROWS[row][1][2:])
-    elif row != "zero-shot" and not (ends and ends[-1]["status"] == "done"):
-        czsl("train", "--resume", str(run))
-    report = run / "report-test-closed.json"
-    if not report.exists():
-        czsl("evaluate", str(run))
-    return {**json.loads(report.read_text()), **_cost(run)}
+class Table:
+    """The rows of a file and where their runs are."""
+
+    def __init__(self, options: argparse.Namespace):
+        content = yaml.safe_load(options.table.read_text(encoding="utf-8"))
+        self.options, self.rows, self.differences = options, content["rows"], content.get("compare", [])
+        self.common = shlex.split(content.get("common", ""))
+
+    def run(self, row: str, seed: int) -> Path:
+        """The run folder of a row; what trains nothing is the same for all seeds."""
+        return self.options.out / f"{row}-seed{seed if self.trains(row) else 0}"
+
+    def trains(self, row: str) -> bool:
+        """Whether a row has seeds."""
+        return self.rows[row]["trained"] != "nothing"
+
+    def report(self, row: str, seed: int) -> dict:
+        """Train (unless done) and evaluate one row with one seed: the report and what it cost."""
+        run, o = self.run(row, seed), self.options
+        ends = [e for e in events(run) if e.get("event") == "end"]
+        if not (run / "config.yaml").exists():
+            shared = ["--data", str(o.data), "--clip", o.clip, "--seed", str(seed), "--out", str(o.out), "--name", run.name]
+            arguments = [*self.common, *shlex.split(self.rows[row]["train"])]
+            settings = [x for x in arguments if "=" in x and not x.startswith("-")]
+            czsl("train", *(x for x in arguments if x not in settings), *shared, f"precision={o.precision}", *settings)
+        elif self.trains(row) and not (ends and ends[-1]["status"] == "done"):
+            czsl("train", "--resume", str(run))
+        report = run / "report-test-closed.json"
+        if not report.exists():
+            czsl("evaluate", str(run))
+        return {**json.loads(report.read_text(encoding="utf-8")), **cost(run)}
+
+    def line(self, row: str) -> str:
+        """A line of the table."""
+        found = [self.report(row, seed) for seed in (self.options.seeds if self.trains(row) else self.options.seeds[:1])]
+        cells = [" / ".join(f"{100 * r[key]:.1f}" for r in found) for key in COLUMNS]
+        minutes = f"{np.mean([r['minutes'] for r in found]):.1f}" if self.trains(row) else "-"
+        memory = f"{max(r['gib'] for r in found):.1f}" if all(r["gib"] for r in found) else "-"
+        return " | ".join(["", row, self.rows[row]["trained"], *cells, minutes, memory, ""]).strip()
+
+    def difference(self, first: str, second: str) -> str:
+        """A line on whether the second row is better than the first, by paired bootstrap, seed by seed."""
+        cells = []
+        for key in ("auc", "hm"):
+            texts, holds = [], []
+            for seed in self.options.seeds if self.trains(first) or self.trains(second) else self.options.seeds[:1]:
+                compared = json.loads(czsl("compare", str(self.run(first, seed)), str(self.run(second, seed)), "--json"))
+                one = compared["differences"][0][key]
+                low, high = one["interval"]
+                texts.append(f"{100 * one['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+                holds.append(np.sign(low) * (low * high > 0))
+            cells += [" / ".join(texts), "yes" if holds[0] and len(set(holds)) == 1 else "no"]
+        return " | ".join(["", f"{second} - {first}", *cells, ""]).strip()
 
 
-def _events(run: Path) -> list[dict]:
+def events(run: Path) -> list[dict]:
+    """Lines of a run's metrics."""
     file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def _cost(run: Path) -> dict:
+def cost(run: Path) -> dict:
     """Minutes from the first step to the end (without caching features) and the peak memory of a worker."""
-    events = _events(run)
-    timed = [e["time"] for e in events if e.get("event") in ("start", "step", "epoch", "end")]
-    end = [e for e in events if e.get("event") == "end"]
+    timed = [e["time"] for e in events(run) if e.get("event") in ("start", "step", "epoch", "end")]
+    end = [e for e in events(run) if e.get("event") == "end"]
     return {
         "minutes": (timed[-1] - timed[0]) / 60 if timed else 0.0,
         "gib": end[-1]["peak_memory_bytes"] / 2**30 if end else None,
@@ -87,25 +108,24 @@ def _cost(run: Path) -> dict:
 def main() -> None:
     """Fill the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, help="a file of examples/tables")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--clip", default="tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--precision", default="float32", help="bfloat16 halves the time of the image tower")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", help="only these")
     options = parser.parse_args()
-    print("| method | trained on | seen | unseen | HM | AUC | AUC-20 | attr | obj | minutes | peak GiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in options.rows:
-        seeds = options.seeds[:1] if row == "zero-shot" else options.seeds
-        found = [one(row, seed, options) for seed in seeds]
-        cells = [
-            " / ".join(f"{100 * r[k]:.1f}" for r in found)
-            for k in ("seen", "unseen", "hm", "auc", "auc_ref20", "attr_acc", "obj_acc")
-        ]
-        minutes = f"{np.mean([r['minutes'] for r in found]):.1f}" if row != "zero-shot" else "-"
-        memory = f"{max(r['gib'] for r in found):.1f}" if all(r["gib"] for r in found) else "-"
-        print("|", " | ".join([row, ROWS[row][0], *cells, minutes, memory]), "|", flush=True)
+    table = Table(options)
+    rows = options.rows or list(table.rows)
+    print("| method | trained on |", " | ".join(COLUMNS.values()), "| minutes | peak GiB |")
+    print("| --- | --- |" + " --- |" * (len(COLUMNS) + 2))
+    for row in rows:
+        print(table.line(row), flush=True)
+    print("\n| difference | AUC [95 %] | holds | HM [95 %] | holds |\n| --- | --- | --- | --- | --- |")
+    for first, second in table.differences:
+        if first in rows and second in rows:
+            print(table.difference(first, second), flush=True)
 
 
 if __name__ == "__main__":
