@@ -47,6 +47,7 @@ class Queue(Searcher):
         self._begun = deque(t for t in begun.values() if t.status() not in OVER)
         self._new = deque(n for n in range(search.config.trials) if n not in begun)
         self.live: dict[str, Trial] = {}
+        self._starts: dict[str, int] = {}  # of live trials that have not made a step since they were handed out
         self.stopping = self._warm = False
 
     @property
@@ -56,21 +57,28 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, None for not now, FINISHED for no more."""
-        if self.live and not self._has_warmed():
+        if self._starts and not self._may_join():
             return None
         while self.left and not self.stopping:
             trial = self._next()
             if not trial.reason:
-                self.live[trial_id] = trial
+                self.live[trial_id], self._starts[trial_id] = trial, len(list(trial.run.metrics("start"))) if trial.run else 0
                 return {"number": trial.number, "run": str(trial.path)}
             self._proposals.tell(trial.number, None)
             self._on_trial(trial)
         return Searcher.FINISHED
 
-    def _has_warmed(self) -> bool:
-        """Whether a trial has made its first step: its image features and pixels lie in the cache then, and no other trial makes them."""
-        self._warm = self._warm or any(t.run and next(t.run.metrics("step"), None) for t in list(self.live.values()))
-        return self._warm
+    def _may_join(self) -> bool:
+        """Whether another trial may start beside those that run.
+
+        Once the first has made a step its image features and pixels lie in the cache, and no other trial makes them. Trials of several
+        nodes choose these by what is free when they start, so they start one after the other.
+        """
+        for trial_id, before in list(self._starts.items()):
+            if _made_a_step(self.live[trial_id], before):
+                del self._starts[trial_id]
+                self._warm = True
+        return not self._starts or (self._warm and self._search.config.nodes == 1)
 
     def _next(self) -> Trial:
         if self._begun:
@@ -90,7 +98,7 @@ class Queue(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Pass the outcome on; ``error``: its process died more often than it is replaced."""
         trial = self.live.pop(trial_id)
-        self._warm = True
+        self._starts.pop(trial_id, None)
         if error and trial.status() not in OVER:
             trial.reason = "its process died repeatedly"
             trial.keep()
@@ -102,6 +110,12 @@ class Queue(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see :meth:`save`."""
+
+
+def _made_a_step(trial: Trial, starts: int) -> bool:
+    """Whether a run has taken a step since it was started more often than ``starts`` times."""
+    events = [r.get("event") for r in trial.run.metrics()] if trial.run else []
+    return events.count("start") > starts and "step" in events[len(events) - events[::-1].index("start") :]
 
 
 class Halving(ASHAScheduler):

@@ -56,7 +56,8 @@ class Described:
         ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], {}, 16, (4, 1, 4, True)),
     ],
 )
-def test_trials_that_run_at_once_always_fit(nodes, settings, trials, expected):
+def test_trials_that_run_at_once_always_fit(nodes, settings, trials, expected, monkeypatch):
+    monkeypatch.setattr("cluster.session.free_resources", dict)  # of a Ray that is not there
     part = share(Described(*nodes), config(**settings), trials)
     assert (part.concurrent, part.workers, part.threads, part.gpu) == expected
     on_gpus = [n for n in nodes if not part.gpu or n.get("GPU")]
@@ -181,25 +182,29 @@ def test_halving_stops_whom_the_plain_rule_stops_also_after_an_interruption(sear
     assert [t.pruned for t in search.trials()] == expected
 
 
-def test_the_queue_begins_with_what_was_begun_and_goes_on_with_what_is_missing(search, small_space):
-    from ray.tune.search import Searcher
-
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_queue_begins_with_what_was_begun_and_goes_on_with_what_is_missing(search, small_space, nodes):
     from cluster.tuner import Queue
 
-    search.config.trials = 4
+    search.config.trials, search.config.nodes = 4, nodes
     begin(search, small_space, 0).run.log({"event": "end", "status": "done", "step": 1, "time": 1.0})
-    begin(search, small_space, 2)
+    begun = begin(search, small_space, 2).run
+    begun.log({"event": "start", "step": 0, "time": 1.0})
+    begun.log({"event": "step", "step": 1, "time": 1.0})
     queue = Queue(search, Drawn(space_of(search.config), 0), small_space, lambda trial: None)
     assert queue.left == 3
     first = queue.suggest("a")
     assert first["number"] == 2
-    # The others wait until the first has made a step: features are then in the cache.
+    # The others wait until the first has made a step of its own: features are then in the cache.
+    run = search.trials()[1].run
     assert queue.suggest("b") is None
-    search.trials()[1].run.log({"event": "step", "step": 1, "time": 1.0})
-    assert [queue.suggest(x)["number"] for x in "bc"] == [1, 3]
-    assert queue.suggest("d") == Searcher.FINISHED
+    run.log({"event": "start", "step": 1, "time": 2.0})
+    assert queue.suggest("b") is None
+    run.log({"event": "step", "step": 2, "time": 3.0})
+    assert queue.suggest("b")["number"] == 1
+    assert (None if nodes > 1 else 3) == (queue.suggest("c") or {}).get("number")  # of several nodes one starts after the other
     queue.on_trial_complete("a", error=True)
-    assert {t.number: t.status() for t in search.trials()} == {0: "done", 1: "unfinished", 2: "failed", 3: "unfinished"}
+    assert search.trials()[-2 if nodes == 1 else -1].status() == "failed"
 
 
 def test_values_that_cannot_be_are_failed_trials_and_the_next_one_comes(tmp_path, small_space):
