@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from czsl.runs.files import write_json
 MARK = "CZSL_CLUSTER"  # in the environment of everything that is started
 PORT = 6379
 DASHBOARD_PORT = 8265
-START_S, END_S = 180.0, 10.0
+START_S, END_S, ATTEMPTS = 180.0, 10.0, 3
 
 
 @dataclass
@@ -125,23 +126,28 @@ def up(
 
 
 def _ray_start(options: list[str], mark: str) -> None:
-    environment = {"RAY_AUTH_MODE": "token", "RAY_raylet_start_wait_time_s": "120", **os.environ, MARK: mark}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_raylet_start_wait_time_s": "45", **os.environ, MARK: mark}
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        out, _ = process.communicate(timeout=START_S)
-    except subprocess.TimeoutExpired:
-        raise SetupError(
-            "Ray did not start", f"it did not get ready within {START_S:.0f} s", "is the head's address right and reachable?"
-        ) from None
-    if process.returncode:
-        lines = [line.strip() for line in out.splitlines() if line.strip()]
-        telling = [line for line in lines if "Error" in line or "Exception" in line or "token" in line.lower()]
-        raise SetupError(
-            "Ray did not start",
-            (telling or lines or ["without a word"])[-1][:300],
-            "check the address, that the port is free and that token, Ray and Python are those of the head",
-        )
+    for left in reversed(range(ATTEMPTS)):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            out, _ = process.communicate(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            raise SetupError(
+                "Ray did not start", f"it was not ready within {START_S:.0f} s", "is the head's address right and reachable?"
+            ) from None
+        if not process.returncode:
+            return
+        if not (left and "timed out during startup" in out):  # on a busy machine a raylet gives up after a fixed 15 s
+            break
+        _end(_marked(mark))
+    lines = [line.strip() for line in out.splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line or "Exception" in line or "token" in line.lower()]
+    raise SetupError(
+        "Ray did not start",
+        (telling or lines or ["without a word"])[-1][:300],
+        "check the address, that the port is free and that token, Ray and Python are those of the head",
+    )
 
 
 def ensure_token(create: bool) -> str:
@@ -180,24 +186,26 @@ def down() -> list[dict[str, Any]]:
     state = read_state()
     if state is None:
         return []
-    psutil = _psutil()
     running = alive(state)
     recorded = {p.pid for p in running}
     ended = [p for p in state.processes if p["pid"] in recorded]
-    for number, patience in ((signal.SIGTERM, END_S), (signal.SIGKILL, END_S)):
-        # Ray's workers end with their node; one that does not is known by the mark it inherited.
-        left = running if number == signal.SIGTERM and running else _marked(state.mark)
-        for process in left:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(left, timeout=patience)
+    _end(running)
+    _end(_marked(state.mark))  # Ray's workers end with their node; one that does not is known by the mark it inherited
     if left := _marked(state.mark):
         pids = ", ".join(str(p.pid) for p in left)
         raise SetupError("some processes do not end", f"pids {pids}", "look at them; czsl cluster down again")
     state_file().unlink(missing_ok=True)
     return ended
+
+
+def _end(processes: list[Any]) -> None:
+    """Ask processes to end, and end those that do not."""
+    psutil = _psutil()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        _, processes = psutil.wait_procs(processes, timeout=END_S)
 
 
 def alive(state: State) -> list[Any]:

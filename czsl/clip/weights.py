@@ -115,27 +115,71 @@ def fetch(name: str, tag: str) -> Path:
     SetupError
         Within seconds if the network does not answer; says how to supply a file.
     """
-    open_clip = import_open_clip()
     from open_clip.pretrained import download_pretrained
 
-    config = open_clip.get_pretrained_cfg(name, tag)
-    # A file does not tell its activation, the model's name does.
-    gelu = f"{name}-quickgelu" if config.get("quick_gelu") else name
-    how = HOW_TO_SUPPLY.format(model=gelu if gelu in open_clip.list_models() else name)
+    config = import_open_clip().get_pretrained_cfg(name, tag)
     cached = _cached(config)
     if cached:
         return cached
-    host = "huggingface.co" if config.get("hf_hub") else urlparse(config.get("url", "")).hostname or ""
-    proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    if not proxied and not os.environ.get("HF_ENDPOINT"):
-        try:  # the hub's own client retries for most of a minute before it gives up
-            socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
-        except OSError as error:
-            raise SetupError(f"cannot download {name} ({tag})", f"{host} does not answer: {error}", how) from None
+    _check_answers(name, tag, config)
     try:
         return Path(download_pretrained(config))
     except Exception as error:  # network libraries raise many kinds
-        raise SetupError(f"cannot download {name} ({tag})", _first_line(error), how) from None
+        raise SetupError(f"cannot download {name} ({tag})", _first_line(error), _how_to_supply(name, config)) from None
+
+
+def find_weights(name: str = "tiny", weights: str | None = None) -> str:
+    """Where a CLIP's weights are or would come from, in words; takes seconds and downloads nothing.
+
+    Raises
+    ------
+    UsageError
+        No such file, model or tag.
+    SetupError
+        They would have to be downloaded and the network does not answer; says how to supply a file.
+    """
+    open_clip = import_open_clip()
+    for path in (weights or "", name):
+        if path and is_path(path) and path.replace("/", "-") not in open_clip.list_models():
+            if not Path(path).is_file():
+                raise UsageError(f"no CLIP weights at {path}", "there is no such file", "check --clip and --clip-weights")
+            return f"{path}, {Path(path).stat().st_size / 2**20:.0f} MiB"
+    if name == "tiny" or weights == "random":
+        return "built in" if name == "tiny" else "random weights"
+    name, tag = name.replace("/", "-"), weights or "openai"
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        raise UsageError(
+            f"no published weights {tag!r} of {name!r}", "open_clip does not know them", "check --clip and --clip-weights"
+        )
+    if cached := _cached(config):
+        return f"in the cache: {cached}"
+    _check_answers(name, tag, config)
+    return f"will be downloaded from {_host(config)}"
+
+
+def _host(config: dict) -> str:
+    return "huggingface.co" if config.get("hf_hub") else urlparse(config.get("url", "")).hostname or ""
+
+
+def _check_answers(name: str, tag: str, config: dict) -> None:
+    """SetupError if the host of some weights does not answer within seconds: the hub's own client retries for most of a minute."""
+    proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if proxied or os.environ.get("HF_ENDPOINT"):
+        return
+    host = _host(config)
+    try:
+        socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise SetupError(
+            f"cannot download {name} ({tag})", f"{host} does not answer: {error}", _how_to_supply(name, config)
+        ) from None
+
+
+def _how_to_supply(name: str, config: dict) -> str:
+    # A file does not tell its activation, the model's name does.
+    gelu = f"{name}-quickgelu" if config.get("quick_gelu") else name
+    return HOW_TO_SUPPLY.format(model=gelu if gelu in import_open_clip().list_models() else name)
 
 
 def _cached(config: dict) -> Path | None:
