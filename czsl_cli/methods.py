@@ -43,9 +43,9 @@ def _describe(name: str, as_json: bool) -> None:
     cls = method_class(name)
     listed = []
     for owner, config in (("method", cls.Config), ("run", RunConfig)):
-        text = " ".join(base.__doc__ or "" for base in reversed(config.__mro__))
+        text = "\n\n".join(base.__doc__ or "" for base in reversed(config.__mro__))
         for f in fields(config):
-            found = re.search(rf"^\s+{f.name}: (.*?)(?=^\s+\w+: |\Z)", _lines(text), re.DOTALL | re.MULTILINE)
+            found = re.search(rf"^\s+{f.name}: (.*?)(?=^\s*$|^\s+\w+: |\Z)", _lines(text), re.DOTALL | re.MULTILINE)
             about = " ".join(found.group(1).split()) if found else ""
             default = f.default if f.default is not MISSING else ""
             if f.name != "model":
