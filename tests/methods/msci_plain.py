@@ -58,20 +58,31 @@ def plain_stage(stage, q, m):
     return q
 
 
-def plain_tensors(method, images, pairs, keep=True):
-    """All tensors of a forward pass by the names of the specification; ``keep=False``: the logits alone."""
+def plain_images(method, images):
+    """All maps, the image features of the branches [B, D], and what each stage attends to [B, L, D]."""
     maps = plain_maps(method, images)
     x = maps[-1][:, 0]
-    features = {"pair": x, "attr": method.disentanglers["attribute"](x), "obj": method.disentanglers["object"](x)}
-    levels = {stage: plain_map(method, stage, maps) for stage in method.stages}
-    out = {"block_features": maps, "x_cls": x, "x_attr": features["attr"], "x_obj": features["obj"], **levels}
-    for branch, t in zip(BRANCHES, plain_texts(method, pairs), strict=True):
-        answers = {}
-        for s, stage in method.stages.items():
-            asks = answers["low"] if s == "high" and method.config.stage_order == "sequential" else t.expand(len(x), -1, -1)
-            answers[s] = plain_stage(stage, asks, levels[s])
-        moved = t + sum(gate * answers[s] for s, gate in method.gates.items())
-        cosines = (F.normalize(moved, dim=-1) * F.normalize(features[branch], dim=-1)[:, None]).sum(-1)
-        out |= {f"text_{branch}": t, f"logits_{branch}": method.clip.logit_scale * cosines}
+    features = [x, *(method.disentanglers[b](x) for b in ("attribute", "object"))]
+    return maps, features, {stage: plain_map(method, stage, maps) for stage in method.stages}
+
+
+def plain_branch(method, t, z, levels):
+    """Answers of the stages to texts t [n, D] and logits [B, n] with image features z [B, D]."""
+    answers: dict[str, torch.Tensor] = {}
+    for s, stage in method.stages.items():
+        asks = answers["low"] if s == "high" and method.config.stage_order == "sequential" else t.expand(len(z), -1, -1)
+        answers[s] = plain_stage(stage, asks, levels[s])
+    moved = t + sum(gate * answers[s] for s, gate in method.gates.items())
+    cosines = (F.normalize(moved, dim=-1) * F.normalize(z, dim=-1)[:, None]).sum(-1)
+    return answers, method.clip.logit_scale * cosines
+
+
+def plain_tensors(method, images, pairs):
+    """All tensors of a forward pass by the names of the specification."""
+    maps, features, levels = plain_images(method, images)
+    out = {"block_features": maps, **dict(zip(("x_cls", "x_attr", "x_obj"), features, strict=True)), **levels}
+    for branch, z, t in zip(BRANCHES, features, plain_texts(method, pairs), strict=True):
+        answers, logits = plain_branch(method, t, z, levels)
+        out |= {f"text_{branch}": t, f"logits_{branch}": logits}
         out |= {f"q{i}_{branch}": answers[s] for i, s in ((1, "low"), (2, "high")) if s in answers}
-    return out if keep else {k: v for k, v in out.items() if k.startswith("logits")}
+    return out
