@@ -29,7 +29,9 @@ def commands(text: str) -> list[list[str]]:
 def test_every_command_in_the_documents_exists_with_its_options(document):
     text = document.read_text(encoding="utf-8")
     inline = [shlex.split(found) for found in re.findall(r"`(czsl [^`\n]*)`", text) if "'" not in found]
-    for words in [*commands(text), *inline]:
+    lines = [*commands(text), *inline]
+    handed_on = [["czsl", *words[words.index("--") + 1 :]] for words in lines if "--" in words]
+    for words in [*(w[: w.index("--")] if "--" in w else w for w in lines), *handed_on]:
         node: click.Command = cli
         context = click.Context(cli)
         rest = [w for w in words[1:] if w not in ("...", "|", ">>")]
