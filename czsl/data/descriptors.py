@@ -91,8 +91,8 @@ def match_descriptors(names: Sequence[str], described: Mapping[str, list[str]]) 
     keys = [name if name in described else by_words.get(prompt_name(name)) for name in names]
     unknown = sorted(set(described) - {key for key in keys if key is not None})
     if described and len(unknown) == len(described):
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"it describes {', '.join(unknown[:3])}, ..." + (f"; did you mean {near[0]!r}?" if near else "")
+        near = [(name, *difflib.get_close_matches(name, names, n=1)) for name in unknown[:100]]
+        hint = f"described: {', '.join(unknown[:3])}" + next((f"; {a!r} for {b[0]!r}?" for a, *b in near if b), "")
         raise DataError("the descriptors name none of the labels", hint, "give the descriptors of these labels")
     missing = [name for name, key in zip(names, keys, strict=True) if key is None]
     empty = [name for name, key in zip(names, keys, strict=True) if key is not None and not described[key]]

@@ -86,7 +86,7 @@ class Explanation:
         width, height = self.settings["image_size"]
         scale = min(1.0, longest / max(width, height))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        edges = np.round(self.boxes * [size[1] / width, size[0] / height] * 2).astype(int)
+        edges = np.round(self.boxes * np.tile([size[1] / width, size[0] / height], 2)).astype(int)
         values_R = self.by_region if values_R is None else np.asarray(values_R)
         total, cover = np.zeros((size[0] + 1, size[1] + 1)), np.zeros((size[0] + 1, size[1] + 1))
         for (left, top, right, bottom), value in zip(edges, values_R, strict=True):
@@ -177,14 +177,13 @@ def explain_image(
     if bool(side.none_kept[0]):
         notes.append("the selection kept no region, so all of them were kept")
 
-    _, phrase_1N, weight_1N = next(text.problems())
+    _, phrase_1N, weight_1N = text.problems[0]
     features_FD = torch.cat([bank.features for bank in text.banks]).double()
     texts = [line for bank in text.banks for line in bank.texts]
     labels = [bank.names[x] for bank in text.banks for x, n in enumerate(bank.count.tolist()) for _ in range(n)]
-    phrases = [Phrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].double().tolist(), strict=True)]
+    phrases = [Phrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
     # The plan is solved anew in float64 and to convergence; which regions are kept is what prediction decided.
     features_ND, whole_D = features_FD[phrase_1N[0]], side.pair[0].double()
-    weight_1N = weight_1N.double()
     mass_1R = (side.mass > 0).double() / (side.mass > 0).sum()
     s_NR, q_N = features_ND @ side.regions[0].double().T, features_ND @ whole_D
     solver, strength = (config.solver, config.theta / config.eps) if config.theta else ("uniform", 0.0)

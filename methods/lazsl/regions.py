@@ -149,7 +149,7 @@ def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSid
     keep_BR = keep_BR | none_B[:, None] | (not config.select)
     count_B = keep_BR.sum(1)
     # Kept regions first, in their order, cut to the most that an image keeps.
-    order_BR = torch.argsort(~keep_BR, dim=1, stable=True)[:, : int(count_B.max()) if len(count_B) else 0]
+    order_BR = torch.argsort(~keep_BR, dim=1, stable=True)[:, : int(count_B.max()) if len(count_B) else None]
     regions_BRD = regions_BRD.gather(1, order_BR[:, :, None].expand(-1, -1, dim))
     mass_BR = keep_BR.gather(1, order_BR) / count_B[:, None].to(regions_BRD.dtype)
     return RegionSide(whole_BD, regions=regions_BRD, mass=mass_BR, kept=keep_BR, none_kept=none_B & config.select)

@@ -6,8 +6,8 @@ N phrases of a candidate, F phrases of all banks together, X labels of a bank, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,27 +33,29 @@ class PhraseSide(TextSide):
     banks: tuple[Bank, ...] = field(kw_only=True)
     shares: tuple[float, ...] = field(kw_only=True)
 
-    def problems(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    @cached_property
+    def problems(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Candidates with equally many phrases: their places [p], phrases [p, N] (among those of all banks) and weights [p, N]."""
         counts, firsts, offset = [], [], 0
         for bank, share, label_P in zip(self.banks, self.shares, self.pairs.T, strict=True):
             counts.append(bank.count[label_P] if share else torch.zeros_like(label_P))
             firsts.append(offset + bank.first[label_P])
             offset += len(bank.features)
-        total_P = torch.stack(counts).sum(0)
+        total_P, found = torch.stack(counts).sum(0), []
         for n in total_P.unique().tolist():
             place_p = torch.nonzero(total_P == n)[:, 0]
             step_N = torch.arange(n, device=place_p.device)
             phrase_pN = torch.zeros(len(place_p), n, dtype=torch.long, device=place_p.device)
-            weight_pN = torch.zeros(len(place_p), n, dtype=self.pair.dtype, device=place_p.device)
+            weight_pN = torch.zeros(len(place_p), n, dtype=torch.float64, device=place_p.device)
             begin_p1 = torch.zeros_like(place_p)[:, None]
             for count_P, first_P, share in zip(counts, firsts, self.shares, strict=True):
                 count_p1 = count_P[place_p, None]
                 own_pN = (step_N >= begin_p1) & (step_N < begin_p1 + count_p1)
                 phrase_pN = torch.where(own_pN, first_P[place_p, None] + step_N - begin_p1, phrase_pN)
-                weight_pN = torch.where(own_pN, share / count_p1.clamp(min=1).to(weight_pN.dtype), weight_pN)
+                weight_pN = torch.where(own_pN, share / count_p1.clamp(min=1).double(), weight_pN)
                 begin_p1 = begin_p1 + count_p1
-            yield place_p, phrase_pN, weight_pN
+            found.append((place_p, phrase_pN, weight_pN))
+        return found
 
 
 def mixed_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> Tensor:
@@ -73,22 +75,25 @@ def local_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> T
 
 def transported_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> Tensor:
     """One problem an image and candidate; candidates with equally many phrases are solved together."""
-    similarity_BFR = torch.cat([_seen(images, bank).similarity() for bank in text.banks], dim=1)
+    parts = [_seen(images, bank).similarity() for bank in text.banks]
+    similarity_BFR = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     B, R = images.mass.shape
     limit = CHUNK_GPU if similarity_BFR.is_cuda else CHUNK_CPU
     out_BP = similarity_BFR.new_empty(B, len(text))
-    for place_p, phrase_pN, weight_pN in text.problems():
-        step = max(1, limit // max(1, R * phrase_pN.shape[1]))
-        for b in range(0, B, images_step := max(1, step // max(1, len(place_p)))):
-            mass_bR = images.mass[b : b + images_step]
+    for place_p, phrase_pN, weight_pN in text.problems:
+        step = max(1, limit // (R * phrase_pN.shape[1]))
+        step_images = max(1, step // len(place_p))
+        for b in range(0, B, step_images):
+            those = slice(b, b + step_images)
+            mass_bR = images.mass[those]
             for p in range(0, len(place_p), step):
                 own = slice(p, p + step)
-                s_bpNR = similarity_BFR[b : b + images_step, phrase_pN[own]]
-                shape = s_bpNR.shape[:2]
-                weight_QN = weight_pN[own].expand(shape[0], -1, -1).flatten(0, 1)
+                s_bpNR = similarity_BFR[those, phrase_pN[own]]
+                shape, s_QNR = s_bpNR.shape[:2], s_bpNR.flatten(0, 1)
+                weight_QN = weight_pN[own].to(s_QNR.dtype).expand(shape[0], -1, -1).flatten(0, 1)
                 mass_QR = mass_bR[:, None].expand(-1, shape[1], -1).flatten(0, 1)
-                plan = plan_of(config.solver, s_bpNR.flatten(0, 1), weight_QN, mass_QR, config.theta / config.eps)
-                out_BP[b : b + images_step, place_p[own]] = (plan * s_bpNR.flatten(0, 1)).sum((1, 2)).view(shape)
+                plan_QNR = plan_of(config.solver, s_QNR, weight_QN, mass_QR, config.theta / config.eps)
+                out_BP[those, place_p[own]] = plan_QNR.mul_(s_QNR).sum((1, 2)).view(shape)
     return out_BP
 
 
@@ -125,7 +130,9 @@ class _Seen:
     def similarity(self) -> Tensor:
         """Cosines of phrases and regions, [B, F, R]."""
         if self._similarity is None:
-            self._similarity = self.bank.features @ self.images.regions.mT
+            regions_BRD = self.images.regions
+            cosine_NF = regions_BRD.flatten(0, 1) @ self.bank.features.T
+            self._similarity = cosine_NF.unflatten(0, regions_BRD.shape[:2]).mT.contiguous()
         return self._similarity
 
     def mean(self) -> Tensor:

@@ -49,19 +49,21 @@ def scaling_plan(
     A problem stops by itself, where every region gives its mass up to a relative ``tolerance`` or after 100 rounds, and then keeps
     its values, so that its plan does not depend on the others.
     """
-    kernel = (strength * (similarity_QNR - similarity_QNR.amax((1, 2), keepdim=True))).exp()
+    # In place, since fresh memory costs more here than the arithmetic.
+    kernel = (similarity_QNR - similarity_QNR.amax((1, 2), keepdim=True)).mul_(strength).exp_()
     v_QN1 = torch.ones_like(weight_QN)[:, :, None]
     given_QR1 = torch.bmm(kernel.mT, v_QN1)
     mass_QR1, weight_QN1 = mass_QR[:, :, None], weight_QN[:, :, None]
+    limit_QR1 = tolerance * mass_QR1
     u_QR1 = mass_QR1 / given_QR1
     for _ in range(MAX_ROUNDS):
         v_QN1 = weight_QN1 / torch.bmm(kernel, u_QR1)
         given_QR1 = torch.bmm(kernel.mT, v_QN1)
-        moving_Q = ((u_QR1 * given_QR1 - mass_QR1).abs() > tolerance * mass_QR1).any(1)
-        if not moving_Q.any():
+        moving_Q11 = (torch.addcmul(mass_QR1, u_QR1, given_QR1, value=-1).abs_() > limit_QR1).any(1, keepdim=True)
+        if not moving_Q11.any():
             break
-        u_QR1 = torch.where(moving_Q[:, :, None], mass_QR1 / given_QR1, u_QR1)
-    return v_QN1 * kernel * u_QR1.mT
+        u_QR1 = torch.where(moving_Q11, mass_QR1 / given_QR1, u_QR1)
+    return kernel.mul_(v_QN1).mul_(u_QR1.mT)
 
 
 def interaction(similarity_QNR: Tensor, weight_QN: Tensor, mass_QR: Tensor) -> Tensor:
