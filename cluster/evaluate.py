@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -22,11 +21,9 @@ from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.table import Dataset, open_data
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold, choose_threshold, report, threshold_rows
-from czsl.runs import checkpoint
 from czsl.runs.run import Run
-from methods.loading import load
+from methods.loading import fingerprint, load
 from methods.method import Method
-from methods.registry import method_class
 
 
 @dataclass(frozen=True)
@@ -200,16 +197,6 @@ def _feasibility(question: Question, method: Method, data: Dataset, comm: Group)
 def reduction_file(run: Run, question: Question) -> Path:
     """Where the few numbers an image of an evaluation are kept."""
     return run.path / f"extremes-{question.name}{f'-top{question.topk}' if question.topk > 1 else ''}.npz"
-
-
-def fingerprint(run: Run, which: str = "best") -> str:
-    """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
-    settings = {key: value for key, value in run.config.to_dict().items() if key != "data"}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if method_class(run.config.method).trains:
-        manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
-        digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
-    return digest.hexdigest()
 
 
 def kept_reduction(run: Run, question: Question) -> tuple[Reduction | None, str]:

@@ -25,7 +25,7 @@ from czsl.retrieval.storage import describe
 from czsl.runs import checkpoint
 from czsl.runs.files import sha256_file, write_atomically
 from czsl.runs.run import Run
-from methods.loading import load
+from methods.loading import fingerprint, load
 from methods.method import TEXT_CHUNK, Method
 from methods.registry import method_class
 
@@ -51,11 +51,10 @@ def folder_of(run: Run) -> Path:
 
 def origin(run: Run, which: str = "best") -> dict[str, Any]:
     """What an index is made from: an index of another origin is stale."""
-    facts: dict[str, Any] = {"method": run.config.method, "space": sha256_file(run.path / "space.json")}
+    facts = {"weights": fingerprint(run, which), "space": sha256_file(run.path / "space.json")}
     if method_class(run.config.method).trains:
-        kept = checkpoint.find(run.checkpoints, which)
-        return {**facts, "checkpoint": kept.name, "checkpoint_sha256": sha256_file(kept / "manifest.json")}
-    return {**facts, "clip": run.config.clip, "clip_weights": run.config.clip_weights}
+        facts["checkpoint"] = checkpoint.find(run.checkpoints, which).name
+    return facts
 
 
 def fresh_index(run: Run, which: str = "best") -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from czsl.clip.backbone import load_clip
@@ -9,6 +11,7 @@ from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from methods.building import build, check_fits
 from methods.method import Method
+from methods.registry import method_class
 
 
 def load(run: str | Path | Run, which: str = "best") -> Method:
@@ -35,3 +38,13 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
         check_fits(kept, method)
         method.load_state_dict(kept.method)
     return method.eval()
+
+
+def fingerprint(run: Run, which: str = "best") -> str:
+    """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
+    settings = {key: value for key, value in run.config.to_dict().items() if key != "data"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if method_class(run.config.method).trains:
+        manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
+        digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
+    return digest.hexdigest()

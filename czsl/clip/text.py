@@ -23,21 +23,28 @@ START, END = "<start_of_text>", "<end_of_text>"
 class PromptTree:
     """Prompts that begin alike, as token embeddings without positions.
 
-    trunk [F, W] begins every prompt; branches [M, W] are the next token of some of them (M may be 0); leaves [P, Q, W] end each
-    prompt, the end token last; parents [P] says which branch a prompt continues (unused where M is 0).
+    trunk [F, W] begins every prompt; branches [M, W] are the next token of some of them (M may be 0); tokens [n, W] are those that
+    end prompts, ends [P, Q] which of them end each prompt, the end token last; parents [P] says which branch a prompt continues
+    (unused where M is 0). Only indices grow with the number of prompts.
     """
 
     trunk: Tensor
     branches: Tensor
-    leaves: Tensor
+    tokens: Tensor
+    ends: Tensor
     parents: Tensor
 
     def __len__(self) -> int:
-        return len(self.leaves)
+        return len(self.ends)
+
+    @property
+    def leaves(self) -> Tensor:
+        """The tokens that end each prompt, [P, Q, W]."""
+        return self.tokens[self.ends]
 
     def part(self, rows: slice) -> PromptTree:
         """The tree of some of the prompts."""
-        return PromptTree(self.trunk, self.branches, self.leaves[rows], self.parents[rows])
+        return PromptTree(self.trunk, self.branches, self.tokens, self.ends[rows], self.parents[rows])
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """The prompts written out: token embeddings [P, T, W] and the end token's position [P]."""
@@ -123,7 +130,7 @@ class TextTower(nn.Module):
         Under the causal mask a token depends on those before it alone, so a common beginning is the same for all prompts:
         "a photo of" once, each attribute once, and two tokens a pair instead of seven.
         """
-        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.leaves.shape[:2]
+        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
         depth = F_ + (M > 0)
         at = self.positional_embedding
         parts = [tree.trunk + at[:F_], tree.branches + at[F_], (tree.leaves + at[depth : depth + Q]).flatten(0, 1)]
@@ -137,7 +144,7 @@ class TextTower(nn.Module):
     @staticmethod
     def _tree_attention(attn: nn.MultiheadAttention, x_NW: Tensor, tree: PromptTree) -> Tensor:
         """Attention of all tokens [N, W] of a tree, each to itself and to those before it in its prompts."""
-        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.leaves.shape[:2]
+        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
         heads = attn.num_heads
         flat = F.linear(x_NW, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3 * heads, -1))  # [N, 3 heads, W / heads]
         trunk, branches, leaves = flat.split([F_, M, P * Q])

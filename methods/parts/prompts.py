@@ -53,18 +53,20 @@ class SoftPrompts(nn.Module):
         """The table [A + O, W] after dropout; draw it once a forward and hand it to the methods below."""
         return self.dropout(self.table)
 
-    def _tree(self, branch: str, first_MW: Tensor, last_PW: Tensor, parents_P: Tensor) -> PromptTree:
+    def _tree(self, branch: str, first_MW: Tensor, last_NW: Tensor, last_P: Tensor, parents_P: Tensor) -> PromptTree:
+        """Prompts whose last word is row ``last_P`` of ``last_NW``."""
         context_3W = self.context[branch] if hasattr(self, "context") else self.fixed_context
-        leaves_P2W = torch.stack([last_PW, self.end.expand(len(last_PW), -1)], dim=1)
-        return PromptTree(torch.cat([self.start[None], context_3W]), first_MW, leaves_P2W, parents_P)
+        ends_P2 = torch.stack([last_P, torch.full_like(last_P, len(last_NW))], dim=1)
+        tokens = torch.cat([last_NW, self.end[None]])
+        return PromptTree(torch.cat([self.start[None], context_3W]), first_MW, tokens, ends_P2, parents_P)
 
     def pairs(self, words: Tensor, pairs_P2: Tensor) -> PromptTree:
         """Prompts "a photo of ATTR OBJ" of P pairs: 7 tokens, of which "a photo of" and the attributes are shared."""
         A = self.num_attributes
-        return self._tree("pair", words[:A], words[A + pairs_P2[:, 1]], pairs_P2[:, 0])
+        return self._tree("pair", words[:A], words[A:], pairs_P2[:, 1], pairs_P2[:, 0])
 
     def primitives(self, words: Tensor) -> Iterator[PromptTree]:
         """Prompts "a photo of ATTR" of all attributes, then "a photo of OBJ" of all objects: 6 tokens."""
         for branch, part in (("attribute", words[: self.num_attributes]), ("object", words[self.num_attributes :])):
-            nobody = torch.zeros(len(part), dtype=torch.long, device=part.device)
-            yield self._tree(branch, part[:0], part, nobody)
+            every = torch.arange(len(part), device=part.device)
+            yield self._tree(branch, part[:0], part, every, torch.zeros_like(every))

@@ -12,13 +12,14 @@ import torch
 
 from cluster import score
 from cluster.comm import Group
-from cluster.evaluate import Question, evaluate_run, fingerprint, kept_reduction, reduction_file, reduction_of
+from cluster.evaluate import Question, evaluate_run, kept_reduction, reduction_file, reduction_of
 from cluster.worker import train_worker
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Curve, ExtremesAccumulator, Reduction, evaluate
 from czsl.runs.run import Run
+from methods.loading import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -148,8 +148,9 @@ def test_prompts_with_a_shared_beginning_equal_prompts_written_out(small_clip, b
     def leaf(*shape):
         return torch.randn(*shape, text.width, generator=generator, dtype=torch.float64).requires_grad_()
 
-    parts = [leaf(4), leaf(branches), leaf(17, 2)]
-    tree = PromptTree(*parts, parents=torch.randint(0, max(branches, 1), (17,), generator=generator))
+    parts = [leaf(4), leaf(branches), leaf(9)]
+    ends, parents = (torch.randint(0, n, shape, generator=generator) for n, shape in ((9, (17, 2)), (max(branches, 1), (17,))))
+    tree = PromptTree(*parts, ends, parents)
     weights = torch.randn(17, text.text_projection.shape[1], generator=generator, dtype=torch.float64)
     results = [text.encode_tree(tree), text.encode_embeddings(*tree.flat())]
     torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
