@@ -80,12 +80,14 @@ class TextSide:
 class RetrievalQuery:
     """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
 
-    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score.
+    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score. With
+    ``probability`` the composition term is that weight times the softmax of the inner products among all pairs.
     """
 
     query: Tensor
     attribute: Tensor | None = None
     object: Tensor | None = None
+    probability: float | None = None
 
 
 @dataclass
@@ -191,7 +193,8 @@ class Method(nn.Module):
         else:
             starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
             encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
-        return nn.functional.normalize(encoded, dim=-1)
+        # Autocast ends here: the norm and what is added to a text need their digits.
+        return nn.functional.normalize(encoded.to(self.clip.mean.dtype), dim=-1)
 
     # -- scores ----------------------------------------------------------------------------------------------------
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -89,7 +89,8 @@ class AttendingMethod(Method):
         """The three branches of the class token, and what texts attend to."""
         class_BD = features_BD[:, 0]
         mlps = cast(list[Disentangler], list(self.disentanglers.values()))
-        attribute_BD, object_BD = (F.normalize(mlp(class_BD), dim=-1) for mlp in mlps)
+        # In the precision of the features, whatever autocast made of the MLPs: cosines need their digits.
+        attribute_BD, object_BD = (F.normalize(mlp(class_BD).to(class_BD.dtype), dim=-1) for mlp in mlps)
         own = self.comm.own_rows(features_BD) if self.training else features_BD
         return AttendedImages(F.normalize(class_BD, dim=-1), attribute_BD, object_BD, self.memory(own))
 

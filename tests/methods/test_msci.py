@@ -164,6 +164,22 @@ def test_branches_together_are_branches_alone(elements, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
+def test_in_bfloat16_streams_sums_and_cosines_stay_in_float32(make, images, monkeypatch):
+    method, seen = make(**NO_DROPOUT).train(), []
+    pairs = torch.from_numpy(method.space.train_pairs.copy())
+    exact = method.logits(method.encode_images({"images": images}), method.encode_compositions(pairs))
+    for stage in method.stages.values():
+        stage.cross_attn_layers.register_forward_hook(lambda _, given, out: seen.extend((given[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        features = method.image_features({"images": images})
+        text = method.encode_compositions(pairs)
+        logits = method.logits(method.image_side(features), text)
+        assert method.stages["low"].cross_attn_layers[0].cross_attn.q_proj(text.pair).dtype == torch.bfloat16
+    assert {features.dtype, text.pair.dtype, *seen, *(x.dtype for x in logits)} == {torch.float32}
+    for got, expected in zip(logits, exact, strict=True):
+        assert 0 < (got - expected).abs().max() < 0.5  # batch statistics of four images make much of small differences
+
+
 def test_a_tile_that_is_computed_again_draws_the_same_dropout(make, images, monkeypatch):
     monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
     method, results = make().train(), []
