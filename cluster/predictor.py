@@ -123,7 +123,9 @@ class Predictor:
         # Few candidates are all ranked, so that the probabilities are among all of them.
         k = len(self.pairs) if len(self.pairs) <= PAIR_TILE else max(FOUND, self.request.top)
         assert parts[0] is not None
-        found = top_compositions(self.index, parts[0], parts[1], parts[2], k=k, probes=self.request.probes)
+        found = top_compositions(
+            self.index, parts[0], parts[1], parts[2], k=k, probes=self.request.probes, probability=asked.probability
+        )
         records = rank_found(found.scores, self.pairs[found.places], self.method.space, self.request.top)
         for record, visited in zip(records, found.visited, strict=True):
             record["retrieval"] = {"exact": found.exact, "visited": round(float(visited), 4)}

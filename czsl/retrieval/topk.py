@@ -57,6 +57,7 @@ def top_compositions(
     k: int = 10,
     allowed: np.ndarray | None = None,
     probes: int | None = None,
+    probability: float | None = None,
 ) -> TopCompositions:
     """The k best compositions of each image.
 
@@ -74,11 +75,15 @@ def top_compositions(
     probes : int, optional
         Visit this many cells of an ``ivf`` index (more where they hold fewer than k allowed pairs) and stop: quick and approximate.
         Default: visit cells until no other can hold a better pair.
+    probability : float, optional
+        The composition term is this weight times the pair's probability, the softmax of its inner product among all pairs of the index,
+        instead of the inner product itself. Costs a scan of its own for the sum.
 
     Raises
     ------
     UsageError
-        Shapes that do not fit, half of the primitive terms, ``k`` or ``probes`` below 1, ``probes`` on a flat index.
+        Shapes that do not fit, half of the primitive terms, ``k`` or ``probes`` below 1, ``probes`` on a flat index or with
+        ``probability``, a weight that is not above 0.
     DataError
         A value that is not finite, a negative primitive term, scores beyond float32.
     """
@@ -96,6 +101,9 @@ def top_compositions(
         raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
     if probes is not None and index.kind == "flat":
         raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+    if probability is not None and (probes is not None or not probability > 0):
+        why = "a probability needs the products of all pairs" if probes else f"its weight is {probability}"
+        raise UsageError("this composition term cannot be searched", why, "leave probes out, and give a weight above 0")
     allowed_P = np.ones(len(index), bool) if allowed is None else np.asarray(allowed)
     if allowed_P.shape != (len(index),) or allowed_P.dtype != bool:
         raise UsageError(
@@ -107,6 +115,8 @@ def top_compositions(
     for start in range(0, len(queries_BD), IMAGES):
         some = slice(start, start + IMAGES)
         search = _Search(index, queries_BD[some], None if terms is None else (terms[0][some], terms[1][some]), k, allowed_P, rows)
+        if probability is not None and k:
+            search.normalise(probability)
         if k:
             search.run(probes)
         parts.append(search)
@@ -141,6 +151,29 @@ class _Search:
             )
         # Rounding of a float32 inner product summed in any order, of the primitive term, and of their sum.
         self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
+        self.weight, self.log_sum = 0.0, np.zeros(0)  # without a probability
+
+    def normalise(self, weight: float) -> None:
+        """Let the composition term be ``weight`` times the softmax of the inner product among all rows."""
+        peak, total = np.full(len(self.queries), -np.inf), np.zeros(len(self.queries))
+        queries_BD = self.queries.astype(np.float64)  # the sum weighs the two terms of every score
+        for start in range(0, len(self.index), DENSE_ROWS):
+            products_bn = queries_BD @ self.index.vectors[start : start + DENSE_ROWS].T.astype(np.float64)
+            higher = np.maximum(peak, products_bn.max(axis=1))
+            total = total * np.exp(peak - higher) + np.exp(products_bn - higher[:, None]).sum(axis=1)
+            peak = higher
+        self.products += len(self.index)
+        self.weight, self.log_sum = weight, peak + np.log(total)
+        # A product that is off by d makes a probability of at most 1 off by at most exp(d) - 1.
+        self.slack = self.slack + weight * np.expm1(self.slack)
+
+    def composition_term(self, images: np.ndarray, products: np.ndarray) -> np.ndarray:
+        """What inner products [n] or [n, m] of images [n] contribute to scores: growing with them."""
+        if not self.weight:
+            return products
+        log_sum = self.log_sum[images]
+        # Above 0 only by rounding, or where a bound is looser than any pair.
+        return self.weight * np.exp(np.minimum(products - (log_sum if products.ndim == 1 else log_sum[:, None]), 1.0))
 
     @property
     def worst(self) -> np.ndarray:
@@ -195,13 +228,14 @@ class _Search:
     def visit_cells(self) -> None:
         """Cells in order of their upper bound, until none of the others can hold a better pair."""
         assert self.index.radii is not None
-        bound_BC = self.centroid_products() + self.lengths[:, None] * self.index.radii
+        everybody = np.arange(len(self.queries))
+        bound_BC = self.composition_term(everybody, self.centroid_products() + self.lengths[:, None] * self.index.radii)
         bound_BC += (self.rest + self.slack)[:, None]
         cells = list(self.cell_rows())
         sizes_C = np.array([len(rows) for rows in cells])
         bound_BC[:, sizes_C == 0] = -np.inf
         order_BC = np.argsort(-bound_BC, axis=1, kind="stable")
-        active, done, width = np.arange(len(self.queries)), 0, 1
+        active, done, width = everybody, 0, 1
         while done < len(cells) and active.size:
             if done >= FIRST_CELLS:  # where most of the rows are left over, one scan is quicker than many cells
                 wanted_b = (bound_BC[active] >= self.worst[active, None]) @ sizes_C
@@ -255,7 +289,7 @@ class _Search:
     def settle(self, images, products_bn, rows_bn, count: int) -> np.ndarray:
         """Take the best inner products of ``count`` rows; which images a row beyond them might still concern, bool [b]."""
         places = rows_bn if self.index.order is None else self.index.order[rows_bn]
-        bound_bn = products_bn.astype(np.float64)
+        bound_bn = self.composition_term(images, products_bn.astype(np.float64))
         if self.terms is not None:
             pairs = self.index.pairs[places]
             bound_bn += (
@@ -264,12 +298,12 @@ class _Search:
         self.offer_above(images, places, np.where(self.allowed[places], bound_bn, -np.inf))
         if products_bn.shape[1] == count:
             return np.zeros(len(images), bool)
-        return products_bn[:, -1] + self.slack[images] + self.rest[images] >= self.worst[images]
+        return self.composition_term(images, products_bn[:, -1]) + self.slack[images] + self.rest[images] >= self.worst[images]
 
     def visit_dense(self, images: np.ndarray, rows: np.ndarray, vectors_nD: np.ndarray) -> None:
         """All scores of a small block."""
         places = rows if self.index.order is None else self.index.order[rows]
-        scores_bn = (vectors_nD @ self.queries[images].T).T
+        scores_bn = self.composition_term(images, (vectors_nD @ self.queries[images].T).T)
         if self.terms is not None:
             attributes_n, objects_n = self.index.pairs[places].T
             scores_bn += self.terms[0][images][:, attributes_n] * self.terms[1][images][:, objects_n]
@@ -317,7 +351,7 @@ class _Search:
         scores = np.empty(len(images))
         for start in range(0, len(images), DENSE_ROWS):
             i, p = images[start : start + DENSE_ROWS], places[start : start + DENSE_ROWS]
-            value = (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1)
+            value = self.composition_term(i, (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1))
             if self.terms is not None:
                 a, o = self.index.pairs[p].T
                 value += self.terms[0][i, a].astype(np.float64) * self.terms[1][i, o]

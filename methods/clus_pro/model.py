@@ -117,16 +117,19 @@ class ClusPro(Method):
 
     @property
     def indexable(self) -> bool:
-        """Eq. 13's probability of a composition needs the scores of all candidates."""
-        return self.config.fusion == "logit"
+        """A pair's embedding is the same for all images."""
+        return True
 
     def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
-        """Composition logit and product of primitive probabilities."""
+        """Composition term and product of primitive probabilities."""
         _, attr_BA, obj_BO = self.logits(images, primitives)
         assert attr_BA is not None
         assert obj_BO is not None
-        query_BD = self.config.pair_inference_weight * self.clip.logit_scale * images.pair
-        return RetrievalQuery(query_BD, *primitive_terms(attr_BA, obj_BO, self.config, candidates))
+        c, query_BD = self.config, self.clip.logit_scale * images.pair
+        terms = primitive_terms(attr_BA, obj_BO, c, candidates)
+        if c.fusion == "probability":
+            return RetrievalQuery(query_BD, *terms, probability=c.pair_inference_weight)
+        return RetrievalQuery(c.pair_inference_weight * query_BD, *terms)
 
     def _log_normaliser(self, images: ImageSide, whole_PD: Tensor) -> Tensor:
         """log of the sum over all candidates of exp(logit), [B, 1]."""

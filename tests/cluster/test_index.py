@@ -102,10 +102,11 @@ def test_shards_of_several_workers_and_of_an_interrupted_build_make_the_same_ind
     assert np.array_equal(CompositionIndex.load(folder_of(run)).vectors, alone)
 
 
-@pytest.mark.parametrize("method", ["clusPro", "csp"])
+@pytest.mark.parametrize("method", ["clusPro", "clusPro fusion=probability", "csp"])
 @pytest.mark.parametrize(("kind", "cells"), [("flat", None), ("ivf", 9)])
 def test_predictions_are_the_same_with_an_index(tmp_path, clip_file, photos, method, kind, cells):
-    run = make_run(tmp_path, clip_file, method)
+    method, _, setting = method.partition(" ")
+    run = make_run(tmp_path, clip_file, method, **dict([setting.split("=")] if setting else []))
     folder = build_index(Plan(str(run.path), kind=kind, cells=cells))
     names = sorted(p.name for p in photos.iterdir())
     scored = Predictor(Request(run=str(run.path), open_world=True), CPU).predict(photos, names)
@@ -118,8 +119,8 @@ def test_predictions_are_the_same_with_an_index(tmp_path, clip_file, photos, met
                 assert b[value] == pytest.approx(a[value], rel=1e-4, abs=1e-5)
 
 
-def test_scores_that_need_all_candidates_cannot_be_indexed(tmp_path, clip_file):
-    run = make_run(tmp_path, clip_file, fusion="probability")
+def test_texts_that_depend_on_the_image_cannot_be_indexed(tmp_path, clip_file):
+    run = make_run(tmp_path, clip_file, "troika")
     with pytest.raises(UsageError, match="cannot be indexed"):
         build_index(Plan(str(run.path)))
 

@@ -64,6 +64,8 @@ def test_a_question_to_an_index_is_the_score(method, images):
     primitives = method.encode_compositions(pairs[:0])  # an index holds the pairs, so nobody encodes them again
     asked = method.retrieval_query(sides[0], primitives, len(pairs))
     scores = asked.query @ sides[1].pair.T
+    if asked.probability is not None:
+        scores = asked.probability * scores.softmax(1)
     if asked.attribute is not None:
         assert asked.attribute.min() >= 0 and asked.object.min() >= 0
         scores = scores + asked.attribute[:, pairs[:, 0]] * asked.object[:, pairs[:, 1]]

@@ -9,9 +9,12 @@ from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 
 
-def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None):
+def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None, probability=None):
     """Every score in float64, every pair sorted: scores and places."""
     scores = queries_BD.astype(np.float32).astype(np.float64) @ vectors_PD.astype(np.float64).T
+    if probability is not None:
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores *= probability / scores.sum(axis=1, keepdims=True)
     if terms is not None:
         alpha, beta = (term.astype(np.float32).astype(np.float64) for term in terms)
         scores += alpha[:, pairs_P2[:, 0]] * beta[:, pairs_P2[:, 1]]
@@ -56,6 +59,23 @@ def test_equal_to_brute_force(kind, clusters, with_terms, weight):
         result = top_compositions(index, queries, *(terms or ()), k=k)
         assert_equal(result, brute_force(vectors, pairs, queries, terms, k))
         assert kind == "ivf" or (result.visited == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("clusters", [None, 6])
+@pytest.mark.parametrize("weight", [0.3, 1.0, 20.0])
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_probabilities_of_compositions_equal_brute_force(kind, clusters, weight, with_terms, monkeypatch):
+    monkeypatch.setattr(topk, "DENSE_ROWS", 100)
+    vectors, pairs, queries, terms = world(clusters=clusters, share=0.8)
+    terms, allowed = (terms if with_terms else None), np.random.default_rng(0).random(len(pairs)) < 0.7
+    index = CompositionIndex.build(vectors, pairs, kind)
+    for k, some in ((1, None), (10, None), (10, allowed)):
+        result = top_compositions(index, queries, *(terms or ()), k=k, allowed=some, probability=weight)
+        assert_equal(result, brute_force(vectors, pairs, queries, terms, k, some, weight))
+    for wrong in ({"probability": 0.0}, {"probability": -1.0}, {"probability": 1.0, "probes": 2}):
+        with pytest.raises(UsageError):
+            top_compositions(index, queries, **wrong)
 
 
 def test_cells_far_away_are_not_visited():
