@@ -52,7 +52,7 @@ def test_a_run_keeps_everything_that_is_needed_to_trust_it(ray_local, make_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["csp", "troika", "clusPro"])
+@pytest.mark.parametrize("method", ["csp", "troika", "clusPro", "msci"])
 def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method):
     """float64, dropout 0, the same global batch: losses and weights to 1e-9 (the promise of the architecture)."""
     settings = {"method": method, "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
@@ -60,6 +60,9 @@ def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, m
         settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
     if method == "troika":
         settings |= {"traction_dropout": 0.0}
+    if method == "msci":
+        settings |= {"low_blocks": 2, "high_blocks": 2, "aggregator_dropout": 0.0, "stage1_dropout": 0.0, "stage2_dropout": 0.0}
+        settings |= {"train_mode": "reference", "optimizer": "adamw"}  # running batch statistics from the second epoch on
     runs = {}
     for workers in (1, 2, 3):
         runs[workers] = make_run(**settings)
@@ -89,6 +92,33 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, m
     done = steps_of(broken)[-1]["step"]
     assert 0 < done < total
     assert train(broken, workers_per_node=workers) == "done"
+    assert [s["loss"] for s in steps_of(broken)] == [s["loss"] for s in steps_of(whole)]
+    assert_bit_equal(final(broken).method, final(whole).method)
+    assert_bit_equal(final(broken).optimizer, final(whole).optimizer)
+
+
+def test_a_resumed_run_knows_its_epoch_and_its_optimizer(make_run, monkeypatch):
+    """Stopped in the second epoch, where the public loop of MSCI has left training mode; AdamW's moments go on."""
+    from cluster.comm import Group
+    from cluster.worker import Trainer, train_worker
+
+    settings = {"method": "msci", "train_mode": "reference", "optimizer": "adamw", "adapter_dim": 4, "lr": 1e-3}
+    whole, broken = make_run(**settings), make_run(**settings)
+    assert train_worker(whole, Group(), torch.device("cpu")) == "done"
+    total = len(steps_of(whole))
+    log = Trainer.log
+
+    def stop_soon(self, **record):
+        log(self, **record)
+        if record["event"] == "step" and self.step == total // 2 + 1 and self.run is broken:
+            broken.stop_file.touch()
+
+    monkeypatch.setattr(Trainer, "log", stop_soon)
+    assert train_worker(broken, Group(), torch.device("cpu")) == "stopped"
+    assert total // 2 < steps_of(broken)[-1]["step"] < total
+    broken.stop_file.unlink()
+    monkeypatch.setattr(Trainer, "log", log)
+    assert train_worker(broken, Group(), torch.device("cpu")) == "done"
     assert [s["loss"] for s in steps_of(broken)] == [s["loss"] for s in steps_of(whole)]
     assert_bit_equal(final(broken).method, final(whole).method)
     assert_bit_equal(final(broken).optimizer, final(whole).optimizer)
