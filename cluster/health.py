@@ -79,7 +79,9 @@ def examine_cluster(address: str, clip: str = "tiny", clip_weights: str | None =
             if answer.error:
                 findings.append(Finding(FAIL, "node", answer.error, "install the same czsl there and restart Ray on it", name))
                 continue
-            said[name] = answer.result["versions"]
+            said.setdefault(
+                f"{answer.result['host']} ({answer.address})", answer.result["versions"]
+            )  # nodes of one machine share them
             findings += [Finding(**{**f, "node": name}) for f in answer.result["findings"]]
     findings += _agreement(said)
     findings += _dashboard(url)

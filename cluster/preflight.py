@@ -190,9 +190,10 @@ def check(reports: list[dict[str, Any]], placement: Placement) -> None:
             raise SetupError(f"node {_name(r)}: {what}", why, fix)
     if blind := [r for r in reports if not r["sees_driver"]]:
         raise not_shared(blind)
+    a_machine = list({(r["host"], r["address"]): r for r in reversed(reports)}.values())  # workers of one share its installation
     for package in reports[0]["versions"]:
         _alike(
-            reports,
+            a_machine,
             lambda r, p=package: r["versions"][p],  # type: ignore[misc]
             f"the nodes have different versions of {package}",
             "install the same on all nodes, then restart Ray there",

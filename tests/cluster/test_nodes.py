@@ -181,7 +181,7 @@ def test_two_machines_from_up_to_down(machines, dataset, clip_file, sleeper):
     known = json.loads(machines.czsl("second", "cluster", "status", "--json").stdout)["nodes"]
     assert [n["state"] for n in known] == ["alive", "alive"]
     assert sum(n["head"] for n in known) == 1
-    assert known[0]["versions"] == known[1]["versions"] != {}
+    assert known[0]["versions"]["torch"] == known[1]["versions"]["torch"] != ""
 
     quick = [
         "--method",
