@@ -124,8 +124,8 @@ def whole_step(dataset: str) -> dict[str, dict[str, float]]:
 def in_earnest(dataset: str, clip: Clip) -> dict[str, dict[str, float]]:
     """CPU seconds with one image and a share of the prompts, by form and part; refuses counts that content would change."""
     share = SPACES[dataset][4]
-    # Tiles of as many queries as in the whole step.
-    traction.TILE_ELEMENTS = TILE // SPACES[dataset][3]
+    # As with the whole batch, and small enough that there are several tiles: a single one is not computed again.
+    traction.TILE_ELEMENTS = TILE // SPACES[dataset][3] // 4
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             method, pairs = make(make_clip(), dataset, share)
