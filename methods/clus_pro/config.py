@@ -42,7 +42,7 @@ class ClusProConfig(BranchesConfig):
     fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "momentum")
     positive: ClassVar[tuple[str, ...]] = ("entropy", "num_prototypes", "pcl_tau")
 
-    heads: Literal[1, 2] = 2
+    heads: Literal[1, 2] = 1
     num_prototypes: int = 5
     assign_scope: Literal["class", "batch"] = "class"
     assign_method: Literal["csot", "sinkhorn", "cosine"] = "csot"
@@ -64,7 +64,7 @@ class ClusProConfig(BranchesConfig):
     pdl_terms: tuple[float, float] = (1.0, 1.0)
     pdl_mix: Literal["none", "half"] = "none"
     pdl_estimator: Literal["unbiased", "biased"] = "unbiased"
-    fusion: Literal["logit", "probability"] = "logit"
+    fusion: Literal["logit", "probability"] = "probability"
 
     def __post_init__(self):
         super().__post_init__()

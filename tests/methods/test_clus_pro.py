@@ -278,7 +278,7 @@ def test_scores_are_the_formula_whatever_the_tile(fusion, small_space, small_cli
 
 @torch.no_grad()
 def test_primitives_repeated_by_text_chunks(small_space, small_clip):
-    method = make(small_space, small_clip, primitive_repeat="reference").eval()
+    method = make(small_space, small_clip, primitive_repeat="reference", fusion="logit").eval()
     features = clustered(small_space, small_clip.dim)[0][:3]
     images, text = method.image_side(features), method.encode_compositions(torch.from_numpy(small_space.open_pairs))
     pair = method.logits(images, text)[0]

@@ -17,7 +17,7 @@ FIXTURES = ("csp", "troika", "cluspro", "msci")
 SETTINGS = {
     "csp": {},
     "troika": {"adapter_dim": 4, "traction_layers": 3},
-    "clusPro": {"adapter_dim": 4, "num_prototypes": 3},
+    "clusPro": {"adapter_dim": 4, "num_prototypes": 3, "heads": 2, "fusion": "logit"},
     "msci": {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 2, "stage2_layers": 2, "stage1_heads": 2, "stage2_heads": 4},
 }
 HEADS = {"stage_1_num_heads": 2, "stage_2_num_heads": 4}  # no tensor tells them
