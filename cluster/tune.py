@@ -106,6 +106,7 @@ def tune(
     on_share: Callable[[Share], None] = lambda share: None,
     on_record: Callable[[Trial, dict[str, Any]], None] = lambda trial, record: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> str:
     """Run the trials of a search that are not over; returns ``done``, or ``stopped`` after SIGINT or SIGTERM.
 
@@ -115,8 +116,8 @@ def tune(
         A new search, or one that was interrupted.
     address
         See :func:`cluster.session.session`.
-    on_share, on_record, on_trial : callable
-        Told how the trials share the cluster, every new line of a trial's metrics, and every trial that begins or is over.
+    on_share, on_record, on_trial, on_stop : callable
+        Told how the trials share the cluster, every new line of a trial's metrics, every trial that begins or is over, and of a signal.
 
     Raises
     ------
@@ -146,6 +147,7 @@ def tune(
 
         def stop() -> None:
             queue.stopping = True
+            on_stop()
 
         with stop_on_signal(stop):
             job.start()

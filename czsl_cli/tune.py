@@ -178,7 +178,13 @@ def _run(search, address: str | None, as_json: bool) -> None:
     began = time.monotonic()
     with progress_bar() as bar:
         watcher = Watcher(search, bar)
-        status = tune_search(search, address=address, on_share=watcher.share, on_record=watcher.record, on_trial=watcher.trial)
+        told: dict[str, Any] = {
+            "on_share": watcher.share,
+            "on_record": watcher.record,
+            "on_trial": watcher.trial,
+            "on_stop": watcher.stopping,
+        }
+        status = tune_search(search, address=address, **told)
     _finish(search, status, time.monotonic() - began, as_json)
 
 

@@ -69,6 +69,10 @@ class Watcher:
             say(f"trial {number} {how[status]}" + (f": {result}, {duration(row['seconds'])}" if status != "failed" else ""))
         self._show()
 
+    def stopping(self) -> None:
+        """Somebody pressed Ctrl-C."""
+        say("stopping all trials with checkpoints; once more ends at once and without them")
+
     def record(self, trial, record: dict[str, Any]) -> None:
         """One line of a trial's metrics."""
         number, event = trial.number, record.get("event")
