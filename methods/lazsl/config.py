@@ -72,19 +72,21 @@ class LaZSLConfig(MethodConfig):
     def notes(self, space: CompositionSpace) -> list[str]:
         """What of the descriptors does not fit a label space, in words."""
         found = []
+        if not self.descriptors:
+            found.append("no descriptors: attributes and objects get plain sentences (give phrases with descriptors=FILE)")
         for kind, names in (("attributes", space.attributes), ("objects", space.objects)):
             matched = match_descriptors(names, self.descriptors.get(kind, {}))
-            plain = len(matched.missing) + len(matched.empty)
-            if plain:
-                found.append(f"{plain} of {len(names)} {kind} have no phrases (plain sentences instead): {_some(matched)}")
+            plain = [*matched.missing, *matched.empty]
+            if plain and self.descriptors:
+                found.append(f"{len(plain)} of {len(names)} {kind} have no phrases, only plain sentences: {_some(plain)}")
             if matched.unknown:
-                few = ", ".join(matched.unknown[:5])
-                found.append(f"{len(matched.unknown)} described {kind} are none of the labels and left out: {few}")
+                found.append(
+                    f"{len(matched.unknown)} described {kind} left out, which no label is called: {_some(matched.unknown)}"
+                )
         return found
 
 
-def _some(matched) -> str:
-    names = [*matched.missing, *matched.empty]
+def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 

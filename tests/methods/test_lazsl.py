@@ -176,9 +176,10 @@ def test_labels_without_phrases_get_plain_sentences(small_clip, small_space):
     torch.testing.assert_close(bank.mean[0], bank.features[:2].mean(0))
     notes = config.notes(small_space)
     assert notes[0].startswith("4 of 6 attributes have no phrases")
-    assert notes[1].startswith("1 described attributes are none of the labels")
+    assert notes[1].startswith("1 described attributes left out")
     assert "worn out" in notes[1]
     assert len(notes) == 3
+    assert len(LaZSLConfig().notes(small_space)) == 1
     with pytest.raises(DataError, match="none of the labels"):
         LaZSLConfig(descriptors={"objects": {"doog": ["legs"]}}).notes(small_space)
 
