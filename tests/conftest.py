@@ -1,4 +1,4 @@
-"""What tests of all packages share: a cache of their own, a small CLIP with random weights, a small label space."""
+"""What tests of all packages share: a cache of their own, a small CLIP with random weights, a small label space, a small dataset."""
 
 from __future__ import annotations
 
@@ -82,3 +82,15 @@ def small_space():
     return CompositionSpace(
         attributes, objects, seen, np.concatenate([seen[:4], unseen[:4]]), np.concatenate([seen[4:9], unseen[4:9]])
     )
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, czsl_cache):
+    """A dataset of drawn images: the toy's space, one image of each pair of each split (140 images)."""
+    from czsl.data import toy
+    from czsl.data.table import Record, write_dataset
+
+    records = (Record(name, image, attr, obj, split) for name, attr, obj, split, image in toy.samples(scale=0.01))
+    path = tmp_path_factory.mktemp("data") / "drawn"
+    write_dataset(path, toy.space(), records, "drawn")
+    return path

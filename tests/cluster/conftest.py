@@ -1,4 +1,4 @@
-"""A local Ray for the tests of this folder, a dataset of a few drawn images and a small CLIP that workers can load by path."""
+"""A local Ray for the tests of this folder, and a small CLIP that workers can load by path."""
 
 from __future__ import annotations
 
@@ -43,18 +43,6 @@ def clip_file(tmp_path_factory, czsl_cache):
     model = import_open_clip().CLIP(32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     path = tmp_path_factory.mktemp("clip") / "small.pt"
     torch.save(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory, czsl_cache):
-    """A dataset of drawn images: the toy's space, one image of each pair of each split (140 images)."""
-    from czsl.data import toy
-    from czsl.data.table import Record, write_dataset
-
-    records = (Record(name, image, attr, obj, split) for name, attr, obj, split, image in toy.samples(scale=0.01))
-    path = tmp_path_factory.mktemp("data") / "drawn"
-    write_dataset(path, toy.space(), records, "drawn")
     return path
 
 

@@ -19,21 +19,18 @@ from czsl.runs.config import RunConfig
 from czsl.runs.run import Run
 from czsl.runs.search import Domain, sample
 from czsl.runs.trials import Search, SearchConfig
-from czsl_cli.main import main
 from czsl_cli.trials_plot import plot_trials
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def czsl(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in an empty folder; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def tune(czsl, dataset):
+    """``czsl tune`` on a small dataset."""
 
-    def run(*args):
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in args])
-        return ended.value.code, *capsys.readouterr()
+    def run(*args, expect=0):
+        data = [] if {"--data", "--resume"} & set(args) else ["--data", dataset]
+        return czsl("tune", *args, *data, expect=expect)
 
     return run
 
@@ -47,42 +44,40 @@ def space(tmp_path):
     return write
 
 
-def test_a_dry_run_shows_the_very_trials_and_writes_nothing(czsl, space, tmp_path):
+def test_a_dry_run_shows_the_very_trials_and_writes_nothing(tune, space, tmp_path):
     file = space("lr: {loguniform: [1e-4, 1e-1]}\nattr_dropout: {choice: [0, 0.3]}")
-    code, out, _ = czsl("tune", "-m", "csp", "--search", file, "--trials", 5, "--seed", 3, "epochs=16", "--dry-run", "--json")
-    assert code == 0
-    plan = json.loads(out)
+    plan = json.loads(tune("-m", "csp", "--search", file, "--trials", 5, "--seed", 3, "epochs=16", "--dry-run", "--json").stdout)
     domains = {"lr": Domain("loguniform", (1e-4, 1e-1)), "attr_dropout": Domain("choice", (0.0, 0.3))}
     assert [t["values"] for t in plan["trials"]] == [sample(domains, 3, n) for n in range(5)]
     assert plan["search"]["grace"] == 2
     assert plan["search"]["config"]["epochs"] == 16
     assert plan["search"]["config"]["seed"] == plan["search"]["seed"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
-    code, out, err = czsl("tune", "-m", "csp", "--search", file, "--trials", 2, "--dry-run")
-    assert yaml.safe_load(out)["trials"] == 2
-    assert "attr_dropout" in err
+    shown = tune("-m", "csp", "--search", file, "--trials", 2, "--dry-run")
+    assert yaml.safe_load(shown.stdout)["trials"] == 2
+    assert "attr_dropout" in shown.stderr
 
 
-def test_a_grid_has_all_its_points_and_trials_take_the_first(czsl, space):
+def test_a_grid_has_all_its_points_and_trials_take_the_first(tune, space):
     file = space("attr_dropout: {choice: [0, 0.3]}\nbatch: {quniform: [32, 96, 32]}")
-    ask = ("tune", "-m", "csp", "--search", file, "--algorithm", "grid", "--dry-run", "--json")
-    everything = json.loads(czsl(*ask)[1])["trials"]
+    ask = ("-m", "csp", "--search", file, "--algorithm", "grid", "--dry-run", "--json")
+    everything = json.loads(tune(*ask).stdout)["trials"]
     assert len({json.dumps(t["values"]) for t in everything}) == len(everything) == 6
-    assert json.loads(czsl(*ask, "--trials", 4)[1])["trials"] == everything[:4]
-    assert len(json.loads(czsl(*ask, "--trials", 40)[1])["trials"]) == 6
+    assert json.loads(tune(*ask, "--trials", 4).stdout)["trials"] == everything[:4]
+    assert len(json.loads(tune(*ask, "--trials", 40).stdout)["trials"]) == 6
 
 
-def test_the_methods_suggestion_is_searched_without_what_is_fixed(czsl):
-    plan = json.loads(czsl("tune", "--dry-run", "--json", "num_prototypes=7")[1])
+def test_the_methods_suggestion_is_searched_without_what_is_fixed(tune):
+    plan = json.loads(tune("--dry-run", "--json", "num_prototypes=7").stdout)
     assert {"lr", "momentum", "pcl_weight", "pcl_tau", "pdl_weight"} <= set(plan["search"]["space"])
     assert "num_prototypes" not in plan["search"]["space"]
     assert plan["search"]["config"]["model"]["num_prototypes"] == 7
     assert len(plan["trials"]) == 16
 
 
-def test_values_that_cannot_be_are_marked_beforehand(czsl, space):
+def test_values_that_cannot_be_are_marked_beforehand(tune, space):
     file = space("momentum: {choice: [0.9, 1.5]}")
-    plan = json.loads(czsl("tune", "--search", file, "--algorithm", "grid", "--dry-run", "--json")[1])
+    plan = json.loads(tune("--search", file, "--algorithm", "grid", "--dry-run", "--json").stdout)
     assert sorted(bool(t["reason"]) for t in plan["trials"]) == [False, True]
 
 
@@ -105,20 +100,19 @@ def test_values_that_cannot_be_are_marked_beforehand(czsl, space):
         (["--resume", "nowhere"], None, 2, "no search"),
     ],
 )
-def test_errors_say_what_to_do_and_leave_nothing_behind(czsl, space, tmp_path, args, text, code, said):
+def test_errors_say_what_to_do_and_leave_nothing_behind(tune, space, tmp_path, args, text, code, said):
     search = ["--search", space(text)] if text is not None else []
-    found, out, err = czsl("tune", *args, *search)
-    assert (found, out) == (code, "")
-    assert said in err
+    shown = tune(*args, *search, expect=code)
+    assert shown.stdout == ""
+    assert said in shown.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_resumed_search_keeps_its_settings(czsl, tmp_path):
+def test_a_resumed_search_keeps_its_settings(tune, tmp_path):
     config = SearchConfig({"lr": {"choice": [0.1, 0.2]}}, RunConfig(method="csp").to_dict(), algorithm="grid", trials=1)
     search = Search.create(config, tmp_path / "runs", "s")
     for given in (["--method", "csp"], ["epochs=3"], ["--seed", "0"], ["--algorithm", "grid"], ["--nodes", "1"]):
-        code, _, err = czsl("tune", "--resume", "runs/s", *given)
-        assert code == 2
+        err = tune("--resume", "runs/s", *given, expect=2).stderr
         assert "keeps its settings" in err
         assert given[0].strip("-").split("=")[0] in err or "overrides" in err
     assert Search(search.path).config == config
