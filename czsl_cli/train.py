@@ -94,6 +94,7 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
 
 
 def _new_run(config, out: Path, name: str | None):
+    from czsl.clip.weights import find_weights, is_path
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
@@ -102,6 +103,8 @@ def _new_run(config, out: Path, name: str | None):
     data = open_data(config.data)
     for note in method_class(config.method).Config(**config.model).notes(data.space):
         warn(note)
+    if is_path(config.clip) or is_path(config.clip_weights or ""):
+        find_weights(config.clip, config.clip_weights)  # a wrong path is told before a cluster is started
     fix_paths(config)
     return Run.create(config, data.space, out, name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,30 +36,31 @@ class Machines:
     folder: Path
     address: str = ""
     names: list[str] = field(default_factory=list)
+    prefix: dict[str, list[str]] = field(default_factory=dict)  # how to reach a machine
 
     def environment(self, name: str) -> dict[str, str]:
         own = {"CZSL_HOME": str(self.folder / name), "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "OMP_NUM_THREADS": "1"}
         return {**os.environ, **own}
 
     def czsl(self, name: str, *words: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [*CZSL, *(str(w) for w in words)]
+        command = [*self.prefix.get(name, []), *CZSL, *(str(w) for w in words)]
         done = subprocess.run(command, env=self.environment(name), cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == expect, done.stdout + done.stderr
         return done
 
     def start(self, name: str, *words: object) -> subprocess.Popen[str]:
-        command = [*CZSL, *(str(w) for w in words)]
+        command = [*self.prefix.get(name, []), *CZSL, *(str(w) for w in words)]
         return subprocess.Popen(
             command, env=self.environment(name), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def up(self, name: str, cpus: int = 1) -> None:
+    def up(self, name: str, *options: str, cpus: int = 1) -> None:
         self.names.append(name)
         if self.address:
-            self.czsl(name, "cluster", "up", "--join", self.address, "--cpus", cpus)
+            self.czsl(name, "cluster", "up", "--join", self.address, "--cpus", cpus, *options)
         else:
             ports = ["--port", free_port(), "--dashboard-port", free_port()]
-            self.address = self.czsl(name, "cluster", "up", *ports, "--cpus", cpus).stdout.strip()
+            self.address = self.czsl(name, "cluster", "up", *ports, "--cpus", cpus, *options).stdout.strip()
 
     def pids(self, name: str) -> list[int]:
         state = json.loads((self.folder / name / "cluster.json").read_text())
@@ -90,7 +92,7 @@ def sleeper():
 
     def start(mark: str = "") -> subprocess.Popen:
         environment = {**os.environ, daemons.MARK: mark} if mark else None
-        started.append(subprocess.Popen(["sleep", "600"], env=environment))
+        started.append(subprocess.Popen(["sleep", "86400"], env=environment))
         return started[-1]
 
     yield start
@@ -204,6 +206,10 @@ def test_two_machines_from_up_to_down(machines, dataset, clip_file, sleeper):
     assert next(run.metrics("start"))["workers"] == 2
     assert next(run.metrics("end"))["status"] == "done"
 
+    quick[quick.index("both")] = "three"
+    shown = machines.czsl("head", "train", *quick, machines.address, "--nodes", "3-3", "--wait", 2, expect=4).stderr
+    assert "waiting for nodes: 2 of 3" in shown and "2 nodes in the cluster, at least 3 needed" in shown
+
     healthy = json.loads(machines.czsl("head", "doctor", "--cluster", "--json").stdout)
     assert healthy["ok"]
     assert {f["subject"] for f in healthy["findings"] if not f["node"]} >= {"czsl on all nodes", "dashboard"}
@@ -241,3 +247,59 @@ def test_a_lost_machine_costs_no_result(machines, dataset, clip_file):
     assert {s["batch"] for s in starts} == {24}
     steps = [s["step"] for s in run.metrics("step")]
     assert steps == list(range(1, starts[0]["steps"] + 1))
+
+
+@pytest.fixture
+def two_networks(machines):
+    """Two network namespaces with a wire between them: 10.77.0.1 and 10.77.0.2; the machine's own name means 127.0.0.1 in both."""
+    names = {"head": "10.77.0.1", "second": "10.77.0.2"}
+    spaces = {name: f"czsl-{name}-{os.getpid()}" for name in names}
+    commands = [["ip", "netns", "add", space] for space in spaces.values()]
+    commands += [
+        ["ip", "link", "add", "czsl-a", "netns", spaces["head"], "type", "veth", "peer", "czsl-b", "netns", spaces["second"]]
+    ]
+    for name, wire in (("head", "czsl-a"), ("second", "czsl-b")):
+        inside = ["ip", "-n", spaces[name]]
+        commands += [[*inside, "address", "add", f"{names[name]}/24", "dev", wire]]
+        commands += [[*inside, "link", "set", device, "up"] for device in (wire, "lo")]
+    if shutil.which("ip") is None:
+        pytest.skip("no network namespaces here: the program ip is missing")
+    machines.prefix = {name: ["ip", "netns", "exec", space] for name, space in spaces.items()}
+    try:
+        for command in [*commands, [*machines.prefix["head"], "true"]]:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        yield names
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+    finally:
+        machines.prefix = {}  # processes are ended by their ids, from anywhere
+        for name in reversed(machines.names):
+            machines.czsl(name, "cluster", "down")
+        for space in spaces.values():
+            subprocess.run(["ip", "netns", "delete", space], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_whose_names_lead_to_loopback(machines, two_networks, dataset, clip_file):
+    """gloo by itself would connect to 127.0.0.1; the interface of the address by which Ray knows each machine is chosen."""
+    for name, address in two_networks.items():
+        machines.up(name, "--host", address)
+    assert machines.address.startswith("10.77.0.1:")
+    quick = [
+        "--method",
+        "csp",
+        "--data",
+        dataset,
+        "--clip",
+        clip_file,
+        "--epochs",
+        1,
+        "--batch",
+        24,
+        "--name",
+        "both",
+        "--address",
+    ]
+    done = machines.czsl("head", "train", *quick, machines.address, "--nodes", "2-2", "--wait", 30)
+    assert "2 workers on 2 nodes" in done.stderr
+    assert next(Run(machines.folder / "runs" / "both").metrics("end"))["status"] == "done"

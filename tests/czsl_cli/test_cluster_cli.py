@@ -41,6 +41,13 @@ def test_a_plan_names_the_missing_gpus(czsl, monkeypatch):
     assert "no node with 2 GPUs" in shown.stderr
 
 
+@pytest.mark.parametrize("option", ["--clip", "--clip-weights"])
+def test_a_wrong_path_is_told_before_a_cluster_is_started(czsl, tmp_path, option):
+    shown = czsl("train", "--clip", "ViT-B-16", option, "absent.pt", expect=2)
+    assert "no CLIP weights at absent.pt" in shown.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_joining_needs_the_heads_token(czsl):
     shown = czsl("cluster", "up", "--join", "10.0.0.1:6379", expect=4)
     assert shown.stderr.splitlines()[0].startswith("error: no token at ")
