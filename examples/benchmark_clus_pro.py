@@ -1,4 +1,4 @@
-"""What the accelerations of a ClusPro step are worth: ``python examples/benchmark_clus_pro.py [transport] [text] [step] [memory]``.
+"""What the accelerations of a ClusPro step are worth: ``python examples/benchmark_clus_pro.py [transport] [text] ...``.
 
 Random weights at the real shapes of ViT-L/14, label spaces of the published sizes, float32. Each figure is a ratio of two timings of one
 run, with the largest difference between the two results beside it.
@@ -71,12 +71,14 @@ def transport() -> dict:
         g_BD = nn.functional.normalize(torch.randn(B, D).relu(), dim=-1)
         bank_CKD = nn.functional.normalize(torch.randn(C, K, D).relu(), dim=-1)
         for solver in ("log", "kernel"):
+            similarity_CBK = torch.einsum("bd,ckd->cbk", g_BD, bank_CKD)
+            structure_BB = g_BD @ g_BD.T
 
-            def solve(some: slice, g_BD=g_BD, bank_CKD=bank_CKD, solver=solver, B=B) -> Tensor:
-                similarity_CBK = torch.einsum("bd,ckd->cbk", g_BD, bank_CKD[some])
-                structure_CBB = (g_BD @ g_BD.T).expand(len(similarity_CBK), B, B)
-                mask_CB = torch.ones(similarity_CBK.shape[:2], dtype=torch.bool)
-                return structured_plan(-similarity_CBK, similarity_CBK, structure_CBB, 0.1, 1.0, mask_CB, solver).plan
+            def solve(some: slice, similarity_CBK=similarity_CBK, structure_BB=structure_BB, solver=solver) -> Tensor:
+                some_CBK = similarity_CBK[some]
+                structure_CBB = structure_BB.expand(len(some_CBK), *structure_BB.shape)
+                mask_CB = torch.ones(some_CBK.shape[:2], dtype=torch.bool)
+                return structured_plan(-some_CBK, some_CBK, structure_CBB, 0.1, 1.0, mask_CB, solver).plan
 
             together, fast = timed(lambda solve=solve, C=C: solve(slice(0, C)))
             alone, slow = timed(lambda solve=solve, C=C: torch.cat([solve(slice(c, c + 1)) for c in range(C)]), 1)
@@ -85,6 +87,33 @@ def transport() -> dict:
                 "together_s": fast, "one_at_a_time_s": slow, "times": slow / fast, "difference_times_B": difference,
             }  # fmt: skip
     return out
+
+
+def assignment() -> dict:
+    """A step's assignment of images to prototypes: one batched transport against a FAISS call for each primitive of the batch."""
+    import faiss
+
+    space, B = space_of("mit-states"), 64
+    method = build("clusPro", space, vit_l_14(vision_layers=1), {"adapter_dim": 0})
+    prototypes = method.prototypes
+    prototypes.bank.copy_(nn.functional.normalize(torch.randn_like(prototypes.bank), dim=-1))
+    batch = random_batch(space, B)
+    ids_M, g_MD = prototypes.ids(batch["attr"], batch["obj"]), torch.randn(2 * B, D)
+    present, bank = ids_M.unique(), prototypes.bank.numpy()
+
+    def with_faiss() -> None:
+        for c in present.tolist():
+            index = faiss.IndexFlatIP(D)
+            index.add(bank[c])
+            index.search(g_MD[ids_M == c].numpy(), 1)
+
+    _, transported = timed(lambda: prototypes.plans(g_MD, prototypes.problems(ids_M, batch["attr"])), 5)
+    _, searched = timed(with_faiss, 5)
+    _, all_searched = timed(lambda: [faiss.knn(g_MD[:8].numpy(), bank[c], 1) for c in range(len(bank))], 5)
+    return {
+        "primitives_in_the_batch": len(present), "batched_transport_s": transported, "faiss_calls_s": searched,
+        "faiss_calls_for_all_360_s": all_searched,
+    }  # fmt: skip
 
 
 # -- text ----------------------------------------------------------------------------------------------------------
@@ -262,14 +291,20 @@ def memory() -> dict:
 def main() -> None:
     """Run the named benchmarks and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", nargs="*", help="transport, text, step, memory; default: all")
+    parser.add_argument("which", nargs="*", help="transport, assignment, text, step, memory; default: all")
     parser.add_argument("--share", type=float, default=0.25, help="share of the training pairs in `step`")
     parser.add_argument("--images", type=int, default=4, help="images in `step`")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    benchmarks = {"transport": transport, "text": text, "step": lambda: step(options.share, options.images), "memory": memory}
+    benchmarks = {
+        "transport": transport,
+        "assignment": assignment,
+        "text": text,
+        "step": lambda: step(options.share, options.images),
+        "memory": memory,
+    }
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for which in options.which or benchmarks:
         print(json.dumps({which: benchmarks[which]()}, indent=1, default=float), flush=True)
