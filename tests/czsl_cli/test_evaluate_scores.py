@@ -109,7 +109,10 @@ def _labels(world, column, place, value):
         (lambda w: {"attr": _labels(w, 0, 3, A)}, f"test.npz: image 3 has attribute {A}"),
         (lambda w: {"obj": _labels(w, 1, 2, -1)}, "test.npz: image 2 has object -1"),
         (lambda w: {"feasibility": np.zeros(A * O - 1, np.float32)}, "test.npz: the feasibility has shape [19]"),
-        (lambda w: {"feasibility": np.where(np.arange(A * O) == 6, np.nan, 0.5)}, "test.npz: the feasibility of pair 6 (a1 o1) is nan"),
+        (
+            lambda w: {"feasibility": np.where(np.arange(A * O) == 6, np.nan, 0.5)},
+            "test.npz: the feasibility of pair 6 (a1 o1) is nan",
+        ),
         (
             lambda w: {"pair_attr": np.zeros(A * O, int), "pair_obj": np.zeros(A * O, int)},
             "test.npz: pair 1 (a0 o0) is listed twice",
