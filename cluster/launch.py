@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
@@ -15,6 +16,7 @@ from cluster.comm import Group
 from cluster.preflight import Needs
 from cluster.session import WORKER_START_TIMEOUT_S, Placement, free_resources
 from czsl.errors import CzslError, SetupError
+from czsl.runs.files import FULL, no_space
 
 WorkerFunction = Callable[[dict[str, Any], Group, torch.device], None]
 
@@ -79,7 +81,7 @@ def run_workers(
 
 def _attempt(function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
     """Start all workers once. Ray retries nothing: a new attempt may have other nodes, and the run folder is its only memory."""
-    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
     from cluster.backend import CheckedTorch
@@ -118,6 +120,12 @@ def _attempt(function: WorkerFunction, config: dict[str, Any], placement: Placem
         if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
             raise _no_room(placement) from None
         raise
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, OSError) and cause.errno in FULL:
+                raise no_space(cause, folder) from None  # a full disk does not empty itself
+        raise
     for file in sorted(attempt.glob("error-*.json")):
         raise error_from_words(json.loads(file.read_text(encoding="utf-8")))
 
@@ -155,7 +163,8 @@ def _on_worker(settings: dict[str, Any]) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(error_in_words(error)), encoding="utf-8")
     except Exception:
-        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        # Where the disk is full the log cannot tell it.
+        with contextlib.suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} worker {group.rank}\n{traceback.format_exc()}\n")
         raise
 

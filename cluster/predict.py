@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import torch
 from cluster.launch import check_packages, error_from_words, error_in_words
 from cluster.predictor import BATCH, Predictor, Request
 from cluster.session import Placement, place, session
+from czsl import __version__
+from czsl.data.predictions import Partial, question_of
 from czsl.errors import CzslError
+from czsl.runs.run import Run
+from methods.loading import fingerprint
 
 
 class _Actor:
@@ -46,12 +51,45 @@ def predict_files(
     nodes: int = 1,
     workers_per_node: int | None = None,
     address: str | None = None,
+    partial: Partial | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of files below a root, in the order of ``names``, as they become ready.
 
-    The root must be visible on every node. The answers do not depend on the number of workers.
+    The root must be visible on every node. The answers do not depend on the number of workers. Batches that ``partial`` (of
+    :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
     """
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+    if partial is not None:
+        for records in partial.batches():
+            yield from records
+        batches = batches[partial.done :]
+    for records in _computed(request, root, batches, nodes, workers_per_node, address):
+        if partial is not None:
+            partial.add(records)
+        yield from records
+
+
+def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Partial:
+    """What an interrupted prediction of the same files with the same weights and options left beside ``out``."""
+    weights = [Path(x) for x in (request.clip, request.clip_weights) if x and Path(x).is_file()]
+    index = Path(request.index) / "index.json" if request.index else None
+    facts = {
+        "czsl": __version__,
+        "batch": BATCH,
+        "request": asdict(request),
+        "run": fingerprint(Run(request.run), request.checkpoint) if request.run else None,
+        "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
+        "index": index.read_text(encoding="utf-8") if index else None,
+    }
+    return Partial(out, question_of(root, names, **facts))
+
+
+def _computed(
+    request: Request, root: Path, batches: list[list[str]], nodes: int, workers_per_node: int | None, address: str | None
+) -> Iterator[list[dict[str, Any]]]:
+    """Records of each batch, in order."""
+    if not batches:
+        return
     with session(address) as ray:
         placement = place(ray, nodes, workers_per_node)
         import ray.data
@@ -83,5 +121,5 @@ def predict_files(
                 records = json.loads(waiting.pop(due))
                 if isinstance(records, dict):
                     raise error_from_words(records)
-                yield from records
+                yield records
                 due += 1

@@ -20,7 +20,7 @@ from cluster.nodes import Ask, Waiting, WaitStoppedError, await_placement, silen
 from cluster.preflight import Needs
 from cluster.session import Placement, joins, session
 from cluster.worker import follow, train_worker
-from czsl.errors import CzslError
+from czsl.errors import CzslError, UsageError
 from czsl.runs import checkpoint
 from czsl.runs.run import Run
 
@@ -75,6 +75,10 @@ def train(
     """
     run.stop_file.unlink(missing_ok=True)
     newest = checkpoint.newest_valid(run.checkpoints)
+    if newest is None and run.start.is_dir() and checkpoint.newest_valid(run.start) is None:
+        raise UsageError(
+            f"the weights that {run.path.name} starts from are damaged", str(run.start), "start a new run with --from"
+        )
     run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
     position = run.metrics_file.stat().st_size
     least, most = nodes if isinstance(nodes, tuple) else (None, nodes)

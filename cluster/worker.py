@@ -153,6 +153,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
             clip_sha256=clip.sha256, clip=clip.architecture, trainable=sum(p.numel() for p in trained),
+            started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
     return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows)
 
@@ -258,8 +259,9 @@ def save(t: Trainer) -> Any:
 
 
 def restore(t: Trainer) -> None:
-    """Go on from the newest checkpoint that verifies; rank 0 chooses it for all."""
-    path = t.comm.from_first(checkpoint.newest_valid(t.run.checkpoints) if t.comm.rank == 0 else None)
+    """Go on from the newest checkpoint that verifies, or from what the run starts with; rank 0 chooses for all."""
+    newest = [checkpoint.newest_valid(folder) for folder in (t.run.checkpoints, t.run.start) if t.comm.rank == 0]
+    path = t.comm.from_first(next(filter(None, newest), None))
     if path is None:
         return
     kept = checkpoint.load(path)

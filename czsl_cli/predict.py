@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,9 +51,10 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
       czsl predict photos/ --run RUN --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
 
-    An image that cannot be read costs that image: it is listed and the exit code is 6.
+    An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
+    is kept beside FILE, and the same command goes on behind it.
     """
-    from cluster.predict import predict_files
+    from cluster.predict import BATCH, partial_of, predict_files
     from czsl.data import predictions
     from czsl.data.images import list_images
 
@@ -63,12 +65,15 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
     if not names:
         no_images(folder)
     request = _request(run_path, options)
-    stream = predict_files(request, root.resolve(), names, nodes=nodes, workers_per_node=workers_per_node, address=address)
-    records = predictions.write(out, stream) if out else stream
+    where = {"nodes": nodes, "workers_per_node": workers_per_node, "address": address}
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
-    with progress_bar() as bar:
+    with partial_of(out, request, root, names) if out else nullcontext() as partial, progress_bar() as bar:
+        if partial and partial.done:
+            say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
+        stream = predict_files(request, root.resolve(), names, **where, partial=partial)
+        records = predictions.write(out, stream) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
             if record["error"]:

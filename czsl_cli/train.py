@@ -28,9 +28,16 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run, with its own settings."
 )
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start a new run with the weights of RUN's best checkpoint; method, CLIP, preset and data are those of RUN unless given.",
+)
 @click.option("--dry-run", is_flag=True, help="Print settings, counts, steps, memory and placement; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def train(overrides, config_file, out, name, resume, dry_run, as_json, **options) -> None:
+def train(overrides, config_file, out, name, resume, source, dry_run, as_json, **options) -> None:
     """Train a method. Without options: clusPro on the built-in toy data with the built-in tiny CLIP.
 
     Any setting of the run or of the method can be given as KEY=VALUE, e.g. `epochs=5 num_prototypes=3`.
@@ -40,6 +47,7 @@ def train(overrides, config_file, out, name, resume, dry_run, as_json, **options
       czsl train --method csp --data mydata --recipe small lr=5e-4
       czsl train --nodes 2-4 --address auto --data /shared/mydata --out /shared/runs
       czsl train --resume runs/clusPro-mydata-20260101-120000
+      czsl train --from runs/clusPro-mydata-20260101-120000 --data other lr=1e-5
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
@@ -48,16 +56,21 @@ def train(overrides, config_file, out, name, resume, dry_run, as_json, **options
     where = {k: options.pop(k) for k in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s", "max_failures")}
     if where["gpus_per_node"] and where["workers_per_node"]:
         raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    if resume and source:
+        raise click.UsageError("--resume goes on with a run, --from starts a new one: give one of them")
     if resume:
         run = _resumed(resume, overrides, config_file, options)
     else:
         from czsl_cli.config import resolve
 
+        if source:
+            options = {**options, **_as_in(source, options, overrides, config_file)}
         config = resolve(options, overrides, config_file)
         if dry_run:
+            _starting_point(source, config)
             _dry_run(config, where, as_json)
             return
-        run = _new_run(config, out, name)
+        run = _new_run(config, out, name, source)
     began = time.monotonic()
     if _trains(run.config.method):
         with progress_bar() as bar:
@@ -93,7 +106,36 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
     return run
 
 
-def _new_run(config, out: Path, name: str | None):
+def _as_in(source: Path, options: dict[str, Any], overrides: tuple[str, ...], config_file: Path | None) -> dict[str, Any]:
+    """What a run that starts from another's weights takes over where it is not given: what the weights hang on, and the data."""
+    from czsl.runs.run import Run
+    from czsl_cli.config import parse_overrides, read_config_file
+
+    given = {k for k, v in options.items() if v is not None} | set(parse_overrides(overrides))
+    given |= set(read_config_file(config_file)) if config_file else set()
+    config = Run(source).config
+    kept = {k: getattr(config, k) for k in ("method", "preset", "data") if k not in given}
+    if not given & {"clip", "clip_weights"}:
+        kept |= {"clip": config.clip, "clip_weights": config.clip_weights}
+    return kept
+
+
+def _starting_point(source: Path | None, config):
+    """The checkpoint that a new run starts from, if it starts from another run."""
+    if source is None:
+        return None
+    from czsl.clip.backbone import load_clip
+    from czsl.data.table import open_data
+    from czsl.runs.run import Run
+    from methods.building import build
+    from methods.loading import starting_point
+
+    data = open_data(config.data)
+    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    return starting_point(Run(source), method, data.sha256)
+
+
+def _new_run(config, out: Path, name: str | None, source: Path | None):
     from czsl.clip.weights import find_weights, is_path
     from czsl.data.table import open_data
     from czsl.runs.run import Run
@@ -106,7 +148,11 @@ def _new_run(config, out: Path, name: str | None):
     if is_path(config.clip) or is_path(config.clip_weights or ""):
         find_weights(config.clip, config.clip_weights)  # a wrong path is told before a cluster is started
     fix_paths(config)
-    return Run.create(config, data.space, out, name)
+    start = _starting_point(source, config)
+    run = Run.create(config, data.space, out, name, start)
+    if start is not None:
+        say(f"starting from {start.state['from']['checkpoint']} of {short(Path(start.state['from']['run']))}")
+    return run
 
 
 def _trains(method: str) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from czsl.clip.backbone import load_clip
+from czsl.errors import UsageError
 from czsl.runs import checkpoint
+from czsl.runs.checkpoint import Checkpoint
+from czsl.runs.files import sha256_file
 from czsl.runs.run import Run
 from methods.building import build, check_fits
 from methods.method import Method
@@ -38,6 +42,56 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
         check_fits(kept, method)
         method.load_state_dict(kept.method)
     return method.eval()
+
+
+def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
+    """What a new run starts from: the weights of another run's best checkpoint on the new run's labels, and no optimizer state.
+
+    What was learned of a name follows it, names that the source does not know start as they do without it.
+
+    Parameters
+    ----------
+    source : Run
+    method : Method
+        Of the new run, as built; it stays as it is.
+    data_sha256 : str
+        Of the new run's data.
+
+    Raises
+    ------
+    UsageError
+        Another method, another CLIP, settings by which the weights have other shapes, or no usable checkpoint.
+    """
+    again = "give the new run the same, or start it without --from"
+    if source.config.method != method.name:
+        raise UsageError(f"{source.path} trained {source.config.method}", f"the new run trains {method.name}", again)
+    if not method.trains:
+        raise UsageError(f"{method.name} has no weights to start from", "it needs no training", "leave out --from")
+    path = checkpoint.find(source.checkpoints, "best")
+    kept, space, clip = checkpoint.load(path), method.space, method.clip
+    if kept.state.get("clip_sha256") != clip.sha256:
+        raise UsageError(
+            f"{source.path} was trained with another CLIP",
+            f"{kept.state.get('clip')} there, {clip.architecture} here, or other weights of it",
+            again,
+        )
+    old = build(method.name, source.space, clip, source.config.model)
+    check_fits(kept, old)
+    old.load_state_dict(kept.method)
+    # Shapes are compared after the move: labels may differ, settings may not.
+    moved, own = old.for_space(space).state_dict(), method.state_dict()
+    odd = sorted(k for k in moved.keys() | own.keys() if k not in moved or k not in own or moved[k].shape != own[k].shape)
+    if odd:
+        there, here = asdict(old.config), asdict(method.config)
+        fields = ", ".join(f"{k}: {str(there[k])[:40]} there, {str(here[k])[:40]} here" for k in here if there[k] != here[k])
+        raise UsageError(f"the weights of {source.path} do not fit: {', '.join(odd[:3])}", fields, again)
+    state = {
+        "step": 0, "epoch": 0, "place": 0, "best_auc": -1.0, "method": method.name,
+        "clip_sha256": clip.sha256, "clip": clip.architecture, "data_sha256": data_sha256,
+        "space": {"attributes": list(space.attributes), "objects": list(space.objects)},
+        "from": {"run": str(source.path), "checkpoint": path.name, "sha256": sha256_file(path / "method.safetensors")},
+    }  # fmt: skip
+    return Checkpoint(moved, {}, state)
 
 
 def fingerprint(run: Run, which: str = "best") -> str:

@@ -1,4 +1,4 @@
-"""Predictions of a folder: a record an image, to JSON lines, CSV or Parquet.
+"""Predictions of a folder: a record an image, to JSON lines, CSV or Parquet, and the part of them that outlives a crash.
 
 A record is ``{"image", "predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``.
 """
@@ -6,12 +6,15 @@ A record is ``{"image", "predictions": [{"attr", "obj", "score"}], "attributes":
 from __future__ import annotations
 
 import csv
+import fcntl
+import glob
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +34,93 @@ SCHEMA = pa.schema(
 )
 FORMATS = (".jsonl", ".csv", ".parquet")
 PARQUET_ROWS = 1024
+
+
+class Partial:
+    """What is finished of a file that is not: ``.<name>.partial.jsonl`` beside it, a batch of records a line.
+
+    It belongs to the question that its first line names; to another question it is empty. A ``with`` block that ends well takes it
+    away, so a finished file has none; one that ends with an error leaves it, unless it holds nothing. One process at a time writes it.
+
+    Parameters
+    ----------
+    out : Path
+        The file of predictions that is to be made.
+    question : str
+        Names everything that the records follow from, see :func:`question_of`.
+
+    Raises
+    ------
+    UsageError
+        If another process writes the same file.
+    """
+
+    def __init__(self, out: Path, question: str):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.done = out.with_name(f".{out.name}.partial.jsonl"), 0
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(
+                f"{out} is being written", "by another czsl predict", "wait for it, or choose another --out"
+            ) from None
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        self._take_up(json.dumps({"question": question}).encode() + b"\n")
+
+    def _take_up(self, first: bytes) -> None:
+        """Go behind the last whole line, or start anew where the first line is another one."""
+        self._file.seek(0)
+        end = len(first) if self._file.readline() == first else 0
+        while end and _batch(line := self._file.readline()) is not None:
+            end, self.done = end + len(line), self.done + 1
+        self._file.truncate(end)
+        if not end:
+            self._append(first)
+        self._first = len(first)
+
+    def batches(self) -> Iterator[list[dict[str, Any]]]:
+        """The finished ones, in order."""
+        with self.path.open("rb") as file:
+            file.seek(self._first)
+            for _ in range(self.done):
+                yield json.loads(file.readline())
+
+    def add(self, records: list[dict[str, Any]]) -> None:
+        """Keep the next batch."""
+        self._append(json.dumps(records, ensure_ascii=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None or self._file.tell() <= self._first:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _batch(line: bytes) -> list[dict[str, Any]] | None:
+    """The records of a line; None where it was torn off."""
+    try:
+        content = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return content if isinstance(content, list) else None
+
+
+def question_of(root: Path, names: list[str], **facts: Any) -> str:
+    """SHA-256 of what predictions follow from: files by name, size and time of change, and the given facts (plain data)."""
+    digest = hashlib.sha256(json.dumps([str(root.resolve()), facts], sort_keys=True).encode())
+    for name in names:
+        stat = (root / name).stat()
+        digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
+    return digest.hexdigest()
 
 
 def failed(image: str, reason: str) -> dict[str, Any]:

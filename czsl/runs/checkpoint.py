@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from czsl.errors import UsageError
@@ -46,7 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         for name in ("method", "optimizer"):
             tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
+            (temporary / f"{name}.safetensors").write_bytes(as_bytes(tensors))  # a full disk is an OSError, which save_file hides
         write_json(temporary / "state.json", checkpoint.state)
         files = sorted(temporary.iterdir())
         for path in files:

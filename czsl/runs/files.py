@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from czsl.errors import SetupError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,3 +46,13 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def no_space(error: OSError, folder: Path) -> SetupError:
+    """What a full disk means for the run in a folder."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return SetupError(
+        f"no space left to write in {folder}",
+        f"{error.strerror}{f': {error.filename}' if error.filename else ''} ({free:,.0f} MiB free); the checkpoints before are kept",
+        f"make space, then go on with: czsl train --resume {folder}",
+    )

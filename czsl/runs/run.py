@@ -16,6 +16,8 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
+from czsl.runs import checkpoint
+from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 
@@ -51,8 +53,18 @@ class Run:
             ) from None
 
     @classmethod
-    def create(cls, config: RunConfig, space: CompositionSpace, out: Path | str = "runs", name: str | None = None) -> Run:
-        """Make the folder and write ``config.yaml`` and ``space.json``; an existing run is never overwritten."""
+    def create(
+        cls,
+        config: RunConfig,
+        space: CompositionSpace,
+        out: Path | str = "runs",
+        name: str | None = None,
+        start: Checkpoint | None = None,
+    ) -> Run:
+        """Make the folder and write ``config.yaml`` and ``space.json``; an existing run is never overwritten.
+
+        ``start`` is what it begins with instead of initial weights. The run keeps a copy, so that it depends on no other run.
+        """
         data = Path(config.data).name or "data"
         stem = name or f"{config.method}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in itertools.count(1):
@@ -65,6 +77,8 @@ class Run:
                     raise UsageError(
                         f"{path} exists", "a run is never overwritten", "choose another --name, or --resume it"
                     ) from None
+        if start is not None:
+            checkpoint.save(path / "start", start)  # before config.yaml, without which the folder is no run
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(path / "config.yaml", text.encode())
         space.save(path / "space.json")
@@ -80,6 +94,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """Folder of the checkpoint that the run started from; absent where it started from initial weights."""
+        return self.path / "start"
 
     @property
     def metrics_file(self) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from czsl.data.predictions import PARQUET_ROWS, check_format, failed, write
+from czsl.data.predictions import PARQUET_ROWS, Partial, check_format, failed, question_of, write
 from czsl.errors import UsageError
 
 
@@ -89,3 +89,39 @@ def test_an_unknown_format_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match=r"use one of \.jsonl, \.csv, \.parquet"):
         list(write(tmp_path / name, RECORDS))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_done_of_a_file_outlives_a_crash_and_belongs_to_one_question(tmp_path):
+    out = tmp_path / "p.csv"
+    with pytest.raises(RuntimeError), Partial(out, "one") as partial:
+        for i in range(3):
+            partial.add([{**RECORDS[0], "image": f"{i}.jpg"}, RECORDS[1]])
+        raise RuntimeError("a crash")
+    sidecar = tmp_path / ".p.csv.partial.jsonl"
+    sidecar.write_bytes(sidecar.read_bytes()[:-9])  # the last line is torn
+    (tmp_path / ".p.csv.123.tmp").write_text("of the process that was killed")
+    with Partial(out, "one") as partial:
+        assert partial.done == 2
+        assert [batch[0]["image"] for batch in partial.batches()] == ["0.jpg", "1.jpg"]
+        assert not (tmp_path / ".p.csv.123.tmp").exists()
+        with pytest.raises(UsageError, match="is being written"):
+            Partial(out, "one")
+        partial.add(RECORDS)
+    assert list(tmp_path.iterdir()) == []  # ended well
+    with pytest.raises(RuntimeError), Partial(out, "one") as partial:
+        partial.add(RECORDS)
+        raise RuntimeError("a crash")
+    with pytest.raises(RuntimeError), Partial(out, "other") as partial:
+        assert partial.done == 0
+        assert list(partial.batches()) == []
+        raise RuntimeError("nothing to keep")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_names_the_files_as_they_are(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    first = question_of(tmp_path, ["a.jpg"], top=5)
+    assert first == question_of(tmp_path, ["a.jpg"], top=5)
+    assert first != question_of(tmp_path, ["a.jpg"], top=6)
+    (tmp_path / "a.jpg").write_bytes(b"22")
+    assert first != question_of(tmp_path, ["a.jpg"], top=5)

@@ -1,0 +1,366 @@
+"""What goes wrong while work is under way, and that it costs no result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.comm import Group
+from cluster.predict import BATCH, Request, partial_of, predict_files
+from cluster.train import train
+from cluster.worker import Trainer, train_worker
+from czsl.data import predictions, toy
+from czsl.data.images import list_images
+from czsl.errors import CzslError, SetupError, UsageError
+from czsl.runs import checkpoint
+from czsl.runs.run import Run
+
+CZSL = [str(Path(sys.executable).parent / "czsl")]
+CLOCKS = ("time", "images_per_s")
+
+
+def learned(run: Run) -> list[dict]:
+    """The metrics of steps and epochs without the time they took."""
+    kept = (r for r in run.metrics() if r["event"] in ("step", "epoch"))
+    return [{k: v for k, v in r.items() if k not in CLOCKS} for r in kept]
+
+
+def assert_same_result(run: Run, whole: Run) -> None:
+    """Weights, optimizer state and progress byte for byte, metrics, and which checkpoint is best."""
+    assert learned(run) == learned(whole)
+    ours, theirs = (checkpoint.find(r.checkpoints, "last") for r in (run, whole))
+    assert ours.name == theirs.name
+    for name in ("method.safetensors", "optimizer.safetensors", "state.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert checkpoint.best(run.checkpoints) == checkpoint.best(whole.checkpoints)
+
+
+def when_step(run: Run, step: int, then: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:
+    """For ``on_record``: calls ``then`` once, at a step or soon behind it."""
+    pending = [then]
+
+    def look(record):
+        if pending and record.get("event") == "step" and record["step"] >= step:
+            pending.pop()()
+
+    return look
+
+
+def newest(folder: Path) -> Path:
+    found = checkpoint.newest_valid(folder)
+    assert found is not None
+    return found
+
+
+def pid_of(run: Run, rank: int = 0) -> int:
+    return json.loads((run.path / f"worker-{rank}.json").read_text())["pid"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def czsl(*args, **options):
+    """The command as a process, killed at the end if it still runs."""
+    process = subprocess.Popen([*CZSL, *map(str, args)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_three_workers_stopped_in_an_epoch_go_on_bit_for_bit(ray_local, make_run):
+    settings = {"method": "csp", "epochs": 12, "batch": 12, "lr": 0.01}
+    whole, broken = make_run(**settings), make_run(**settings)
+    assert train(whole, workers_per_node=3) == "done"
+    assert train(broken, workers_per_node=3, on_record=when_step(broken, 17, broken.stop_file.touch)) == "stopped"
+    stopped = newest(broken.checkpoints)
+    assert 17 <= checkpoint.step_of(stopped) < learned(whole)[-1]["step"]
+    assert train(broken, workers_per_node=3) == "done"
+    assert_same_result(broken, whole)
+
+
+@pytest.mark.fault
+def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on_bit_for_bit(make_run):
+    settings = {"method": "csp", "epochs": 60, "batch": 12, "lr": 0.01}
+    whole, broken = make_run(**settings), make_run(**settings)
+    assert train_worker(whole, Group(), torch.device("cpu")) == "done"
+    with czsl("train", "--resume", broken.path) as driver:
+        wait_until(lambda: sum(1 for _ in broken.metrics("epoch")) >= 2)
+        worker = pid_of(broken)
+        assert is_running(worker)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    wait_until(lambda: not is_running(worker), 60)
+    assert not list(broken.metrics("end"))
+    with czsl("train", "--resume", broken.path) as driver:
+        _, err = driver.communicate()
+        assert driver.returncode == 0, err
+    assert_same_result(broken, whole)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("harm", ["truncate", "delete"])
+def test_a_damaged_newest_checkpoint_is_passed_over(make_run, monkeypatch, harm):
+    settings = {"method": "csp", "epochs": 6, "batch": 24, "lr": 0.01}
+    whole, broken = make_run(**settings), make_run(**settings)
+    assert train_worker(whole, Group(), torch.device("cpu")) == "done"
+    log = Trainer.log
+
+    def die(self, **record):
+        log(self, **record)
+        if self.step == 17:
+            raise RuntimeError("a crash")
+
+    monkeypatch.setattr(Trainer, "log", die)
+    with pytest.raises(RuntimeError, match="a crash"):
+        train_worker(broken, Group(), torch.device("cpu"))
+    monkeypatch.setattr(Trainer, "log", log)
+    last = newest(broken.checkpoints)
+    victim = last / "optimizer.safetensors"
+    if harm == "delete":
+        victim.unlink()
+    else:
+        os.truncate(victim, victim.stat().st_size // 2)
+    assert checkpoint.step_of(newest(broken.checkpoints)) < checkpoint.step_of(last)
+    assert train_worker(broken, Group(), torch.device("cpu")) == "done"
+    assert_same_result(broken, whole)
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_run_at_once_and_costs_no_checkpoint(ray_local, make_run, workers):
+    """The kernel refuses the worker larger files than its metrics: what a checkpoint meets on a full disk."""
+    settings = {"method": "csp", "epochs": 40, "batch": 12, "lr": 0.01}
+    whole, full = make_run(**settings), make_run(**settings)
+    assert train(whole, workers_per_node=workers) == "done"
+    failures = []
+    fill = lambda: resource.prlimit(pid_of(full), resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))  # noqa: E731
+    with pytest.raises(SetupError) as caught:
+        train(full, workers_per_node=workers, on_record=when_step(full, 18, fill), on_failure=lambda *f: failures.append(f))
+    error = caught.value
+    assert not failures  # repeating would not cure it
+    assert len(str(error).splitlines()) == 3
+    assert error.exit_code == 4
+    assert "no space left" in error.what
+    assert f"czsl train --resume {full.path}" in error.fix
+    kept = newest(full.checkpoints)
+    assert checkpoint.step_of(kept) > 0
+    assert train(full, workers_per_node=workers) == "done"
+    assert_same_result(full, whole)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    folder = tmp_path / "checkpoints"
+    first = checkpoint.save(folder, checkpoint.Checkpoint({"w": torch.ones(10)}, {}, {"step": 1}))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(folder, checkpoint.Checkpoint({"w": torch.ones(10_000)}, {}, {"step": 2}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in folder.iterdir()] == [first.name]
+    assert newest(folder) == first
+
+
+def test_a_loss_that_is_no_number_is_not_tried_again(ray_local, make_run):
+    run, failures = make_run(method="csp", lr=1e30, epochs=3), []
+    with pytest.raises(CzslError, match="not a number"):
+        train(run, on_failure=lambda *f: failures.append(f))
+    assert not failures
+    assert sum(1 for _ in run.metrics("start")) == 1
+
+
+# -- a new run from weights --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def source(dataset, clip_file, tmp_path_factory):
+    """A CSP run of three epochs."""
+    from czsl.data.table import open_data
+    from czsl_cli.config import resolve
+
+    options = {"method": "csp", "data": str(dataset), "clip": str(clip_file), "epochs": 3, "lr": 0.01, "threads": 1}
+    run = Run.create(resolve(options), open_data(str(dataset)).space, tmp_path_factory.mktemp("source"), "source")
+    assert train_worker(run, Group(), torch.device("cpu")) == "done"
+    return run
+
+
+def new_run(source: Run, out: Path, *settings: str) -> Run:
+    """As ``czsl train --from`` makes it."""
+    from czsl_cli.config import resolve
+    from czsl_cli.train import _as_in, _new_run
+
+    return _new_run(resolve(_as_in(source.path, {}, settings, None), settings), out, None, source.path)
+
+
+def test_a_run_from_weights_starts_with_them_and_with_a_fresh_optimizer(source, tmp_path):
+    run = new_run(source, tmp_path, "epochs=1", "lr=1e-7", "threads=1", "seed=7")
+    assert run.config.clip == source.config.clip
+    assert run.config.lr == 1e-7
+    best = checkpoint.find(source.checkpoints, "best")
+    start = checkpoint.load(newest(run.start))
+    for key, value in checkpoint.load(best).method.items():
+        assert torch.equal(start.method[key], value), key
+    assert not start.optimizer
+    assert train_worker(run, Group(), torch.device("cpu")) == "done"
+    assert next(run.metrics("step"))["step"] == 1
+    end = checkpoint.load(checkpoint.find(run.checkpoints, "last"))
+    for key, value in end.method.items():
+        torch.testing.assert_close(value, start.method[key], rtol=0, atol=1e-5)  # this learning rate leads no farther
+    moments = end.optimizer
+    assert {float(v) for k, v in moments.items() if k.startswith("step.")} == {float(len(list(run.metrics("step"))))}
+    from_ = run.environment()["started_from"]
+    assert from_["run"] == str(source.path)
+    assert from_["checkpoint"] == best.name
+    assert from_["sha256"] == json.loads((best / "manifest.json").read_text())["method.safetensors"]
+
+
+def test_names_that_both_runs_know_keep_what_was_learned(source, tmp_path):
+    """A label space in another order and with other words."""
+    from czsl.data.table import Record, write_dataset
+
+    space = toy.space()
+    samples = [(n, i, a, o, s) for n, a, o, s, i in toy.samples(scale=0.01) if a != toy.ATTRIBUTES[0]]
+    other = toy.space().__class__.from_json(
+        {
+            "attributes": ["brand-new", *reversed(toy.ATTRIBUTES[1:])],
+            "objects": list(toy.OBJECTS),
+            **{
+                f"{split}_pairs": sorted({(a, o) for _, _, a, o, s in samples if s == split})
+                for split in ("train", "val", "test")
+            },
+        }
+    )
+    write_dataset(tmp_path / "other", other, (Record(*s) for s in samples), "other")
+    run = new_run(source, tmp_path, f"data={tmp_path / 'other'}", "epochs=1")
+    old = checkpoint.load(checkpoint.find(source.checkpoints, "best")).method["prompts.table"]
+    new = checkpoint.load(newest(run.start)).method["prompts.table"]
+    for name in toy.ATTRIBUTES[1:]:
+        assert torch.equal(new[other.attributes.index(name)], old[space.attributes.index(name)])
+    assert torch.equal(new[other.num_attributes :], old[space.num_attributes :])
+    assert not any(torch.equal(new[0], row) for row in old)
+
+
+def test_weights_that_cannot_fit_are_refused(source, tmp_path):
+    with pytest.raises(UsageError, match="trained csp"):
+        new_run(source, tmp_path, "method=clusPro")
+    with pytest.raises(UsageError, match="another CLIP"):
+        new_run(source, tmp_path, "clip=tiny")
+    with pytest.raises(UsageError, match="no weights"):
+        from czsl.data.table import open_data
+        from czsl_cli.config import resolve
+
+        config = resolve({"method": "zero-shot", "data": source.config.data, "clip": source.config.clip})
+        plain = Run.create(config, open_data(config.data).space, tmp_path, "plain")
+        new_run(plain, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["plain"]
+
+
+def test_damaged_starting_weights_are_not_replaced_by_random_ones(source, tmp_path):
+    run = new_run(source, tmp_path, "epochs=1")
+    (newest(run.start) / "method.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="damaged"):
+        train(run)
+
+
+# -- prediction --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five batches of files, one of which is broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(4 * BATCH + 5):
+        toy.draw(toy.ATTRIBUTES[i % 5], toy.OBJECTS[i % 7], seed=i).save(folder / f"{i:03d}.png")
+    (folder / "007.png").write_bytes(b"no image")
+    return folder
+
+
+def spoil(file: Path) -> None:
+    """Other content of the same size and time: computed again, its record would be another one."""
+    stat = file.stat()
+    file.write_bytes(bytes(stat.st_size))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.slow
+def test_an_interrupted_prediction_goes_on_without_repeating_a_file(ray_local, source, photos, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    names = [p.relative_to(folder).as_posix() for p in list_images(folder)]
+    request = Request(run=str(source.path), top=2)
+
+    def predict(out: Path, crash_behind: int = 0) -> int:
+        """Batches that were done before."""
+        with partial_of(out, request, folder, names) as partial:
+            stream = predictions.write(out, predict_files(request, folder, names, partial=partial))
+            for count, _ in enumerate(stream, 1):
+                if count == crash_behind:
+                    raise RuntimeError("a crash")
+            return partial.done
+
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    assert predict(whole) == 0
+    with pytest.raises(RuntimeError, match="a crash"):
+        predict(broken, crash_behind=2 * BATCH + 3)
+    assert not broken.exists()
+    for name in names[: 3 * BATCH]:
+        spoil(folder / name)
+    assert predict(broken) == 3
+    assert broken.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.jsonl", "photos", "whole.jsonl"]
+    # A finished file is no partial one: asked again, everything is computed, and the spoilt files show.
+    assert predict(broken) == 0
+    assert broken.read_bytes() != whole.read_bytes()
+
+
+@pytest.mark.fault
+def test_a_killed_prediction_goes_on_to_the_same_file(source, photos, tmp_path):
+    many = tmp_path / "many"
+    for copy in range(12):
+        (many / str(copy)).mkdir(parents=True)
+        for file in photos.iterdir():
+            (many / str(copy) / file.name).hardlink_to(file)
+    args = ("predict", many, "--run", source.path, "--out")
+    with czsl(*args, tmp_path / "whole.parquet") as process:
+        _, err = process.communicate()
+        assert process.returncode == 6, err  # the broken file
+    sidecar = tmp_path / ".broken.parquet.partial.jsonl"
+    with czsl(*args, tmp_path / "broken.parquet") as process:
+        wait_until(lambda: sidecar.exists() and sidecar.read_bytes().count(b"\n") >= 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "broken.parquet").exists()
+    with czsl(*args, tmp_path / "broken.parquet") as process:
+        _, err = process.communicate()
+        assert process.returncode == 6, err
+    assert "going on behind" in err
+    assert (tmp_path / "broken.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.parquet", "many", "whole.parquet"]
