@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
@@ -41,9 +42,9 @@ class ReferenceAdamW(torch.optim.Optimizer):
                 p.mul_(1 - lr * group["weight_decay"])
 
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": ReferenceAdamW}
+OPTIMIZERS = {"adam": functools.partial(torch.optim.Adam, fused=True), "adamw": ReferenceAdamW}
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """An optimizer by its name: ``adam`` (torch's, decay in the gradient) or ``adamw`` (:class:`ReferenceAdamW`)."""
+    """An optimizer by its name: ``adam`` (torch's fused one, decay in the gradient) or ``adamw`` (:class:`ReferenceAdamW`)."""
     return OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay)

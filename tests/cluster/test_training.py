@@ -75,6 +75,37 @@ def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, m
             torch.testing.assert_close(final(other).method[key], value, rtol=1e-9, atol=1e-9, msg=key)
 
 
+STILL = {"method": "clusPro", "attr_dropout": 0.0, "adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
+
+
+@pytest.mark.slow
+def test_fifty_steps_on_four_workers_are_those_of_one(ray_local, make_run):
+    runs = [make_run(**STILL, precision="float64", lr=1e-3, epochs=13, val_per_pair=1) for _ in range(2)]
+    for run, workers in zip(runs, (1, 4), strict=True):
+        assert train(run, workers_per_node=workers) == "done"
+    one, four = ([s["loss"] for s in steps_of(run)] for run in runs)
+    assert len(one) >= 50
+    np.testing.assert_allclose(four, one, rtol=1e-9, atol=1e-9)
+    for key, value in final(runs[0]).method.items():
+        torch.testing.assert_close(final(runs[1]).method[key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.slow
+def test_one_step_in_float32_agrees_over_numbers_of_workers(ray_local, make_run):
+    """Loss and gradients to 1e-5 relative: after the first step Adam's mean is a tenth of the gradient."""
+    losses, gradients = [], []
+    for workers in (1, 2, 4):
+        run = make_run(**STILL, precision="float32", epochs=1, batch=500)
+        assert train(run, workers_per_node=workers) == "done"
+        assert len(steps_of(run)) == 1
+        losses.append(steps_of(run)[0]["loss"])
+        means = final(run).optimizer
+        gradients.append(torch.cat([means[key].flatten() for key in sorted(means) if key.startswith("exp_avg.")]))
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        assert (gradient - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, make_run, workers):
