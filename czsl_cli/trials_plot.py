@@ -12,7 +12,7 @@ from czsl.runs.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from czsl.runs.search import Space
+    from czsl.runs.search import Domain, Space
 
 COLUMNS = 3
 BEST, OTHER, PRUNED, FAILED = "#c0392b", "#2c6fbb", "#9aa7b5", "#e0a030"
@@ -59,14 +59,31 @@ def plot_trials(
             axis.set_xticks(range(len(places)), [str(p) for p in places])
             axis.set_xlim(-0.5, len(places) - 0.5)
             values = [places.index(v) for v in values]
-        elif domain.kind == "loguniform":
-            axis.set_xscale("log")
+        else:
+            _range(axis, domain)
         axis.scatter(values, [100 * r[metric] for r in good], c=colours, s=36, alpha=0.85, edgecolors="white", linewidths=0.6)
         axis.set_xlabel(name)
         _tidy(axis)
     for axis in axes[panels:]:
         axis.set_visible(False)
     write_atomically(path, plot_svg(figure).encode())
+
+
+def _range(axis: Axes, domain: Domain) -> None:
+    """The whole domain on the x axis, with a little room at its ends."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    low, high = domain.args[:2]
+    if domain.kind == "loguniform":
+        room = (high / low) ** 0.04
+        axis.set_xscale("log")
+        axis.set_xlim(low / room, high * room)
+        if high >= 10 * low:  # powers of ten say enough
+            axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        room = 0.04 * (high - low)
+        axis.set_xlim(low - room, high + room)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _curves(axis: Axes, rows: Sequence[Mapping], colours: Sequence[str], curves: Mapping, metric: str) -> None:
