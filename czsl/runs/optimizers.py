@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -42,7 +42,10 @@ class ReferenceAdamW(torch.optim.Optimizer):
                 p.mul_(1 - lr * group["weight_decay"])
 
 
-OPTIMIZERS = {"adam": functools.partial(torch.optim.Adam, fused=True), "adamw": ReferenceAdamW}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": functools.partial(torch.optim.Adam, fused=True),
+    "adamw": ReferenceAdamW,
+}
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
