@@ -1,0 +1,500 @@
+"""What more workers cost and bring: ``python examples/benchmark_scaling.py [wire] [count] [predict] [workers]``.
+
+wire      bytes a training step of ClusPro moves, from shapes
+count     the same counted in real processes, beside what the formula says
+predict   cost of a step by part on GPUs: a model from counted work and stated rates, not a measurement
+workers   images a second and time in communication of real trainings on this machine's CPUs
+
+Letters: B images, P pairs, A attributes, O objects, D joint width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from benchmark_clus_pro import SPACES, D, K, random_batch, space_of, vit_l_14
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from cluster.comm import Group
+from methods.building import build
+from methods.clus_pro.model import ClusPro, ClusProText
+from methods.method import Targets
+from methods.parts.comm import Communicator
+
+BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
+WORKERS = (1, 4, 16, 64)
+SIZE_EXCHANGES = 2  # messages of an exchange of Python objects: their lengths, then the objects
+
+
+# -- bytes on the wire ---------------------------------------------------------------------------------------------
+class Message(NamedTuple):
+    """A collective of tensors: what a worker receives in a gathering, the length of the buffer in a reduction."""
+
+    what: str
+    nbytes: int
+    reduces: bool = False
+
+    def wire(self, workers: int) -> float:
+        """Bytes that a worker receives; a ring moves a buffer that is reduced twice."""
+        return self.nbytes * 2 * (workers - 1) / workers if self.reduces else self.nbytes
+
+
+def messages(
+    B: int, pairs: int, attributes: int, objects: int, dim: int, trainables: int, workers: int, text_word: int = 4
+) -> list[Message]:
+    """The collectives of a training step, in their order; its backward pass has none before the gradients are averaged.
+
+    ``text_word``: bytes of a number of a text embedding: 4, or 2 with ``precision=bfloat16``. Shares are padded to the largest.
+    """
+    if workers == 1:
+        return []
+
+    def gathered(what: str, rows: int, row_bytes: int) -> Message:
+        return Message(what, (workers - 1) * -(-rows // workers) * row_bytes)
+
+    labels = [gathered("labels", B, 8) for _ in range(3)]
+    text = [gathered("text", rows, dim * text_word) for rows in (pairs, attributes, objects)]
+    flag = 1  # whether somebody asked to stop travels with the gradients
+    return [gathered("image features", B, dim * 4), *labels, *text, Message("gradients", 4 * (trainables + flag), reduces=True)]
+
+
+class Model(NamedTuple):
+    """The real model at ViT-L/14 shapes, without memory, and its trainable numbers."""
+
+    method: ClusPro
+    trainables: int
+    tensors: int
+
+
+def model_of(name: str, clip: Any) -> Model:
+    """ClusPro with the defaults for a label space of a benchmark's size."""
+    with torch.device("meta"):
+        method = build("clusPro", space_of(name), clip, {})
+    trained = [p for p in method.parameters() if p.requires_grad]
+    return Model(method.train(), sum(p.numel() for p in trained), len(trained))  # type: ignore[arg-type]
+
+
+def without_memory() -> Any:
+    """ViT-L/14 as shapes alone."""
+    with torch.device("meta"):
+        return vit_l_14()
+
+
+def table(head: list[str], rows: list[list[Any]]) -> None:
+    """A Markdown table."""
+    for cells in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |", flush=True)
+    print()
+
+
+def wire() -> None:
+    """Bytes a worker receives in a step, by part."""
+    clip, rows = without_memory(), []
+    for name, B in BATCHES.items():
+        A, O, P = SPACES[name]
+        trainables = model_of(name, clip).trainables
+        for workers in WORKERS[1:]:
+            parts: dict[str, float] = {}
+            for m in messages(B, P, A, O, D, trainables, workers):
+                parts[m.what] = parts.get(m.what, 0.0) + m.wire(workers) / 1e6
+            total = sum(parts.values())
+            rows.append(
+                [name, B, f"{trainables:,}", workers, *(f"{v:.4f}" if v < 0.01 else f"{v:.2f}" for v in (*parts.values(), total))]
+            )
+    table(["dataset", "batch", "trainables", "workers", "image features, MB", "labels", "text", "gradients", "together"], rows)
+
+
+# -- the same counted ----------------------------------------------------------------------------------------------
+COUNTED = {"attributes": 5, "objects": 4, "pairs": 11, "dim": 32}
+
+
+def small_model() -> ClusPro:
+    """ClusPro with adapters on a CLIP of two layers."""
+    from czsl.clip.backbone import Clip
+    from czsl.clip.compat import import_open_clip
+    from czsl.compositions import CompositionSpace
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    clip = Clip(import_open_clip().CLIP(COUNTED["dim"], vision_cfg=vision, text_cfg=text, quick_gelu=True), "small")
+    A, O, P = (COUNTED[k] for k in ("attributes", "objects", "pairs"))
+    chosen = np.stack(divmod(np.arange(P), O), axis=1)
+    none = np.empty((0, 2), np.int64)
+    names = tuple(f"a{i}" for i in range(A)), tuple(f"o{i}" for i in range(O))
+    return build("clusPro", CompositionSpace(*names, chosen, none, none), clip, {"adapter_dim": 4, "proto_init": "first_samples"})  # type: ignore[return-value]
+
+
+def count_in_process(rank: int, workers: int, B: int, precision: str, folder: str) -> None:
+    """A step of one of several workers; rank 0 writes what was handed to torch.distributed."""
+    from cluster.source import autocast
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    method, group = small_model().train(), Group(rank, workers)
+    method.comm, seen, objects = group, [], [0]
+    gather, reduce, gather_objects = dist.all_gather, dist.all_reduce, dist.all_gather_object
+
+    def count_gather(parts: list[Tensor], x: Tensor, **more: Any) -> Any:
+        seen.append((sum(p.nbytes for p in parts) - x.nbytes, False))
+        return gather(parts, x, **more)
+
+    def count_reduce(x: Tensor, **more: Any) -> Any:
+        seen.append((x.nbytes, True))
+        return reduce(x, **more)
+
+    def count_objects(out: list[Any], thing: Any, **more: Any) -> Any:
+        objects[0] += 1
+        return gather_objects(out, thing, **more)
+
+    dist.all_gather, dist.all_reduce, dist.all_gather_object = count_gather, count_reduce, count_objects  # type: ignore[assignment]
+    own = group.share(B)
+    pairs = torch.from_numpy(method.space.train_pairs[np.arange(B) % COUNTED["pairs"]])[own]
+    batch = {"images": torch.randint(0, 256, (len(pairs), 3, 32, 32), dtype=torch.uint8), "attr": pairs[:, 0], "obj": pairs[:, 1]}
+    with autocast(torch.device("cpu"), precision):
+        loss = torch.stack(list(method.training_step({**batch, "pair": torch.arange(B)[own] % COUNTED["pairs"]}).values())).sum()
+    loss.backward()
+    trained = [p for p in method.parameters() if p.requires_grad and p.grad is not None]
+    group.average_gradients(trained)
+    if rank == 0:
+        result = {"seen": seen, "objects": objects[0], "trainables": sum(p.numel() for p in trained)}
+        Path(folder, "seen.json").write_text(json.dumps(result), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def count(workers: int = 2) -> None:
+    """Counted beside computed, as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
+    for B, precision in ((7, "float32"), (1, "float32"), (7, "bfloat16")):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)  # type: ignore[attr-defined]
+            found = json.loads(Path(folder, "seen.json").read_text(encoding="utf-8"))
+        word = 2 if precision == "bfloat16" else 4
+        said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["trainables"], workers, word)
+        computed = [[m.nbytes, m.reduces] for m in said]
+        facts = {"batch": B, "precision": precision, "workers": workers, "counted": found["seen"], "computed": computed}
+        print(json.dumps({**facts, "size_exchanges": found["objects"]}), flush=True)
+
+
+# -- work of a step, counted ---------------------------------------------------------------------------------------
+@dataclass
+class Work:
+    """Floating point operations of matrix products, and operations that start a kernel."""
+
+    flops: float = 0.0
+    launches: int = 0
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are not mere views."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += not (func.is_view or "empty" in func.__name__ or func.__name__.startswith("detach"))
+        return func(*args, **(kwargs or {}))
+
+
+def work_of(action: Callable[[], Any]) -> Work:
+    """What an action takes."""
+    with FlopCounterMode(display=False) as flops, Launches() as launches:
+        action()
+    return Work(flops.get_total_flops(), launches.number)
+
+
+class OneOf(Communicator):
+    """One worker of several, whose gathering brings nothing: for counting its own share."""
+
+    def __init__(self, world: int):
+        self.world = world
+
+
+@dataclass
+class Step:
+    """Work of a training step by part: of one image, of a worker's text at each number of workers, and what every worker repeats."""
+
+    image: Work
+    text: dict[int, Work]
+    repeated: Work
+    transport: Work
+    optimizer: Work
+    trainables: int
+    tensors: int
+
+
+def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
+    """Counted from the real model, forward and backward; ``clip`` without memory, ``small`` with few layers and memory."""
+    method, trainables, tensors = model_of(name, clip)
+    image = torch.empty(1, 3, 224, 224, dtype=torch.uint8, device="meta")
+    image_work = work_of(lambda: method.image_features({"images": image}).sum().backward())
+    pairs = torch.from_numpy(method.space.train_pairs.copy())
+
+    def encode() -> None:
+        side = method.encode_compositions(pairs)
+        torch.cat([side.pair, side.attribute, side.object]).sum().backward()  # type: ignore[list-item]
+
+    text = {}
+    for workers in WORKERS:
+        method.comm = OneOf(workers)
+        text[workers] = work_of(encode)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    for p in trained:
+        p.grad = torch.empty_like(p)
+    optimizer = torch.optim.Adam(trained, lr=1e-4, weight_decay=1e-5, foreach=True)
+    optimizer.step()
+    stepping = work_of(optimizer.step)
+    return Step(image_work, text, *repeated_work(name, small), stepping, trainables, tensors)
+
+
+def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
+    """What every worker does with the whole global batch, and its transport alone; on random features."""
+    torch.manual_seed(0)
+    space, B = space_of(name), BATCHES[name]
+    method: Any = build("clusPro", space, small, {"adapter_dim": 0}).train()
+    bank = method.prototypes.bank
+    bank.copy_(nn.functional.normalize(torch.randn_like(bank), dim=-1))
+    batch = random_batch(space, B)
+    rows = [
+        nn.functional.normalize(torch.randn(n, D), dim=-1).requires_grad_() for n in (len(space.train_pairs), *SPACES[name][:2])
+    ]
+    text = ClusProText(torch.from_numpy(space.train_pairs.copy()), *rows, whole=rows[0])
+    features = torch.randn(B, D, requires_grad=True)
+    targets = Targets(batch["attr"], batch["obj"], batch["pair"])
+
+    def losses() -> None:
+        torch.stack(list(method.losses(method.image_side(features), text, targets).values())).sum().backward()
+
+    return work_of(losses), work_of(lambda: method.prototypes.step(torch.randn(2, B, D), batch["attr"], batch["obj"]))
+
+
+# -- prediction ----------------------------------------------------------------------------------------------------
+@dataclass
+class Machine:
+    """Assumed rates of nodes of 8 H100-class GPUs; seconds, bytes, operations."""
+
+    flops: float = 0.4 * 989e12  # 40 % of the dense bfloat16 peak
+    flops_32: float = 0.4 * 67e12  # float32, for what is repeated
+    memory: float = 3.35e12
+    launch_s: float = 5e-6
+    per_node: int = 8
+    nvlink: float = 0.8 * 450e9  # a GPU, one direction
+    collective_s: float = 20e-6  # start of a collective
+    hop_inside_s: float = 2e-6
+    exchange_s: float = 100e-6  # Python's part of an exchange of objects
+    tcp_hop_s: float = 30e-6  # gloo
+
+    def seconds(self, work: Work, times: float = 1.0, rate: float | None = None) -> float:
+        """The longer of computing and starting kernels; no work takes no time."""
+        return max(work.flops * times / (rate or self.flops), work.launches * self.launch_s) if times else 0.0
+
+
+@dataclass
+class Network:
+    """Between nodes, one connection a node."""
+
+    name: str
+    bytes_per_s: float
+    hop_s: float
+
+
+NETWORKS = (Network("100 Gb/s Ethernet", 0.8 * 12.5e9, 25e-6), Network("400 Gb/s InfiniBand", 0.8 * 50e9, 5e-6))
+
+
+def communication(step: Step, name: str, workers: int, machine: Machine, network: Network, exchanges: bool = True) -> float:
+    """Seconds of a step's collectives in rings; ``exchanges``: with the sizes of shares, which go through gloo."""
+    if workers == 1:
+        return 0.0
+    A, O, P = SPACES[name]
+    nodes = -(-workers // machine.per_node)
+    inside, between = workers - nodes, nodes - 1
+    ring = inside * machine.hop_inside_s + between * network.hop_s
+    speed = machine.nvlink if nodes == 1 else network.bytes_per_s
+    total = 0.0
+    for m in messages(BATCHES[name], P, A, O, D, step.trainables, workers, text_word=2):
+        total += machine.collective_s + ring * (1 + m.reduces) + m.wire(workers) / speed
+        if exchanges and not m.reduces:
+            total += machine.exchange_s + SIZE_EXCHANGES * (workers - 1) * machine.tcp_hop_s
+    return total
+
+
+def predicted(
+    step: Step, name: str, workers: int, machine: Machine, network: Network, exchanges: bool = True
+) -> dict[str, float]:
+    """Seconds of a step by part on the slowest worker."""
+    share = -(-BATCHES[name] // workers)
+    optimizer = max(step.trainables * 4 * 7 / machine.memory, step.optimizer.launches * machine.launch_s)
+    if workers > 1:
+        optimizer += step.tensors * machine.launch_s  # averaged gradients are copied back one by one
+    return {
+        "images": machine.seconds(step.image, share),
+        "text": machine.seconds(step.text[workers]),
+        "repeated": machine.seconds(step.repeated, rate=machine.flops_32),
+        "optimizer": optimizer,
+        "communication": communication(step, name, workers, machine, network, exchanges),
+    }
+
+
+def predict(machine: Machine) -> None:
+    """Tables of counted work, of predicted milliseconds and of predicted efficiency."""
+    clip, small = without_memory(), vit_l_14(vision_layers=1)
+    steps = {name: work_of_a_step(name, clip, small) for name in BATCHES}
+    one = next(iter(steps.values())).image
+    print(f"an image, forward and backward: {one.flops / 1e12:.3f} TFLOP; launches of the image tower: {one.launches}\n")
+    head = [
+        "dataset",
+        "images, TFLOP",
+        "text, TFLOP",
+        "text launches",
+        "repeated, TFLOP",
+        "repeated launches",
+        "of these transport",
+    ]
+    table(head, [[n, s.image.flops * BATCHES[n] / 1e12, s.text[1].flops / 1e12, s.text[1].launches, s.repeated.flops / 1e12,
+                  s.repeated.launches, s.transport.launches] for n, s in steps.items()])  # fmt: skip
+    print(f"Prediction, not measurement (a launch: {machine.launch_s * 1e6:g} us); milliseconds of a step\n")
+    rows, whole = [], {}
+    for name, step in steps.items():
+        for workers in WORKERS:
+            by = [predicted(step, name, workers, machine, n, e) for n in NETWORKS for e in (True, False)]
+            seconds = [sum(parts.values()) for parts in by]
+            whole[name] = seconds[0] if workers == 1 else whole[name]
+            efficiency = [f"{whole[name] / (workers * s):.0%}" for s in seconds]
+            parts = [f"{1e3 * v:.1f}" for k, v in by[0].items() if k != "communication"]
+            rows.append([name, workers, *parts, *(f"{1e3 * b['communication']:.1f}" for b in (by[0], by[2])),
+                         f"{BATCHES[name] / seconds[2]:.0f}", efficiency[0], efficiency[2], efficiency[3]])  # fmt: skip
+    networks = [n.name for n in NETWORKS]
+    table(["dataset", "GPUs", "images", "text", "repeated", "optimizer", *(f"sent, {n}" for n in networks), "images/s (InfiniBand)",
+           *(f"efficiency, {n}" for n in networks), "without exchanging sizes"], rows)  # fmt: skip
+
+
+# -- real workers on CPUs ------------------------------------------------------------------------------------------
+WARM_UP = 3
+
+
+@contextmanager
+def timed_collectives(spent: dict[str, float]) -> Iterator[None]:
+    """Add up seconds in collectives: ``waiting`` for slower workers, behind which ``sending`` begins."""
+    names = ("all_gather", "all_reduce", "all_gather_object")
+    before = {name: getattr(dist, name) for name in names}
+
+    def timing(name: str, *args: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        if name != "all_gather":  # there the exchange of sizes has just brought all together
+            dist.barrier()
+            spent["waiting"] += time.perf_counter() - began
+            began = time.perf_counter()
+        out = before[name](*args, **more)
+        spent["sizes" if name == "all_gather_object" else "tensors"] += time.perf_counter() - began
+        return out
+
+    for name in names:
+        setattr(dist, name, partial(timing, name))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(dist, name, before[name])
+
+
+def measured_worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+    """The training loop of one worker with clocks around its steps and their collectives."""
+    from cluster import worker
+    from czsl.runs.run import Run
+
+    train_step, found = worker.train_step, []
+
+    def step(trainer: worker.Trainer, rows_B: Any) -> Any:
+        spent = {"waiting": 0.0, "sizes": 0.0, "tensors": 0.0}
+        began = time.perf_counter()
+        with timed_collectives(spent):
+            out = train_step(trainer, rows_B)
+        found.append({**spent, "step": time.perf_counter() - began, "images": len(rows_B)})
+        return out
+
+    worker.train_step = step
+    try:
+        worker.train_worker(Run(config["run"]), group, device)
+    finally:
+        worker.train_step = train_step
+    Path(config["run"], f"spent-{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def workers(numbers: list[int], images_per_pair: int, clip: str) -> None:
+    """Trainings of ClusPro on the built-in data with 1, 2, ... workers of one thread each, through Ray."""
+    import logging
+
+    import ray
+
+    from cluster.launch import run_workers
+    from cluster.session import OBJECT_STORE_BYTES, place, prepare_environment, session
+    from czsl.data.table import open_data
+    from czsl.runs.run import Run
+    from czsl_cli.config import resolve
+
+    prepare_environment(joins=False)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray is told of more CPUs than there may be, so that several workers can share a core.
+    ray.init(address="local", num_cpus=max(numbers), object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    rows, settings = [], {"method": "clusPro", "clip": clip, "epochs": 1, "threads": 1, "adapter_dim": 16, "val_per_pair": 1}
+    for n in numbers:
+        with tempfile.TemporaryDirectory() as folder, session() as connected:
+            config = resolve({**settings, "train_per_pair": images_per_pair, "seed": 0})
+            run = Run.create(config, open_data(config.data).space, folder, "run")
+            run_workers(measured_worker, {"run": str(run.path)}, place(connected, 1, n, 1), run.path, 0)
+            each = [json.loads((run.path / f"spent-{i}.json").read_text(encoding="utf-8"))[WARM_UP:] for i in range(n)]
+            losses = [record["loss"] for record in run.metrics("step")]
+        seconds = [sum(s["step"] for s in spent) for spent in each]
+        images = sum(s["images"] for s in each[0])
+        share = {k: np.mean([sum(s[k] for s in spent) / t for spent, t in zip(each, seconds, strict=True)])
+                 for k in ("waiting", "sizes", "tensors")}  # fmt: skip
+        rows.append([n, len(each[0]), f"{images / max(seconds):.0f}", *(f"{v:.1%}" for v in share.values()), f"{losses[-1]:.4f}"])
+    ray.shutdown()
+    print(
+        f"clusPro adapter_dim=16 on toy, CLIP {clip}, batch {config.batch}, a thread a worker, seed 0; Ray told of {max(numbers)} CPUs\n"
+    )
+    table(["workers", "steps", "images/s", "waiting for others", "exchanging sizes", "sending tensors", "last loss"], rows)
+
+
+def main() -> None:
+    """Run the named parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="*", help="wire, count, predict, workers; default: all")
+    parser.add_argument("--launch-us", type=float, default=5.0, help="assumed microseconds of a kernel's start in `predict`")
+    parser.add_argument("--numbers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers in `workers`")
+    parser.add_argument("--images-per-pair", type=int, default=40, help="training images a pair in `workers`")
+    parser.add_argument("--clip", default="tiny", help="in `workers`")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = {
+        "wire": wire,
+        "count": count,
+        "predict": lambda: predict(Machine(launch_s=options.launch_us * 1e-6)),
+        "workers": lambda: workers(options.numbers, options.images_per_pair, options.clip),
+    }
+    for which in options.which or parts:
+        if which not in parts:
+            parser.error(f"{which!r}: choose from {', '.join(parts)}")
+    if set(options.which or parts) != {"count"}:
+        print(f"{platform.machine()}, torch {torch.__version__}, K = {K}\n", flush=True)
+    for which in options.which or parts:
+        parts[which]()
+
+
+if __name__ == "__main__":
+    main()

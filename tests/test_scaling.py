@@ -1,0 +1,42 @@
+"""Bytes a training step sends: the formula behind docs/scaling.md against figures by hand and against real processes."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("benchmark_scaling")
+
+
+def test_bytes_of_a_step_by_hand(scaling):
+    """Three workers: shares of 3 of 7 images, 4 of 11 pairs, 2 of 5 attributes and 2 of 4 objects; D = 32, 100 trained numbers."""
+    sent = scaling.messages(7, 11, 5, 4, 32, 100, 3)
+    row = 32 * 4
+    assert [m.nbytes for m in sent] == [2 * 3 * row, *[2 * 3 * 8] * 3, 2 * 4 * row, 2 * 2 * row, 2 * 2 * row, 404]
+    assert [m.wire(3) for m in sent][-1] == pytest.approx(404 * 4 / 3)  # a ring reduces and then gathers: 2 (W - 1) / W
+    half = scaling.messages(7, 11, 5, 4, 32, 100, 3, text_word=2)
+    assert [m.nbytes for m in half if m.what == "text"] == [m.nbytes // 2 for m in sent if m.what == "text"]
+    assert scaling.messages(7, 11, 5, 4, 32, 100, 1) == []
+
+
+@pytest.mark.slow
+def test_real_workers_send_what_the_formula_says():
+    """Two gloo processes, a step with its backward pass: every tensor handed to torch.distributed, in order."""
+    command = [sys.executable, EXAMPLES / "benchmark_scaling.py", "count"]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(x["batch"], x["precision"]) for x in lines] == [(7, "float32"), (1, "float32"), (7, "bfloat16")]
+    for x in lines:
+        assert x["counted"] == x["computed"]
+        assert x["size_exchanges"] == len(x["counted"]) - 1  # one a gathering, none for the gradients
