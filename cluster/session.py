@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from czsl.errors import SetupError
 
 OBJECT_STORE_BYTES = 300 * 2**20  # nothing large travels through it: images are read where they are needed
 WORKER_START_TIMEOUT_S = 300
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ def joins(address: str | None) -> bool:
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
+def _check_answers(address: str) -> None:
+    """SetupError if nobody listens there: Ray itself would try for many minutes. ``auto`` and URLs are Ray's own business."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise SetupError(
+            f"no Ray head answers at {address}",
+            str(error),
+            "is the address right and the head up? On it: czsl cluster status; start one with: czsl cluster up",
+        ) from None
+
+
 @contextmanager
 def session(address: str | None = None) -> Iterator[Any]:
     """Ray, connected: to ``address``, else to ``RAY_ADDRESS``, else to a local one started and stopped here.
@@ -81,6 +98,8 @@ def session(address: str | None = None) -> Iterator[Any]:
     if ray.is_initialized():  # a caller's own session
         yield ray
         return
+    if address:
+        _check_answers(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:

@@ -51,11 +51,11 @@ def train(overrides, config_file, out, name, resume, source, dry_run, as_json, *
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
-    from cluster.train import train as train_run
-
     where = {k: options.pop(k) for k in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s", "max_failures")}
     if where["gpus_per_node"] and where["workers_per_node"]:
         raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    from cluster.train import train as train_run
+
     if resume and source:
         raise click.UsageError("--resume goes on with a run, --from starts a new one: give one of them")
     if resume:

@@ -115,6 +115,16 @@ def test_some_of_each_nodes_gpus():
         place(Described(four), nodes=1, gpus_per_node=8)
 
 
+def test_a_plan_for_this_machine_names_the_missing_gpus(monkeypatch):
+    import torch
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert session.planned(None, 1).gpu
+    with pytest.raises(SetupError, match="no node with 2 GPUs"):
+        session.planned(None, 1, gpus_per_node=2)
+
+
 def test_several_workers_a_node_are_pinned_to_free_nodes(monkeypatch):
     """Otherwise Ray would spread 2 x 2 workers over all four nodes."""
     busy = {f"node{i}": {"CPU": 1.0 if i in (0, 2) else 4.0} for i in range(4)}
