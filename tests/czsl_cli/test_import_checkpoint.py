@@ -56,7 +56,7 @@ def made(name, space):
     settings = {
         "csp": {},
         "troika": {"adapter_dim": 4, "patch_norm": "cumulative"},
-        "clusPro": {"adapter_dim": 4},
+        "clusPro": {"adapter_dim": 4, "heads": 2, "fusion": "logit"},
         "msci": {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 2, "stage1_heads": 2, "stage2_heads": 4},
     }[name]
     method = build(name, space, load_clip("tiny"), {"names": "reference", **settings})
