@@ -33,11 +33,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side under a heading."""
+    """Pictures side by side under a heading, each in a square of ``size`` pixels."""
 
     title: str
     cards: Sequence[Card]
     text: str = ""
+    size: int = THUMBNAIL
     kind: str = field(default="gallery", init=False)
 
 
@@ -110,7 +111,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem aut
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
 p { margin: .2rem 0; opacity: .8; }
 .gallery { display: flex; flex-wrap: wrap; gap: 14px; margin-top: .6rem; }
-figure { margin: 0; width: 160px; } figure img { width: 160px; height: 160px; object-fit: contain; background: var(--soft); }
+figure { margin: 0; width: var(--size); }
+figure img { width: var(--size); height: var(--size); object-fit: contain; background: var(--soft); }
 figure img { border-radius: 6px; display: block; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } .note { opacity: .65; }
 .good img { outline: 3px solid var(--good); } .bad img { outline: 3px solid var(--bad); }
@@ -127,7 +129,7 @@ td.number { text-align: right; } .plot svg { max-width: 100%; height: auto; back
 <section>
 <h2>{{ section.title }}</h2>
 {% if section.text %}<p>{{ section.text }}</p>{% endif %}
-{% if section.kind == "gallery" %}<div class="gallery">
+{% if section.kind == "gallery" %}<div class="gallery" style="--size: {{ section.size }}px">
 {% for card in section.cards %}<figure class="{{ card.tone }}"><img src="{{ card.picture }}" alt="{{ card.caption }}">
 <figcaption>{{ card.caption }}{% if card.note %} <span class="note">{{ card.note }}</span>{% endif %}</figcaption></figure>
 {% endfor %}</div>

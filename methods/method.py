@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.clip.text import PromptTree
-from czsl.compositions import CompositionSpace, prompt_name
+from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
+from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
@@ -123,6 +124,8 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True
     # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
     per_primitive: ClassVar[tuple[str, ...]] = ()
+    # Whether :meth:`explain_candidate` shows training images where it is given some.
+    explains_by_examples: ClassVar[bool] = False
 
     clip: Clip
 
@@ -334,3 +337,26 @@ class Method(nn.Module):
             return rank_compositions(self.scores(self.encode_images(batch), text), pairs, self.space, k)
         finally:
             self.train(was_training)
+
+    # -- explanation -----------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def question(self, image: Image.Image, image_id: str, text: TextSide) -> Question:
+        """An original image before candidates: what all explanations of it have in common."""
+        image = image.convert("RGB")
+        side = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
+        return Question(image, image_id, side, text, self.logits(side, text))
+
+    def explain_candidate(self, question: Question, place: int) -> Explained:
+        """Why candidate ``place`` of the question's text side has its score; a subclass adds what only it can show.
+
+        Called in evaluation mode, without gradients.
+        """
+        names = self.space.pair_names(question.text.pairs[place].tolist())
+        return Explanation(names, [branch_figures(question, place, (" ".join(names), *names))])
+
+    @torch.inference_mode()
+    def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:
+        """The explanation of a pair of names alone; ranks and probabilities of compositions need all candidates in a question."""
+        place = index_pairs([pair], self.space.attributes, self.space.objects)
+        text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
+        return self.explain_candidate(self.question(image, image_id, text), 0)

@@ -49,6 +49,11 @@ def branch_features(method: ClusPro, features_ND: Tensor) -> Tensor:
     return side.hidden
 
 
+def prototype_cosines(hidden_nD: Tensor, prototypes_KD: Tensor) -> Tensor:
+    """Cosines [n, K] of features in the prototypes' space; 0 with a prototype that training never touched."""
+    return F.normalize(hidden_nD, dim=-1) @ F.normalize(prototypes_KD, dim=-1).T
+
+
 @torch.inference_mode()
 def gallery(
     method: ClusPro, features_ND: Tensor, attr_N: np.ndarray, obj_N: np.ndarray, shown: int = 8
@@ -75,9 +80,8 @@ def gallery(
     ):
         for c in np.unique(labels_N).tolist():
             rows_n = np.flatnonzero(labels_N == c)
-            prototypes_KD = F.normalize(bank[first + c], dim=-1)
-            near_nK = F.normalize(hidden_ND[rows_n], dim=-1) @ prototypes_KD.T
-            sizes = torch.bincount(near_nK.argmax(1), minlength=len(prototypes_KD)).tolist()
+            near_nK = prototype_cosines(hidden_ND[rows_n], bank[first + c])
+            sizes = torch.bincount(near_nK.argmax(1), minlength=near_nK.shape[1]).tolist()
             best_sK, place_sK = near_nK.sort(dim=0, descending=True, stable=True)
             nearest = rows_n[place_sK[:shown].T.cpu().numpy()].tolist()
             one = bank[first + c][None]

@@ -17,6 +17,7 @@ from czsl.compositions import CompositionSpace
 from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
+from methods.explanation import Explanation, Question, branch_figures
 from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
 from methods.parts.adapters import BlockAdapters
 from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
@@ -51,6 +52,7 @@ class ClusPro(Method):
 
     name, title, Config = "clusPro", "ClusPro", ClusProConfig
     per_primitive = ("prompts.table", "prototypes.bank", "prototypes.ring", "prototypes.ring_place")
+    explains_by_examples = True
 
     config: ClusProConfig
 
@@ -208,3 +210,12 @@ class ClusPro(Method):
         if not len(bank):
             return {}
         return {"effective_k": float(effective_count(bank).mean()), "prototype_cosine": float(mean_cosine(bank).mean())}
+
+    def explain_candidate(self, question: Question, place: int) -> Explanation:
+        """The image's nearest prototypes of the attribute and the object, with the training images nearest to them."""
+        from methods.clus_pro.explain import prototype_parts
+
+        names = self.space.pair_names(question.text.pairs[place].tolist())
+        figures = branch_figures(question, place, (" ".join(names), *names))
+        parts, notes = prototype_parts(self, question, place)
+        return Explanation(names, [figures, *parts], notes)

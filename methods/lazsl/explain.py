@@ -11,12 +11,15 @@ from PIL import Image
 
 from czsl.clip.backbone import Clip
 from czsl.data.pixels import clip_pixels
+from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.regions import checked_boxes, crops, encode_views, region_side, sample_boxes
 from methods.lazsl.scoring import PhraseSide
 from methods.lazsl.solver import plan_of
 
 CONVERGED = 1e-12
+MAP_SIDE = 96  # cells along the longer side of a map that is shown
+SHOWN = 6  # phrases whose regions are drawn: those with the largest shares
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,49 @@ class Explanation:
         total, cover = (grid.cumsum(0).cumsum(1)[:-1, :-1] for grid in (total, cover))
         covered = cover > 0.5
         return np.where(covered, total / np.where(covered, cover, 1.0), 0.0)
+
+    @property
+    def parts(self) -> list[Part]:
+        """What to show: regions by their shares, the best region of each phrase, and the shares that add up to the score."""
+        width, height = self.settings["image_size"]
+        shown = np.argsort(-self.by_phrase, kind="stable")[:SHOWN].tolist()
+        maps = [("all phrases: mean share of the regions here", self.heat_map(longest=MAP_SIDE), "share of the score")]
+        maps += [
+            (f"{self.phrases[n].text}: lift", self.heat_map(self.lift[n], MAP_SIDE), "over an even plan")
+            for n in shown
+            if self.phrases[n].weight
+        ]
+        extent = (0.0, 0.0, float(width), float(height))
+        best = [(tuple(self.boxes[r].tolist()), f"{self.phrases[n].text}: {self.local[n, r]:.5f}") for n, r in self._drawn(shown)]
+        share_text = f"They add up to the score {self.score:.4f}; times {self.logit_scale:g} it is what prediction prints."
+        regions = [f"region {r + 1}: {box}" for r, box in enumerate(self.boxes.tolist())]
+        totals = [float(self.local.sum()), float(self.whole.sum()), self.score]
+        by_phrase = np.stack([self.local.sum(1), self.whole, self.by_phrase], axis=1)
+        lines = [
+            [
+                phrase.text,
+                phrase.label,
+                round(phrase.weight, 4),
+                int(self.best_region[n]) + 1,
+                round(float(self.whole_similarity[n]), 4),
+            ]
+            for n, phrase in enumerate(self.phrases)
+        ]
+        return [
+            *(HeatMap("Where the regions support the phrases", title, values, extent, note) for title, values, note in maps),
+            Boxes("The best region of each phrase", [box for box, _ in best], [c for _, c in best], "By its share of the score."),
+            Shares(
+                "Shares by phrase", [p.text for p in self.phrases], ["regions", "whole image", "sum"], by_phrase, totals, share_text
+            ),
+            Shares(
+                "Shares by region", [*regions, "the whole image"], ["share"],
+                np.append(self.by_region, self.whole.sum())[:, None], [self.score], share_text,
+            ),
+            Figures("Phrases", ["phrase", "label", "weight", "best region", "cosine with the whole image"], lines),
+        ]  # fmt: skip
+
+    def _drawn(self, phrases: list[int]) -> list[tuple[int, int]]:
+        return [(n, int(self.best_region[n])) for n in phrases if self.phrases[n].weight]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from czsl.compositions import index_pairs
+from methods.explanation import Question
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.explain import Explanation, explain_image
 from methods.lazsl.phrases import make_bank
@@ -84,10 +85,21 @@ class LaZSL(Method):
         """The scores; there are no branches."""
         return self.scores(images, text), None, None
 
+    # -- explanation -----------------------------------------------------------------------------------------------
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> Explanation:
         """Which region supports which phrase of a pair of names; see :func:`methods.lazsl.explain.explain_image`."""
         place = index_pairs([pair], self.space.attributes, self.space.objects)
         with torch.inference_mode():
             text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
-        prompt = self.pair_prompt(place[0].tolist()) if self.config.global_term == "prompt" else None
-        return explain_image(self.clip, self.config, image, text, self.space.pair_names(place[0]), image_id, boxes, prompt)
+        return self._explain(image, text, image_id, boxes)
+
+    def explain_candidate(self, question: Question, place: int) -> Explanation:
+        """Which region supports which phrase, and the shares that add up to the score."""
+        text = question.text
+        assert isinstance(text, PhraseSide)
+        return self._explain(question.image, text.tile(place, place + 1), question.image_id)
+
+    def _explain(self, image: Image.Image, text: PhraseSide, image_id: str, boxes: Any = None) -> Explanation:
+        pair = text.pairs[0].tolist()
+        prompt = self.pair_prompt(pair) if self.config.global_term == "prompt" else None
+        return explain_image(self.clip, self.config, image, text, self.space.pair_names(pair), image_id, boxes, prompt)

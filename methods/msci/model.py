@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
+from methods.explanation import Explanation, Question, branch_figures
 from methods.msci.config import HIGH, LOW, MSCIConfig
+from methods.msci.explain import explained_parts
 from methods.parts.attending import AttendingMethod
 from methods.parts.traction import Memory, Traction, TractionLayer, branch_cosines
 
@@ -150,3 +152,26 @@ class MSCI(AttendingMethod):
     def cosines(self, images: Sequence[Tensor], texts: Sequence[Tensor], memory: dict[str, Memory]) -> list[Tensor]:
         """Cosines with the moved texts; the texts of all branches are one set of queries."""
         return branch_cosines(images, texts, lambda text_mD: self.move(text_mD, memory))
+
+    # -- explanation -----------------------------------------------------------------------------------------------
+    def shares(self, text_nD: Tensor, memory: dict[str, Memory]) -> dict[str, Tensor]:
+        """What t* is the sum of, each [B, n, D]: the text, and what each stage added to the query that it was asked with.
+
+        With both answers of sequential stages: (1 + lambda1 + lambda2) t + (lambda1 + lambda2) D1 + lambda2 D2.
+        """
+        answers, chained = self.answers(text_nD, memory), self.config.stage_order == "sequential"
+        parts = {"text": text_nD.expand_as(next(iter(answers.values())))}
+        for s, answer in answers.items():
+            parts[s] = answer - (answers[LOW] if s == HIGH and chained else text_nD)
+        out = {name: torch.zeros_like(part) for name, part in parts.items()}
+        out["text"] = parts["text"].clone()
+        for s, gate_D in self.gates.items():
+            for name in {"text", s} | ({LOW} if chained else set()):
+                out[name] = out[name] + gate_D * parts[name]
+        return out
+
+    def explain_candidate(self, question: Question, place: int) -> Explanation:
+        """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
+        names = self.space.pair_names(question.text.pairs[place].tolist())
+        labels = (" ".join(names), *names)
+        return Explanation(names, [*explained_parts(self, question, place, labels), branch_figures(question, place, labels)])

@@ -42,6 +42,13 @@ class CountedText(TextSide):
     candidates: int = 0
 
 
+def candidate_texts(text: TextSide, place: int) -> Tensor:
+    """Texts of a candidate, its attribute and its object before they meet an image, [3, D]."""
+    assert text.attribute is not None and text.object is not None
+    attribute, obj = text.pairs[place].tolist()
+    return torch.stack([text.pair[place], text.attribute[attribute], text.object[obj]])
+
+
 class AttendingMethod(Method):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 

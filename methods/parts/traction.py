@@ -54,6 +54,12 @@ class CrossAttention(nn.Module):
             q = q.expand(len(k), -1, -1, -1)
         return self.dropout(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
+    def weights(self, q: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """How much queries [B, n, D] or [n, D] look at each token, mean over heads: [B, n, L], rows of sum 1."""
+        k, _ = memory
+        scores = self.split(self.q_proj(q)) @ k.mT * k.shape[-1] ** -0.5
+        return scores.softmax(-1).mean(-3)
+
 
 class TractionLayer(nn.Module):
     """q + attention(q, tokens), then q + MLP(LN(q)) with four times the width; no norm before the attention."""
@@ -98,6 +104,14 @@ class Traction(nn.ModuleList):
         for layer, own in zip(self, memory, strict=True):
             q = layer(q, own)
         return q
+
+    def attention(self, text_nD: Tensor, memory: Memory) -> Tensor:
+        """How much texts [n, D] (or [B, n, D]) look at each token, mean over layers and heads: [B, n, L], rows of sum 1."""
+        q, found = text_nD, []
+        for layer, own in zip(self, memory, strict=True):
+            found.append(cast(TractionLayer, layer).cross_attn.weights(q, own))
+            q = layer(q, own)
+        return torch.stack(found).mean(0)
 
 
 def moved_cosines(images_BD: Tensor, text_nD: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.parts.attending import AttendingMethod
+from methods.explanation import Explanation, Part, Question, attention_map, branch_figures
+from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
 from methods.parts.branches import BranchesConfig
 from methods.parts.traction import Memory, Traction, moved_cosines
 
@@ -88,3 +89,15 @@ class Troika(AttendingMethod):
             return text_mD + self.traction_scale * self.traction(text_mD, memory)
 
         return moved_cosines(image_BD, text_nD, move)
+
+    def explain_candidate(self, question: Question, place: int) -> Explanation:
+        """What the pair and its primitives look at: attention over the image, mean over layers and heads."""
+        assert isinstance(question.side, AttendedImages)
+        names = self.space.pair_names(question.text.pairs[place].tolist())
+        labels, maps = (" ".join(names), *names), list[Part]()
+        texts_3D = candidate_texts(question.text, place)
+        for label, text_D, memory in zip(labels, texts_3D, question.side.memory, strict=True):
+            if self.config.traction_layers:
+                weights_L = self.traction.attention(text_D[None], memory)[0, 0]
+                maps.append(attention_map("What the words look at", label, weights_L, question.image.size))
+        return Explanation(names, [*maps, branch_figures(question, place, labels)])

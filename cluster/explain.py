@@ -1,0 +1,161 @@
+"""An image's best compositions explained by a method, with the training images of its run where the method shows some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cluster.comm import Group
+from cluster.score import PAIR_TILE
+from cluster.source import Progress, Source, quiet
+from czsl.compositions import CompositionSpace, index_pairs
+from czsl.data.batches import stratified
+from czsl.data.table import Split, open_data
+from czsl.errors import CzslError
+from czsl.runs.run import Run
+from methods.explanation import Examples, Explained
+from methods.method import Method
+
+EXAMPLES = 10  # training images a pair that are looked at where each costs a pass of an adapted tower
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A composition of the image: its names, score, probability among the candidates, rank from 1, and why.
+
+    seen : whether training saw it; ``rows``: rows of the training split behind the places that the explanation names
+    """
+
+    attr: str
+    obj: str
+    score: float
+    prob: float
+    rank: int
+    seen: bool
+    explanation: Explained
+    rows: np.ndarray
+
+
+class TrainingImages:
+    """Training images of a run, by the composition that they help to explain.
+
+    Parameters
+    ----------
+    method : Method
+        Of the run, in evaluation mode; it may know more labels than the run.
+    run : Run
+    progress : Progress
+
+    Raises
+    ------
+    CzslError
+        The run's dataset is gone or damaged.
+    """
+
+    def __init__(self, method: Method, run: Run, progress: Progress = quiet):
+        config = run.config
+        self.method, self.config = method, config
+        self.source = Source(method, open_data(config.data), "train", Group(), config.eval_batch, progress, config.precision)
+        self.space: CompositionSpace = run.space
+        # Drawn once for all compositions, so that a prototype has the same images wherever it is shown.
+        per_pair = 0 if method.frozen_images else EXAMPLES
+        self.looked_at = stratified(self.split.attr, self.split.obj, per_pair, config.seed)
+
+    @property
+    def split(self) -> Split:
+        """The training split."""
+        return self.source.split
+
+    def rows(self, attr: int, obj: int) -> np.ndarray:
+        """Rows looked at that show the attribute or the object (indices of the method's space), [n]."""
+        names, rows = self.method.space, self.looked_at
+        # Labels of the method follow the run's by name.
+        own = [_index(self.space.attributes, names.attributes[attr]), _index(self.space.objects, names.objects[obj])]
+        return rows[(self.split.attr[rows] == own[0]) | (self.split.obj[rows] == own[1])]
+
+    def examples(self, attr: int, obj: int) -> Examples | None:
+        """The images behind :meth:`rows`; None where there are none."""
+        rows, names = self.rows(attr, obj), self.method.space
+        if not len(rows):
+            return None
+        features = self.source.encode(rows, self.config.eval_batch).to(self.method.clip.device)
+        attr_n = np.array([_index(names.attributes, self.space.attributes[a]) for a in self.split.attr[rows]])
+        obj_n = np.array([_index(names.objects, self.space.objects[o]) for o in self.split.obj[rows]])
+        return Examples(features, attr_n, obj_n)
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else -1
+
+
+def training_images(method: Method, run: Run | None, progress: Progress = quiet) -> tuple[TrainingImages | None, str]:
+    """What a method's explanations show of its run's dataset, or None and why they cannot (empty if they need not)."""
+    if not method.explains_by_examples:
+        return None, ""
+    if run is None:
+        return None, "training images are not shown: there is no run"
+    try:
+        return TrainingImages(method, run, progress), ""
+    except (CzslError, OSError) as error:
+        what = error.what if isinstance(error, CzslError) else f"{error.strerror}: {error.filename}"
+        return None, f"training images are not shown, the run's dataset cannot be read: {what}"
+
+
+@torch.inference_mode()
+def explain(
+    method: Method,
+    image: Image.Image,
+    image_id: str,
+    pairs: np.ndarray,
+    *,
+    asked: Sequence[tuple[str, str]] = (),
+    top: int = 3,
+    training: TrainingImages | None = None,
+    space: CompositionSpace | None = None,
+) -> list[Answer]:
+    """The best compositions of an image, or those asked for, explained.
+
+    Parameters
+    ----------
+    method : Method
+        In evaluation mode.
+    image : PIL image
+        The original.
+    image_id : str
+        Its name (regions may be drawn by it).
+    pairs : int array [P, 2]
+        Candidates, among which probabilities and ranks are.
+    asked : sequence of (attribute, object)
+        Of the candidates; they are explained instead of the ``top`` best.
+    training : TrainingImages, optional
+    space : CompositionSpace, optional
+        Whose training pairs count as seen; the method's by default.
+    """
+    text = method.encode_compositions(torch.from_numpy(pairs.copy()).to(method.clip.device))
+    question = method.question(image, image_id, text)
+    if training is not None:
+        question = replace(question, examples=training.examples)
+    tiles = [text.tile(s, s + PAIR_TILE) for s in range(0, len(text), PAIR_TILE)]
+    scores_P = torch.cat([method.scores(question.side, tile) for tile in tiles], dim=1)[0].double().cpu()
+    order_P = torch.argsort(scores_P, descending=True, stable=True)
+    rank_P = torch.empty_like(order_P)
+    rank_P[order_P] = torch.arange(1, len(order_P) + 1)
+    prob_P = scores_P.softmax(0)
+    if asked:
+        wanted = method.space.locate(index_pairs(asked, method.space.attributes, method.space.objects), pairs).tolist()
+    else:
+        wanted = order_P[:top].tolist()
+    names, known = method.space, space or method.space
+    seen = {known.pair_names(pair) for pair in known.train_pairs}
+    answers = []
+    for place in wanted:
+        attr, obj = pairs[place].tolist()
+        pair = names.pair_names((attr, obj))
+        rows = training.rows(attr, obj) if training is not None else np.zeros(0, np.int64)
+        why = method.explain_candidate(question, place)
+        answers.append(Answer(*pair, float(scores_P[place]), float(prob_P[place]), int(rank_P[place]), pair in seen, why, rows))
+    return answers

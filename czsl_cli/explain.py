@@ -1,0 +1,302 @@
+"""``czsl explain``: why an image is named as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from czsl_cli.console import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cluster.explain import Answer, TrainingImages
+    from czsl.runs.run import Run
+    from methods.explanation import HeatMap, Part
+    from methods.method import Method
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+MAP_SIZE = 240  # pixels of a map on the page
+WHOLE_SIZE = 380  # of the image itself
+
+
+@click.command()
+@click.argument("image", type=FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Run folder.  [default: the newest in runs/]")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--method", "-m", help="The newest run of this method; or without a run one that needs no training.")
+@click.option("--data", "-d", help="Labels for a method without a run: a dataset folder, or `toy`.")
+@click.option("--pairs", type=FILE, help="Labels for a method without a run: a file with `attribute,object` a line.")
+@click.option("--clip", help="CLIP for a method without a run (`czsl train --help`).  [default: tiny]")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights for it.")
+@click.option(
+    "--composition",
+    "-c",
+    "texts",
+    multiple=True,
+    help='Explain this one, e.g. "wet dog", seen or not; may be given several times.',
+)
+@click.option(
+    "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
+)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
+def explain(image, overrides, texts, top, html, as_json, **which) -> None:
+    """Show what the best compositions of IMAGE (or those given) owe their scores to.
+
+    \b
+      czsl explain dog.jpg --html why.html
+      czsl explain dog.jpg --run RUN --composition "wet dog" --json
+      czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
+
+    msci and troika: where the words look. lazsl: which region supports which phrase. clusPro: the nearest prototypes and the training
+    images that they stand for. All others: what their branches say.
+    """
+    from cluster.explain import explain as explain_image
+    from cluster.explain import training_images
+    from czsl.data.images import decode, read_image_file
+
+    picture = decode(read_image_file(image))
+    subject = _subject(overrides, **which)
+    method, pairs, asked = _candidates(subject, texts)
+    with progress_bar() as bar:
+        training, note = training_images(method, subject.run, bar.update)
+        answers = explain_image(
+            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space
+        )
+    notes = [*([note] if note else []), *dict.fromkeys(text for answer in answers for text in answer.explanation.notes)]
+    if as_json:
+        print_json(_content(image, subject, answers, training, notes))
+    else:
+        _print(answers)
+    for text in notes:
+        say(text)
+    if html:
+        _write_page(html, image, picture, subject, answers, training, notes)
+        say(f"page: {html}")
+    elif not as_json and any(_drawn(part) for answer in answers for part in answer.explanation.parts):
+        say("there are pictures to see: --html FILE")
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Subject:
+    """A method with the labels that it was trained on or given, its run if there is one, and its name for people."""
+
+    method: Method
+    run: Run | None
+    title: str
+
+
+def _subject(overrides, run_path, checkpoint, method, data, pairs, clip, clip_weights) -> Subject:
+    from czsl.errors import UsageError
+    from czsl_cli.runs import chosen_run, usable_checkpoint
+    from methods.loading import load
+    from methods.registry import canonical_name, method_class
+
+    name = canonical_name(method) if method else None
+    loose = {
+        "--data": data, "--pairs": pairs, "--clip": clip, "--clip-weights": clip_weights, "KEY=VALUE": overrides or None
+    }  # fmt: skip
+    given = [key for key, value in loose.items() if value is not None]
+    if run_path is None and name and not method_class(name).trains and (data or pairs):
+        return _untrained(name, overrides, data, pairs, clip, clip_weights)
+    if given:
+        why = f"{name} has to be trained" if name and method_class(name).trains else "a run has its own"
+        fix = "drop it, or name a method that needs no training with --method and its labels with --data or --pairs"
+        raise UsageError(f"{given[0]} is for a method without a run", why, fix)
+    run = _newest(name, method_class(name).trains) if run_path is None and name else chosen_run(run_path)
+    if name and run.config.method != name:
+        raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
+    usable_checkpoint(run, checkpoint)
+    return Subject(load(run, checkpoint), run, f"{run.config.method}, run {run.path.name}")
+
+
+def _newest(name: str, trains: bool) -> Run:
+    from czsl.errors import UsageError
+    from czsl.runs.run import Run
+
+    files = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for file in files:
+        run = Run(file.parent)
+        if run.config.method == name:
+            say(f"using the newest run of {name}: runs/{run.path.name}")
+            return run
+    fix = f"czsl train --method {name}, or --run RUN" if trains else "give its labels: --data DATASET or --pairs FILE"
+    raise UsageError(f"no run of {name} in runs/", "", fix)
+
+
+def _untrained(name, overrides, data, pairs, clip, clip_weights) -> Subject:
+    from czsl.clip.backbone import load_clip
+    from czsl.compositions import CompositionSpace
+    from czsl.data.table import open_data
+    from czsl.errors import UsageError
+    from czsl_cli.config import resolve
+    from czsl_cli.predict import read_pairs
+    from methods.building import build
+
+    if data and pairs:
+        raise UsageError("--data and --pairs both give labels", "", "give one of them")
+    config = resolve({"method": name, "data": data, "clip": clip, "clip_weights": clip_weights}, overrides)
+    if pairs:
+        named = read_pairs(pairs)
+        attributes, objects = (list(dict.fromkeys(x)) for x in zip(*named, strict=True))
+        space = CompositionSpace.from_json({"attributes": attributes, "objects": objects, "test_pairs": named})
+    else:
+        space = open_data(data).space
+    method = build(name, space, load_clip(config.clip, config.clip_weights), config.model).eval()
+    return Subject(method, None, f"{name} on {config.clip}")
+
+
+def _candidates(subject: Subject, texts: tuple[str, ...]):
+    """The method, on its device and with new words if some are asked for, its candidates, and what is asked for by name."""
+    import torch
+
+    from czsl.compositions import CompositionSpace, index_pairs
+    from czsl_cli.predict import tell_new_words
+    from czsl_cli.search import candidates, read_composition
+
+    method, space = subject.method, subject.method.space
+    asked = list(dict.fromkeys(read_composition(text, space) for text in texts))
+    pairs = space.closed_pairs
+    if asked:
+        content, named = candidates(space, asked)
+        tell_new_words(content, space)
+        new = CompositionSpace.from_json(content)
+        if (new.attributes, new.objects) != (space.attributes, space.objects):
+            method = method.for_space(new)
+        pairs = index_pairs(named, new.attributes, new.objects)
+    return method.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), pairs, asked
+
+
+# -- what is printed -------------------------------------------------------------------------------------------------
+def _drawn(part: Part) -> bool:
+    from methods.explanation import Figures, Shares
+
+    return not isinstance(part, Figures | Shares)
+
+
+def _named(content: Any, answer: Answer, training: TrainingImages | None) -> Any:
+    """JSON in which places of training images have become their names and labels."""
+    if isinstance(content, list):
+        return [_named(x, answer, training) for x in content]
+    if not isinstance(content, dict):
+        return content
+    if content.get("kind") == "neighbours" and training is not None:
+        split, rows = training.split, answer.rows[content["places"]]
+        images = [
+            {"image": split.ids[row], "labels": list(split.space.pair_names(split.pairs[row])), "cosine": cosine}
+            for row, cosine in zip(rows.tolist(), content["cosines"], strict=True)
+        ]
+        return {"kind": "neighbours", "title": content["title"], "images": images}
+    return {key: _named(value, answer, training) for key, value in content.items()}
+
+
+def _content(image: Path, subject: Subject, answers: list[Answer], training, notes: list[str]) -> dict[str, Any]:
+    run = str(subject.run.path) if subject.run else None
+    compositions = [
+        {
+            "attr": a.attr, "obj": a.obj, "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
+            "explanation": _named(a.explanation.to_json(), a, training),
+        }
+        for a in answers
+    ]  # fmt: skip
+    return {"image": str(image), "method": subject.method.name, "run": run, "notes": notes, "compositions": compositions}
+
+
+def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
+    rows = [[a.rank, f"{a.attr} {a.obj}", f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
+    return ["rank", "composition", "score", "probability", "seen in training"], rows
+
+
+def _shares_table(part) -> tuple[list[str], list[list[Any]]]:
+    rows = [[name, *(f"{x:.4f}" for x in row)] for name, row in zip(part.parts, part.values.tolist(), strict=True)]
+    return ["part", *part.columns], [*rows, ["sum", *(f"{x:.4f}" for x in part.totals)]]
+
+
+def _print(answers: list[Answer]) -> None:
+    from methods.explanation import Figures, Shares
+
+    print_table(*_ranking(answers))
+    for answer in answers:
+        name = f"{answer.attr} {answer.obj}"
+        for part in answer.explanation.parts:
+            if isinstance(part, Figures):
+                print_table(part.columns, part.rows, title=f"{name}: {part.title}")
+            elif isinstance(part, Shares):
+                print_table(*_shares_table(part), title=f"{name}: {part.title}")
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+def _write_page(path: Path, file: Path, image: Image.Image, subject: Subject, answers, training, notes) -> None:
+    from czsl_cli.overlays import shrunk
+    from czsl_cli.pages import Card, Gallery, Table, picture, write_page
+
+    columns, rows = _ranking(answers)
+    sections: list[Any] = [
+        Gallery("The image", [Card(picture(shrunk(image), 480), file.name)], size=WHOLE_SIZE),
+        Table("Compositions", columns, rows, "Probabilities and ranks are among all candidates."),
+    ]
+    for answer in answers:
+        sections += _sections(answer, image, training)
+    write_page(path, f"Why {file.name} is named so", sections, [f"By {subject.title}.", *notes])
+
+
+def _sections(answer: Answer, image: Image.Image, training: TrainingImages | None) -> list[Any]:
+    """Sections of one composition: maps first, a gallery a group."""
+    from czsl_cli.overlays import box_colour, draw_boxes
+    from czsl_cli.pages import Card, Gallery, Table, picture
+    from methods.explanation import Boxes, Figures, HeatMap, Neighbours, Shares
+
+    name, found = f"{answer.attr} {answer.obj}", list[Any]()
+    maps: dict[str, list[HeatMap]] = {}
+    for part in answer.explanation.parts:
+        if isinstance(part, HeatMap):
+            maps.setdefault(part.group, []).append(part)
+        elif isinstance(part, Boxes):
+            listed = [f"{i} ({box_colour(i - 1)}): {text}" for i, text in enumerate(part.captions, 1)]
+            card = Card(picture(draw_boxes(image, part.boxes), 480), "; ".join(listed))
+            found.append(Gallery(f"{name}: {part.title}", [card], part.text, WHOLE_SIZE))
+        elif isinstance(part, Shares):
+            found.append(Table(f"{name}: {part.title}", *_shares_table(part), part.text))
+        elif isinstance(part, Figures):
+            found.append(Table(f"{name}: {part.title}", part.columns, part.rows, part.text))
+        elif isinstance(part, Neighbours) and training is not None:
+            found.append(_training_gallery(f"{name}: {part.title}", part, answer, training))
+    return [*(_heat_gallery(f"{name}: {group}", parts, image) for group, parts in maps.items()), *found]
+
+
+def _heat_gallery(title: str, maps: list[HeatMap], image: Image.Image):
+    from czsl_cli.overlays import COLOURS_IN_WORDS, draw_heat
+    from czsl_cli.pages import Card, Gallery, picture
+
+    cards = [Card(picture(draw_heat(image, m.values, m.extent), 480), m.title, _range(m)) for m in maps]
+    cropped = any(tuple(m.extent) != (0, 0, *image.size) for m in maps)
+    grey = " Grey: outside of what CLIP sees." if cropped else ""
+    return Gallery(title, cards, f"Colours: {COLOURS_IN_WORDS}.{grey}", MAP_SIZE)
+
+
+def _training_gallery(title: str, part, answer: Answer, training: TrainingImages):
+    from czsl.data.images import BadImage, decode
+    from czsl_cli.pages import Card, Gallery, picture
+
+    split, cards = training.split, []
+    for row, cosine in zip(answer.rows[part.places].tolist(), part.cosines, strict=True):
+        try:
+            shown = picture(decode(split.image_bytes(row)))
+        except BadImage:
+            shown = ""
+        cards.append(Card(shown, split.space.pair_name(split.pairs[row]), f"{cosine:.2f}"))
+    return Gallery(title, cards, part.text)
+
+
+def _range(part: HeatMap) -> str:
+    least, most = float(part.values.min()), float(part.values.max())
+    if part.even is None:
+        return f"{least:.3g} to {most:.3g}, {part.note}"
+    rest = f"; {100 * part.elsewhere:.1f} % on the class token" if part.elsewhere is not None else ""
+    return f"{least / part.even:.2f} to {most / part.even:.2f} times an even spread{rest}"

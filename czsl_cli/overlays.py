@@ -1,0 +1,87 @@
+"""Heat maps and boxes drawn onto a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LONGEST = 480  # pixels of the longer side of what is drawn
+OPACITY = 0.6
+COLOURS = "viridis"
+BOX_COLOURS = {
+    "red": "#e6194b",
+    "green": "#3cb44b",
+    "yellow": "#ffe119",
+    "blue": "#6a8cff",
+    "orange": "#f58231",
+    "pink": "#f032e6",
+}
+COLOURS_IN_WORDS = (
+    "dark blue for the least, green between, yellow for the most, stretched to the range written below each picture"
+)
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """An RGB copy of at most ``LONGEST`` pixels a side."""
+    small = image.convert("RGB")
+    small.thumbnail((LONGEST, LONGEST))
+    return small
+
+
+def draw_heat(image: Image.Image, values_hw: np.ndarray, extent: Sequence[float]) -> Image.Image:
+    """Values laid over their rectangle of an image; what is outside of it turns grey, since nothing is known of it.
+
+    Parameters
+    ----------
+    image : PIL image
+        The original.
+    values_hw : float array [h, w]
+    extent : left, top, right, bottom
+        In pixels of the original.
+    """
+    import matplotlib
+    from PIL import Image, ImageOps
+
+    base = shrunk(image)
+    left, top, right, bottom = _scaled(extent, image.size, base.size)
+    least, most = float(values_hw.min()), float(values_hw.max())
+    level = (values_hw - least) / (most - least) if most > least else np.zeros_like(values_hw, dtype=float)
+    size = max(1, right - left), max(1, bottom - top)
+    # Resized before it is coloured: between two colours of a map lies none that stands for the value between.
+    smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    heat = Image.fromarray((matplotlib.colormaps[COLOURS](np.asarray(smooth).clip(0, 1))[..., :3] * 255).astype(np.uint8))
+    out = Image.blend(ImageOps.grayscale(base).convert("RGB"), Image.new("RGB", base.size, "white"), 0.5)
+    out.paste(Image.blend(base.crop((left, top, left + size[0], top + size[1])), heat, OPACITY), (left, top))
+    return out
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """Outlines with their numbers from 1, in the colours that :func:`box_colour` names."""
+    from PIL import ImageDraw
+
+    base = shrunk(image)
+    pen = ImageDraw.Draw(base)
+    for i, box in enumerate(boxes):
+        left, top, right, bottom = _scaled(box, image.size, base.size)
+        colour = BOX_COLOURS[box_colour(i)]
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=3)
+        # Numbers side by side: boxes of several phrases are often the same.
+        place = (left + 6 + 16 * i, top + 4)
+        pen.rectangle((place[0] - 3, place[1] - 1, place[0] + 11, place[1] + 13), fill=colour)
+        pen.text(place, str(i + 1), fill="black")
+    return base
+
+
+def box_colour(i: int) -> str:
+    """Name of the colour of box ``i`` (from 0); they start again behind the last."""
+    return list(BOX_COLOURS)[i % len(BOX_COLOURS)]
+
+
+def _scaled(box: Sequence[float], size: tuple[int, int], new: tuple[int, int]) -> tuple[int, int, int, int]:
+    x, y = new[0] / size[0], new[1] / size[1]
+    return round(box[0] * x), round(box[1] * y), round(box[2] * x), round(box[3] * y)
