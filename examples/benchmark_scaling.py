@@ -181,10 +181,10 @@ def count(workers: int = 2) -> None:
     """Counted beside computed, as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
     for B, precision in ((7, "float32"), (1, "float32"), (7, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)  # type: ignore[attr-defined]
+            torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)
             found = json.loads(Path(folder, "seen.json").read_text(encoding="utf-8"))
         word = 2 if precision == "bfloat16" else 4
-        said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["trainables"], workers, word)
+        said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["trainables"], workers, word)  # type: ignore[call-arg]
         computed = [[m.nbytes, m.reduces] for m in said]
         facts = {"batch": B, "precision": precision, "workers": workers, "counted": found["seen"], "computed": computed}
         print(json.dumps({**facts, "size_exchanges": found["objects"]}), flush=True)
@@ -273,7 +273,7 @@ def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
     rows = [
         nn.functional.normalize(torch.randn(n, D), dim=-1).requires_grad_() for n in (len(space.train_pairs), *SPACES[name][:2])
     ]
-    text = ClusProText(torch.from_numpy(space.train_pairs.copy()), *rows, whole=rows[0])
+    text = ClusProText(torch.from_numpy(space.train_pairs.copy()), *rows, whole=rows[0])  # type: ignore[misc]
     features = torch.randn(B, D, requires_grad=True)
     targets = Targets(batch["attr"], batch["obj"], batch["pair"])
 
@@ -368,7 +368,8 @@ def predict(machine: Machine) -> None:
     table(head, [[n, s.image.flops * BATCHES[n] / 1e12, s.text[1].flops / 1e12, s.text[1].launches, s.repeated.flops / 1e12,
                   s.repeated.launches, s.transport.launches] for n, s in steps.items()])  # fmt: skip
     print(f"Prediction, not measurement (a launch: {machine.launch_s * 1e6:g} us); milliseconds of a step\n")
-    rows, whole = [], {}
+    rows: list[list[Any]] = []
+    whole: dict[str, float] = {}
     for name, step in steps.items():
         for workers in WORKERS:
             by = [predicted(step, name, workers, machine, n, e) for n in NETWORKS for e in (True, False)]
@@ -427,7 +428,7 @@ def measured_worker(config: dict[str, Any], group: Group, device: torch.device) 
         found.append({**spent, "step": time.perf_counter() - began, "images": len(rows_B)})
         return out
 
-    worker.train_step = step
+    worker.train_step = step  # type: ignore[assignment]
     try:
         worker.train_worker(Run(config["run"]), group, device)
     finally:
@@ -448,7 +449,7 @@ def workers(numbers: list[int], images_per_pair: int, clip: str) -> None:
     from czsl_cli.config import resolve
 
     prepare_environment(joins=False)
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     # Ray is told of more CPUs than there may be, so that several workers can share a core.
     ray.init(address="local", num_cpus=max(numbers), object_store_memory=OBJECT_STORE_BYTES, **quiet)
     rows, settings = [], {"method": "clusPro", "clip": clip, "epochs": 1, "threads": 1, "adapter_dim": 16, "val_per_pair": 1}
