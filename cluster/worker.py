@@ -275,7 +275,8 @@ def restore(t: Trainer) -> None:
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)
-        if t.best_auc > (checkpoint.best(t.run.checkpoints).get("auc") or -1.0):  # died between saving it and marking it
+        marked = checkpoint.best(t.run.checkpoints).get("auc")
+        if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
             checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
 
 
