@@ -58,9 +58,13 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
     """
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
-    from czsl.data.images import decode, read_image_file
+    from czsl.data.images import BadImage, decode, read_image_file
+    from czsl.errors import DataError
 
-    picture = decode(read_image_file(image))
+    try:
+        picture = decode(read_image_file(image))
+    except BadImage as error:
+        raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
     subject = _subject(overrides, **which)
     method, pairs, asked = _candidates(subject, texts)
     with progress_bar() as bar:
@@ -233,12 +237,12 @@ def _print(answers: list[Answer]) -> None:
 
 # -- the page --------------------------------------------------------------------------------------------------------
 def _write_page(path: Path, file: Path, image: Image.Image, subject: Subject, answers, training, notes) -> None:
-    from czsl_cli.overlays import shrunk
+    from czsl_cli.overlays import canvas
     from czsl_cli.pages import Card, Gallery, Table, picture, write_page
 
     columns, rows = _ranking(answers)
     sections: list[Any] = [
-        Gallery("The image", [Card(picture(shrunk(image), 480), file.name)], size=WHOLE_SIZE),
+        Gallery("The image", [Card(picture(canvas(image), 480), file.name)], size=WHOLE_SIZE),
         Table("Compositions", columns, rows, "Probabilities and ranks are among all candidates."),
     ]
     for answer in answers:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-LONGEST = 480  # pixels of the longer side of what is drawn
+LONGEST = 480  # pixels of the longer side of what is drawn on
 OPACITY = 0.6
 COLOURS = "viridis"
 BOX_COLOURS = {
@@ -22,15 +22,17 @@ BOX_COLOURS = {
     "pink": "#f032e6",
 }
 COLOURS_IN_WORDS = (
-    "dark blue for the least, green between, yellow for the most, stretched to the range written below each picture"
+    "dark violet for the least, green between, yellow for the most, stretched to the range written below each picture"
 )
 
 
-def shrunk(image: Image.Image) -> Image.Image:
-    """An RGB copy of at most ``LONGEST`` pixels a side."""
-    small = image.convert("RGB")
-    small.thumbnail((LONGEST, LONGEST))
-    return small
+def canvas(image: Image.Image) -> Image.Image:
+    """An RGB copy whose longer side has ``LONGEST`` pixels, so that small images get fine maps and thin lines too."""
+    from PIL import Image
+
+    scale = LONGEST / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def draw_heat(image: Image.Image, values_hw: np.ndarray, extent: Sequence[float]) -> Image.Image:
@@ -47,7 +49,7 @@ def draw_heat(image: Image.Image, values_hw: np.ndarray, extent: Sequence[float]
     import matplotlib
     from PIL import Image, ImageOps
 
-    base = shrunk(image)
+    base = canvas(image)
     left, top, right, bottom = _scaled(extent, image.size, base.size)
     least, most = float(values_hw.min()), float(values_hw.max())
     level = (values_hw - least) / (most - least) if most > least else np.zeros_like(values_hw, dtype=float)
@@ -64,7 +66,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Im
     """Outlines with their numbers from 1, in the colours that :func:`box_colour` names."""
     from PIL import ImageDraw
 
-    base = shrunk(image)
+    base = canvas(image)
     pen = ImageDraw.Draw(base)
     for i, box in enumerate(boxes):
         left, top, right, bottom = _scaled(box, image.size, base.size)
