@@ -144,7 +144,7 @@ def explain(
     order_P = torch.argsort(scores_P, descending=True, stable=True)
     rank_P = torch.empty_like(order_P)
     rank_P[order_P] = torch.arange(1, len(order_P) + 1)
-    prob_P = scores_P.softmax(0)
+    prob_P = method.probabilities(scores_P[None])[0]
     if asked:
         wanted = method.space.locate(index_pairs(asked, method.space.attributes, method.space.objects), pairs).tolist()
     else:

@@ -105,9 +105,9 @@ class Predictor:
         """Records of the first ``count`` images from the scores of all candidates."""
         tiles = [self.text.tile(s, s + PAIR_TILE) for s in range(0, len(self.text), PAIR_TILE)]
         scores_BP = torch.cat([self.method.scores(images, tile) for tile in tiles], dim=1)[:count].float()
-        records = rank_compositions(scores_BP, self.pairs, self.method.space, self.request.top)
+        prob_BP = self.method.probabilities(scores_BP)
+        records = rank_compositions(scores_BP, prob_BP, self.pairs, self.method.space, self.request.top)
         if self.request.wanted is not None:
-            prob_BP = scores_BP.double().softmax(dim=1)
             for b, record in enumerate(records):
                 record["wanted"] = [
                     {"attr": a, "obj": o, "score": float(scores_BP[b, p]), "prob": float(prob_BP[b, p])}
@@ -126,7 +126,9 @@ class Predictor:
         found = top_compositions(
             self.index, parts[0], parts[1], parts[2], k=k, probes=self.request.probes, probability=asked.probability
         )
-        records = rank_found(found.scores, self.pairs[found.places], self.method.space, self.request.top)
+        scores_Bn = torch.from_numpy(found.scores)
+        prob_Bn = self.method.probabilities(scores_Bn)
+        records = rank_found(scores_Bn, prob_Bn, self.pairs[found.places], self.method.space, self.request.top)
         for record, visited in zip(records, found.visited, strict=True):
             record["retrieval"] = {"exact": found.exact, "visited": round(float(visited), 4)}
         return records

@@ -214,6 +214,10 @@ class Method(nn.Module):
         """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
         return self.logits(images, text)[0]
 
+    def probabilities(self, scores_BP: Tensor) -> Tensor:
+        """Probability of each candidate from the scores of all of them, float64 [B, P]: by default their softmax."""
+        return scores_BP.double().softmax(dim=1)
+
     @property
     def indexable(self) -> bool:
         """Whether a pair's embedding is the same for all images and :meth:`retrieval_query` says all about its score."""
@@ -320,7 +324,7 @@ class Method(nn.Module):
         -------
         list of dict
             ``{"predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...]}`` an image, best
-            first. A probability is the sum of the softmax over the candidates' scores.
+            first. A probability is the sum of :meth:`probabilities` over the candidates.
         """
         from methods.parts.ranking import rank_compositions
 
@@ -334,7 +338,8 @@ class Method(nn.Module):
         self.eval()
         try:
             text = self.encode_compositions(torch.tensor(pairs, device=self.clip.device))
-            return rank_compositions(self.scores(self.encode_images(batch), text), pairs, self.space, k)
+            scores_BP = self.scores(self.encode_images(batch), text)
+            return rank_compositions(scores_BP, self.probabilities(scores_BP), pairs, self.space, k)
         finally:
             self.train(was_training)
 

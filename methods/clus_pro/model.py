@@ -117,6 +117,12 @@ class ClusPro(Method):
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
         return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, len(text.whole))
 
+    def probabilities(self, scores_BP: Tensor) -> Tensor:
+        """Of scores that are sums of probabilities: their shares."""
+        if self.config.fusion == "logit":
+            return super().probabilities(scores_BP)
+        return scores_BP.double() / scores_BP.double().sum(dim=1, keepdim=True)
+
     @property
     def indexable(self) -> bool:
         """A pair's embedding is the same for all images."""

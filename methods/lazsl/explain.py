@@ -119,7 +119,7 @@ class Explanation:
         regions = [f"region {r + 1}: {box}" for r, box in enumerate(self.boxes.tolist())]
         totals = [float(self.local.sum()), float(self.whole.sum()), self.score]
         by_phrase = np.stack([self.local.sum(1), self.whole, self.by_phrase], axis=1)
-        lines = [
+        lines: list[list[str | float | int]] = [
             [
                 phrase.text,
                 phrase.label,

@@ -18,27 +18,29 @@ def top_pairs(scores_BP: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores_BP.gather(1, order_Bk), order_Bk
 
 
-def marginals(scores_BP: Tensor, labels_P: Tensor, count: int) -> Tensor:
-    """Probability of each primitive [B, count]: the softmax over candidate pairs, summed over the pairs that contain it."""
-    prob_BP = scores_BP.double().softmax(dim=1)
-    return prob_BP.new_zeros(len(scores_BP), count).index_add_(1, labels_P, prob_BP)
+def marginals(prob_BP: Tensor, labels_P: Tensor, count: int) -> Tensor:
+    """Probability of each primitive [B, count]: the sum over the candidate pairs that contain it."""
+    return prob_BP.new_zeros(len(prob_BP), count).index_add_(1, labels_P, prob_BP)
 
 
-def rank_compositions(scores_BP: Tensor, pairs_P2: np.ndarray, space: CompositionSpace, k: int) -> list[dict[str, Any]]:
-    """One record an image: its k best compositions, attributes and objects, best first."""
+def rank_compositions(
+    scores_BP: Tensor, prob_BP: Tensor, pairs_P2: np.ndarray, space: CompositionSpace, k: int
+) -> list[dict[str, Any]]:
+    """One record an image from its scores and probabilities: its k best compositions, attributes and objects, best first."""
     pairs = torch.from_numpy(np.ascontiguousarray(pairs_P2)).to(scores_BP.device)
     values_Bk, places_Bk = (x.cpu() for x in top_pairs(scores_BP, k))
-    sides = [marginals(scores_BP, pairs[:, c], n) for c, n in enumerate((space.num_attributes, space.num_objects))]
+    sides = [marginals(prob_BP, pairs[:, c], n) for c, n in enumerate((space.num_attributes, space.num_objects))]
     return _records(values_Bk, pairs_P2[places_Bk.numpy()], sides, space, k)
 
 
-def rank_found(scores_Bn: np.ndarray, pairs_Bn2: np.ndarray, space: CompositionSpace, k: int) -> list[dict[str, Any]]:
+def rank_found(
+    scores_Bn: Tensor, prob_Bn: Tensor, pairs_Bn2: np.ndarray, space: CompositionSpace, k: int
+) -> list[dict[str, Any]]:
     """The same records from the n best candidates of each image, best first; probabilities are among these n."""
-    scores, pairs = torch.from_numpy(scores_Bn), torch.from_numpy(pairs_Bn2)
-    prob_Bn, sides = scores.double().softmax(dim=1), []
+    pairs, sides = torch.from_numpy(pairs_Bn2), []
     for column, count in enumerate((space.num_attributes, space.num_objects)):
-        sides.append(prob_Bn.new_zeros(len(scores), count).scatter_add_(1, pairs[:, :, column], prob_Bn))
-    return _records(scores[:, :k], pairs_Bn2[:, :k], sides, space, k)
+        sides.append(prob_Bn.new_zeros(len(prob_Bn), count).scatter_add_(1, pairs[:, :, column], prob_Bn))
+    return _records(scores_Bn[:, :k], pairs_Bn2[:, :k], sides, space, k)
 
 
 def _records(

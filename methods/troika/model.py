@@ -33,6 +33,7 @@ class TroikaConfig(BranchesConfig):
     """
 
     fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "traction_dropout")
+    positive: ClassVar[tuple[str, ...]] = ("traction_layers",)
 
     traction_layers: int = 2
     traction_heads: int = 0
@@ -42,8 +43,8 @@ class TroikaConfig(BranchesConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.traction_layers < 0 or self.traction_heads < 0:
-            raise self.refused("traction_layers" if self.traction_layers < 0 else "traction_heads", "it must be 0 or more")
+        if self.traction_heads < 0:
+            raise self.refused("traction_heads", "it must be 0 or more")
 
 
 class Troika(AttendingMethod):
@@ -97,7 +98,6 @@ class Troika(AttendingMethod):
         labels, maps = (" ".join(names), *names), list[Part]()
         texts_3D = candidate_texts(question.text, place)
         for label, text_D, memory in zip(labels, texts_3D, question.side.memory, strict=True):
-            if self.config.traction_layers:
-                weights_L = self.traction.attention(text_D[None], memory)[0, 0]
-                maps.append(attention_map("What the words look at", label, weights_L, question.image.size))
+            weights_L = self.traction.attention(text_D[None], memory)[0, 0]
+            maps.append(attention_map("What the words look at", label, weights_L, question.image.size))
         return Explanation(names, [*maps, branch_figures(question, place, labels)])

@@ -73,6 +73,16 @@ def test_a_question_to_an_index_is_the_score(method, images):
 
 
 @torch.no_grad()
+def test_probabilities_follow_the_scores_and_sum_to_one(method, images):
+    scores = method.score_images(images, torch.from_numpy(method.space.closed_pairs))
+    prob = method.probabilities(scores)
+    assert prob.dtype == torch.float64
+    torch.testing.assert_close(prob.sum(1), torch.ones(BATCH, dtype=torch.float64))
+    assert (prob >= 0).all()
+    assert torch.equal(prob.argsort(dim=1, stable=True), scores.double().argsort(dim=1, stable=True))
+
+
+@torch.no_grad()
 def test_an_image_is_scored_the_same_in_any_company(method, images):
     pairs = torch.from_numpy(method.space.closed_pairs)
     together = method.score_images(images, pairs)

@@ -24,7 +24,7 @@ def test_the_best_come_first_and_ties_in_order_of_place(rows, k):
 def test_marginals_are_sums_of_the_softmax(seed):
     rng = np.random.default_rng(seed)
     scores, labels = rng.normal(size=(3, 6)) * 30, rng.integers(0, 4, 6)
-    found = marginals(torch.from_numpy(scores).float(), torch.from_numpy(labels), 4).tolist()
+    found = marginals(torch.from_numpy(scores).float().double().softmax(1), torch.from_numpy(labels), 4).tolist()
     for row, probabilities in zip(scores.astype(np.float32).tolist(), found, strict=True):
         weights = [math.exp(s - max(row)) for s in row]
         for label in range(4):
@@ -33,7 +33,7 @@ def test_marginals_are_sums_of_the_softmax(seed):
 
 
 def test_marginals_of_large_scores_stay_finite():
-    found = marginals(torch.tensor([[1000.0, 999.0, -1000.0]]), torch.tensor([0, 1, 1]), 3)
+    found = marginals(torch.tensor([[1000.0, 999.0, -1000.0]]).double().softmax(1), torch.tensor([0, 1, 1]), 3)
     e = math.exp(-1)
     torch.testing.assert_close(found, torch.tensor([[1 / (1 + e), e / (1 + e), 0.0]], dtype=torch.float64))
 
@@ -41,7 +41,7 @@ def test_marginals_of_large_scores_stay_finite():
 def test_records_name_pairs_and_primitives(small_space):
     pairs = np.array([[0, 0], [1, 0], [0, 1]])  # wet dog, dry dog, wet cat
     scores = torch.log(torch.tensor([[1.0, 2.0, 5.0], [6.0, 1.0, 1.0]]))
-    first, second = rank_compositions(scores, pairs, small_space, k=2)
+    first, second = rank_compositions(scores, scores.double().softmax(1), pairs, small_space, k=2)
     assert [(p["attr"], p["obj"]) for p in first["predictions"]] == [("wet", "cat"), ("dry", "dog")]
     assert first["predictions"][0]["score"] == pytest.approx(math.log(5), rel=1e-6)
     assert first["attributes"] == [{"name": "wet", "prob": 0.75}, {"name": "dry", "prob": 0.25}]
@@ -50,10 +50,10 @@ def test_records_name_pairs_and_primitives(small_space):
 
 
 def test_more_than_there_are_gives_all(small_space):
-    (record,) = rank_compositions(torch.zeros(1, 2), np.array([[0, 0], [1, 1]]), small_space, k=50)
+    (record,) = rank_compositions(torch.zeros(1, 2), torch.full((1, 2), 0.5), np.array([[0, 0], [1, 1]]), small_space, k=50)
     assert len(record["predictions"]) == 2
     assert len(record["attributes"]) == small_space.num_attributes
 
 
 def test_no_images_give_no_records(small_space):
-    assert rank_compositions(torch.zeros(0, 2), np.array([[0, 0], [1, 1]]), small_space, k=5) == []
+    assert rank_compositions(torch.zeros(0, 2), torch.zeros(0, 2), np.array([[0, 0], [1, 1]]), small_space, k=5) == []
