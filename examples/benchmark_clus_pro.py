@@ -233,7 +233,14 @@ def step(share: float, B: int) -> dict:
         seconds = {}
         for kind in ("accelerated", "plain"):
             torch.manual_seed(0)
-            config = {"proto_init": "first_samples", "adapter_dropout": 0.0, "head_dropout": 0.0, "attr_dropout": 0.0}
+            config = {
+                "heads": 2,
+                "fusion": "logit",
+                "proto_init": "first_samples",
+                "adapter_dropout": 0.0,
+                "head_dropout": 0.0,
+                "attr_dropout": 0.0,
+            }
             method = build("clusPro", space, clip, config)
             if kind == "plain":
                 method.__class__ = PlainClusPro
