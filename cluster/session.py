@@ -95,11 +95,11 @@ def session(address: str | None = None) -> Iterator[Any]:
     prepare_environment(joins=bool(address))
     import ray
 
+    if address:
+        _check_answers(address)
     if ray.is_initialized():  # a caller's own session
         yield ray
         return
-    if address:
-        _check_answers(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
