@@ -188,7 +188,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     with autocast(t.device, t.config.precision):
         terms = t.method.training_step(batch)
     loss = torch.stack(list(terms.values())).sum()
-    values = {"loss": float(loss), **{f"loss_{k}": float(v) for k, v in terms.items()}}
+    values = {"loss": float(loss.detach()), **{f"loss_{k}": float(v.detach()) for k, v in terms.items()}}
     if not math.isfinite(values["loss"]):
         named = ", ".join(split.ids[r] for r in rows_B[:3])
         terms_text = ", ".join(f"{k} {v:g}" for k, v in values.items())
