@@ -18,12 +18,15 @@ from cluster.score import encode_candidates, score_split
 from cluster.session import place, session
 from cluster.source import Progress, Source, quiet
 from czsl.clip.feasibility import feasibility_from_clip
+from czsl.data.subset import Subset
 from czsl.data.table import Dataset, open_data
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold, choose_threshold, report, threshold_rows
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
 from methods.method import Method
+
+SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Question:
     feasibility : open world: ``clip`` (from the run's own text tower), a vector [A * O], or None for no thresholds
     threshold : open world: the feasibility threshold in use; by default the best one on the validation split
     rule : what becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`)
+    per_pair : at most so many images of each pair, drawn by ``SUBSET_SEED``; 0: all images
     """
 
     split: str = "test"
@@ -50,6 +54,7 @@ class Question:
     feasibility: np.ndarray | Literal["clip"] | None = "clip"
     threshold: float | None = None
     rule: str = "exclude"
+    per_pair: int = 0
 
     def __post_init__(self):
         if self.threshold is not None and not (self.open_world and self.feasibility is not None):
@@ -62,7 +67,8 @@ class Question:
     @property
     def name(self) -> str:
         """How files of the answer are called: ``test-closed``, ``val-open``."""
-        return f"{self.split}-{'open' if self.open_world else 'closed'}"
+        part = f"-{self.per_pair}-per-pair" if self.per_pair else ""
+        return f"{self.split}-{'open' if self.open_world else 'closed'}{part}"
 
 
 def evaluate_run(
@@ -114,6 +120,9 @@ def answer(
     method = load(run, question.checkpoint).to(device)
     method.comm = comm
     data = open_evaluation_data(run, question, method)
+    everything = len(data.split(question.split))
+    if question.per_pair:
+        data = Subset(data, question.per_pair, SUBSET_SEED)
     if not len(data.split(question.split)):
         raise DataError(f"{data.folder} has no {question.split} images", "the split is empty", "choose another --split")
     candidates = Candidates.build(
@@ -139,6 +148,8 @@ def answer(
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
     result = {**about, "pairs": int(candidates.allowed.sum()), **numbers}
+    if question.per_pair:
+        result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
     facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
     if len(candidates.thresholds):
         result["threshold_chosen"] = chosen.how

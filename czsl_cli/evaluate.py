@@ -37,6 +37,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Treatment of infeasible pairs.",
 )
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
+@click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
 @click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes of the Ray cluster to use.")
@@ -81,7 +82,7 @@ def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     question = Question(
         split=options["split"] or "test",
         feasibility=feasibility,
-        **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule")},
+        **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     where = {k: options[k] for k in ("nodes", "workers_per_node", "address")}
     with progress_bar() as bar:
@@ -96,6 +97,8 @@ def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: 
     if run is not None or space is None:
         raise UsageError("a score file needs its label space and no run", "", "czsl evaluate --scores FILE.npz --space FILE.json")
     open_world = True if options["open_world"] else None
+    if options["per_pair"]:
+        raise UsageError("--per-pair goes with a run", "a score file has its images", "drop it")
     inputs = read_scores(scores, space, options["split"], open_world).inputs()
     _check_feasibility(options, inputs["open_world"])
     if options["no_feasibility"]:
@@ -177,6 +180,8 @@ def _print(result: dict[str, Any]) -> None:
     world = "open" if result.get("open_world", "threshold" in result) else "closed"
     named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
     title = f"{named + ', ' if named else ''}{world} world, {result['images']:,} images"
+    if part := result.get("subset"):
+        title += f" (at most {part['per_pair']} a pair of {part['of_images']:,}, seed {part['seed']})"
     columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
     print_table(columns, table, title)
     if "thresholds" in result:
