@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from cluster.comm import Group
-from cluster.launch import run_workers
+from cluster.jobs import Notice, kept, on_workers, unnoticed
+from cluster.nodes import Ask
 from cluster.score import encode_candidates, score_split
-from cluster.session import place, session
 from cluster.source import Progress, Source, quiet
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.subset import Subset
@@ -75,18 +75,18 @@ def evaluate_run(
     run: Run,
     question: Question,
     *,
-    nodes: int = 1,
-    workers_per_node: int | None = None,
-    address: str | None = None,
     progress: Progress = quiet,
+    notice: Notice = unnoticed,
+    **where: Any,
 ) -> dict[str, Any]:
     """The report of a run on a split, as ``czsl evaluate --json`` prints it.
 
     Also written into the run folder (``report-test-closed.json``), with the few numbers an image that it follows from
-    (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). Without an address, on one node and with one worker,
-    nothing of Ray is started.
+    (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). ``where`` are the arguments of
+    :meth:`cluster.nodes.Ask.of`; one worker on this machine needs no Ray.
     """
-    if address is None and nodes == 1 and workers_per_node in (None, 1):
+    ask = Ask.of(**where)
+    if ask.this_process:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         threads = torch.get_num_threads()
         try:  # several runs may be evaluated in one process, each with its own threads
@@ -96,10 +96,10 @@ def evaluate_run(
             torch.set_num_threads(threads)
         reduction.save(reduction_file(run, question))
     else:
-        with session(address) as ray, tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
-            placement = place(ray, nodes, workers_per_node, run.config.threads)
+        with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
             out = Path(folder) / "report.json"
-            run_workers(_worker, {"run": str(run.path), "question": vars(question), "out": str(out)}, placement, Path(folder), 1)
+            config = {"run": str(run.path), "question": vars(question), "out": str(out)}
+            on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
             result = json.loads(out.read_text(encoding="utf-8"))
     run.write_report(f"report-{question.name}", result)
     return result
@@ -107,10 +107,11 @@ def evaluate_run(
 
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
     run, question = Run(config["run"]), Question(**config["question"])
-    result, reduction = answer(run, question, group, device)
+    out = Path(config["out"])
+    result, reduction = answer(run, question, group, device, kept(out.parent, group.rank))
     if group.rank == 0:
         reduction.save(reduction_file(run, question))
-        Path(config["out"]).write_text(json.dumps(result), encoding="utf-8")
+        out.write_text(json.dumps(result), encoding="utf-8")
 
 
 def answer(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,20 @@ import numpy as np
 import torch
 
 from cluster.comm import Group
-from cluster.launch import run_workers
-from cluster.session import place, session
+from cluster.jobs import Notice, kept, on_workers, unnoticed
+from cluster.nodes import Ask
 from cluster.source import Progress, quiet
 from czsl.errors import UsageError
 from czsl.retrieval.index import CompositionIndex, concatenate_parts
 from czsl.retrieval.storage import describe
 from czsl.runs import checkpoint
-from czsl.runs.files import sha256_file, write_atomically
+from czsl.runs.files import sha256_file, write_array
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
 from methods.method import TEXT_CHUNK, Method
 from methods.registry import method_class
 
 SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are those of one long encoding, bit for bit
-POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,14 @@ def fresh_index(run: Run, which: str = "best") -> Path | None:
 def build_index(
     plan: Plan,
     *,
-    nodes: int = 1,
-    workers_per_node: int | None = None,
-    address: str | None = None,
     progress: Progress = quiet,
+    notice: Notice = unnoticed,
+    **where: Any,
 ) -> Path:
     """Encode the open world of a run and keep its index in the run folder; shards that an interrupted build left are used.
 
-    Without an address, on one node and with one worker, nothing of Ray is started. The index is the same for any number of workers.
+    ``where`` are the arguments of :meth:`cluster.nodes.Ask.of`; one worker on this machine needs no Ray. The index is the same for
+    any number of workers.
 
     Raises
     ------
@@ -85,17 +81,12 @@ def build_index(
     run = Run(plan.run)
     parts = _parts(run, plan)
     parts.mkdir(parents=True, exist_ok=True)
-    if address is None and nodes == 1 and workers_per_node in (None, 1):
+    ask = Ask.of(**where)
+    if ask.this_process:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         compute(plan, Group(), device, progress)
     else:
-        total = len(run.space.open_pairs)
-        with session(address) as ray:
-            placement = place(ray, nodes, workers_per_node, run.config.threads)
-            _watched(
-                lambda: run_workers(_worker, vars(plan), placement, parts, 1),
-                lambda: progress("encoding compositions", min(len(list(parts.glob("*.npy"))) * SHARD, total), total),
-            )
+        on_workers(_worker, vars(plan), parts, ask, run.config.threads, progress, notice)
     shutil.rmtree(parts, ignore_errors=True)
     return folder_of(run)
 
@@ -111,7 +102,7 @@ def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = 
         rows = slice(starts[i], starts[i] + SHARD)
         file = parts / f"{i:06d}.npy"
         if not file.exists():
-            _write(file, _encode(method, pairs_P2[rows], progress, starts[i], len(pairs_P2)))
+            write_array(file, _encode(method, pairs_P2[rows], progress, starts[i], len(pairs_P2)))
         progress("encoding compositions", min(rows.stop, len(pairs_P2)), len(pairs_P2))
     comm.gather_objects(None)  # all shards are written
     if comm.rank == 0:
@@ -145,12 +136,6 @@ def _encode(method: Method, pairs_p2: np.ndarray, progress: Progress, done: int,
     return np.concatenate(out)
 
 
-def _write(file: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(file, buffer.getvalue())
-
-
 def _parts(run: Run, plan: Plan) -> Path:
     """Shards of one origin, so that those of another checkpoint are never taken for them."""
     name = hashlib.sha256(json.dumps(origin(run, plan.checkpoint), sort_keys=True).encode()).hexdigest()[:16]
@@ -158,23 +143,5 @@ def _parts(run: Run, plan: Plan) -> Path:
 
 
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
-    compute(Plan(**config), group, device)
-
-
-def _watched(work: Callable[[], None], look: Callable[[], None]) -> None:
-    """Do the work in a thread and look at it now and then; what it raises is raised here."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        look()
-    if failed:
-        raise failed[0]
+    plan = Plan(**config)
+    compute(plan, group, device, kept(_parts(Run(plan.run), plan), group.rank))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.session import Placement, alive_nodes, place, usable
+from cluster.session import Placement, alive_nodes, joins, place, usable
 from czsl.errors import SetupError
 
 POLL_S = 1.0
@@ -23,7 +23,8 @@ class Ask:
     most : nodes to use if they are there
     least : nodes without which the run does not start, or go on after losing some; None runs on what is there
     workers_per_node, gpus_per_node : see :func:`cluster.session.place`
-    wait_s : longest wait for nodes, at the start and after losing one
+    wait_s : longest wait for nodes, at the start and after losing one; where no cluster is joined none can come
+    address : the Ray cluster to join, see :func:`cluster.session.session`
     """
 
     most: int = 1
@@ -31,6 +32,20 @@ class Ask:
     workers_per_node: int | None = None
     gpus_per_node: int | None = None
     wait_s: float = 0.0
+    address: str | None = None
+
+    @classmethod
+    def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> Ask:
+        """An ask in a person's words: ``nodes`` is a number, or the least and the most; the rest are the fields' names."""
+        least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
+        ask = cls(most, least, **where)
+        return ask if joins(ask.address) else replace(ask, wait_s=0.0)
+
+    @property
+    def this_process(self) -> bool:
+        """One worker on this machine: work that needs no Ray for that is done without it."""
+        one = (None, 1)
+        return not joins(self.address) and self.most == 1 and self.workers_per_node in one and self.gpus_per_node in one
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cluster.jobs import Notice, placed, unnoticed
 from cluster.launch import check_packages, error_from_words, error_in_words
+from cluster.nodes import Ask
 from cluster.predictor import BATCH, Predictor, Request
-from cluster.session import Placement, place, session
+from cluster.session import Placement, joins, session
+from cluster.source import Progress, quiet
 from czsl import __version__
 from czsl.data.predictions import Partial, question_of
 from czsl.errors import CzslError
@@ -48,14 +51,15 @@ def predict_files(
     root: Path,
     names: list[str],
     *,
-    nodes: int = 1,
-    workers_per_node: int | None = None,
-    address: str | None = None,
     partial: Partial | None = None,
+    progress: Progress = quiet,
+    notice: Notice = unnoticed,
+    **where: Any,
 ) -> Iterator[dict[str, Any]]:
     """Records of files below a root, in the order of ``names``, as they become ready.
 
-    The root must be visible on every node. The answers do not depend on the number of workers. Batches that ``partial`` (of
+    The root must be visible on every node. ``where`` are the arguments of :meth:`cluster.nodes.Ask.of`, ``progress`` and ``notice`` are
+    told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
     """
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
@@ -63,7 +67,7 @@ def predict_files(
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(request, root, batches, nodes, workers_per_node, address):
+    for records in _computed(request, root, batches, Ask.of(**where), progress, notice):
         if partial is not None:
             partial.add(records)
         yield from records
@@ -85,13 +89,13 @@ def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Par
 
 
 def _computed(
-    request: Request, root: Path, batches: list[list[str]], nodes: int, workers_per_node: int | None, address: str | None
+    request: Request, root: Path, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch, in order."""
     if not batches:
         return
-    with session(address) as ray:
-        placement = place(ray, nodes, workers_per_node)
+    with session(ask.address) as ray:
+        placement = placed(ray, ask, 0, progress, notice)
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes back as records
@@ -111,7 +115,7 @@ def _computed(
                 num_cpus=placement.threads if not placement.gpu else 1,
                 num_gpus=1 if placement.gpu else 0,
                 # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
-                **({} if address or placement.spread else {"max_restarts": 0}),
+                **({} if joins(ask.address) or placement.spread else {"max_restarts": 0}),
             )
         waiting: dict[int, str] = {}
         due = 0

@@ -18,7 +18,7 @@ from cluster.comm import Group
 from cluster.launch import run_workers
 from cluster.nodes import Ask, Waiting, WaitStoppedError, await_placement, silent_nodes
 from cluster.preflight import Needs
-from cluster.session import Placement, joins, session
+from cluster.session import Placement, session
 from cluster.worker import follow, train_worker
 from czsl.errors import CzslError, UsageError
 from czsl.runs import checkpoint
@@ -81,8 +81,7 @@ def train(
         )
     run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
     position = run.metrics_file.stat().st_size
-    least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
-    ask = Ask(most, least, workers_per_node, gpus_per_node, wait_s if joins(address) else 0.0)
+    ask = Ask.of(nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address)
     with session(address) as ray:
         job = _Job(ray, run, ask, run.config.threads or threads, max_failures)
         told: dict[type, Callable[[Any], None]] = {

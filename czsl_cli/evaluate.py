@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from czsl_cli.console import percent, print_json, print_table, progress_bar, warn
+from czsl_cli.options import placement_options, where_of
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -40,9 +41,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes of the Ray cluster to use.")
-@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
-@click.option("--address", help="Ray cluster to join.")
+@placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON (fractions).")
 def evaluate(run, scores, space, expect, as_json, **options) -> None:
     """Evaluate RUN (a folder that `czsl train` wrote; the newest one by default), or a score file.
@@ -67,6 +66,7 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
 
 
 def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    where = where_of(options)
     from cluster.evaluate import Question, evaluate_run
     from czsl.data.table import open_data
     from czsl.errors import UsageError
@@ -84,9 +84,8 @@ def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
         feasibility=feasibility,
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
-    where = {k: options[k] for k in ("nodes", "workers_per_node", "address")}
     with progress_bar() as bar:
-        return evaluate_run(run, question, **where, progress=bar.update)
+        return evaluate_run(run, question, **where, progress=bar.update, notice=warn)
 
 
 def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:

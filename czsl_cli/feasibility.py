@@ -72,16 +72,10 @@ def _space(data: str) -> Any:
 
 
 def _write(out: Path, values: Any) -> None:
-    import io
+    from czsl.runs.files import write_array
 
-    import numpy as np
-
-    from czsl.runs.files import write_atomically
-
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, buffer.getvalue())
+    write_array(out, values)
 
 
 def _summary(values: Any, space: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.options import placement_options, where_of
 
 RUN = click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
 
@@ -32,14 +33,13 @@ def index() -> None:
 )
 @click.option("--cells", type=click.IntRange(1), help="Cells of ivf.  [default: the square root of the number of pairs]")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
-@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
-@click.option("--address", help="Ray cluster to join.")
-def build(run, kind, cells, checkpoint, nodes, workers_per_node, address) -> None:
+@placement_options
+def build(run, kind, cells, checkpoint, **options) -> None:
     """Encode all attribute-object pairs of RUN (the newest one by default) and keep them in RUN/index.
 
     What an interrupted build has encoded is used by the next one.
     """
+    where = where_of(options)
     from cluster.index import Plan, build_index
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run
@@ -49,7 +49,7 @@ def build(run, kind, cells, checkpoint, nodes, workers_per_node, address) -> Non
     chosen = chosen_run(run)
     plan = Plan(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
     with progress_bar() as bar:
-        folder = build_index(plan, nodes=nodes, workers_per_node=workers_per_node, address=address, progress=bar.update)
+        folder = build_index(plan, **where, progress=bar.update, notice=warn)
     _describe(folder)
     click.echo(str(folder))
 

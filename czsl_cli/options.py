@@ -32,7 +32,7 @@ _PLACEMENT = (
         type=NodeRange(),
         default="1",
         show_default=True,
-        help="Nodes to use, with a worker on each GPU. 2-4: start with two, use up to four, go on after losing some.",
+        help="Nodes to use, with a worker on each GPU. 2-4: start with two, use up to four, go on with what is left.",
     ),
     click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs to use of each node.  [default: all]"),
     click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU."),
@@ -45,13 +45,6 @@ _PLACEMENT = (
         show_default=True,
         metavar="SECONDS",
         help="Longest wait for nodes of a cluster.",
-    ),
-    click.option(
-        "--max-failures",
-        type=click.IntRange(0),
-        default=3,
-        show_default=True,
-        help="Failures in a row, without a checkpoint between, after which training gives up.",
     ),
 )
 
@@ -82,7 +75,15 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose a run's nodes and workers, as :func:`cluster.train.train` takes them."""
+    """The options that choose nodes and workers; a command takes them out of its options with :func:`where_of`."""
     for option in reversed(_PLACEMENT):
         command = option(command)
     return command
+
+
+def where_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of :func:`placement_options` out, as :meth:`cluster.nodes.Ask.of` takes them."""
+    where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s")}
+    if where["gpus_per_node"] and where["workers_per_node"]:
+        raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    return where

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from czsl_cli.console import print_table, progress_bar, say, warn
+from czsl_cli.options import placement_options, where_of
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOWN_ROWS = 40  # of a table on stdout; files hold all
@@ -39,11 +40,9 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
     "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Compositions, attributes and objects to name."
 )
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
-@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
-@click.option("--address", help="Ray cluster to join (the folder must be visible on its nodes).")
+@placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
-def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **options) -> None:
+def predict(folder, run_path, out, as_json, **options) -> None:
     """Name the compositions in every image below FOLDER.
 
     \b
@@ -54,6 +53,7 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
     An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
     is kept beside FILE, and the same command goes on behind it.
     """
+    where = where_of(options)
     from cluster.predict import BATCH, partial_of, predict_files
     from czsl.data import predictions
     from czsl.data.images import list_images
@@ -65,14 +65,13 @@ def predict(folder, run_path, out, as_json, nodes, workers_per_node, address, **
     if not names:
         no_images(folder)
     request = _request(run_path, options)
-    where = {"nodes": nodes, "workers_per_node": workers_per_node, "address": address}
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
     with partial_of(out, request, root, names) if out else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
-        stream = predict_files(request, root.resolve(), names, **where, partial=partial)
+        stream = predict_files(request, root.resolve(), names, **where, partial=partial, progress=bar.update, notice=warn)
         records = predictions.write(out, stream) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))

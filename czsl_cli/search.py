@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.options import placement_options, where_of
 
 if TYPE_CHECKING:
     from czsl.compositions import CompositionSpace
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--top", "-k", type=click.IntRange(1), default=12, show_default=True, help="Images to show for each composition.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the Ray cluster to use.")
-@click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU.")
-@click.option("--address", help="Ray cluster to join (the folder must be visible on its nodes).")
+@placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
-def search(words, folder, checkpoint, top, html, as_json, **where) -> None:
+def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     """Rank the images below a folder by how likely they show a COMPOSITION, seen in training or not.
 
     \b
@@ -37,6 +36,7 @@ def search(words, folder, checkpoint, top, html, as_json, **where) -> None:
     of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
     are taken from CLIP.
     """
+    where = where_of(options)
     from cluster.predict import predict_files
     from cluster.predictor import Request
     from czsl.data.images import list_images
@@ -61,7 +61,9 @@ def search(words, folder, checkpoint, top, html, as_json, **where) -> None:
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
-        for done, record in enumerate(predict_files(request, folder.resolve(), names, **where), 1):
+        for done, record in enumerate(
+            predict_files(request, folder.resolve(), names, **where, progress=bar.update, notice=warn), 1
+        ):
             bar.update("searching", done, len(names))
             if record["error"]:
                 bad.append(record)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
-from czsl_cli.options import placement_options, settings_options
+from czsl_cli.options import placement_options, settings_options, where_of
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
 
@@ -21,6 +21,13 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
 @placement_options
+@click.option(
+    "--max-failures",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Failures in a row, without a checkpoint between, after which training gives up.",
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
 )
@@ -37,7 +44,7 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 )
 @click.option("--dry-run", is_flag=True, help="Print settings, counts, steps, memory and placement; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def train(overrides, config_file, out, name, resume, source, dry_run, as_json, **options) -> None:
+def train(overrides, config_file, out, name, resume, source, max_failures, dry_run, as_json, **options) -> None:
     """Train a method. Without options: clusPro on the built-in toy data with the built-in tiny CLIP.
 
     Any setting of the run or of the method can be given as KEY=VALUE, e.g. `epochs=5 num_prototypes=3`.
@@ -51,9 +58,7 @@ def train(overrides, config_file, out, name, resume, source, dry_run, as_json, *
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
-    where = {k: options.pop(k) for k in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s", "max_failures")}
-    if where["gpus_per_node"] and where["workers_per_node"]:
-        raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    where = {**where_of(options), "max_failures": max_failures}
     from cluster.train import train as train_run
 
     if resume and source:
