@@ -270,8 +270,9 @@ def restore(t: Trainer) -> None:
     parameters = t.parameters
     for name, value in kept.optimizer.items():
         key, _, parameter = name.partition(".")
-        # Step counters stay on the CPU.
-        t.optimizer.state[parameters[parameter]][key] = value if key == "step" else value.to(t.device)
+        # Step counters are on the CPU, but for the fused kernels, which count where they work.
+        on_device = key != "step" or t.optimizer.defaults.get("fused")
+        t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)
