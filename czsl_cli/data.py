@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar
+from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
     from czsl.data.problems import Problem
@@ -27,6 +28,9 @@ max_pixels = click.option(
 @click.group()
 def data() -> None:
     """Import, check and describe labelled images."""
+
+
+data.add_command(partial)
 
 
 @data.command("import")
