@@ -104,6 +104,30 @@ class VisionTower(nn.Module):
         streams = enumerate(self._stream(images_B3SS, adapter))
         return {i: self._output(x) for i, x in streams if i in blocks}
 
+    def dense(self, images_B3SS: Tensor, residual_ffn: bool = False) -> tuple[Tensor, Tensor]:
+        """The image feature [B, D], as :meth:`forward` gives it, and a feature of every patch [B, L - 1, D], row by row.
+
+        In the last block a patch keeps its own value instead of attending (MaskCLIP, ECCV 2022): what CLIP says about the place alone.
+
+        Parameters
+        ----------
+        images_B3SS : float tensor
+            Normalised images.
+        residual_ffn : bool, default False
+            Keep the last block's residual and MLP for patches, as MaskCLIP did; later work drops both.
+        """
+        last = len(self.blocks) - 1
+        x_BLV = self.embed(images_B3SS)
+        for i in range(last):
+            x_BLV = self.block(i, x_BLV, None)
+        blk, width = self.blocks[last], self.width
+        weight, bias = blk.attn.in_proj_weight[2 * width :], blk.attn.in_proj_bias[2 * width :]
+        patches_BLV = blk.ls_1(blk.attn.out_proj(F.linear(blk.ln_1(x_BLV[:, 1:]), weight, bias)))
+        if residual_ffn:
+            patches_BLV = x_BLV[:, 1:] + patches_BLV
+            patches_BLV = patches_BLV + blk.ls_2(blk.mlp(blk.ln_2(patches_BLV)))
+        return self._output(self.block(last, x_BLV, None, class_only=True))[:, 0], self._output(patches_BLV)
+
     def _stream(self, images_B3SS: Tensor, adapter: Adapter | None, class_only: bool = False) -> Iterator[Tensor]:
         """The stream [B, L, V] behind each block; ``class_only``: the last block computes the class token alone."""
         x = self.embed(images_B3SS)

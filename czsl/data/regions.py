@@ -1,163 +1,324 @@
-"""Region files: boxes on images that a detector or a person drew, with what they show where that is known.
+"""Regions of images from outside: boxes and masks with a phrase, as files of detectors and dense captioners hold them.
 
-JSON ``{image: [[left, top, right, bottom], ..]}``, or records ``{"image": name, "regions": [{"box": [..], "phrase": text, "score":
-number}, ..]}`` as a JSON list or a line each (`.jsonl`). Pixels of the original image; right and bottom are the first ones outside.
+A box is (left, top, right, bottom), half-open, in pixels of the original image, or in shares of it where a region is ``relative``.
+Formats, told apart by what is inside: our own, GRiT's captions with boxes, and GroundingDINO's normalised centres (`read_regions`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from czsl.data.images import BadImage, image_size
-from czsl.data.table import Dataset
 from czsl.errors import DataError
 
-MAX_BYTES = 256 * 2**20
-MAX_REGIONS = 1000  # of one image
-SHAPE = 'write {"image.jpg": [[left, top, right, bottom], ..]}, or records {"image": .., "regions": [{"box": [..]}, ..]}'
-
-Boxes = dict[str, list[list[float]]]
+MAX_BYTES = 512 * 2**20
+MAX_REGIONS = 1000  # an image
+MAX_PHRASE = 1000  # characters
+MAX_MASK_PIXELS = 100_000_000
+SHAPE = 'a record is {"image": "dog.jpg", "regions": [{"phrase": "a dog", "box": [left, top, right, bottom]}]}'
+BOX_SHAPE = "a box is [left, top, right, bottom] in pixels of the image"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a region file fits a dataset.
+class Region:
+    """A place in an image and what is said of it; ``mask`` is an uncompressed COCO run-length code {"size", "counts"}."""
 
-    images : of the dataset
-    without : images for which it has no box
-    unknown : images that it names and the dataset does not have
-    outside : boxes that lie outside of their image
-    """
+    phrase: str
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    mask: Mapping[str, Any] | None = None
+    relative: bool = False
 
-    images: int
-    without: int
-    unknown: list[str]
-    outside: int
+    def to_json(self) -> dict[str, Any]:
+        """As a region file has it."""
+        out: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box)}
+        extras = {"score": self.score, "mask": self.mask, "relative": self.relative or None}
+        return out | {key: value for key, value in extras.items() if value is not None}
+
+    def pixels(self, size: tuple[int, int]) -> np.ndarray | None:
+        """What it covers of an image (width, height), bool [height, width]; None where it lies outside.
+
+        Raises
+        ------
+        DataError
+            A mask of another size, or one that no code of that size is.
+        """
+        if self.mask is not None:
+            covered = decode_mask(self.mask, size)
+            return covered if covered.any() else None
+        scale = (size[0], size[1], size[0], size[1]) if self.relative else (1, 1, 1, 1)
+        boxes, outside = checked_boxes([[x * s for x, s in zip(self.box, scale, strict=True)]], size)
+        if outside:
+            return None
+        left, top, right, bottom = boxes[0].tolist()
+        covered = np.zeros((size[1], size[0]), bool)
+        covered[top:bottom, left:right] = True
+        return covered
 
 
-def read_regions(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Regions by image: dicts with a ``box`` of four numbers and what else the file says of each (``phrase``, ``score``).
+@dataclass(frozen=True)
+class ImageRegions:
+    """Regions of one image, and which region phrases a word means, where the file says so."""
+
+    regions: tuple[Region, ...] = ()
+    matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self, image: str) -> dict[str, Any]:
+        """As a record of a region file."""
+        out: dict[str, Any] = {"image": image, "regions": [region.to_json() for region in self.regions]}
+        return out | ({"matches": {word: list(said) for word, said in self.matches.items()}} if self.matches else {})
+
+
+class RegionTable:
+    """Regions by image: found by the whole name, else by the file's name, else by its stem, where that is no other image's too."""
+
+    def __init__(self, images: Mapping[str, ImageRegions]):
+        self.images = dict(images)
+        self._names: dict[str, str | None] = {}
+        for name in self.images:
+            path = PurePosixPath(name)
+            for key in {path.name, path.stem} - {name}:
+                self._names[key] = None if key in self._names else name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def of(self, image: str) -> ImageRegions | None:
+        """The regions of an image; None where the file does not name it."""
+        path = PurePosixPath(image)
+        for key in (image, path.name, path.stem):
+            if key in self.images:
+                return self.images[key]
+            if (name := self._names.get(key)) is not None:
+                return self.images[name]
+        return None
+
+    @classmethod
+    def from_json(cls, records: Iterable[Mapping[str, Any]], source: str = "regions") -> RegionTable:
+        """From records of our own format."""
+        images: dict[str, ImageRegions] = {}
+        for i, record in enumerate(records, 1):
+            name, found = _own(record, f"{source}, record {i}")
+            if name in images:
+                raise DataError(
+                    f"{source} names {name!r} twice", f"again in record {i}", "put all regions of an image in one record"
+                )
+            images[name] = found
+        return cls(images)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Records of our own format."""
+        return [found.to_json(name) for name, found in self.images.items()]
+
+
+def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """A user's boxes cut to the image (width, height), int64 [R, 4], and how many lay outside and were dropped.
 
     Raises
     ------
     DataError
-        No such file, not JSON, an image twice, or a box that is none.
+        Not rows of four finite numbers, or a right edge left of the left one.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large for regions", f"limit {MAX_BYTES:,} bytes", "is it the right file?")
-        text = path.read_text(encoding="utf-8")
-        by_line = path.suffix.lower() == ".jsonl"
-        content = [_parsed(line) for line in text.splitlines() if line.strip()] if by_line else _parsed(text)
-    except OSError as error:
-        raise DataError(f"cannot read the regions {path}", error.strerror or str(error), "is the path right?") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end, an image twice
-        raise DataError(f"{path} is not a file of regions", str(error), SHAPE) from None
-    found: dict[str, list[dict[str, Any]]] = {}
-    for image, regions in _images(content, str(path)):
-        if image in found:
-            raise DataError(f"{path} names {image!r} twice", "", "give an image's regions in one place")
-        found[image] = _regions(regions, f"{path}: {image}")
-    return found
-
-
-def read_boxes(path: str | Path) -> Boxes:
-    """The boxes alone of :func:`read_regions`."""
-    return {image: [region["box"] for region in regions] for image, regions in read_regions(path).items()}
-
-
-def check_boxes(boxes: Any, where: str = "boxes") -> np.ndarray:
-    """Boxes of unknown origin as float64 [R, 4].
-
-    Raises
-    ------
-    DataError
-        Not rows of four finite numbers, or a right edge left of the left one; names ``where``.
-    """
-    shape = "a box is [left, top, right, bottom] in pixels of the image"
-    try:
-        boxes_R4 = np.asarray(boxes, dtype=np.float64)
-    except (ValueError, TypeError):
-        raise DataError(f"{where}: not rows of four numbers", str(boxes)[:80], shape) from None
+    boxes_R4 = np.asarray(boxes, dtype=np.float64)
     boxes_R4 = boxes_R4.reshape(0, 4) if boxes_R4.size == 0 else boxes_R4
     if boxes_R4.ndim != 2 or boxes_R4.shape[1] != 4 or not np.isfinite(boxes_R4).all():
-        raise DataError(f"{where}: not rows of four finite numbers", f"their shape is {boxes_R4.shape}", shape)
+        raise DataError("boxes are not rows of four finite numbers", f"their shape is {boxes_R4.shape}", BOX_SHAPE)
     turned = (boxes_R4[:, 2:] <= boxes_R4[:, :2]).any(axis=1)
     if turned.any():
         row = int(np.flatnonzero(turned)[0])
-        raise DataError(f"{where}: box {row} has no area: {boxes_R4[row].tolist()}", "right must exceed left, bottom top", shape)
-    return boxes_R4
-
-
-def cut_boxes(boxes_R4: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Boxes cut to an image of (width, height), int64 [R, 4], and how many lay outside and were dropped."""
+        raise DataError(f"box {row} has no area: {boxes_R4[row].tolist()}", "right must exceed left, bottom top", BOX_SHAPE)
     limits = np.array([*size, *size], dtype=np.float64)
     cut = np.concatenate([np.floor(boxes_R4[:, :2]), np.ceil(boxes_R4[:, 2:])], axis=1).clip(0, limits).astype(np.int64)
     inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
     return cut[inside], int((~inside).sum())
 
 
-def fit(boxes: Mapping[str, Sequence[Sequence[float]]], data: Dataset) -> Fit:
-    """Compare boxes with the images of all splits of a dataset; sizes come from the headers of the images that have boxes."""
-    ids, outside = set(), 0
-    for name in data.counts:
-        split = data.split(name)
-        ids |= set(split.ids)
-        if boxes.keys().isdisjoint(split.ids):
-            continue
-        for row, content in split.iter_images():
-            own = boxes.get(split.ids[row])
-            if own:
-                try:
-                    outside += cut_boxes(check_boxes(own), image_size(content))[1]
-                except BadImage:
-                    continue  # `czsl data verify` tells of it
-    without = sum(not boxes.get(name) for name in ids)
-    return Fit(len(ids), without, sorted(boxes.keys() - ids), outside)
+def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Bool [height, width] of an uncompressed COCO run-length code: lengths down the columns, starting with what is outside.
+
+    Raises
+    ------
+    DataError
+        Its size is not the image's (width, height), or its lengths do not add up to it.
+    """
+    height, width = code["size"]
+    if (width, height) != tuple(size):
+        why = f"the mask is {width} x {height}, the image {size[0]} x {size[1]}"
+        raise DataError("a mask does not fit its image", why, "give masks in the image's full size")
+    counts = np.asarray(code["counts"], dtype=np.int64)
+    if counts.sum() != width * height:
+        why = f"its lengths add up to {counts.sum():,}, the image has {width * height:,} pixels"
+        raise DataError("a mask is no run-length code of its image", why, 'write {"size": [height, width], "counts": [..]}')
+    inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(inside, counts).reshape(width, height).T
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+# -- files ---------------------------------------------------------------------------------------------------------
+def read_regions(path: str | Path) -> RegionTable:
+    """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
+
+    Formats: a record as in `SHAPE`, a list of records or one a line; GRiT, ``{caption: [box, ..]}`` of one image or
+    ``{image: {caption: [box, ..]}}``; GroundingDINO, ``{"image", "boxes": [[cx, cy, w, h], ..], "phrases", "logits"}`` in shares of
+    the image, one, a list or one a line.
+
+    Raises
+    ------
+    DataError
+        Says which file and record is wrong, and how.
+    """
+    path = Path(path)
+    if path.is_dir():
+        images: dict[str, ImageRegions] = {}
+        for file in sorted(path.glob("*.json")):
+            images |= _table(_load(file), str(file), file.stem).images
+        if not images:
+            raise DataError(
+                f"{path} holds no regions", "no *.json file is in it", "give a file, or a folder of one file an image"
+            )
+        return RegionTable(images)
+    return _table(_load(path), str(path), path.stem)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands there twice")
-    return dict(pairs)
+def _load(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is too large for regions", f"limit {MAX_BYTES:,} bytes", "split it by image")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read the regions {path}", error.strerror or str(error), "is the path right?") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a file of regions", str(error), SHAPE) from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as whole:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            raise DataError(f"{path} is not a file of regions", f"neither JSON nor JSON lines: {whole}", SHAPE) from None
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _table(content: Any, source: str, stem: str) -> RegionTable:
+    if isinstance(content, dict) and not {"regions", "boxes"} & content.keys():
+        many = bool(content) and all(isinstance(value, dict) for value in content.values())
+        images = content if many else {stem: content}
+        return RegionTable({name: from_grit(captions, f"{source}: {name}") for name, captions in images.items()})
+    records = content if isinstance(content, list) else [content]
+    if not all(isinstance(record, dict) for record in records):
+        raise DataError(f"{source} is not a file of regions", f"found {str(content)[:80]}", SHAPE)
+    if any("boxes" in record for record in records):
+        found = {_name(record, source): from_grounding_dino(record, source) for record in records}
+        if len(found) < len(records):
+            raise DataError(f"{source} names an image twice", "", "put all regions of an image in one record")
+        return RegionTable(found)
+    return RegionTable.from_json(records, source)
 
 
-def _images(content: Any, source: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict) and "image" not in content:
-        yield from content.items()
-        return
-    for place, record in enumerate(content if isinstance(content, list) else [content]):
-        if not isinstance(record, dict) or not isinstance(record.get("image"), str) or "regions" not in record:
-            raise DataError(f"{source}: record {place} does not name an image and its regions", str(record)[:80], SHAPE)
-        yield record["image"], record["regions"]
+def from_grit(captions: Any, source: str = "GRiT regions") -> ImageRegions:
+    """Regions from GRiT's ``{caption: [[x0, y0, x1, y1], ..]}``, whose boxes end on their last pixel.
+
+    As Pillow draws such a rectangle, fractions are cut off: the half-open box is [int(x0), int(x1) + 1).
+    """
+    if not isinstance(captions, dict):
+        raise DataError(f"{source} has no captions", f"found {str(captions)[:80]}", "write {caption: [[x0, y0, x1, y1], ..]}")
+    regions = []
+    for caption, boxes in captions.items():
+        if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(x, list) for x in boxes):
+            boxes = [boxes]
+        if not isinstance(boxes, list):
+            raise DataError(f"{source}: {caption!r} has no boxes", f"found {str(boxes)[:80]}", "write [[x0, y0, x1, y1], ..]")
+        for box in boxes:
+            x0, y0, x1, y1 = _numbers(box, f"{source}: {caption!r}")
+            regions.append(_region(caption, (int(x0), int(y0), int(x1) + 1, int(y1) + 1), source))
+    return ImageRegions(_few(regions, source))
 
 
-def _regions(given: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(given, list):
-        raise DataError(f"{where} has no list of regions", str(given)[:80], SHAPE)
-    if len(given) > MAX_REGIONS:
-        raise DataError(f"{where} has {len(given):,} regions", f"limit {MAX_REGIONS:,}", "keep the best ones")
-    regions = [dict(region) if isinstance(region, dict) else {"box": region} for region in given]
-    if missing := [place for place, region in enumerate(regions) if "box" not in region]:
-        raise DataError(f"{where}: region {missing[0]} has no box", str(given[missing[0]])[:80], SHAPE)
-    if any(isinstance(x, bool | str) for region in regions for x in (region["box"] if isinstance(region["box"], list) else ())):
-        raise DataError(f"{where}: not rows of four numbers", "", SHAPE)
-    boxes_R4 = check_boxes([region["box"] for region in regions], where)
-    return [{**region, "box": box} for region, box in zip(regions, boxes_R4.tolist(), strict=True)]
+def from_grounding_dino(record: Mapping[str, Any], source: str = "GroundingDINO regions") -> ImageRegions:
+    """Regions from GroundingDINO's boxes [cx, cy, w, h] in shares of the image, ``phrases`` and, where given, ``logits``."""
+    boxes, phrases = record.get("boxes"), record.get("phrases", record.get("labels"))
+    scores = record.get("logits", record.get("scores"))
+    if not isinstance(boxes, list) or not isinstance(phrases, list) or len(boxes) != len(phrases):
+        raise DataError(f"{source}: boxes and phrases are not lists of one length", "", 'write {"image", "boxes", "phrases"}')
+    if scores is not None and (not isinstance(scores, list) or len(scores) != len(boxes)):
+        raise DataError(f"{source}: there are not as many logits as boxes", f"found {str(scores)[:80]}", "give one a box")
+    regions = []
+    for box, phrase, score in zip(boxes, phrases, scores or [None] * len(boxes), strict=True):
+        cx, cy, w, h = _numbers(box, source)
+        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        regions.append(_region(phrase, corners, source, score, relative=True))
+    return ImageRegions(_few(regions, source))
+
+
+def _own(record: Any, source: str) -> tuple[str, ImageRegions]:
+    if not isinstance(record, dict) or not isinstance(record.get("regions"), list):
+        raise DataError(f"{source} has no list of regions", f"found {str(record)[:80]}", SHAPE)
+    regions = []
+    for item in record["regions"]:
+        if not isinstance(item, dict) or ("box" not in item and "mask" not in item):
+            raise DataError(f"{source} has a region without a box", f"found {str(item)[:80]}", SHAPE)
+        mask = _mask(item.get("mask"), source)
+        box = _numbers(item.get("box", [0, 0, 1, 1]), source)
+        phrase = item.get("phrase", "")
+        regions.append(_region(phrase, box, source, item.get("score"), mask, item.get("relative") is True))
+    matches = record.get("matches") or {}
+    listed = isinstance(matches, dict) and all(
+        isinstance(said, list) and all(isinstance(x, str) for x in said) for said in matches.values()
+    )
+    if not listed:
+        raise DataError(f"{source}: matches are not lists of phrases", f"found {str(matches)[:80]}", '{"dog": ["a brown dog"]}')
+    return _name(record, source), ImageRegions(_few(regions, source), {str(w): tuple(said) for w, said in matches.items()})
+
+
+def _region(
+    phrase: Any, box: tuple[float, ...], source: str, score: Any = None, mask: Any = None, relative: bool = False
+) -> Region:
+    if not isinstance(phrase, str) or len(phrase) > MAX_PHRASE:
+        why = f"found {str(phrase)[:80]!r}; limit {MAX_PHRASE} characters"
+        raise DataError(f"{source} has a region whose phrase is no short text", why, SHAPE)
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)):
+        raise DataError(f"{source}: the score of {phrase!r} is no number", f"found {str(score)[:80]}", SHAPE)
+    x0, y0, x1, y1 = box
+    if mask is None and (x1 <= x0 or y1 <= y0):
+        raise DataError(
+            f"{source}: the box of {phrase!r} has no area: {list(box)}", "right must exceed left, bottom top", BOX_SHAPE
+        )
+    return Region(" ".join(phrase.split()), (x0, y0, x1, y1), score, mask, relative)
+
+
+def _numbers(box: Any, source: str) -> tuple[float, float, float, float]:
+    good = isinstance(box, list) and len(box) == 4
+    if not good or not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in box):
+        raise DataError(f"{source} has a box that is not four finite numbers", f"found {str(box)[:80]}", BOX_SHAPE)
+    return tuple(box)
+
+
+def _mask(code: Any, source: str) -> Mapping[str, Any] | None:
+    if code is None:
+        return None
+    form = 'write {"size": [height, width], "counts": [..]}; compressed codes (texts) have to be decoded first'
+    size, counts = (code.get("size"), code.get("counts")) if isinstance(code, dict) else (None, None)
+    if not (isinstance(size, list) and len(size) == 2 and isinstance(counts, list)):
+        raise DataError(f"{source} has a mask that is no run-length code", f"found {str(code)[:80]}", form)
+    if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in [*size, *counts]):
+        raise DataError(f"{source} has a mask with other than whole numbers", f"found {str(code)[:80]}", form)
+    if size[0] * size[1] > MAX_MASK_PIXELS or any(n > MAX_MASK_PIXELS for n in counts):
+        raise DataError(f"{source} has a mask of {size[1]} x {size[0]} pixels", f"limit {MAX_MASK_PIXELS:,}", form)
+    return code
+
+
+def _name(record: Mapping[str, Any], source: str) -> str:
+    name = record.get("image")
+    if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+        raise DataError(f"{source} has a record without an image", f"found {str(record)[:80]}", SHAPE)
+    return str(name)
+
+
+def _few(regions: list[Region], source: str) -> tuple[Region, ...]:
+    if len(regions) > MAX_REGIONS:
+        raise DataError(f"{source} has {len(regions):,} regions", f"limit {MAX_REGIONS:,} an image", "keep the best ones")
+    return tuple(regions)

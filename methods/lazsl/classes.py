@@ -17,8 +17,9 @@ from czsl.errors import DataError, UsageError
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.explain import Explanation, explain_image
 from methods.lazsl.phrases import make_bank
-from methods.lazsl.regions import encode_views, prepare_views, region_side
+from methods.lazsl.regions import prepare_views, region_side
 from methods.lazsl.scoring import PhraseSide, mixed_scores
+from methods.parts.views import encode_views
 
 
 def class_side(clip: Clip, classes: Sequence[str], config: LaZSLConfig) -> PhraseSide:

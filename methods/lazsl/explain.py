@@ -11,11 +11,13 @@ from PIL import Image
 
 from czsl.clip.backbone import Clip
 from czsl.data.pixels import clip_pixels
+from czsl.data.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.regions import checked_boxes, crops, encode_views, region_side, sample_boxes
+from methods.lazsl.regions import region_side, sample_boxes
 from methods.lazsl.scoring import PhraseSide
 from methods.lazsl.solver import plan_of
+from methods.parts.views import crops, encode_views
 
 CONVERGED = 1e-12
 MAP_SIDE = 96  # cells along the longer side of a map that is shown

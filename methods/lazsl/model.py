@@ -18,9 +18,10 @@ from methods.explanation import Question
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.explain import Explanation, explain_image
 from methods.lazsl.phrases import make_bank
-from methods.lazsl.regions import RegionSide, encode_views, prepare_views, region_side, regions_key
+from methods.lazsl.regions import RegionSide, prepare_views, region_side, regions_key
 from methods.lazsl.scoring import PhraseSide, mixed_scores
 from methods.method import ImageSide, Method, TextSide
+from methods.parts.views import encode_views
 
 
 class LaZSL(Method):

@@ -1,4 +1,4 @@
-"""Regions of an image: where they are, what the image tower sees of them, and which are kept.
+"""Regions of an image: where they are, and which are kept.
 
 Letters: B images, R regions, S image side, D joint width. A box is (left, top, right, bottom) in pixels of the original image.
 """
@@ -14,12 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Clip
 from czsl.data.augment import id_keys, uniforms
 from czsl.data.pixels import clip_pixels
-from czsl.errors import DataError
 from methods.lazsl.config import LaZSLConfig
 from methods.method import ImageSide
+from methods.parts.views import crops
 
 # The rounded mean of equal numbers exceeds them in a third of the cases: a blank picture would lose every region.
 SLACK = 1e-6
@@ -81,29 +80,6 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return gamma[chosen], x[chosen], y[chosen]
 
 
-def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A user's boxes cut to the image, int64 [R, 4], and how many lay outside and were dropped.
-
-    Raises
-    ------
-    DataError
-        Not rows of four finite numbers, or a right edge left of the left one.
-    """
-    boxes_R4 = np.asarray(boxes, dtype=np.float64)
-    boxes_R4 = boxes_R4.reshape(0, 4) if boxes_R4.size == 0 else boxes_R4
-    shape = "a box is [left, top, right, bottom] in pixels of the image"
-    if boxes_R4.ndim != 2 or boxes_R4.shape[1] != 4 or not np.isfinite(boxes_R4).all():
-        raise DataError("boxes are not rows of four finite numbers", f"their shape is {boxes_R4.shape}", shape)
-    turned = (boxes_R4[:, 2:] <= boxes_R4[:, :2]).any(axis=1)
-    if turned.any():
-        row = int(np.flatnonzero(turned)[0])
-        raise DataError(f"box {row} has no area: {boxes_R4[row].tolist()}", "right must exceed left, bottom top", shape)
-    limits = np.array([*size, *size], dtype=np.float64)
-    cut = np.concatenate([np.floor(boxes_R4[:, :2]), np.ceil(boxes_R4[:, 2:])], axis=1).clip(0, limits).astype(np.int64)
-    inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
-    return cut[inside], int((~inside).sum())
-
-
 def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, size: int) -> dict[str, Tensor]:
     """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any."""
     image = image.convert("RGB")
@@ -111,29 +87,6 @@ def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, size: 
     if config.num_regions:
         out["regions"] = crops(image, sample_boxes(image.size, image_id, config), size)
     return out
-
-
-def crops(image: Image.Image, boxes_R4: np.ndarray, size: int) -> Tensor:
-    """What CLIP's pipeline makes of each box of the original image, uint8 [R, 3, S, S]."""
-    pixels = [clip_pixels(image.crop(tuple(box)), size) for box in boxes_R4.tolist()]
-    return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
-
-
-def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None) -> Tensor:
-    """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
-
-    All views of an image are one pass of the tower, so that its features depend on no other image. An image that repeats the one
-    before it (the padding of a last batch) is not encoded again.
-    """
-    if regions_BR3SS is None:
-        return clip.visual(clip.normalise(images_B3SS)).to(clip.mean.dtype)
-    rows: list[Tensor] = []
-    for b, (image, regions) in enumerate(zip(images_B3SS, regions_BR3SS, strict=True)):
-        if b and torch.equal(image, images_B3SS[b - 1]) and torch.equal(regions, regions_BR3SS[b - 1]):
-            rows.append(rows[-1])
-        else:
-            rows.append(clip.visual(clip.normalise(torch.cat([image[None], regions]))).to(clip.mean.dtype).flatten())
-    return torch.stack(rows)
 
 
 def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSide:

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from czsl.data.pixels import clip_pixels
+from czsl.data.regions import checked_boxes
 from czsl.errors import DataError, UsageError
 from methods.building import build
 from methods.lazsl.classes import LaZSLClasses
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.phrases import clause, make_bank, prompts_of
-from methods.lazsl.regions import checked_boxes, prepare_views, region_side, regions_key, sample_boxes
+from methods.lazsl.regions import prepare_views, region_side, regions_key, sample_boxes
 
 FEW = LaZSLConfig(num_regions=6)
 DESCRIBED = {

@@ -1,0 +1,37 @@
+"""Parts of an image as the image tower sees them, each through CLIP's own pipeline.
+
+Letters: B images, R regions, S image side, D joint width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from czsl.clip.backbone import Clip
+from czsl.data.pixels import clip_pixels
+
+
+def crops(image: Image.Image, boxes_R4: np.ndarray, size: int) -> Tensor:
+    """What CLIP's pipeline makes of each box of the original image, uint8 [R, 3, S, S]."""
+    pixels = [clip_pixels(image.crop(tuple(box)), size) for box in boxes_R4.tolist()]
+    return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
+
+
+def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None) -> Tensor:
+    """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
+
+    All views of an image are one pass of the tower, so that its features depend on no other image. An image that repeats the one
+    before it (the padding of a last batch) is not encoded again.
+    """
+    if regions_BR3SS is None:
+        return clip.visual(clip.normalise(images_B3SS)).to(clip.mean.dtype)
+    rows: list[Tensor] = []
+    for b, (image, regions) in enumerate(zip(images_B3SS, regions_BR3SS, strict=True)):
+        if b and torch.equal(image, images_B3SS[b - 1]) and torch.equal(regions, regions_BR3SS[b - 1]):
+            rows.append(rows[-1])
+        else:
+            rows.append(clip.visual(clip.normalise(torch.cat([image[None], regions]))).to(clip.mean.dtype).flatten())
+    return torch.stack(rows)
