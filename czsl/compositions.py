@@ -7,11 +7,11 @@ A composition (pair) is two indices, ``(attribute, object)``. Lists of pairs are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,16 @@ def prompt_name(name: str, style: str = "clean") -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+def label_of(attribute: str, obj: str) -> dict[str, str]:
+    """A label as records name it: ``{"attr": "wet", "obj": "dog"}``, or ``{"class": "dog"}`` where there is no attribute."""
+    return {"attr": attribute, "obj": obj} if attribute else {"class": obj}
+
+
+def label_words(label: Mapping[str, Any]) -> str:
+    """``"wet dog"`` or ``"dog"`` of a record that :func:`label_of` named."""
+    return label["class"] if "class" in label else f"{label['attr']} {label['obj']}"
+
+
 @dataclass(frozen=True)
 class CompositionSpace:
     """Attributes, objects and the pairs of each split.
@@ -62,10 +72,14 @@ class CompositionSpace:
     val_pairs: np.ndarray
     test_pairs: np.ndarray
 
+    # What a label is called in messages; see czsl.classes for the other kind.
+    noun: ClassVar[str] = "pair"
+    nouns: ClassVar[str] = "pairs"
+
     def __post_init__(self):
-        for kind, names in (("attribute", self.attributes), ("object", self.objects)):
+        for kind, names in self.vocabulary.items():
             if not names:
-                raise DataError(f"the label space has no {kind}s", "", f"list at least one {kind}")
+                raise DataError(f"the label space has no {kind}", "", "list at least one")
             if len(set(names)) < len(names):
                 twice = sorted({n for n in names if names.count(n) > 1})
                 raise DataError(f"{kind} named twice: {', '.join(twice[:5])}", "", "keep each name once")
@@ -78,7 +92,7 @@ class CompositionSpace:
             _, first = np.unique(keys, return_index=True)
             if len(first) < len(keys):
                 row = int(np.setdiff1d(np.arange(len(keys)), first)[0])
-                raise DataError(f"{split} pair {row} occurs twice: {self.pair_name(pairs[row])}", "", "keep it once")
+                raise DataError(f"{split} {self.noun} {row} occurs twice: {self.pair_name(pairs[row])}", "", "keep it once")
             pairs.setflags(write=False)
             object.__setattr__(self, f"{split}_pairs", pairs)
 
@@ -93,9 +107,18 @@ class CompositionSpace:
         """O, the number of objects."""
         return len(self.objects)
 
+    @property
+    def vocabulary(self) -> dict[str, tuple[str, ...]]:
+        """Names by kind, as in ``space.json``."""
+        return {"attributes": self.attributes, "objects": self.objects}
+
     def pair_name(self, pair: Sequence[int]) -> str:
-        """``"wet dog"`` for an index pair."""
-        return " ".join(self.pair_names(pair))
+        """``"wet dog"`` for an index pair; ``"dog"`` for a class."""
+        return label_words(self.label(pair))
+
+    def label(self, pair: Sequence[int]) -> dict[str, str]:
+        """An index pair as records name it, see :func:`label_of`."""
+        return label_of(*self.pair_names(pair))
 
     def pair_names(self, pair: Sequence[int]) -> tuple[str, str]:
         """``("wet", "dog")`` for an index pair."""
@@ -149,19 +172,25 @@ class CompositionSpace:
 
     @classmethod
     def from_json(cls, content: dict, source: str = "space.json") -> CompositionSpace:
-        """Read what :meth:`to_json` wrote (missing pair lists are empty).
+        """Read what :meth:`to_json` wrote (missing pair lists are empty); a space of classes where the content has ``classes``.
 
         Raises
         ------
         DataError
             Names the pair whose attribute or object is not listed.
         """
+        if isinstance(content, dict) and "classes" in content:
+            from czsl.classes import ClassSpace
+
+            return ClassSpace.from_json(content, source)
         lists: dict[str, Any] = {"attributes": None, "objects": None, **{f"{s}_pairs": [] for s in SPLITS}}
         lists |= content if isinstance(content, dict) else {}
         wrong = [key for key in list(lists)[:5] if not isinstance(lists[key], list)]
         if wrong:
             raise DataError(
-                f"{source} is not a composition space", f"no list: {', '.join(wrong)}", 'give "attributes" and "objects" lists'
+                f"{source} is not a label space",
+                f"no list: {', '.join(wrong)}",
+                'give "attributes" and "objects" lists, or "classes"',
             )
         attributes, objects = tuple(map(str, lists["attributes"])), tuple(map(str, lists["objects"]))
         pairs = {f"{s}_pairs": index_pairs(lists[f"{s}_pairs"], attributes, objects, source) for s in SPLITS}

@@ -79,8 +79,8 @@ def test_open_world_of_a_large_space_is_arithmetic():
     [
         ({"attributes": ()}, "no attributes"),
         ({"objects": ()}, "no objects"),
-        ({"attributes": ("wet", "dry", "wet")}, "attribute named twice: wet"),
-        ({"objects": ("dog", "dog")}, "object named twice: dog"),
+        ({"attributes": ("wet", "dry", "wet")}, "attributes named twice: wet"),
+        ({"objects": ("dog", "dog")}, "objects named twice: dog"),
         ({"train": [(0, 0), (1, 1), (0, 0)]}, "train pair 2 occurs twice: wet dog"),
         ({"val": [(2, 0)]}, "val pairs name an index outside"),
         ({"val": [(0, 2)]}, "val pairs name an index outside"),
