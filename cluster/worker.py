@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from cluster.comm import Group
+from cluster.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
 from cluster.score import score_split
-from cluster.source import Source, autocast
+from cluster.source import Progress, Source, autocast
 from czsl.clip.backbone import load_clip
 from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
+from czsl.data.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
 from czsl.errors import CzslError
 from czsl.evaluation import Candidates, report
@@ -60,6 +63,8 @@ class Trainer:
     val: Source
     rows: Any  # int64 [n], training images in use
     val_rows: Any
+    labels: PartialLabels | None  # candidates, which training has instead of labels
+    progress: Progress
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch
@@ -102,7 +107,11 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         event="start", steps=trainer.total_steps, images=len(trainer.rows), workers=comm.world, batch=trainer.config.batch
     )
     if trainer.step == 0:
+        if trainer.method.weights is not None:
+            start_weights(trainer.method.weights, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
         first_pass(trainer)
+    if not trainer.config.epochs:  # what the first pass found is all there is
+        validate_and_save(trainer)
     while trainer.epoch < trainer.config.epochs:
         if train_epoch(trainer):
             save(trainer)
@@ -129,6 +138,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     data = open_data(config.data)
+    labels = read_labels(run, data)
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
     method.comm = comm
@@ -147,20 +157,27 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 
     train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision)
     val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
-    rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
+    if labels is None:
+        rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
+    else:
+        rows = np.arange(len(train.split))
+        method.weights = make_weights(labels, config, method, device)
     val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
             clip_sha256=clip.sha256, clip=clip.architecture, trainable=sum(p.numel() for p in trained),
+            partial_labels_sha256=labels.sha256 if labels else None,
             started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
-    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows)
+    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress)
 
 
 def train_epoch(t: Trainer) -> bool:
     """Train on what is left of the current epoch; True if it was asked to stop."""
     t.method.begin_epoch(t.epoch)
+    if t.method.weights is not None:
+        t.method.weights.frozen = t.epoch < t.config.label_warmup
     lr = t.config.learning_rate(t.epoch)
     for group in t.optimizer.param_groups:
         group["lr"] = lr
@@ -183,8 +200,9 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     augmentation = (t.config.seed, t.epoch) if t.config.augment else None
     batch = t.train.batch(own, augmentation)
     split = t.train.split
-    pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
-    batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
+    if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
+        pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
+        batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
     with autocast(t.device, t.config.precision):
         terms = t.method.training_step(batch)
     loss = torch.stack(list(terms.values())).sum()
@@ -213,8 +231,11 @@ def first_pass(t: Trainer) -> None:
         return
     t.method.eval()
     features_ND = t.train.encode(t.rows, t.config.eval_batch).to(t.device)
-    split = t.train.split
-    labels = (torch.from_numpy(x[t.rows]).to(t.device) for x in (split.attr, split.obj))
+    split, weights = t.train.split, t.method.weights
+    if weights is not None:
+        labels = hard_labels(weights, t.rows)
+    else:
+        labels = (torch.from_numpy(split.attr[t.rows]).to(t.device), torch.from_numpy(split.obj[t.rows]).to(t.device))
     torch.manual_seed(t.config.seed)
     t.method.first_pass(features_ND, *labels)
     t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
@@ -229,6 +250,8 @@ def validate_and_save(t: Trainer) -> None:
         numbers = report(extremes, candidates)
         facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc")}
     facts |= t.method.metrics()
+    if t.method.weights is not None:
+        facts |= disambiguation(t.method.weights, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
     auc = facts.get("auc")
     better = auc is None or auc > t.best_auc
@@ -253,9 +276,11 @@ def save(t: Trainer) -> Any:
     state = {
         "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "method": t.config.method,
         "clip_sha256": t.method.clip.sha256, "clip": t.method.clip.architecture, "data_sha256": t.data.sha256,
+        "partial_labels_sha256": t.labels.sha256 if t.labels else None,
         "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
     }  # fmt: skip
-    return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state))
+    labels = {} if t.method.weights is None else {"weight": t.method.weights.weight_NS}
+    return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state, labels))
 
 
 def restore(t: Trainer) -> None:
@@ -267,6 +292,8 @@ def restore(t: Trainer) -> None:
     kept = checkpoint.load(path)
     check_fits(kept, t.method, t.data.sha256)
     t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
+    if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
+        t.method.weights.weight_NS.copy_(kept.labels["weight"])
     parameters = t.parameters
     for name, value in kept.optimizer.items():
         key, _, parameter = name.partition(".")

@@ -88,7 +88,7 @@ def fix_paths(config: RunConfig) -> None:
     """Make the paths of a run absolute: workers run in other folders."""
     if config.data != "toy":
         config.data = str(Path(config.data).resolve())
-    for name in ("clip", "clip_weights"):
+    for name in ("clip", "clip_weights", "partial_labels"):
         value = getattr(config, name)
         if value and Path(value).is_file():
             setattr(config, name, str(Path(value).resolve()))

@@ -148,6 +148,7 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from methods.registry import method_class
 
     data = open_data(config.data)
+    _partial_labels(config, data)
     for note in method_class(config.method).Config(**config.model).notes(data.space):
         warn(note)
     if is_path(config.clip) or is_path(config.clip_weights or ""):
@@ -158,6 +159,21 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     if start is not None:
         say(f"starting from {start.state['from']['checkpoint']} of {short(Path(start.state['from']['run']))}")
     return run
+
+
+def _partial_labels(config, data):
+    """The candidates that a run is given instead of labels, checked before a cluster is started."""
+    if config.partial_labels is None:
+        return None
+    from czsl.data.partial_labels import read_partial_labels
+    from czsl.errors import UsageError
+
+    if not _trains(config.method):
+        raise UsageError(f"{config.method} cannot use partial labels", "it needs no training", "leave out --partial-labels")
+    labels = read_partial_labels(config.partial_labels, data)
+    if labels.origin.noise_rate and not config.label_rescue:
+        warn(f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond candidates")
+    return labels
 
 
 def _trains(method: str) -> bool:
@@ -245,11 +261,13 @@ class Watcher:
     def _epoch(self, record: dict[str, Any]) -> None:
         if record.get("auc") is None:
             return
+        found = record.get("disambiguation")
+        note = "" if found is None else f"  true label likeliest {percent(found)}"
         mark = "  best so far" if record["auc"] > self.best else ""
         self.best = max(self.best, record["auc"])
         say(
             f"epoch {record['epoch']}/{self.epochs}  validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
-            f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{mark}"
+            f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{note}{mark}"
         )
 
     def _show(self, what: str, done: int, total: int, note: str, line: str) -> None:
@@ -273,6 +291,9 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
+    labels = _partial_labels(config, data)
+    if labels is not None:
+        plan = {"candidates_an_image": round(float(labels.sizes.mean()), 2), **plan}
     where = {
         "nodes": placement.nodes,
         "workers": placement.workers,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
 from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
+
+if TYPE_CHECKING:
+    from methods.parts.candidate_weights import CandidateWeights
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
@@ -93,11 +96,27 @@ class RetrievalQuery:
 
 @dataclass
 class Targets:
-    """True labels of B images: index of the attribute, the object and the training pair, each int64 [B]."""
+    """Labels of B images: index of the attribute, the object and the training pair, each int64 [B].
+
+    Where only candidates are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
+    the ``likeliest`` candidate's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
+    """
 
     attribute: Tensor
     object: Tensor
     pair: Tensor
+    likeliest: tuple[Tensor, Tensor] | None = None
+    candidates: Tensor | None = None
+    noted: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def hard(self) -> tuple[Tensor, Tensor]:
+        """One attribute and one object an image, int64 [B] each: the true ones, or those of the likeliest candidate."""
+        return self.likeliest or (self.attribute, self.object)
+
+    def note(self, logits_BP: Tensor, relevance_BP: Tensor | None = None) -> None:
+        """Keep the logits of a loss, and the relevance of labels, for the candidates' next weights; else they are computed again."""
+        self.noted = logits_BP.detach(), relevance_BP
 
 
 class Method(nn.Module):
@@ -115,7 +134,8 @@ class Method(nn.Module):
     Notes
     -----
     A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
-    ``comm`` is replaced by the training loop when several workers train together.
+    ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
+    candidates instead of labels.
     """
 
     name: ClassVar[str]
@@ -132,6 +152,7 @@ class Method(nn.Module):
     def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
+        self.weights: CandidateWeights | None = None
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -251,14 +272,28 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss terms of a global batch, of which ``batch`` holds this worker's rows (and their ``attr``, ``obj``, ``pair``)."""
+        """Loss terms of a global batch, of which ``batch`` holds this worker's rows.
+
+        With labels these come with their ``attr``, ``obj`` and ``pair``; with candidates their place in the split (``index``) is enough,
+        and the weights of the candidates follow the step.
+        """
         self.comm.seed_own()
         features_BD = self.comm.gather(self.image_features(batch))
-        attr_B, obj_B, pair_B = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
+        if self.weights is None:
+            attr_B, obj_B, pair_B = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
+            targets = Targets(attr_B, obj_B, pair_B)
+        else:
+            rows_B = self.comm.gather(batch["index"].to(self.clip.device))
+            targets = self.weights.targets(rows_B)
         self.comm.seed_common()
         train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
-        text = self.encode_compositions(train_pairs)
-        return self.losses(self.image_side(features_BD), text, Targets(attr_B, obj_B, pair_B))
+        text, images = self.encode_compositions(train_pairs), self.image_side(features_BD)
+        terms = self.losses(images, text, targets)
+        if self.weights is not None:
+            with torch.no_grad():
+                logits_BP, relevance_BP = targets.noted or (self.logits(images, text)[0], None)
+            self.weights.update(rows_B, logits_BP, relevance_BP)
+        return terms
 
     @property
     def wants_first_pass(self) -> bool:

@@ -29,11 +29,13 @@ class Checkpoint:
     method : state of the method (trainable weights, prototypes, batch statistics), never the frozen CLIP
     optimizer : Adam's moments, as ``<moment>.<parameter>``
     state : step, epoch and place in the epoch, hashes, architecture
+    labels : weights of candidate labels, where training has these instead of labels
     """
 
     method: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -45,7 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
-        for name in ("method", "optimizer"):
+        for name in ("method", "optimizer", *(["labels"] if checkpoint.labels else [])):
             tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
             (temporary / f"{name}.safetensors").write_bytes(as_bytes(tensors))  # a full disk is an OSError, which save_file hides
         write_json(temporary / "state.json", checkpoint.state)
@@ -146,6 +148,7 @@ def load(path: Path) -> Checkpoint:
             load_file(path / "method.safetensors"),
             load_file(path / "optimizer.safetensors"),
             json.loads((path / "state.json").read_text(encoding="utf-8")),
+            load_file(labels) if (labels := path / "labels.safetensors").exists() else {},
         )
     except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(f"checkpoint {path} cannot be read", str(error), "choose another with --checkpoint") from None

@@ -10,6 +10,7 @@ from czsl.errors import UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 OPTIMIZERS = ("adam", "adamw")
+LABEL_INITS = ("clip", "uniform", "multihot")
 
 
 @dataclass
@@ -38,6 +39,14 @@ class RunConfig:
     precision: float32, bfloat16 (matrix products of the image tower and of training; scores stay in float32) or float64.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
     threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
+    partial_labels: file of candidate sets (`czsl data partial`) that training is given instead of labels.
+    label_init: first weights of an image's candidates: ``clip`` (softmax of frozen CLIP's similarity less its mean over the images),
+        ``uniform``, or ``multihot`` (ones).
+    label_momentum: how far each visit moves the weights towards the method's own probabilities; 0 keeps them, 1 replaces them.
+    label_temperature: divides the log-probabilities that weights follow.
+    label_relevance: power of the image's relevance to a label in new weights, for methods that have one (clip-pzsl).
+    label_warmup: epochs before weights begin to move.
+    label_rescue: share of new weights that goes by all seen pairs, candidates or not, for sets that may lack the true label.
     model: the method's own fields.
     """
 
@@ -63,6 +72,13 @@ class RunConfig:
     precision: str = "float32"
     checkpoint_blocks: bool = False
     threads: int = 0
+    partial_labels: str | None = None
+    label_init: str = "clip"
+    label_momentum: float = 0.1
+    label_temperature: float = 1.0
+    label_relevance: float = 1.0
+    label_warmup: int = 2
+    label_rescue: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -79,6 +95,8 @@ class RunConfig:
             ("train_per_pair", 0),
             ("val_per_pair", 0),
             ("threads", 0),
+            ("label_relevance", 0),
+            ("label_warmup", 0),
         ):
             if not least <= getattr(self, name) < math.inf:  # NaN is neither
                 raise UsageError(
@@ -88,6 +106,22 @@ class RunConfig:
             raise UsageError(f"unknown optimizer {self.optimizer!r}", "", f"choose one of {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.label_init not in LABEL_INITS:
+            raise UsageError(f"unknown label_init {self.label_init!r}", "", f"choose one of {', '.join(LABEL_INITS)}")
+        for name in ("label_momentum", "label_rescue"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", "it is a share", "set it between 0 and 1")
+        if not 0 < self.label_temperature < math.inf:
+            raise UsageError(f"label_temperature is {self.label_temperature}", "it must be above 0", "1 is the default")
+        if self.partial_labels and self.train_per_pair:
+            raise UsageError(
+                "train_per_pair cannot be had with partial labels",
+                "it chooses images by their true labels",
+                "leave one of them out",
+            )
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 0: ``lr * gamma ** floor(epoch * steps_per_epoch / step)``."""

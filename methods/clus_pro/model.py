@@ -164,7 +164,7 @@ class ClusPro(Method):
         assert isinstance(images, ClusProImages)
         assert images.hidden is not None
         assert images.branches is not None
-        c, attr_B, obj_B = self.config, targets.attribute, targets.object
+        c, (attr_B, obj_B) = self.config, targets.hard
         terms = branch_losses(self.logits(images, text), targets, c.loss_weights)
         # Transport, kernels and cosines over a temperature need their digits: no autocast from here on.
         with torch.autocast(self.clip.device.type, enabled=False):

@@ -87,6 +87,7 @@ def branch_losses(
     logits: tuple[Tensor, Tensor | None, Tensor | None], targets: Targets, weights: tuple[float, float, float]
 ) -> dict[str, Tensor]:
     """Weighted cross-entropies of the three branches."""
+    targets.note(logits[0])
     names, labels = ("pair", "attr", "obj"), (targets.pair, targets.attribute, targets.object)
     return {
         name: weight * F.cross_entropy(x, y)
