@@ -19,6 +19,7 @@ METHODS = {
     "clusPro": "methods.clus_pro.model:ClusPro",
     "lazsl": "methods.lazsl.model:LaZSL",
     "msci": "methods.msci.model:MSCI",
+    "comclip": "methods.comclip.model:ComCLIP",
 }
 
 

@@ -1,0 +1,122 @@
+"""The composition of an image from its sub-images: z = g + sum_k w_k v_k, score = cos(z, t).
+
+Letters: C captions, K words (sub-images), D joint width; g the whole image, v_k a sub-image, e_k its word, t the caption. A word that a
+caption does not have is padding: ``present`` is False there, and its weight 0. README.md says which numbers are whose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from czsl.errors import UsageError
+
+Mode = Literal["unit", "raw", "gclip"]
+Weight = Literal["ratio", "softmax", "uniform"]
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How sub-images are weighted.
+
+    mode : ``unit`` (all vectors of length 1, the fit is a cosine), ``raw`` (vectors as the towers give them, the fit is their inner
+        product; what the paper's program does on ComVG and SVO-Probes) or ``gclip`` (raw vectors weighted by cosines that are not
+        divided by their sum)
+    weight : ``ratio`` (fits divided by their sum), ``softmax`` (of cosines at ``tau``) or ``uniform``
+    beta : sum of the weights; 1 in the paper
+    min_score : where no word's cosine exceeds it, the image stays as it is
+    guard : whether that holds; also, negative fits become 0. Off: the paper's program
+    """
+
+    mode: Mode = "unit"
+    weight: Weight = "ratio"
+    tau: float = 0.01
+    beta: float = 1.0
+    min_score: float = 1e-4
+    guard: bool = True
+
+    def __post_init__(self):
+        if self.mode == "gclip" and self.weight != "ratio":
+            raise UsageError(f"weight={self.weight} with mode=gclip", "gclip weights by cosines", "drop one of the two")
+        for name in ("tau", "beta", "min_score"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (name == "tau" and value == 0):
+                raise UsageError(
+                    f"{name} is {value}", "it must be finite and not negative (tau: positive)", f"set another {name}"
+                )
+
+
+def weigh(fit: Tensor, cosine: Tensor, present: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Weights [..., K] of sub-images, and where the guard kept the image as it is, bool [...].
+
+    Parameters
+    ----------
+    fit : float tensor [..., K]
+        e_k . v_k as the mode has them.
+    cosine : float tensor [..., K]
+        Of the same.
+    present : bool tensor [..., K]
+        A caption without any word leaves the image as it is and is not counted as guarded.
+    rule : Rule
+    """
+    wordy = present.any(-1)
+    guarded = wordy & ~((cosine > rule.min_score) & present).any(-1) & rule.guard
+    if rule.guard:
+        fit = fit.clamp_min(0)
+    if rule.weight == "uniform":
+        weight = present.to(fit.dtype) / present.sum(-1, keepdim=True)
+    elif rule.weight == "softmax":
+        weight = (cosine / rule.tau).masked_fill(~present, -torch.inf).softmax(-1)
+    else:
+        weight = fit.masked_fill(~present, 0)
+        if rule.mode != "gclip":
+            weight = weight / weight.sum(-1, keepdim=True)
+    kept = (wordy & ~guarded)[..., None] & present
+    return torch.where(kept, rule.beta * weight, 0), guarded
+
+
+def fits(words: Tensor, views: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Fit and cosine [...] of words and sub-images [..., D] of one another."""
+    dot = (words * views).sum(-1)
+    cosine = dot / (words.norm(dim=-1) * views.norm(dim=-1)).clamp_min(TINY)
+    return (dot if rule.mode == "raw" else cosine), cosine
+
+
+def compose(whole_D: Tensor, views_KD: Tensor, weight_K: Tensor) -> Tensor:
+    """z [D], the composed image."""
+    return whole_D + weight_K @ views_KD
+
+
+def gram_scores(text_CD: Tensor, whole_D: Tensor, views_KD: Tensor, weight_CK: Tensor) -> Tensor:
+    """cos(z_c, t_c) [C] of one image for captions that weight its sub-images differently, without forming any z.
+
+    With P = T V', G = V V' and h = V g: t.z = t.g + w.P and |z|^2 = g.g + 2 w.h + w'Gw. A caption's weight is 0 for sub-images that
+    none of its words has, so captions may have different numbers of words.
+    """
+    text_CD = normalize(text_CD, dim=-1)
+    along_C = text_CD @ whole_D + (weight_CK * (text_CD @ views_KD.T)).sum(-1)
+    gram_KK, h_K = views_KD @ views_KD.T, views_KD @ whole_D
+    square_C = whole_D @ whole_D + 2 * weight_CK @ h_K + (weight_CK @ gram_KK * weight_CK).sum(-1)
+    return along_C / square_C.clamp_min(TINY).sqrt()
+
+
+def blip2_score(
+    whole_QW: Tensor, views_KQW: Tensor, words_KD: Tensor, text_D: Tensor, projection_DW: Tensor, bias_D: Tensor
+) -> Tensor:
+    """The score of the paper's BLIP-2 variant, a scalar; no tower here computes its inputs.
+
+    An image is Q query tokens of width W before the projection; words and caption are projected class tokens of length 1. The fit of a
+    word is the largest cosine among the projected queries of its sub-image; queries are composed before the projection, one by one.
+    """
+
+    def project(tokens: Tensor) -> Tensor:
+        return normalize(tokens @ projection_DW.T + bias_D, dim=-1)
+
+    fit_K = (project(views_KQW) * words_KD[:, None]).sum(-1).amax(-1)
+    composed_QW = whole_QW + torch.einsum("k,kqw->qw", fit_K / fit_K.sum(), views_KQW)
+    return (project(normalize(composed_QW, dim=-1)) @ text_D).amax()

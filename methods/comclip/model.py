@@ -1,0 +1,108 @@
+"""ComCLIP on attributes and objects (NAACL 2024, adapted): an image plus what its attribute and its object see of it.
+
+score = logit_scale * cos(g + w_a v_a + w_o v_o, t_ao), v_p the part of the image that fits word p, w_p how well it fits. README.md
+says where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from czsl.clip.backbone import Clip
+from czsl.data.regions import RegionTable
+from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, prepare_bank
+from methods.comclip.config import ComCLIPConfig
+from methods.comclip.explain import explain_pair
+from methods.comclip.pairs import WordSide, pair_parts
+from methods.explanation import Explanation, Question
+from methods.method import ImageSide, Method, TextSide
+
+
+class ComCLIP(Method):
+    """Sub-images of attribute and object, weighted by their fit, added to the image. Trains nothing.
+
+    Costs 35 passes of the image tower an image with ``regions=grid``, one with ``patch`` or ``superpixel``; its features are kept in
+    the cache folder. Prompts and bare words are encoded once for all images.
+    """
+
+    name, title, trains = "comclip", "ComCLIP", False
+    Config = ComCLIPConfig
+    config: ComCLIPConfig
+
+    # -- images ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def table(self) -> RegionTable | None:
+        """The regions of the file, where there is one."""
+        return self.config.table if self.config.regions == "file" else None
+
+    @property
+    def prepare_key(self) -> str:
+        """What decides about regions."""
+        return bank_key(self.config)
+
+    def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
+        """The whole image through CLIP's pipeline [3, S, S], and its sub-images; see :func:`methods.comclip.bank.prepare_bank`."""
+        return prepare_bank(image, image_id, self.config, self.clip, self.table)
+
+    def image_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Un-normalised features of images and regions, [B, (1 + L) * D]; [B, D] where the batch has none."""
+        return super().image_features(batch) if "features" in batch else encode_bank(self.clip, batch, self.config)
+
+    def image_side(self, features_BD: Tensor) -> BankSide:
+        """The bank of regions that all labels share."""
+        return bank_side(features_BD, self.clip.dim, self.config)
+
+    # -- text ------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def encode_compositions(self, pairs_P2: Tensor) -> WordSide:
+        """Prompts of the pairs, and all words alone."""
+        named = [(self.attribute_names[a], self.object_names[o]) for a, o in pairs_P2.tolist()]
+        words = word_features(self.clip, self._phrases([*self.attribute_names, *self.object_names]), self.config.mode == "raw")
+        attribute, obj = words.split([self.space.num_attributes, self.space.num_objects])
+        both = None
+        if self.config.relation == "union":
+            both = word_features(self.clip, self._phrases([f"{a} {o}" for a, o in named]), self.config.mode == "raw")
+        pair = self.clip.text.encode([f"a photo of {a} {o}" for a, o in named])
+        return WordSide(pairs_P2, pair, attribute, obj, both=both)
+
+    def _phrases(self, names: Sequence[str]) -> list[str]:
+        return [self.config.phrase.replace("{}", name) for name in names]
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+        """Scores [B, P], exact for every pair."""
+        assert isinstance(images, BankSide)
+        assert isinstance(text, WordSide)
+        return self.clip.logit_scale * pair_parts(images, text, self.config).score
+
+    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
+        """The scores; there are no branches."""
+        return self.scores(images, text), None, None
+
+    # -- explanation -----------------------------------------------------------------------------------------------
+    def explain_candidate(self, question: Question, place: int) -> Explanation:
+        """What the attribute and the object see of the image, and what it weighs."""
+        return explain_pair(question, place, self.space, self.config, self.table, self.clip)
+
+
+def word_features(clip: Clip, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:
+    """Features [X, D] of words, of length 1 or, ``raw``, as the tower gives them."""
+    if not raw:
+        return clip.text.encode(words)
+    out = []
+    for start in range(0, max(len(words), 1), chunk):
+        ids, ends = clip.text.tokenize(words[start : start + chunk])
+        out.append(clip.text.encode_embeddings(clip.text.embed_tokens(ids), ends))
+    return torch.cat(out)
+
+
+def caption_features(clip: Clip, captions: Sequence[str]) -> Tensor:
+    """Features [C, D] of captions, of length 1."""
+    return normalize(word_features(clip, captions, raw=True), dim=-1)
