@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar
+from czsl_cli.console import print_json, print_table, progress_bar, say
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ data.add_command(partial)
 @click.option("--name", help="Name of the dataset.  [default: that of SOURCE]")
 @click.option("--attributes", type=click.Path(path_type=Path), help="Tree: file of attribute names, one a line.")
 @click.option("--objects", type=click.Path(path_type=Path), help="Tree: file of object names, one a line.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Tree without train/ val/ test/: of the split by pair.")
+@click.option("--classes", is_flag=True, help="Labels are plain classes: a folder for each, or a manifest's column class.")
+@click.option("--unseen", type=click.Path(path_type=Path), help="Classes: file of those that training does not get, one a line.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Tree without train/ val/ test/: of the split.")
 @click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),
@@ -59,7 +61,9 @@ data.add_command(partial)
 @click.option("--drop-duplicates", is_flag=True, help="Leave out val and test images whose bytes occur in training.")
 @click.option("--force", is_flag=True, help="Replace the dataset folder DEST.")
 @as_json
-def import_(source, dest, layout, name, attributes, objects, seed, max_bad, max_pixels, drop_duplicates, force, as_json):
+def import_(
+    source, dest, layout, name, attributes, objects, classes, unseen, seed, max_bad, max_pixels, drop_duplicates, force, as_json
+):
     """Import images from SOURCE into the dataset folder DEST.
 
     SOURCE is a folder in the layout of MIT-States, UT-Zappos and C-GQA (pair lists, images/ and a .t7 or .json), a folder of
@@ -68,12 +72,14 @@ def import_(source, dest, layout, name, attributes, objects, seed, max_bad, max_
 
     Without train/ val/ test/ a tree is split by pair: about 15 % of the pairs are held out for val, 20 % for test.
 
+    With --classes labels are plain classes: a folder for each, or a manifest with the columns image, class, split. Classes without
+    training images are unseen; --unseen names them where the source does not show it.
+
     Images that cannot be used are skipped and listed; identical images are listed and kept.
     """
-    from czsl.data.foldernames import FolderNames
     from czsl.data.importers import ImportOptions, TooManyBadError, import_dataset
 
-    names = FolderNames.read(attributes, objects)
+    names = _label_names(attributes, objects, classes, unseen)
     options = ImportOptions(layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force)
     try:
         with progress("importing") as advance:
@@ -88,11 +94,29 @@ def import_(source, dest, layout, name, attributes, objects, seed, max_bad, max_
         print_json(report.to_json())
         return
     click.echo(f"{printable(report.name)}: {report.layout} layout, written to {printable(report.folder or '')}")
-    columns = ["train", "val", "test"]
-    print_splits(columns, {"images": [report.images[c] for c in columns], "pairs": [report.pairs[c] for c in columns]})
-    click.echo(f"{report.attributes} attributes, {report.objects} objects; {report.bad} of {report.named:,} images unusable")
+    columns, labels = ["train", "val", "test"], report.classes or report.pairs
+    counted = {"images": [report.images[c] for c in columns]}
+    print_splits(columns, {**counted, "classes" if report.classes else "pairs": [labels[c] for c in columns]})
+    named = f"{report.attributes} attributes, {report.objects} objects"
+    if report.classes:
+        named = f"{report.classes['all']} classes, {report.classes['seen']} of them seen in training"
+    click.echo(f"{named}; {report.bad} of {report.named:,} images unusable")
     click.echo(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
+    if report.classes and report.classes["seen"] == report.classes["all"]:
+        say("every class is seen, so nothing is zero-shot here; name unseen classes with --unseen FILE")
+
+
+def _label_names(attributes, objects, classes, unseen):
+    from czsl.data.classnames import ClassNames
+    from czsl.data.foldernames import FolderNames
+    from czsl.errors import UsageError
+
+    if not classes and unseen is None:
+        return FolderNames.read(attributes, objects)
+    if attributes or objects:
+        raise UsageError("--attributes and --objects with plain classes", "a class has neither", "drop them, or --classes")
+    return ClassNames.read(unseen)
 
 
 @data.command()
@@ -134,18 +158,22 @@ def stats(folder, as_json):
         print_json(found)
         return
     parts = list(found["splits"].values())
+    noun, nouns = ("class", "classes") if "classes" in found else ("pair", "pairs")
     rows: dict[str, list] = {}
-    for what in ("images", "pairs"):
+    for what in ("images", nouns):
         rows[what] = [part[what]["all"] for part in parts]
         for group in ("seen", "unseen"):
-            rows[f"  {group}" if what == "pairs" else f"  of {group} pairs"] = [part[what][group] for part in parts]
-    rows["images a pair"] = [spread(part["images_a_pair"]) for part in parts]
-    rows["pairs without images"] = [part["pairs_without_images"] for part in parts]
+            rows[f"  {group}" if what == nouns else f"  of {group} {nouns}"] = [part[what][group] for part in parts]
+    rows[f"images a {noun}"] = [spread(part[f"images_a_{noun}"]) for part in parts]
+    rows[f"{nouns} without images"] = [part[f"{nouns}_without_images"] for part in parts]
     sizes, twins = found["image"], found["duplicates"]
     click.echo(f"{printable(found['name'])}: {found['images']:,} images in {printable(found['folder'])}")
     print_splits(list(found["splits"]), rows)
-    labels = f"{found['attributes']} attributes x {found['objects']} objects"
-    click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
+    if "classes" in found:
+        click.echo(f"{found['classes']:,} classes")
+    else:
+        labels = f"{found['attributes']} attributes x {found['objects']} objects"
+        click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
     click.echo(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
     click.echo("(three numbers: minimum, median, maximum)")
     click.echo(
@@ -159,10 +187,10 @@ def stats(folder, as_json):
 @click.argument("folder")
 @click.argument("dest", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True, help="Which images.")
-@click.option("--limit", type=click.IntRange(1), help="At most this many, spread over the compositions.  [default: all]")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, spread over the labels.  [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice.")
 def export(folder, dest, split, limit, seed):
-    """Write images of the dataset FOLDER (or toy) as files below DEST, in folders named after their composition."""
+    """Write images of the dataset FOLDER (or toy) as files below DEST, in folders named after their composition or class."""
     from czsl.data.export import export as write_files
     from czsl.data.table import open_data
 

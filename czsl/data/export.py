@@ -19,7 +19,7 @@ def export(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write images below ``dest/<attribute object>/``; returns how many.
+    """Write images below ``dest/<attribute object>/``, or ``dest/<class>/``; returns how many.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def export(
     dest : Path
         Made where it does not exist; files of the same name are replaced.
     limit : int, optional
-        At most this many: first one image of each composition in an order drawn with the seed, then a second, and so on.
+        At most this many: first one image of each composition (or class) in an order drawn with the seed, then a second, and so on.
     seed : int, default 0
     progress : callable
         Told how many of how many are written.

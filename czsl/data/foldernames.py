@@ -29,7 +29,7 @@ class FolderNames:
     @classmethod
     def read(cls, attributes: Path | None, objects: Path | None) -> FolderNames:
         """Read the lists from files, one name a line."""
-        return cls(*(None if path is None else _read_names(path) for path in (attributes, objects)))
+        return cls(*(None if path is None else read_names(path) for path in (attributes, objects)))
 
     def resolve(self, folders: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Pair | None]:
         """The pair of each folder (one or two path parts), or None where a listed name is needed and not found.
@@ -48,7 +48,8 @@ class FolderNames:
             raise DataError(
                 "cannot tell attribute and object in the names of folders",
                 f"unclear ({len(unclear)}): {names}",
-                "give --attributes FILE and --objects FILE (one name a line), or use folders attribute/object/",
+                "give --attributes FILE and --objects FILE (one name a line), or use folders attribute/object/; or --classes, where a "
+                "folder is a plain class",
             )
         return {parts: found[0] if found else None for parts, found in readings.items()}
 
@@ -76,7 +77,8 @@ def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _read_names(path: Path) -> tuple[str, ...]:
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of a text file, one a line; empty lines and repetitions are left out. DataError where it cannot be read."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

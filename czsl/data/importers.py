@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS
+from czsl.data.classnames import ClassNames
 from czsl.data.foldernames import FolderNames
 from czsl.data.images import MAX_PIXELS, BadImage, decode, read_image_file
 from czsl.data.layouts import Entry, Source, find_layout, read_source
@@ -31,7 +33,8 @@ class ImportReport:
     """What an import found and wrote.
 
     ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
-    cannot be used.
+    cannot be used. ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of
+    them, those ``seen``, and those of each split.
     """
 
     source: str
@@ -45,13 +48,16 @@ class ImportReport:
     pairs: dict[str, int] = field(default_factory=dict)
     attributes: int = 0
     objects: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def to_json(self) -> dict:
         """The report as plain data; ``kinds`` counts the problems by kind."""
         problems = [problem.to_json() for problem in self.problems]
-        return {**self.__dict__, "kinds": count_kinds(self.problems), "problems": problems}
+        other = ("attributes", "objects", "pairs") if self.classes else ("classes",)
+        facts = {key: value for key, value in self.__dict__.items() if key not in other}
+        return {**facts, "kinds": count_kinds(self.problems), "problems": problems}
 
 
 class TooManyBadError(DataError):
@@ -72,10 +78,10 @@ class ImportOptions:
         ``auto``, or one of `czsl.data.layouts.LAYOUTS`.
     name : str, optional
         The dataset's name; default: that of the source's folder.
-    names : FolderNames
-        Attributes and objects of a tree whose folder names are unclear.
+    names : FolderNames or ClassNames
+        Attributes and objects of a tree whose folder names are unclear; or that labels are plain classes, and which are unseen.
     seed : int
-        Of the split by pair, for trees without ``train/ val/ test/``.
+        Of the split by pair or class, for trees without ``train/ val/ test/``.
     max_bad : float
         Share of bad images above which the import stops.
     max_pixels : int
@@ -90,7 +96,7 @@ class ImportOptions:
 
     layout: str = "auto"
     name: str | None = None
-    names: FolderNames = field(default_factory=FolderNames)
+    names: FolderNames | ClassNames = field(default_factory=FolderNames)
     seed: int = 0
     max_bad: float = MAX_BAD
     max_pixels: int = MAX_PIXELS
@@ -133,8 +139,11 @@ def import_dataset(
     if content.space is None or not content.entries:
         _stop(report, options.max_bad)
         raise DataError(f"{source} holds no labelled image", f"read as: {layout}", "is this the right folder or --layout?")
-    report.attributes, report.objects = content.space.num_attributes, content.space.num_objects
-    report.pairs = {split: len(getattr(content.space, f"{split}_pairs")) for split in SPLITS}
+    counts = {split: len(getattr(content.space, f"{split}_pairs")) for split in SPLITS}
+    if isinstance(content.space, ClassSpace):
+        report.classes = {"all": content.space.num_objects, "seen": counts["train"], **counts}
+    else:
+        report.attributes, report.objects, report.pairs = content.space.num_attributes, content.space.num_objects, counts
     records = _records(content, options, report, progress)
     written = write_dataset(dest, content.space, records, report.name, report.problems, options.force)
     report.folder, report.sha256, report.images = str(dest), written["sha256"], written["images"]

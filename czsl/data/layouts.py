@@ -4,27 +4,32 @@
   ``metadata_compositional-split-natural.t7`` (or the same records as `.json`).
 - ``tree``: images in folders ``attr obj/``, ``attr_obj/`` or ``attr/obj/``, below ``train/ val/ test/`` or split by pair.
 - ``manifest``: a CSV or Parquet file with the columns ``image, attr, obj, split``; paths relative to it.
+
+Trees and manifests may hold plain classes instead: a folder for each class, or the columns ``image, class, split``.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from czsl.classes import NO_ATTRIBUTE, ClassSpace
 from czsl.compositions import SPLITS, CompositionSpace, index_pairs
+from czsl.data.classnames import ClassNames
 from czsl.data.foldernames import FolderNames
 from czsl.data.images import is_image_name
 from czsl.data.paths import BadPathError, contained, stable_name, walk
 from czsl.data.problems import Problem
-from czsl.data.splitting import split_by_pair
+from czsl.data.splitting import split_by_class, split_by_pair
 from czsl.data.t7 import read_metadata
 from czsl.errors import DataError, UsageError
 
 LAYOUTS = ("published", "tree", "manifest")
 COLUMNS = ("image", "attr", "obj", "split")
+CLASS_COLUMNS = ("image", "class", "split")
 _PAIRS = "compositional-split-natural"
 _METADATA = "metadata_compositional-split-natural"
 
@@ -44,9 +49,13 @@ class Entry:
 
 @dataclass
 class Source:
-    """What a source names: entries, their label space, and what is wrong so far."""
+    """What a source names: entries, their label space, and what is wrong so far.
+
+    ``unseen``: classes of which no image may be trained on; None where labels are attributes and objects.
+    """
 
     root: Path
+    unseen: frozenset[str] | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     space: CompositionSpace | None = None
@@ -63,8 +72,12 @@ class Source:
         """Add the image under the first of these names (relative to the root) that is a file, or list why not."""
         if split not in SPLITS:
             return self.skip("unknown split", names[0], f"{split!r} is none of {', '.join(SPLITS)}")
-        if not attr or not obj:
+        if self.unseen is None and not (attr and obj):
             return self.skip("missing label", names[0], f"attribute {attr!r}, object {obj!r}")
+        if not obj:
+            return self.skip("missing label", names[0], "no class")
+        if self.unseen and split == "train" and obj in self.unseen:
+            return self.note("training image of an unseen class", names[0], obj)
         for name in names:
             try:
                 path = contained(self.root, name)
@@ -100,14 +113,16 @@ def find_layout(source: Path) -> str:
     return "manifest" if _manifest_in(source) else "tree"
 
 
-def read_source(source: Path, layout: str, names: FolderNames, seed: int) -> Source:
-    """Read a source in one of `LAYOUTS`; ``names`` and ``seed`` are for trees."""
+def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed: int) -> Source:
+    """Read a source in one of `LAYOUTS`; ``names`` say what labels are, ``seed`` is for trees."""
     if layout == "published":
+        if isinstance(names, ClassNames):
+            raise UsageError("the published layout holds pairs, not classes", f"{source} has pair lists", "drop --classes")
         return read_published(source)
     if layout == "tree":
         return read_tree(source, names, seed)
     if layout == "manifest":
-        return read_manifest(source)
+        return read_manifest(source, names if isinstance(names, ClassNames) else None)
     raise UsageError(f"no layout {layout!r}", "", f"one of: {', '.join(LAYOUTS)}")
 
 
@@ -171,12 +186,13 @@ def _why_unknown(space: CompositionSpace, attr: str, obj: str, split: str) -> st
 
 
 # -- tree ----------------------------------------------------------------------------------------------------------
-def read_tree(folder: Path, names: FolderNames, seed: int = 0) -> Source:
-    """Images sorted into folders that name their pair, below ``train/ val/ test/`` or, without these, split by pair.
+def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> Source:
+    """Images sorted into folders that name their pair or class, below ``train/ val/ test/`` or, without these, split by it.
 
-    Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed.
+    Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
+    class is named by one folder.
     """
-    source = Source(folder.resolve())
+    source, classes = Source(folder.resolve()), isinstance(names, ClassNames)
     found = walk(folder)
     for name, (kind, why) in found.refused.items():
         source.skip(kind, name, why)
@@ -189,17 +205,20 @@ def read_tree(folder: Path, names: FolderNames, seed: int = 0) -> Source:
         else:
             images.append(name)
     tops = {name.split("/", 1)[0] for name in images}
+    # A folder `train` that holds images itself is a class: the vehicle.
     has_splits = "train" in tops or tops <= set(SPLITS)
+    has_splits &= not classes or any(name.count("/") > 1 for name in images if name.split("/", 1)[0] in SPLITS)
     offset = 1 if has_splits else 0
     depths = [name.count("/") - offset for name in images]
-    depth = 2 if 2 * sum(d == 2 for d in depths) > sum(d in (1, 2) for d in depths) else 1
+    depth = 2 if not classes and 2 * sum(d == 2 for d in depths) > sum(d in (1, 2) for d in depths) else 1
+    expected = "one folder that names the class" if classes else "attr/obj" if depth == 2 else "one folder that names the pair"
     labelled = []
     for name, levels in zip(images, depths, strict=True):
         parts = PurePosixPath(name).parts[offset:-1]
         if has_splits and name.split("/", 1)[0] not in SPLITS:
             source.skip("unknown split", name, f"outside {', '.join(SPLITS)}")
         elif levels != depth:
-            source.skip("no pair", name, f"expected {'attr/obj' if depth == 2 else 'one folder that names the pair'}")
+            source.skip("no class" if classes else "no pair", name, f"expected {expected}")
         else:
             labelled.append((name, parts))
     pair_of = names.resolve({parts for _, parts in labelled})
@@ -210,25 +229,37 @@ def read_tree(folder: Path, names: FolderNames, seed: int = 0) -> Source:
             source.skip("unknown pair", name, f"{'/'.join(parts)!r} is no listed attribute and object")
         else:
             usable.append((name, *pair))
-    splits = [n.split("/", 1)[0] for n, _, _ in usable] if has_splits else split_by_pair(usable, seed) if usable else []
+    if isinstance(names, ClassNames):
+        source.unseen = names.unseen_among(obj for _, _, obj in usable)
+    if has_splits or not usable:
+        splits = [name.split("/", 1)[0] for name, _, _ in usable]
+    else:
+        splits = split_by_pair(usable, seed) if source.unseen is None else split_by_class(usable, source.unseen, seed)
     for (name, attr, obj), split in zip(usable, splits, strict=True):
         source.add((name,), attr, obj, split)
-    source.space = _space_of(source.entries.values())
+    source.space = _space_of(source)
     return source
 
 
 # -- manifest ------------------------------------------------------------------------------------------------------
-def read_manifest(path: Path) -> Source:
-    """A table with the columns `COLUMNS` (others are ignored); images relative to its folder."""
+def read_manifest(path: Path, classes: ClassNames | None = None) -> Source:
+    """A table with the columns `COLUMNS` or `CLASS_COLUMNS` (others are ignored); images relative to its folder.
+
+    Attributes and objects are read where a table has both and ``classes`` is None.
+    """
     if path.is_dir():
         found = _manifest_in(path)
         if found is None:
             raise DataError(f"{path} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
         path = found
-    source = Source(path.parent.resolve())
-    for image, attr, obj, split in _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path):
-        source.add((image,), attr.strip(), obj.strip(), split.strip())
-    source.space = _space_of(source.entries.values())
+    source, wanted = Source(path.parent.resolve()), classes is not None
+    read = _csv_rows if path.suffix.lower() == ".csv" else _parquet_rows
+    rows = [{name: cell.strip() for name, cell in row.items()} for row in read(path, wanted)]
+    if rows and "class" in rows[0]:
+        source.unseen = (classes or ClassNames()).unseen_among(row["class"] for row in rows if row["class"])
+    for row in rows:
+        source.add((row["image"],), row.get("attr", NO_ATTRIBUTE), row.get("obj", row.get("class", "")), row["split"])
+    source.space = _space_of(source)
     return source
 
 
@@ -236,45 +267,55 @@ def _manifest_in(folder: Path) -> Path | None:
     return next((p for p in (folder / "manifest.csv", folder / "manifest.parquet") if p.is_file()), None)
 
 
-def _csv_rows(path: Path) -> Iterator[list[str]]:
+def _csv_rows(path: Path, classes: bool) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or ())
+            columns = _columns(path, reader.fieldnames or (), classes)
             for row in reader:
-                yield [row[name] or "" for name in COLUMNS]
+                yield {name: row[name] or "" for name in columns}
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}", str(error), "save it as CSV in UTF-8") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[list[str]]:
+def _parquet_rows(path: Path, classes: bool) -> Iterator[dict[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            for batch in file.iter_batches(columns=list(COLUMNS)):
-                columns = [batch.column(name).cast(pa.string()).to_pylist() for name in COLUMNS]
-                yield from ([value or "" for value in row] for row in zip(*columns, strict=True))
+            columns = _columns(path, file.schema_arrow.names, classes)
+            for batch in file.iter_batches(columns=list(columns)):
+                values = [batch.column(name).cast(pa.string()).to_pylist() for name in columns]
+                for row in zip(*values, strict=True):
+                    yield {name: value or "" for name, value in zip(columns, row, strict=True)}
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {path}", str(error).splitlines()[0], "is it a Parquet table?") from None
 
 
-def _check_columns(path: Path, found: Sequence[str]) -> None:
-    missing = [name for name in COLUMNS if name not in found]
+def _columns(path: Path, found: Sequence[str], classes: bool) -> tuple[str, ...]:
+    """Those of `COLUMNS` or `CLASS_COLUMNS` that hold the labels; DataError where some are missing."""
+    columns = CLASS_COLUMNS if classes or ("class" in found and not {"attr", "obj"} <= set(found)) else COLUMNS
+    missing = [name for name in columns if name not in found]
     if missing:
         why = f"it has: {', '.join(found) or 'nothing'}"
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}", why, f"name its columns {', '.join(COLUMNS)}")
+        fix = f"name its columns {', '.join(columns)}" + ("" if columns == CLASS_COLUMNS else ", or image, class, split")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}", why, fix)
+    return columns
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
-def _space_of(entries: Iterable[Entry]) -> CompositionSpace | None:
-    """The space of labelled images: names and pairs sorted. None without images."""
+def _space_of(source: Source) -> CompositionSpace | None:
+    """The space of a source's images: names and pairs sorted. None without images."""
     lists: dict[str, set[Pair]] = {split: set() for split in SPLITS}
-    for entry in entries:
+    for entry in source.entries.values():
         lists[entry.split].add((entry.attr, entry.obj))
-    return _space({split: sorted(pairs) for split, pairs in lists.items()}) if any(lists.values()) else None
+    if not any(lists.values()):
+        return None
+    if source.unseen is not None:
+        train, val, test = (sorted(obj for _, obj in lists[split]) for split in SPLITS)
+        return ClassSpace.of(sorted({*train, *val, *test}), train, val, test)
+    return _space({split: sorted(pairs) for split, pairs in lists.items()})
 
 
 def _space(lists: dict[str, list[Pair]]) -> CompositionSpace:

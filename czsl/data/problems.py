@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from czsl.compositions import SPLITS, CompositionSpace
+from czsl.classes import ClassSpace
+from czsl.compositions import SPLITS, CompositionSpace, label_of, label_words
 
 
 class Row(NamedTuple):
@@ -18,6 +19,11 @@ class Row(NamedTuple):
     attr: str
     obj: str
     split: str
+
+    @property
+    def label(self) -> str:
+        """``"wet dog"``, or the class."""
+        return label_words(label_of(self.attr, self.obj))
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,22 @@ def duplicate_problems(rows: Iterable[Row], dropped: frozenset[str] = frozenset(
         if len({row.split for row in group}) > 1:
             found.append(Problem("identical images across splits", ids, done, "; ".join(row.split for row in group)))
         if _conflict(group):
-            found.append(Problem("conflicting labels", ids, done, "; ".join(f"{row.attr} {row.obj}" for row in group)))
+            found.append(Problem("conflicting labels", ids, done, "; ".join(row.label for row in group)))
     return found
 
 
 def space_problems(space: CompositionSpace, rows: Sequence[Row]) -> list[Problem]:
-    """Pairs of val and test with an attribute or object that no training pair has, and pairs without images."""
+    """Pairs of val and test with an attribute or object that no training pair has, and pairs (or classes) without images."""
+    present = {(row.split, row.attr, row.obj) for row in rows}
+    found = [] if isinstance(space, ClassSpace) else _never_trained(space)
+    for split in SPLITS:
+        for pair in getattr(space, f"{split}_pairs").tolist():
+            if (split, *space.pair_names(pair)) not in present:
+                found.append(Problem(f"{space.noun} without images", (space.pair_name(pair),), "kept", f"listed in {split}"))
+    return found
+
+
+def _never_trained(space: CompositionSpace) -> list[Problem]:
     found = []
     attributes, objects = set(space.train_pairs[:, 0].tolist()), set(space.train_pairs[:, 1].tolist())
     for a, o in space.closed_pairs.tolist():
@@ -107,12 +123,6 @@ def space_problems(space: CompositionSpace, rows: Sequence[Row]) -> list[Problem
         if missing:
             detail = f"{' and '.join(missing)} in no training pair: nothing can be learned about it"
             found.append(Problem("never trained", (space.pair_name((a, o)),), "kept", detail))
-    present = {(row.split, row.attr, row.obj) for row in rows}
-    for split in SPLITS:
-        for a, o in getattr(space, f"{split}_pairs").tolist():
-            if (split, space.attributes[a], space.objects[o]) not in present:
-                detail = f"listed in {split}"
-                found.append(Problem("pair without images", (space.pair_name((a, o)),), "kept", detail))
     return found
 
 

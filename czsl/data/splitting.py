@@ -1,10 +1,14 @@
-"""Splits by pair for data that comes without: some pairs stay out of training, as in the published benchmarks.
+"""Splits for data that comes without: some pairs (or the classes that the user names) stay out of training.
 
-The rule. Held out as unseen are 15 % of the pairs for val and 20 % for test (MIT-States: 15 and 20 %, UT-Zappos: 13 and
-16 %, C-GQA: 16 and 12 %), in an order drawn by the seed, each only if another training pair keeps its attribute and another
-its object; so every attribute and object of an unseen pair occurs in training. All images of an unseen pair go to its
-split. As many seen pairs as there are unseen ones give a fifth of their images to val, and as many to test (other pairs,
+The rule for pairs, as in the published benchmarks. Held out as unseen are 15 % of the pairs for val and 20 % for test (MIT-States: 15
+and 20 %, UT-Zappos: 13 and 16 %, C-GQA: 16 and 12 %), in an order drawn by the seed, each only if another training pair keeps its
+attribute and another its object; so every attribute and object of an unseen pair occurs in training. All images of an unseen pair go
+to its split. As many seen pairs as there are unseen ones give a fifth of their images to val, and as many to test (other pairs,
 where they suffice); a pair that gives has two images or more and keeps at least one for training.
+
+The rule for classes. Which are unseen is given; three sevenths of them (as of the pairs above) go to val with all their images, the
+others to test, so that what is chosen on val is chosen on other classes than those of test; one unseen class alone goes to test.
+Each seen class gives a fifth of its images to test and a fifth to val, and keeps at least one for training.
 """
 
 from __future__ import annotations
@@ -62,6 +66,34 @@ def split_by_pair(images: Sequence[tuple[str, str, str]], seed: int = 0) -> list
             give = min(math.ceil(SEEN_IMAGES * len(by_pair[pair])), len(mine) - 1)
             for name in _shuffled(mine, f"{seed}/{split}")[:give]:
                 split_of[name] = split
+    return [split_of[name] for name, _, _ in images]
+
+
+def split_by_class(images: Sequence[tuple[str, str, str]], unseen: Iterable[str], seed: int = 0) -> list[str]:
+    """Draw a split for each image, a pure function of the names and the seed (whatever the order of the images).
+
+    Parameters
+    ----------
+    images : sequence of (id, "", class)
+    unseen : iterable of str
+        Classes without training images.
+    seed : int
+    """
+    held = _shuffled(unseen, f"{seed}/unseen")
+    for_val = math.floor(len(held) * UNSEEN["val"] / sum(UNSEEN.values()))
+    split_of_class = {name: "val" if place < for_val else "test" for place, name in enumerate(held)}
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name, _, label in images:
+        by_class[label].append(name)
+    split_of: dict[str, str] = {}
+    for label, names in by_class.items():
+        if label in split_of_class:
+            split_of |= dict.fromkeys(names, split_of_class[label])
+            continue
+        give, order = math.ceil(SEEN_IMAGES * len(names)), _shuffled(names, f"{seed}/seen")
+        for_test, for_val_here = min(give, len(names) - 1), min(give, max(len(names) - 1 - give, 0))
+        parts = ["test"] * for_test + ["val"] * for_val_here
+        split_of |= dict(zip(order, parts + ["train"] * (len(names) - len(parts)), strict=True))
     return [split_of[name] for name, _, _ in images]
 
 

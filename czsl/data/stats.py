@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS
 from czsl.data.images import BadImage, image_size
 from czsl.data.problems import count_duplicates
@@ -20,18 +21,19 @@ def stats(dataset: Dataset, progress: Callable[[int, int], None] | None = None) 
     dict
         ``name``, ``sha256``, ``attributes``, ``objects``, ``open_world`` (A * O), ``closed_world`` (pairs of any split),
         ``splits`` (for each: ``images``, ``pairs``, ``images_a_pair``, each with ``seen`` and ``unseen``), ``duplicates``
-        (groups of identical images) and ``image`` (``width``, ``height``, ``bytes``, each min, median, max).
+        (groups of identical images) and ``image`` (``width``, ``height``, ``bytes``, each min, median, max). Of plain classes there are
+        ``classes`` instead of attributes, objects and worlds, and each split has ``classes``, ``classes_without_images``,
+        ``images_a_class``.
     """
     space = dataset.space
+    worlds = {"open_world": space.num_attributes * space.num_objects, "closed_world": len(space.closed_pairs)}
     splits = [dataset.split(name) for name in SPLITS]
     return {
         "name": dataset.name,
         "folder": str(dataset.folder),
         "sha256": dataset.sha256,
-        "attributes": space.num_attributes,
-        "objects": space.num_objects,
-        "open_world": space.num_attributes * space.num_objects,
-        "closed_world": len(space.closed_pairs),
+        **{kind: len(names) for kind, names in space.vocabulary.items()},
+        **({} if isinstance(space, ClassSpace) else worlds),
         "images": sum(map(len, splits)),
         "splits": {split.name: _split_stats(split) for split in splits},
         "duplicates": count_duplicates(row for split in splits for row in split.rows()),
@@ -46,9 +48,9 @@ def _split_stats(split: Split) -> dict:
     _, images_a_pair = np.unique(space.key(split.pairs), return_counts=True)
     return {
         "images": _seen_unseen(seen_images),
-        "pairs": _seen_unseen(seen_pairs),
-        "pairs_without_images": len(listed) - len(images_a_pair),
-        "images_a_pair": _spread(images_a_pair),
+        space.nouns: _seen_unseen(seen_pairs),
+        f"{space.nouns}_without_images": len(listed) - len(images_a_pair),
+        f"images_a_{space.noun}": _spread(images_a_pair),
     }
 
 

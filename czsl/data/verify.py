@@ -59,7 +59,7 @@ def verify(
 
     Unusable are: an unreadable shard, an image that does not decode or is not the one that was imported, a repeated id, a
     label outside the lists of its split, and counts or a data hash that differ. Listed without harm are identical images,
-    conflicting labels, pairs without images, and held-out pairs with an attribute or object that is never trained.
+    conflicting labels, pairs (or classes) without images, and held-out pairs with an attribute or object that is never trained.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def verify(
         if row.id in rows:
             report.problems.append(_bad("repeated id", row.id))
         if row.split != stored.split or (row.attr, row.obj) not in allowed[stored.split]:
-            report.problems.append(_bad("wrong label", row.id, f"'{row.attr} {row.obj}' is no {stored.split} pair"))
+            report.problems.append(_bad("wrong label", row.id, f"'{row.label}' is no {stored.split} {dataset.space.noun}"))
         rows[row.id] = row
         if progress:
             progress(done, total)
@@ -140,8 +140,8 @@ def _total_problems(dataset: Dataset, images: dict[str, int], rows: dict[str, Ro
 
 
 def _allowed(dataset: Dataset) -> dict[str, set[tuple[str, str]]]:
-    content = dataset.space.to_json()
-    return {split: {(a, o) for a, o in content[f"{split}_pairs"]} for split in SPLITS}
+    space = dataset.space
+    return {split: {space.pair_names(pair) for pair in getattr(space, f"{split}_pairs")} for split in SPLITS}
 
 
 def _bad(kind: str, where: str, detail: str = "") -> Problem:

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,13 +124,17 @@ def _write_files(folder, space, records, name, problems) -> dict:
             if record.id in rows:
                 raise DataError(f"the id {record.id!r} occurs twice", "", "give every image a name of its own")
             if (record.attr, record.obj) not in allowed.get(record.split, ()):
-                pair = f"{record.attr} {record.obj}"
-                raise DataError(f"{record.id}: {pair!r} is no {record.split} pair of the space", "", "mend the lists")
+                raise DataError(
+                    f"{record.id}: {row.label!r} is no {record.split} {space.noun} of the space", "", "mend the lists"
+                )
             rows[record.id] = row
             writers[record.split].add(row, record.image)
-    finally:
         for writer in writers.values():
             writer.close()
+    except BaseException:
+        for writer in writers.values():
+            writer.abandon()
+        raise
     if not rows:
         raise DataError("there is no usable image", "", "is this the right folder?")
     content = {
@@ -167,6 +172,11 @@ class SplitWriter:
         if self._rows:
             self._flush()
         self._close_file()
+
+    def abandon(self) -> None:
+        """Let go of a file that will not be whole; on a full disk closing fails as writing did."""
+        with suppress(OSError, pa.ArrowException):
+            self._close_file()
 
     def _flush(self) -> None:
         if self._file is None:
