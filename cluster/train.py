@@ -22,6 +22,7 @@ from cluster.session import Placement, session
 from cluster.worker import follow, train_worker
 from czsl.errors import CzslError, UsageError
 from czsl.runs import checkpoint
+from czsl.runs.files import held
 from czsl.runs.run import Run
 
 POLL_S = 0.2
@@ -73,42 +74,43 @@ def train(
     CzslError
         What a worker raised, or :class:`TrainingFailedError` when workers died too often.
     """
-    run.stop_file.unlink(missing_ok=True)
-    newest = checkpoint.newest_valid(run.checkpoints)
-    if newest is None and run.start.is_dir() and checkpoint.newest_valid(run.start) is None:
-        raise UsageError(
-            f"the weights that {run.path.name} starts from are damaged", str(run.start), "start a new run with --from"
-        )
-    run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
-    position = run.metrics_file.stat().st_size
-    ask = Ask.of(nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address)
-    with session(address) as ray:
-        job = _Job(ray, run, ask, run.config.threads or threads, max_failures)
-        told: dict[type, Callable[[Any], None]] = {
-            Placement: on_placement,
-            Waiting: on_wait,
-            tuple: lambda failure: on_failure(*failure),
-        }
+    with held(run.path, "training"):
+        run.stop_file.unlink(missing_ok=True)
+        newest = checkpoint.newest_valid(run.checkpoints)
+        if newest is None and run.start.is_dir() and checkpoint.newest_valid(run.start) is None:
+            raise UsageError(
+                f"the weights that {run.path.name} starts from are damaged", str(run.start), "start a new run with --from"
+            )
+        run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
+        position = run.metrics_file.stat().st_size
+        ask = Ask.of(nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address)
+        with session(address) as ray:
+            job = _Job(ray, run, ask, run.config.threads or threads, max_failures)
+            told: dict[type, Callable[[Any], None]] = {
+                Placement: on_placement,
+                Waiting: on_wait,
+                tuple: lambda failure: on_failure(*failure),
+            }
 
-        def stop() -> None:
-            run.stop_file.touch()
-            on_record({"event": "stopping"})
+            def stop() -> None:
+                run.stop_file.touch()
+                on_record({"event": "stopping"})
 
-        def tell() -> None:
-            while not job.news.empty():
-                item = job.news.get()
-                told[type(item)](item)
+            def tell() -> None:
+                while not job.news.empty():
+                    item = job.news.get()
+                    told[type(item)](item)
 
-        with stop_on_signal(stop):
-            job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
-            while job.is_alive():
-                job.join(POLL_S)
-                tell()
-                position = _forward(run, position, on_record)
-        tell()
-        _forward(run, position, on_record)
-    run.stop_file.unlink(missing_ok=True)
-    shutil.rmtree(run.path / ".ray", ignore_errors=True)
+            with stop_on_signal(stop):
+                job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
+                while job.is_alive():
+                    job.join(POLL_S)
+                    tell()
+                    position = _forward(run, position, on_record)
+            tell()
+            _forward(run, position, on_record)
+        run.stop_file.unlink(missing_ok=True)
+        shutil.rmtree(run.path / ".ray", ignore_errors=True)
     return _outcome(run, job.failure)
 
 

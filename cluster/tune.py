@@ -18,6 +18,7 @@ from cluster.train import POLL_S, TrainingFailedError, stop_on_signal, train
 from cluster.worker import follow
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, SetupError
+from czsl.runs.files import held
 from czsl.runs.run import Run
 from czsl.runs.search import Space, parse_space
 from czsl.runs.trials import OVER, Search, SearchConfig, Trial
@@ -130,37 +131,38 @@ def tune(
         raise DataError(
             f"{config.base.data} has no validation images", "trials are compared on them", "import it with a val split"
         )
-    search.clean()
-    if search.is_over():
-        return "done"
-    source = proposals(config, search.trials())
     _prepare_ray()
-    with session(address) as ray:
-        from cluster.tuner import Queue
+    with held(search.path, "this search"):
+        search.clean()
+        if search.is_over():
+            return "done"
+        source = proposals(config, search.trials())
+        with session(address) as ray:
+            from cluster.tuner import Queue
 
-        queue = Queue(search, source, data.space, on_trial)
-        part = share(ray, config, queue.left)
-        on_share(part)
-        failures: list[BaseException] = []
-        job = threading.Thread(target=_fit, args=(search, queue, part, failures), daemon=True)
-        watch = _Watch(on_record, on_trial)
+            queue = Queue(search, source, data.space, on_trial)
+            part = share(ray, config, queue.left)
+            on_share(part)
+            failures: list[BaseException] = []
+            job = threading.Thread(target=_fit, args=(search, queue, part, failures), daemon=True)
+            watch = _Watch(on_record, on_trial)
 
-        def stop() -> None:
-            queue.stopping = True
-            on_stop()
+            def stop() -> None:
+                queue.stopping = True
+                on_stop()
 
-        with stop_on_signal(stop):
-            job.start()
-            while job.is_alive():
-                job.join(POLL_S)
-                live = list(queue.live.values())
-                watch.look(live)
-                for trial in live:
-                    # Again and again, for a run that is about to start takes the file away.
-                    if (queue.stopping or trial.pruned is not None) and trial.run:
-                        trial.run.stop_file.touch()
-        watch.look([])
-    shutil.rmtree(search.path / ".ray", ignore_errors=True)
+            with stop_on_signal(stop):
+                job.start()
+                while job.is_alive():
+                    job.join(POLL_S)
+                    live = list(queue.live.values())
+                    watch.look(live)
+                    for trial in live:
+                        # Again and again, for a run that is about to start takes the file away.
+                        if (queue.stopping or trial.pruned is not None) and trial.run:
+                            trial.run.stop_file.touch()
+            watch.look([])
+        shutil.rmtree(search.path / ".ray", ignore_errors=True)
     if failures:
         raise TrainingFailedError(
             "the search failed",

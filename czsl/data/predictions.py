@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -176,7 +176,8 @@ def _csv(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _parquet(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    with pq.ParquetWriter(path, SCHEMA) as file:
+    file = pq.ParquetWriter(path, SCHEMA)
+    try:
         waiting: list[dict[str, Any]] = []
         for record in records:
             waiting.append(record)
@@ -185,3 +186,8 @@ def _parquet(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str
                 waiting = []
             yield record
         file.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+        file.close()
+    except BaseException:
+        with suppress(OSError, pa.ArrowException):  # on a full disk closing fails as writing did, and would hide it
+            file.close()
+        raise

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from czsl.errors import SetupError
+from czsl.errors import SetupError, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
@@ -50,6 +54,36 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held(folder: Path, work: str) -> Iterator[None]:
+    """Keep other processes, also those of other machines on a shared file system, from the same work on a folder.
+
+    The lock goes with the process, however it ends. A file system without locks is used without one.
+
+    Raises
+    ------
+    UsageError
+        Names the process that is at work.
+    """
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UsageError(
+                f"{work} is under way in {folder}",
+                f"by {file.read().strip() or 'another process'}",
+                "wait for it, or stop it first",
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def sha256_file(path: Path) -> str:

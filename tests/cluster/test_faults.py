@@ -177,6 +177,42 @@ def test_a_full_disk_ends_the_run_at_once_and_costs_no_checkpoint(ray_local, mak
     assert_same_result(full, whole)
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "words",
+    [("data", "export", "toy", "out", "--limit", 3), ("predict", "photos", "--out", "found.parquet"), ("train", "-m", "csp")],
+)
+def test_a_full_disk_of_the_command_itself_is_an_environment_error(source, tmp_path, words):
+    """The kernel refuses the driver's own files: pictures, the dataset that they come from, predictions, a run's settings."""
+    (tmp_path / "photos").mkdir()
+    toy.draw(toy.ATTRIBUTES[0], toy.OBJECTS[0], seed=0).save(tmp_path / "photos" / "a.png")
+    run = ("--run", source.path) if words[0] == "predict" else ()
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))  # noqa: E731
+    with czsl(*words, *run, preexec_fn=small, cwd=tmp_path) as process:
+        _, err = process.communicate()
+    assert process.returncode == 4, err
+    assert "too large" in err
+    assert "free space" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.fault
+def test_a_second_driver_of_the_same_run_is_refused_and_harms_nothing(make_run):
+    settings = {"method": "csp", "epochs": 60, "batch": 12, "lr": 0.01}
+    whole, shared = make_run(**settings), make_run(**settings)
+    assert train_worker(whole, Group(), torch.device("cpu")) == "done"
+    with czsl("train", "--resume", shared.path) as first:
+        wait_until(lambda: any(shared.metrics("epoch")))
+        with czsl("train", "--resume", shared.path) as second:
+            _, err = second.communicate()
+        assert second.returncode == 2, err
+        assert f"training is under way in {shared.path}" in err
+        assert f"process {first.pid} on" in err
+        _, err = first.communicate()
+        assert first.returncode == 0, err
+    assert_same_result(shared, whole)
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
     folder = tmp_path / "checkpoints"
     first = checkpoint.save(folder, checkpoint.Checkpoint({"w": torch.ones(10)}, {}, {"step": 1}))
