@@ -20,6 +20,11 @@ LINE_EVERY_S = 10.0  # where stderr is no terminal
 @settings_options
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
+@click.option(
+    "--partial-labels",
+    metavar="FILE",
+    help="Train on these candidate sets (made by `czsl data partial`) instead of labels, which training does not see then.",
+)
 @placement_options
 @click.option(
     "--max-failures",
