@@ -203,6 +203,10 @@ class Method(nn.Module):
         """Text side of index pairs."""
         raise NotImplementedError
 
+    def pair_prompt(self, pair: Sequence[int]) -> str:
+        """ "a photo of wet dog" for an index pair; of a plain class "a photo of dog"."""
+        return " ".join(filter(None, ("a photo of", self.attribute_names[pair[0]], self.object_names[pair[1]])))
+
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
         """The ``pair`` rows [P, D] of :meth:`encode_compositions` alone: what a composition index holds."""
         return self.encode_compositions(pairs_P2).pair

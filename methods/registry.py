@@ -19,6 +19,7 @@ METHODS = {
     "clusPro": "methods.clus_pro.model:ClusPro",
     "lazsl": "methods.lazsl.model:LaZSL",
     "msci": "methods.msci.model:MSCI",
+    "clip-pzsl": "methods.clip_pzsl.model:ClipPzsl",
     "comclip": "methods.comclip.model:ComCLIP",
 }
 

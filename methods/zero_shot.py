@@ -16,5 +16,4 @@ class ZeroShot(Method):
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Prompts in plain words, so names of any length count whole."""
         with torch.no_grad():
-            prompts = [f"a photo of {self.attribute_names[a]} {self.object_names[o]}" for a, o in pairs_P2.tolist()]
-            return TextSide(pairs_P2, self.clip.text.encode(prompts))
+            return TextSide(pairs_P2, self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]))

@@ -1,0 +1,1 @@
+"""CLIP-PZSL (our reading): zero-shot learning from candidate labels on a frozen CLIP."""

@@ -1,0 +1,73 @@
+"""Fields of CLIP-PZSL; README.md says where each comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from czsl.errors import UsageError
+from methods.method import MethodConfig
+
+Assign = Literal["argmax", "soft", "gumbel_logits", "gumbel_probs"]
+
+
+@dataclass
+class ClipPzslConfig(MethodConfig):
+    """Fields of CLIP-PZSL. How weights of candidates move are settings of the run (``label_*``), for they serve every method.
+
+    depth: layers of the mining block; 0 leaves it out, so that label embeddings stay CLIP's.
+    assign: which label an image is a point of: ``argmax`` (one-hot, gradient of the softmax), ``soft`` (the softmax),
+        ``gumbel_logits`` (one-hot of noisy logits), ``gumbel_probs`` (noise on probabilities, as KMT-PLL has it).
+    restrict: whether an image may be assigned to its candidates alone.
+    reduce: ``mean`` or ``sum`` of a label's points.
+    rho: step of a label towards what its points say.
+    ffn_ratio: width of the block's MLP over the joint width.
+    mu: step of the running average of label embeddings.
+    seen_inference: embeddings of seen pairs in testing: the running ``average``, or the block without points (``symmetric``), as
+        unseen pairs always have.
+    tau: initial temperature of the cosines; learned.
+    adapter: bottleneck width of the residual MLP on image features; 0 for none.
+    adapter_scale: its weight.
+    align_weight: weight of 1 - cosine between an image and its soft label embedding.
+    outside_weight: weight of -log of the probability that all candidates have together.
+    anchor_weight: weight of 1 - cosine to the frozen features, of labels and of images.
+    relevance_in_loss: multiply each candidate's term by its relevance 0.5 + 0.5 cosine, as KMT-PLL does.
+    em_rounds: rounds of the closed form without training (``preset=em``); 0 for training.
+    em_rho: step of a label towards the mean of its images in the closed form.
+    """
+
+    depth: int = 1
+    assign: Assign = "argmax"
+    restrict: bool = True
+    reduce: Literal["mean", "sum"] = "mean"
+    rho: float = 0.1
+    ffn_ratio: float = 2.0
+    mu: float = 0.1
+    seen_inference: Literal["average", "symmetric"] = "average"
+    tau: float = 0.05
+    adapter: int = 0
+    adapter_scale: float = 0.1
+    align_weight: float = 0.1
+    outside_weight: float = 0.1
+    anchor_weight: float = 1.0
+    relevance_in_loss: bool = False
+    em_rounds: int = 0
+    em_rho: float = 0.1
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise self._refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+        for name in ("tau", "ffn_ratio"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise self._refused(name, "it must be above 0")
+        if not 0 <= self.mu <= 1:
+            raise self._refused("mu", "it must lie between 0 and 1")
+        at_least_0 = ("depth", "adapter", "em_rounds", "align_weight", "outside_weight", "anchor_weight", "rho", "em_rho")
+        for name in at_least_0:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise self._refused(name, "it must be 0 or more")
+
+    def _refused(self, name: str, why: str) -> UsageError:
+        return UsageError(f"CLIP-PZSL: {name}={getattr(self, name)!r}", why, "czsl methods clip-pzsl lists the fields")
