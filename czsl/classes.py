@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from czsl.compositions import CompositionSpace
-from czsl.errors import DataError
+from czsl.errors import DataError, UsageError
 
 NO_ATTRIBUTE = ""
 
@@ -74,6 +74,12 @@ class ClassSpace(CompositionSpace):
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
         """``{"classes": names}``."""
         return {"classes": self.objects}
+
+    def pairs(self, open_world: bool = False) -> np.ndarray:
+        """All classes that a split shows, as pairs [P, 2]; UsageError for an open world."""
+        if open_world:
+            raise UsageError("plain classes have no open world", "all of them compete already", "leave out --open-world")
+        return self.closed_pairs
 
     def to_json(self) -> dict:
         """The content of ``space.json``: ``classes``, those ``seen``, and those of ``val`` and ``test``."""

@@ -1,6 +1,7 @@
 """Evaluation of compositional zero-shot predictions from scores alone, with NumPy: see ``docs/evaluation.md``."""
 
 from czsl.evaluation.candidates import Candidates, threshold_grid
+from czsl.evaluation.classes import choose_gamma, class_numbers
 from czsl.evaluation.curve import Curve
 from czsl.evaluation.extremes import Extremes, ExtremesAccumulator
 from czsl.evaluation.intervals import bootstrap_intervals, compare, pair_accuracies
@@ -11,6 +12,6 @@ from czsl.evaluation.thresholds import at_threshold, choose_threshold
 
 __all__ = [
     "Candidates", "Curve", "Extremes", "ExtremesAccumulator", "Reduction", "ScoreFile", "at_threshold", "bootstrap_intervals",
-    "choose_threshold", "compare", "evaluate", "pair_accuracies", "read_scores", "read_space", "reduce_scores", "report",
-    "threshold_grid", "threshold_rows", "write_scores",
+    "choose_gamma", "choose_threshold", "class_numbers", "compare", "evaluate", "pair_accuracies", "read_scores", "read_space",
+    "reduce_scores", "report", "threshold_grid", "threshold_rows", "write_scores",
 ]  # fmt: skip

@@ -142,8 +142,18 @@ def reference_curve(e: Extremes) -> dict[str, float]:
     return {**values, "seen_ref20": seen.max(), "unseen_ref20": unseen.max()}
 
 
-def _right_at(e: Extremes, duels: _Duels, bias: np.float32) -> np.ndarray:
-    """Which images are right when float32(score + bias) ranks the unseen pairs; equal scores: the lower pair first. bool [N]."""
+def right_at(e: Extremes, bias: float) -> np.ndarray:
+    """Which images are right with a bias added to the unseen pairs, in float64; equal scores: the lower pair first. bool [N]."""
+    return _right_at(e, _duels(e, e.unseen_pair[:, 0]), np.float64(bias))
+
+
+def right_among_own(e: Extremes) -> np.ndarray:
+    """Which images are right where the pairs of their own group compete alone, seen or unseen. bool [N]."""
+    return _duels(e, e.unseen_pair[:, 0]).able
+
+
+def _right_at(e: Extremes, duels: _Duels, bias: np.floating) -> np.ndarray:
+    """Which images are right when score + bias ranks the unseen pairs, in the precision of the bias (float32 at least). bool [N]."""
     own = np.where(e.true_seen, e.true_score, e.true_score + bias)
     rival = np.where(e.true_seen, duels.rival_score + bias, duels.rival_score)
     return duels.able & ((own > rival) | ((own == rival) & (e.true_pair < duels.rival_pair)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,13 +33,23 @@ def bootstrap_intervals(e: Extremes, pairs: np.ndarray, resamples: int = 1000, s
         ``resamples``, ``level``, and ``[low, high]`` for ``auc, hm, seen, unseen, attr_acc, obj_acc``; None where undefined.
     """
     curve, hits_N2 = Curve(e), primitive_hits(e, pairs)
-    rows = []
-    for weight in _resampled_counts(len(e), resamples, seed):
+
+    def numbers(weight: np.ndarray) -> dict[str, float]:
         values = curve.numbers(weight)
-        rows.append([values[key] for key in KEYS] + list(weight @ hits_N2 / len(e)))
-    intervals = {
-        key: _interval(column, level) for key, column in zip((*KEYS, "attr_acc", "obj_acc"), np.array(rows).T, strict=True)
-    }
+        return {key: values[key] for key in KEYS} | dict(zip(("attr_acc", "obj_acc"), weight @ hits_N2 / len(e), strict=True))
+
+    return resampled_intervals(numbers, len(e), resamples, seed, level)
+
+
+def resampled_intervals(
+    numbers: Callable[[np.ndarray], dict[str, float]], images: int, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict:
+    """Intervals ``[low, high]`` of what ``numbers`` makes of weights of the images; None where undefined.
+
+    Beside them ``resamples`` and ``level``. One seed draws the same images for whatever is computed of them.
+    """
+    rows = [numbers(weight) for weight in _resampled_counts(images, resamples, seed)]
+    intervals = {key: _interval(np.array([row[key] for row in rows]), level) for key in rows[0]}
     return {"resamples": resamples, "level": level, **intervals}
 
 

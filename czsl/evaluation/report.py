@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.breakdown import breakdown
 from czsl.evaluation.candidates import Candidates
+from czsl.evaluation.classes import choose_gamma, class_numbers
 from czsl.evaluation.curve import Curve, primitive_hits, reference_curve
 from czsl.evaluation.extremes import BLOCK, Extremes, ExtremesAccumulator
-from czsl.evaluation.intervals import bootstrap_intervals
+from czsl.evaluation.intervals import bootstrap_intervals, resampled_intervals
 from czsl.evaluation.scores_file import ScoreFile, as_space
 from czsl.evaluation.thresholds import at_threshold, check_rule, choose_threshold
 
@@ -62,7 +64,7 @@ def evaluate(
     threshold : float, optional
         The threshold in use; default none.
     val : ScoreFile or tuple (scores, labels), optional
-        Open-world scores of the validation split: its best threshold is the one in use.
+        Scores of the validation split: in the open world its best threshold is the one in use, of plain classes its best gamma.
     rule : {"exclude", "reference"}
         What becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`).
     topk : int
@@ -87,7 +89,8 @@ def evaluate(
         Options that contradict each other; scores, labels, pairs or feasibility that cannot be used.
     """
     space = as_space(space)
-    if val is not None and (feasibility is None or threshold is not None):
+    classes = isinstance(space, ClassSpace)
+    if val is not None and not classes and (feasibility is None or threshold is not None):
         raise UsageError(
             "validation scores choose a threshold",
             "no feasibility was given" if feasibility is None else "a threshold was given as well",
@@ -97,9 +100,14 @@ def evaluate(
         space, pairs, split=split, open_world=open_world, feasibility=feasibility, threshold=threshold, source=source
     )
     extremes = reduce_scores(scores, labels, candidates, topk, source)
-    if val is not None:
+    gamma = None
+    if val is not None and classes:
+        gamma = _gamma_of(val, candidates, topk)
+    elif val is not None:
         threshold = _threshold_of(val, candidates, rule, topk)
-    return report(extremes, candidates, threshold=threshold, rule=rule, bootstrap=bootstrap, seed=seed, details=details)
+    return report(
+        extremes, candidates, threshold=threshold, rule=rule, gamma=gamma, bootstrap=bootstrap, seed=seed, details=details
+    )
 
 
 def reduce_scores(scores, labels, candidates: Candidates, topk: int = 1, source: str = "scores") -> Extremes:
@@ -121,18 +129,22 @@ def report(
     *,
     threshold: float | None = None,
     rule: str = "exclude",
+    gamma: float | None = None,
     bootstrap: int = 0,
     seed: int = 0,
     details: bool = False,
 ) -> dict:
     """The numbers of :func:`evaluate` from extremes.
 
+    ``gamma``, of plain classes, is taken from the scores of seen ones; None: none was chosen, and it is 0.
+
     Returns
     -------
     dict
-        The fifteen keys of :func:`numbers`; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and,
-        with a feasibility, ``rule`` and ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a
-        bootstrap; ``macro``, ``per_attribute``, ``per_object`` with ``details``; ``warnings`` where there are any.
+        The fifteen keys of :func:`numbers`, of plain classes with those of :func:`czsl.evaluation.class_numbers` instead of ``attr_acc,
+        obj_acc``; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
+        ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a bootstrap; ``macro``, ``per_attribute``,
+        ``per_object`` (or ``per_class``) with ``details``; ``warnings`` where there are any.
         Undefined numbers are None.
     """
     check_rule(rule)
@@ -147,10 +159,23 @@ def report(
         result["thresholds"] = threshold_rows(extremes, candidates, rule)
     if bootstrap:
         result["intervals"] = bootstrap_intervals(in_use, candidates.pairs, bootstrap, seed)
+    if isinstance(candidates.space, ClassSpace):
+        result = _of_classes(result, in_use, gamma or 0.0, bootstrap, seed)
     if details:
         result |= breakdown(in_use, candidates)
     if warnings := find_warnings(extremes, candidates):
         result["warnings"] = warnings
+    return result
+
+
+def _of_classes(result: dict, e: Extremes, gamma: float, bootstrap: int, seed: int) -> dict:
+    """The report with the numbers of plain classes instead of those of attributes and objects."""
+    result = {key: value for key, value in result.items() if key not in ("attr_acc", "obj_acc")}
+    result |= {key: plain(value) for key, value in class_numbers(e, gamma).items()}
+    if bootstrap:
+        found = resampled_intervals(lambda weight: class_numbers(e, gamma, weight), len(e), bootstrap, seed)
+        own = {key: value for key, value in result["intervals"].items() if key not in ("attr_acc", "obj_acc")}
+        result["intervals"] = own | {key: value for key, value in found.items() if key != "gamma"}
     return result
 
 
@@ -179,19 +204,28 @@ def threshold_rows(extremes: Extremes, candidates: Candidates, rule: str = "excl
 
 def find_warnings(extremes: Extremes, candidates: Candidates) -> list[str]:
     """What a reader of the numbers must know."""
-    warnings = []
+    warnings, noun = [], candidates.space.noun
     if extremes.true_seen.all():
-        warnings.append("no image shows an unseen pair: unseen accuracy, harmonic mean and AUC are undefined")
+        warnings.append(f"no image shows an unseen {noun}: unseen accuracy, harmonic mean and AUC are undefined")
     if not extremes.true_seen.any():
-        warnings.append("no image shows a seen pair: seen accuracy, harmonic mean and AUC are undefined")
+        warnings.append(f"no image shows a seen {noun}: seen accuracy, harmonic mean and AUC are undefined")
     outside = np.flatnonzero(~candidates.allowed[extremes.true_pair])
     if outside.size:
         name = candidates.space.pair_name(extremes.labels[outside[0]])
         warnings.append(
-            f"{outside.size} images show a pair that is neither of this split nor of training and count as wrong; the first is "
+            f"{outside.size} images show a {noun} that is neither of this split nor of training and count as wrong; the first is "
             f"image {extremes.index[outside[0]]} ({name})"
         )
     return warnings
+
+
+def _gamma_of(val, candidates: Candidates, topk: int) -> float | None:
+    """The best gamma of validation scores of plain classes, given as a ScoreFile or (scores, labels)."""
+    pairs, source = candidates.pairs, "val scores"
+    if isinstance(val, ScoreFile):
+        pairs, source, val = val.pairs, val.source, (val.scores, val.labels)
+    own = Candidates.build(candidates.space, pairs, split="val", source=source)
+    return choose_gamma(reduce_scores(val[0], val[1], own, topk, source))
 
 
 def _threshold_of(val, candidates: Candidates, rule: str, topk: int) -> float | None:

@@ -2,7 +2,8 @@
 
 The npz holds ``scores`` [N, P] float32, ``attr``, ``obj``, ``pair`` [N] (true indices), ``pair_attr``, ``pair_obj`` [P] (the pair
 of each column) and, in the open world, ``feasibility`` [P]. The json holds ``attrs``, ``objs``, ``train_pairs``, ``val_pairs``,
-``test_pairs`` (pairs of names), ``phase`` and ``open_world``.
+``test_pairs`` (pairs of names), ``phase`` and ``open_world``; of plain classes ``classes``, ``seen``, ``val`` and ``test``, and
+``attr``, ``pair_attr`` are 0.
 """
 
 from __future__ import annotations
@@ -165,15 +166,9 @@ def write_scores(
     }
     if candidates.feasibility is not None:
         arrays["feasibility"] = candidates.feasibility
-    content = space.to_json()
-    content = {
-        "name": Path(path).stem,
-        "phase": split,
-        "open_world": open_world,
-        "attrs": content.pop("attributes"),
-        "objs": content.pop("objects"),
-        **content,
-    }
+    short = {"attributes": "attrs", "objects": "objs"}
+    named = {short.get(key, key): value for key, value in space.to_json().items()}
+    content = {"name": Path(path).stem, "phase": split, "open_world": open_world, **named}
     npz, beside = Path(path).with_suffix(".npz"), Path(path).with_suffix(".json")
     np.savez(npz, allow_pickle=False, **arrays)
     beside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
