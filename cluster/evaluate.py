@@ -17,14 +17,24 @@ from cluster.jobs import Notice, kept, on_workers, unnoticed
 from cluster.nodes import Ask
 from cluster.score import encode_candidates, score_split
 from cluster.source import Progress, Source, quiet
+from czsl.classes import ClassSpace
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.subset import Subset
 from czsl.data.table import Dataset, open_data
 from czsl.errors import DataError, UsageError
-from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold, choose_threshold, report, threshold_rows
+from czsl.evaluation import (
+    Candidates,
+    Extremes,
+    Reduction,
+    at_threshold,
+    choose_gamma,
+    choose_threshold,
+    report,
+    threshold_rows,
+)
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
-from methods.method import Method
+from methods.method import Method, TextSide
 
 SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 
@@ -135,23 +145,36 @@ def answer(
     )
     text = encode_candidates(method, candidates)
 
-    def reduced(split: str) -> Extremes:
+    def reduced(split: str, among: Candidates = candidates, text: TextSide = text) -> Extremes:
         source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
         rows = np.arange(len(source.split))
-        return score_split(method, source, candidates, rows, run.config.eval_batch, comm, progress, question.topk, text)
+        return score_split(method, source, among, rows, run.config.eval_batch, comm, progress, question.topk, text)
 
     extremes, chosen = reduced(question.split), _Choice(question.threshold, "given")
-    if question.threshold is None:
+    if isinstance(data.space, ClassSpace):
+        chosen = _choose_gamma(question, extremes, data, lambda own: reduced("val", own, encode_candidates(method, own)))
+    elif question.threshold is None:
         chosen = _choose(question, candidates, data, reduced)
     threshold, rule = chosen.threshold, question.rule
-    numbers = report(extremes, candidates, threshold=threshold, rule=rule, bootstrap=question.bootstrap, seed=run.config.seed)
+    numbers = report(
+        extremes,
+        candidates,
+        threshold=threshold,
+        rule=rule,
+        gamma=chosen.gamma,
+        bootstrap=question.bootstrap,
+        seed=run.config.seed,
+    )
     if warnings := [*numbers.pop("warnings", []), *chosen.notes]:
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
-    result = {**about, "pairs": int(candidates.allowed.sum()), **numbers}
+    result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers}
     if question.per_pair:
         result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
     facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    if isinstance(data.space, ClassSpace):
+        result["gamma_chosen"] = chosen.how
+        facts["gamma"] = chosen.gamma
     if len(candidates.thresholds):
         result["threshold_chosen"] = chosen.how
         facts |= {"threshold": threshold, "rule": rule, "threshold_chosen": chosen.how}
@@ -176,10 +199,11 @@ def open_evaluation_data(run: Run, question: Question, method: Method) -> Datase
 # -- feasibility ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Choice:
-    """A feasibility threshold and where it comes from: ``given``, ``val``, or None where none is in use."""
+    """A feasibility threshold, or the gamma of plain classes, and where it comes from: ``given``, ``val``, or None: none in use."""
 
     threshold: float | None = None
     how: str | None = None
+    gamma: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -194,6 +218,20 @@ def _choose(question: Question, candidates: Candidates, data: Dataset, reduced: 
     if threshold is None:
         return _Choice(notes=("no feasibility threshold was chosen: every AUC on the validation split is 0 or undefined",))
     return _Choice(threshold, "val")
+
+
+def _choose_gamma(question: Question, extremes: Extremes, data: Dataset, reduced: Callable[[Candidates], Extremes]) -> _Choice:
+    """The gamma with the best H on the validation split, whose unseen classes are others than those of test; 0 where it has none."""
+    if question.split != "val":
+        seen_N = data.space.seen_mask(data.split("val").pairs)
+        if seen_N.all() or not seen_N.any():
+            missing = "seen" if len(seen_N) and not seen_N.any() else "unseen"
+            return _Choice(notes=(f"gamma is 0: there are no validation images of {missing} classes to choose it on",))
+        extremes = reduced(Candidates.build(data.space, split="val"))
+    gamma = choose_gamma(extremes)
+    if gamma is None:
+        return _Choice(notes=("gamma is 0: H is 0 or undefined on the validation split, whatever gamma is",))
+    return _Choice(how="val", gamma=gamma)
 
 
 def _feasibility(question: Question, method: Method, data: Dataset, comm: Group) -> np.ndarray | None:

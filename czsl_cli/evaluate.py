@@ -24,7 +24,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--data", help="Another dataset with the run's label space.")
 @click.option("--scores", type=FILE, help="Evaluate a score file (.npz: scores, attr, obj, pair_attr, pair_obj) of any method.")
 @click.option("--space", type=FILE, help="Label space of --scores: its JSON, or a dataset's space.json.")
-@click.option("--val-scores", type=FILE, help="Open world, --scores: choose the feasibility threshold on these.")
+@click.option("--val-scores", type=FILE, help="--scores: choose the feasibility threshold, or gamma of plain classes, on these.")
 @click.option("--feasibility", type=FILE, help="Open world: feasibility of the pairs (.npy).  [default: from the run's CLIP]")
 @click.option("--glove", type=FILE, help="Open world: feasibility from these word vectors (lines of a word and numbers).")
 @click.option("--rename", type=FILE, help="JSON of names that --glove does not have: the words to look up instead.")
@@ -53,6 +53,9 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
 
     AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print. In the open world, pairs
     below a feasibility threshold cannot be predicted; the threshold with the best AUC on the validation split is used.
+
+    Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the gamma that is best on
+    the validation split.
     """
     checks = [_parse_expectation(text) for text in expect]
     result = _evaluate_file(scores, space, run, options) if scores else _evaluate_run(run, options)
@@ -160,6 +163,40 @@ def _check(result: dict[str, Any], checks: list[tuple[str, str, float]]) -> None
 
 
 def _print(result: dict[str, Any]) -> None:
+    named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
+    world = "open" if result.get("open_world", "threshold" in result) else "closed"
+    what = "plain classes" if "gamma" in result else f"{world} world"
+    title = f"{named + ', ' if named else ''}{what}, {result['images']:,} images"
+    if part := result.get("subset"):
+        title += f" (at most {part['per_pair']} a {'class' if 'gamma' in result else 'pair'} of {part['of_images']:,}, seed {part['seed']})"
+    if "gamma" in result:
+        _print_classes(result, title)
+    else:
+        _print_pairs(result, title)
+
+
+def _print_classes(result: dict[str, Any], title: str) -> None:
+    gamma = f"gamma {result['gamma']:.4g}"
+    rows = [
+        ("seen classes (S)", "S", "S0"),
+        ("unseen classes (U)", "U", "U0"),
+        ("harmonic mean (H)", "H", "H0"),
+        ("unseen among the unseen (T1)", "T1", "T1"),
+        ("top-1 over images", None, "top1"),
+        ("AUC", "auc", None),
+    ]
+    columns, table = ["percent, means over classes", gamma, "gamma 0"], []
+    for label, *keys in rows:
+        table.append([label, *(percent(result[key]) if key else "" for key in keys)])
+        if "intervals" in result:
+            low_high = result["intervals"].get(keys[0] or keys[1])
+            table[-1].append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
+    print_table([*columns, *(["95 % interval"] if "intervals" in result else [])], table, title)
+    if result["gamma"]:
+        click.echo(f"{gamma} is taken from the scores of seen classes: the best on the validation split")
+
+
+def _print_pairs(result: dict[str, Any], title: str) -> None:
     rows: list[tuple[str, str, str | None]] = [
         ("AUC", "auc", "auc_ref20"),
         ("harmonic mean (HM)", "hm", "hm_ref20"),
@@ -176,11 +213,6 @@ def _print(result: dict[str, Any]) -> None:
             low_high = intervals.get(exact)
             row.append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
         table.append(row)
-    world = "open" if result.get("open_world", "threshold" in result) else "closed"
-    named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
-    title = f"{named + ', ' if named else ''}{world} world, {result['images']:,} images"
-    if part := result.get("subset"):
-        title += f" (at most {part['per_pair']} a pair of {part['of_images']:,}, seed {part['seed']})"
     columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
     print_table(columns, table, title)
     if "thresholds" in result:
