@@ -22,7 +22,7 @@ from czsl.data.pixels import clip_pixels
 from czsl.data.regions import RegionTable
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.fills import sub_images
-from methods.comclip.windows import SEGMENTS, box_masks, grid_boxes, patch_shares, slic_segments
+from methods.comclip.windows import SEGMENTS, box_mask, grid_boxes, patch_shares, slic_segments
 from methods.explanation import centre_square
 from methods.method import ImageSide
 from methods.parts.views import encode_views
@@ -83,8 +83,8 @@ def prepare_bank(
     elif config.regions in ("grid", "file"):
         if config.regions == "grid":
             left, top, right, _ = centre_square(image.size)
-            masks = box_masks(grid_boxes(left, top, right - left), image.size)
-            rows = len(masks)
+            boxes = grid_boxes(left, top, right - left).tolist()
+            masks, rows = [box_mask(box, image.size) for box in boxes], len(boxes)
         else:
             assert table is not None
             masks, rows = file_masks(table, image_id, image.size, config.max_regions), config.max_regions

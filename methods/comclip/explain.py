@@ -11,7 +11,7 @@ from torch import Tensor
 from czsl.data.pixels import clip_pixels
 from methods.comclip.bank import BankSide, file_masks, side_of
 from methods.comclip.pairs import WordSide, pair_parts, seen
-from methods.comclip.windows import box_masks, grid_boxes, slic_segments
+from methods.comclip.windows import box_mask, grid_boxes, slic_segments
 from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, Question, branch_figures, centre_square
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: Reg
     whole: Box = (0, 0, *image.size)
     square = centre_square(image.size)
     if config.regions == "grid":
-        return _Layers(box_masks(grid_boxes(square[0], square[1], square[2] - square[0]), image.size), whole)
+        boxes = grid_boxes(square[0], square[1], square[2] - square[0]).tolist()
+        return _Layers([box_mask(box, image.size) for box in boxes], whole)
     if config.regions == "file":
         assert table is not None
         return _Layers(file_masks(table, image_id, image.size, config.max_regions), whole)

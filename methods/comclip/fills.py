@@ -5,7 +5,7 @@ Letters: L regions, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def sub_image(image: Image.Image, mask_HW: np.ndarray, fill: Fill = "black") -> 
     return Image.composite(image, outside, Image.fromarray(mask_HW.astype(np.uint8) * 255))
 
 
-def sub_images(image: Image.Image, masks: Sequence[np.ndarray], fill: Fill, size: int) -> Tensor:
+def sub_images(image: Image.Image, masks: Iterable[np.ndarray], fill: Fill, size: int) -> Tensor:
     """What CLIP's pipeline makes of each sub-image, uint8 [L, 3, S, S]."""
     pixels = [clip_pixels(sub_image(image, mask, fill), size) for mask in masks]
     return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))

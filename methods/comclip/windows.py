@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SCALES = (2, 3)  # a window's side is that part of the square's
@@ -24,14 +26,12 @@ def grid_boxes(left: float, top: float, side: float) -> np.ndarray:
     return rounded
 
 
-def box_masks(boxes_L4: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
-    """Bool [height, width] of each box inside an image (width, height)."""
-    masks = []
-    for left, top, right, bottom in boxes_L4.tolist():
-        mask = np.zeros((size[1], size[0]), bool)
-        mask[top:bottom, left:right] = True
-        masks.append(mask)
-    return masks
+def box_mask(box: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Bool [height, width] of a box inside an image (width, height)."""
+    left, top, right, bottom = box
+    mask = np.zeros((size[1], size[0]), bool)
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 def slic_segments(pixels_3SS: np.ndarray) -> np.ndarray:

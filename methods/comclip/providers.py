@@ -1,0 +1,199 @@
+"""Where in an image a phrase is: providers of masks, in the order of their cost.
+
+A mask is bool [H, W] of the original image; None says that the phrase was not found, and the whole image stands for it. What needs
+the tower is asked for in batches over several images. Letters: K phrases, N patches, L windows, S image side, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from czsl.clip.backbone import Clip
+from czsl.data.regions import RegionTable
+from methods.comclip.bank import side_of
+from methods.comclip.parse import Composition, base_noun, head_of
+from methods.comclip.windows import box_mask, grid_boxes, patch_shares, slic_segments
+from methods.explanation import centre_square
+
+PROVIDERS = ("patch", "grid", "superpixel", "file", "whole")
+BACKGROUND = ("background", "other")
+MAP_TAU = 0.01  # of the contrast between phrases
+FOUND_MARGIN = 0.02  # cosine above the other phrases at the phrase's best patch
+MASS = 0.8  # of a map, kept by its largest pieces
+SAME_PHRASE = 0.8  # cosine from which a region's phrase means the word
+Mask = np.ndarray | None
+Encode = Callable[[Sequence[str]], Tensor]  # texts -> unit features
+
+
+@dataclass
+class View:
+    """An image in work, and what the provider has asked for.
+
+    pixels : as CLIP sees it, uint8 [3, S, S]
+    patches : [N, D], of length 1
+    boxes, windows : [L, 4] in pixels of the original, [L, D] as the tower gives them
+    """
+
+    name: str
+    image: Image.Image
+    pixels: np.ndarray
+    patches: Tensor | None = None
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+    windows: Tensor | None = None
+
+    def window_masks(self) -> Iterator[np.ndarray]:
+        """The windows, one after the other: 34 masks of a large photograph would take much memory."""
+        return (box_mask(box, self.image.size) for box in self.boxes.tolist())
+
+    def to_image(self, mask_SS: np.ndarray) -> np.ndarray:
+        """A mask over what CLIP sees, laid over the original."""
+        left, top, right, bottom = (round(x) for x in centre_square(self.image.size))
+        size = max(1, right - left), max(1, bottom - top)
+        own = np.asarray(Image.fromarray(mask_SS.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)).astype(bool)
+        out = np.zeros((self.image.height, self.image.width), bool)
+        out[top : top + size[1], left : left + size[0]] = own[: out.shape[0] - top, : out.shape[1] - left]
+        return out
+
+
+@dataclass
+class Places:
+    """Finds phrases in images.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``PROVIDERS``.
+    clip : Clip
+    encode : callable
+        Texts to unit features, each text once.
+    table : RegionTable, optional
+        For ``file``.
+    windows : int
+        For ``grid``: so many best windows of a phrase, their union.
+
+    Attributes
+    ----------
+    counts : Counter
+        What fell back, by its cause.
+    """
+
+    kind: str
+    clip: Clip
+    encode: Encode
+    table: RegionTable | None = None
+    windows: int = 1
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def look_at(
+        self, views: Sequence[View], encode_pixels: Callable[[Tensor], Tensor], sub_pixels: Callable[[View], Tensor]
+    ) -> None:
+        """What the provider needs of the tower, for several images at once."""
+        if self.kind in ("patch", "superpixel"):
+            pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
+            patches = normalize(self.clip.visual.dense(self.clip.normalise(pixels))[1], dim=-1)
+            for view, own in zip(views, patches, strict=True):
+                view.patches = own
+        elif self.kind == "grid":
+            for view in views:
+                left, top, right, _ = centre_square(view.image.size)
+                view.boxes = grid_boxes(left, top, right - left)
+            features = encode_pixels(torch.cat([sub_pixels(view) for view in views]))
+            for view, own in zip(views, features.split([len(view.boxes) for view in views]), strict=True):
+                view.windows = own
+
+    def masks(self, view: View, sentence: Composition) -> list[Mask]:
+        """A mask, or None, for each entity of a sentence."""
+        phrases = [entity.text for entity in sentence.entities]
+        if not phrases or self.kind == "whole":
+            return [None] * len(phrases)
+        if self.kind == "file":
+            return self._from_file(view, phrases)
+        words_KD = self.encode(phrases)
+        if self.kind == "grid":
+            assert view.windows is not None
+            best = (words_KD @ normalize(view.windows, dim=-1).T).topk(min(self.windows, len(view.windows)), dim=1).indices
+            boxes = view.boxes.tolist()
+            found: list[Mask] = [np.any([box_mask(boxes[i], view.image.size) for i in row], axis=0) for row in best.tolist()]
+        elif self.kind == "superpixel":
+            assert view.patches is not None
+            found = self._segments(view, words_KD)
+        else:
+            assert view.patches is not None
+            maps = patch_masks(view.patches, words_KD, self.encode(BACKGROUND), self.clip.image_size)
+            found = [None if mask is None else view.to_image(mask) for mask in maps]
+        self.counts["phrases not found in an image"] += sum(mask is None for mask in found)
+        return found
+
+    def _segments(self, view: View, words_KD: Tensor) -> list[Mask]:
+        segments = slic_segments(view.pixels)
+        assert view.patches is not None
+        shares = torch.from_numpy(patch_shares(segments, side_of(self.clip))).to(view.patches)
+        scores_KG = (shares @ (view.patches @ words_KD.T)).T
+        limit_K1 = scores_KG.mean(1, keepdim=True) + scores_KG.std(1, keepdim=True, correction=0)
+        chosen = [np.flatnonzero(row) for row in (scores_KG > limit_K1).cpu().numpy()]
+        return [view.to_image(np.isin(segments, own)) if len(own) else None for own in chosen]
+
+    def _from_file(self, view: View, phrases: Sequence[str]) -> list[Mask]:
+        assert self.table is not None
+        known = self.table.of(view.name)
+        if known is None or not known.regions:
+            self.counts["images without regions in the file"] += 1
+            return [None] * len(phrases)
+        said = list(dict.fromkeys(region.phrase for region in known.regions if region.phrase))
+        masks: list[Mask] = []
+        for phrase in phrases:
+            wanted = set(known.matches[phrase]) if phrase in known.matches else self._meaning(phrase, said)
+            own = [region.pixels(view.image.size) for region in known.regions if region.phrase in wanted]
+            inside = [mask for mask in own if mask is not None]
+            self.counts["regions outside of their image"] += len(own) - len(inside)
+            self.counts["phrases not found in an image"] += not inside
+            masks.append(np.any(inside, axis=0) if inside else None)
+        return masks
+
+    def _meaning(self, phrase: str, said: Sequence[str]) -> set[str]:
+        """Which of a file's phrases a word means: those about the same noun, or alike for the text tower."""
+        if not said:
+            return set()
+        alike = (self.encode(said) @ self.encode([phrase])[0] >= SAME_PHRASE).tolist()
+        noun = base_noun(phrase.split()[-1])
+        return {text for text, near in zip(said, alike, strict=True) if near or head_of(text) == noun}
+
+
+def patch_masks(patches_ND: Tensor, words_KD: Tensor, background_MD: Tensor, size: int, tau: float = MAP_TAU) -> list[Mask]:
+    """Masks over what CLIP sees, bool [S, S] each, from the cosines of phrases and patches; None where a phrase is not found.
+
+    Phrases and background compete for every patch (softmax at ``tau``); a phrase has what lies above mean + standard deviation of its
+    own map, of that the largest pieces with 80 % of the map. It is found where its cosine at its best patch exceeds the mean of the
+    others' there by 0.02. Specification of this project; MaskCLIP (ECCV 2022) for the patches.
+    """
+    K, side = len(words_KD), round(len(patches_ND) ** 0.5)
+    maps_XN = torch.cat([words_KD, background_MD]) @ patches_ND.T
+    share_KN = (maps_XN / tau).softmax(0)[:K]
+    fine_KSS = interpolate(share_KN.view(1, K, side, side), (size, size), mode="bilinear", align_corners=False)[0].cpu().numpy()
+    masks: list[Mask] = []
+    for k in range(K):
+        best = int(maps_XN[k].argmax())
+        others = (maps_XN[:, best].sum() - maps_XN[k, best]) / (len(maps_XN) - 1)
+        above = fine_KSS[k] > fine_KSS[k].mean() + fine_KSS[k].std()
+        found = bool(maps_XN[k, best] - others > FOUND_MARGIN) and above.any()
+        masks.append(largest_pieces(above, fine_KSS[k]) if found else None)
+    return masks
+
+
+def largest_pieces(mask_SS: np.ndarray, weight_SS: np.ndarray, mass: float = MASS) -> np.ndarray:
+    """The connected pieces of a mask with the largest weights, as many as it takes for a share ``mass`` of its weight."""
+    from skimage.measure import label
+
+    pieces = label(mask_SS, connectivity=1)
+    weights = np.bincount(pieces[mask_SS], weights=weight_SS[mask_SS])
+    order = np.argsort(-weights, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(weights[order]), mass * weights.sum())) + 1
+    return np.isin(pieces, order[:enough][weights[order[:enough]] > 0])
