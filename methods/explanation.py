@@ -172,11 +172,15 @@ class Question:
 
 
 def branch_figures(question: Question, place: int, names: tuple[str, str, str]) -> Figures:
-    """Logit, probability and rank of a candidate's composition and, where the method has branches, of its attribute and object."""
+    """Logit, probability and rank of a candidate (``names``: its own, its attribute's and its object's) in each branch there is."""
     attribute, obj = question.text.pairs[place].tolist()
     rows: list[list[str | float | int]] = []
     for branch, name, logits, index in zip(
-        ("composition", "attribute", "object"), names, question.logits, (place, attribute, obj), strict=True
+        ("composition" if names[1] else "class", "attribute", "object"),
+        names,
+        question.logits,
+        (place, attribute, obj),
+        strict=True,
     ):
         if logits is None:
             continue

@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from czsl.classes import ClassSpace
 from czsl.clip.backbone import Clip
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
+from czsl.errors import UsageError
 from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
 
@@ -142,6 +144,8 @@ class Method(nn.Module):
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains: ClassVar[bool] = True
+    # Whether labels may be plain classes, which have no attribute.
+    classes: ClassVar[bool] = False
     # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
     per_primitive: ClassVar[tuple[str, ...]] = ()
     # Whether :meth:`explain_candidate` shows training images where it is given some.
@@ -151,12 +155,23 @@ class Method(nn.Module):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
         super().__init__()
+        self.check_space(space)
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
         self.object_names = [prompt_name(n, config.names) for n in space.objects]
+
+    @classmethod
+    def check_space(cls, space: CompositionSpace) -> None:
+        """UsageError where the method needs attributes and the labels are plain classes."""
+        if isinstance(space, ClassSpace) and not cls.classes:
+            from methods.registry import METHODS, method_class
+
+            able = ", ".join(name for name in METHODS if method_class(name).classes)
+            why = f"the labels are {space.num_objects:,} plain classes"
+            raise UsageError(f"{cls.title} needs attributes and objects", why, f"methods for plain classes: {able}")
 
     def _apply(self, fn, recurse=True):
         self.clip._apply(fn, recurse)  # .to(), .double() and .cuda() take the towers along
@@ -363,7 +378,8 @@ class Method(nn.Module):
         -------
         list of dict
             ``{"predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...]}`` an image, best
-            first. A probability is the sum of :meth:`probabilities` over the candidates.
+            first; of plain classes ``{"predictions": [{"class", "score"}], "classes": [{"name", "prob"}]}``. A probability is the sum
+            of :meth:`probabilities` over the candidates.
         """
         from methods.parts.ranking import rank_compositions
 
@@ -395,12 +411,13 @@ class Method(nn.Module):
 
         Called in evaluation mode, without gradients.
         """
-        names = self.space.pair_names(question.text.pairs[place].tolist())
-        return Explanation(names, [branch_figures(question, place, (" ".join(names), *names))])
+        pair = question.text.pairs[place].tolist()
+        names = (self.space.pair_name(pair), *self.space.pair_names(pair))
+        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(question, place, names)])
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:
-        """The explanation of a pair of names alone; ranks and probabilities of compositions need all candidates in a question."""
+        """The explanation of a pair of names alone (of a class: ``("", "dog")``); its rank needs all candidates in a question."""
         place = index_pairs([pair], self.space.attributes, self.space.objects)
         text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
         return self.explain_candidate(self.question(image, image_id, text), 0)

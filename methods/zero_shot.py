@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al., ICML 2021): the cosine between an image and "a photo of {attribute} {object}"."""
+"""Zero-shot CLIP (Radford et al., ICML 2021): the cosine between an image and "a photo of {attribute} {object}" (or {class})."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.method import Method, TextSide
 class ZeroShot(Method):
     """CLIP as it is. Trains nothing; costs one text encoding of P prompts, kept for all images."""
 
-    name, title, trains = "zero-shot", "zero-shot CLIP", False
+    name, title, trains, classes = "zero-shot", "zero-shot CLIP", False, True
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Prompts in plain words, so names of any length count whole."""

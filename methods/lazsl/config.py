@@ -35,8 +35,8 @@ class LaZSLConfig(MethodConfig):
     eps: entropy of the transport.
     solver: ``sinkhorn`` (exact), ``log`` (exact, float64, any eps), ``second_order`` (its expansion, all pairs by one matrix product)
         or ``uniform`` (no transport: plain average).
-    attribute_share: of a pair's phrases, what those of the attribute weigh together (lambda).
-    global_term: the whole image is compared with the pair's ``phrases`` or with the ``prompt`` "a photo of wet dog".
+    attribute_share: of a pair's phrases, what those of the attribute weigh together (lambda); plain classes have none.
+    global_term: the whole image is compared with the ``phrases`` of a pair or class, or with the ``prompt`` "a photo of wet dog".
     """
 
     reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"descriptors": read_descriptors}
@@ -73,8 +73,9 @@ class LaZSLConfig(MethodConfig):
         """What of the descriptors does not fit a label space, in words."""
         found = []
         if not self.descriptors:
-            found.append("no descriptors: attributes and objects get plain sentences (give phrases with descriptors=FILE)")
-        for kind, names in (("attributes", space.attributes), ("objects", space.objects)):
+            kinds = " and ".join(space.vocabulary)
+            found.append(f"no descriptors: {kinds} get plain sentences (give phrases with descriptors=FILE)")
+        for kind, names in space.vocabulary.items():
             matched = match_descriptors(names, self.descriptors.get(kind, {}))
             plain = [*matched.missing, *matched.empty]
             if plain and self.descriptors:

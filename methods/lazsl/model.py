@@ -25,13 +25,13 @@ from methods.parts.views import encode_views
 
 
 class LaZSL(Method):
-    """Regions of an image matched with described attributes and objects by optimal transport. Trains nothing.
+    """Regions of an image matched with described attributes and objects, or plain classes, by optimal transport. Trains nothing.
 
     Costs 1 + R passes of the image tower an image; its features (R + 1 of them, 4 bytes a number) are kept in the cache folder, under
     the settings of the regions. Phrases are encoded once for all images.
     """
 
-    name, title, trains = "lazsl", "LaZSL", False
+    name, title, trains, classes = "lazsl", "LaZSL", False, True
     Config = LaZSLConfig
     config: LaZSLConfig
 
@@ -58,22 +58,21 @@ class LaZSL(Method):
     # -- text ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def encode_compositions(self, pairs_P2: Tensor) -> PhraseSide:
-        """Phrases of all attributes and objects; ``pair`` is what the whole image is compared with."""
-        space, config = self.space, self.config
-        banks = (
-            make_bank(self.clip, "attributes", space.attributes, self.attribute_names, config),
-            make_bank(self.clip, "objects", space.objects, self.object_names, config),
+        """Phrases of all attributes and objects, or classes; ``pair`` is what the whole image is compared with."""
+        config, share = self.config, self.config.attribute_share
+        words = [self.object_names] if len(self.space.vocabulary) == 1 else [self.attribute_names, self.object_names]
+        banks = tuple(
+            make_bank(self.clip, kind, labels, names, config)
+            for (kind, labels), names in zip(self.space.vocabulary.items(), words, strict=True)
         )
-        share = config.attribute_share
+        shares = (share, 1 - share) if len(banks) == 2 else (1.0,)
         if config.global_term == "prompt":
             whole_PD = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()])
         else:
-            whole_PD = share * banks[0].mean[pairs_P2[:, 0]] + (1 - share) * banks[1].mean[pairs_P2[:, 1]]
-        return PhraseSide(pairs_P2, whole_PD, banks=banks, shares=(share, 1 - share))
-
-    def pair_prompt(self, pair: Sequence[int]) -> str:
-        """ "a photo of wet dog"."""
-        return f"a photo of {self.attribute_names[pair[0]]} {self.object_names[pair[1]]}"
+            labels = pairs_P2[:, -len(banks) :].T
+            parts = [w * bank.mean[label_P] for w, bank, label_P in zip(shares, banks, labels, strict=True)]
+            whole_PD = torch.stack(parts).sum(0)
+        return PhraseSide(pairs_P2, whole_PD, banks=banks, shares=shares)
 
     # -- scores ----------------------------------------------------------------------------------------------------
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
@@ -88,7 +87,9 @@ class LaZSL(Method):
 
     # -- explanation -----------------------------------------------------------------------------------------------
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> Explanation:
-        """Which region supports which phrase of a pair of names; see :func:`methods.lazsl.explain.explain_image`."""
+        """Which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
+        :func:`methods.lazsl.explain.explain_image`.
+        """
         place = index_pairs([pair], self.space.attributes, self.space.objects)
         with torch.inference_mode():
             text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
@@ -103,4 +104,4 @@ class LaZSL(Method):
     def _explain(self, image: Image.Image, text: PhraseSide, image_id: str, boxes: Any = None) -> Explanation:
         pair = text.pairs[0].tolist()
         prompt = self.pair_prompt(pair) if self.config.global_term == "prompt" else None
-        return explain_image(self.clip, self.config, image, text, self.space.pair_names(pair), image_id, boxes, prompt)
+        return explain_image(self.clip, self.config, image, text, tuple(self.space.label(pair).values()), image_id, boxes, prompt)

@@ -24,20 +24,25 @@ CHUNK_CPU, CHUNK_GPU = 2**18, 2**26
 
 @dataclass
 class PhraseSide(TextSide):
-    """P candidates: ``pairs`` [P, number of banks] (labels), ``pair`` [P, D], what the whole image is compared with.
+    """P candidates: ``pair`` [P, D] is what the whole image is compared with.
 
-    banks : of attributes and objects, or of classes
+    banks : of attributes and objects; of plain classes, which have no attribute, one alone
     shares : weight of each bank's phrases in a candidate, of sum 1
     """
 
     banks: tuple[Bank, ...] = field(kw_only=True)
     shares: tuple[float, ...] = field(kw_only=True)
 
+    @property
+    def labels(self) -> Tensor:
+        """The label of each candidate in each bank, [number of banks, P]."""
+        return self.pairs[:, -len(self.banks) :].T
+
     @cached_property
     def problems(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Candidates with equally many phrases: their places [p], phrases [p, N] (among those of all banks) and weights [p, N]."""
         counts, firsts, offset = [], [], 0
-        for bank, share, label_P in zip(self.banks, self.shares, self.pairs.T, strict=True):
+        for bank, share, label_P in zip(self.banks, self.shares, self.labels, strict=True):
             counts.append(bank.count[label_P] if share else torch.zeros_like(label_P))
             firsts.append(offset + bank.first[label_P])
             offset += len(bank.features)
@@ -103,7 +108,7 @@ def expanded_scores(images: RegionSide, text: PhraseSide, strength: float) -> Te
     All but the last variance is a sum over attribute and object; that needs their covariance over regions, one matrix product.
     """
     views = [_seen(images, bank) for bank in text.banks]
-    parts = list(zip(views, text.shares, text.pairs.T, strict=True))
+    parts = list(zip(views, text.shares, text.labels, strict=True))
     score_BP = torch.stack([share * view.mean()[:, label_P] for view, share, label_P in parts]).sum(0)
     if not strength:
         return score_BP

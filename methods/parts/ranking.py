@@ -26,7 +26,7 @@ def marginals(prob_BP: Tensor, labels_P: Tensor, count: int) -> Tensor:
 def rank_compositions(
     scores_BP: Tensor, prob_BP: Tensor, pairs_P2: np.ndarray, space: CompositionSpace, k: int
 ) -> list[dict[str, Any]]:
-    """One record an image from its scores and probabilities: its k best compositions, attributes and objects, best first."""
+    """One record an image from its scores and probabilities: its k best compositions, attributes and objects (or classes), best first."""
     pairs = torch.from_numpy(np.ascontiguousarray(pairs_P2)).to(scores_BP.device)
     values_Bk, places_Bk = (x.cpu() for x in top_pairs(scores_BP, k))
     sides = [marginals(prob_BP, pairs[:, c], n) for c, n in enumerate((space.num_attributes, space.num_objects))]
@@ -46,18 +46,16 @@ def rank_found(
 def _records(
     scores_Bk: Tensor, pairs_Bk2: np.ndarray, sides: list[Tensor], space: CompositionSpace, k: int
 ) -> list[dict[str, Any]]:
-    named = []
-    for prob_BX, names in zip(sides, (space.attributes, space.objects), strict=True):
+    named = {}
+    for (kind, names), prob_BX in zip(space.vocabulary.items(), sides[-len(space.vocabulary) :], strict=True):
         prob_Bk, index_Bk = (x.cpu() for x in top_pairs(prob_BX, k))
-        named.append(
-            [
-                [{"name": names[i], "prob": round(p, 6)} for p, i in zip(ps, ids, strict=True)]
-                for ps, ids in zip(prob_Bk.tolist(), index_Bk.tolist(), strict=True)
-            ]
-        )
+        named[kind] = [
+            [{"name": names[i], "prob": round(p, 6)} for p, i in zip(ps, ids, strict=True)]
+            for ps, ids in zip(prob_Bk.tolist(), index_Bk.tolist(), strict=True)
+        ]
     records = []
     for b, scores in enumerate(scores_Bk.tolist()):
         found = zip(scores, pairs_Bk2[b], strict=True)
-        predictions = [{"attr": space.attributes[a], "obj": space.objects[o], "score": score} for score, (a, o) in found]
-        records.append({"predictions": predictions, "attributes": named[0][b], "objects": named[1][b]})
+        predictions = [{**space.label(pair), "score": score} for score, pair in found]
+        records.append({"predictions": predictions, **{kind: rows[b] for kind, rows in named.items()}})
     return records

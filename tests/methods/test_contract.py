@@ -1,4 +1,4 @@
-"""The contract of `methods.method`, checked for every registered method."""
+"""The contract of `methods.method`, checked for every registered method, and on plain classes for those that take them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import pytest
 import torch
 from PIL import Image
 
+from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
+from czsl.errors import UsageError
 from methods.building import build
 from methods.registry import METHODS, method_class
 
 BATCH = 6
 
 
-@pytest.fixture(params=sorted(METHODS))
-def method(request, small_clip, small_space):
+CASES = [(name, False) for name in sorted(METHODS)] + [(name, True) for name in sorted(METHODS) if method_class(name).classes]
+
+
+@pytest.fixture
+def class_space():
+    """Twenty-four classes, fourteen of them seen."""
+    names = ["dog", "coffee_table", "Boots.Mid-Calf", *(f"kind {i}" for i in range(21))]
+    return ClassSpace.of(names, names[:14], names[:18], names[:14] + names[18:])
+
+
+@pytest.fixture(params=CASES, ids=[name + (" on classes" if classes else "") for name, classes in CASES])
+def method(request, small_clip, small_space, class_space):
     torch.manual_seed(0)
-    return build(request.param, small_space, small_clip, {}).eval()
+    name, classes = request.param
+    return build(name, class_space if classes else small_space, small_clip, {}).eval()
 
 
 @pytest.fixture
@@ -139,28 +152,32 @@ def test_training_lowers_the_loss(method, images):
 
 
 @torch.no_grad()
-def test_a_saved_state_holds_all_and_never_the_clip(method, images, small_clip, small_space):
+def test_a_saved_state_holds_all_and_never_the_clip(method, images, small_clip):
     torch.manual_seed(5)
     for parameter in method.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
     state = method.state_dict()
     clip_values = {v.data_ptr() for v in small_clip.state_dict().values()}
     assert not clip_values & {v.data_ptr() for v in state.values()}
-    other = build(method.name, small_space, small_clip, {}).eval()
+    other = build(method.name, method.space, small_clip, {}).eval()
     other.load_state_dict(state)
-    pairs = torch.from_numpy(small_space.closed_pairs)
+    pairs = torch.from_numpy(method.space.closed_pairs)
     assert torch.equal(other.score_images(images, pairs), method.score_images(images, pairs))
 
 
 @torch.no_grad()
-def test_known_names_keep_their_scores_in_another_vocabulary(method, images, small_space):
-    """Two attributes and two objects of the space, in another order, beside a new word."""
-    a, o = small_space.attributes, small_space.objects
-    other = method.for_space(CompositionSpace((a[2], "shiny new", a[0]), (o[1], o[0]), *([np.zeros((0, 2))] * 3)))
-    here = method.encode_compositions(torch.tensor([[2, 1], [0, 0]])).pair
-    there = other.encode_compositions(torch.tensor([[0, 0], [2, 1]])).pair
-    torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
-    assert torch.isfinite(other.score_images(images, torch.tensor([[1, 0]]))).all()
+def test_known_names_keep_their_scores_in_another_vocabulary(method, images):
+    """Two attributes and two objects (or classes) of the space, in another order, beside a new word."""
+    a, o = method.space.attributes, method.space.objects
+    here, there, new = [[2, 1], [0, 0]], [[0, 0], [2, 1]], [[1, 0]]
+    if isinstance(method.space, ClassSpace):
+        other = method.for_space(ClassSpace.of([o[2], "shiny new", o[0]], []))
+        here, there, new = [[0, 2], [0, 0]], [[0, 0], [0, 2]], [[0, 1]]
+    else:
+        other = method.for_space(CompositionSpace((a[2], "shiny new", a[0]), (o[1], o[0]), *([np.zeros((0, 2))] * 3)))
+    before, after = (m.encode_compositions(torch.tensor(pairs)).pair for m, pairs in ((method, here), (other, there)))
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(other.score_images(images, torch.tensor(new))).all()
 
 
 def test_predict_names_the_best_first(method, images):
@@ -172,9 +189,20 @@ def test_predict_names_the_best_first(method, images):
         assert scores == sorted(scores, reverse=True)
         assert len(scores) == 3
         everything = method.predict(pictures[:1], k=1000)[0]
-        assert sum(x["prob"] for x in everything["attributes"]) == pytest.approx(1, abs=1e-4)
-        assert sum(x["prob"] for x in everything["objects"]) == pytest.approx(1, abs=1e-4)
+        for kind in method.space.vocabulary:
+            assert sum(x["prob"] for x in everything[kind]) == pytest.approx(1, abs=1e-4)
+        assert record.keys() == {"predictions", *method.space.vocabulary}
     assert method.predict([]) == []
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_takes_plain_classes_or_refuses_them(name, small_clip, class_space):
+    if method_class(name).classes:
+        build(name, class_space, small_clip, {})
+        return
+    with pytest.raises(UsageError, match="needs attributes and objects") as error:
+        build(name, class_space, small_clip, {})
+    assert "zero-shot" in error.value.fix
 
 
 def test_the_registry_and_the_class_agree():

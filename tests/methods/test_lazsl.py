@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from czsl.classes import ClassSpace
+from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from czsl.data.regions import checked_boxes
 from czsl.errors import DataError, UsageError
 from methods.building import build
-from methods.lazsl.classes import LaZSLClasses
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.phrases import clause, make_bank, prompts_of
 from methods.lazsl.regions import prepare_views, region_side, regions_key, sample_boxes
@@ -235,30 +236,39 @@ def test_kept_features_give_the_scores_of_the_pixels(small_clip, small_space):
         assert torch.equal(method.scores(method.encode_images({"features": features}), text), here)
 
 
-def test_classes_are_recognised_from_names_and_phrases(small_clip):
+@torch.no_grad()
+def test_classes_are_recognised_by_their_own_phrases_alone(small_clip):
     names = ("dog", "Cat", "coffee_table")
-    config = LaZSLConfig(descriptors=DESCRIBED, num_regions=6)
-    method = LaZSLClasses(small_clip, names, config)
+    fields = {"descriptors": DESCRIBED, "num_regions": 6}
+
+    def build_for(classes, **changes):
+        return build("lazsl", ClassSpace.of(classes), small_clip, {**fields, **changes}).eval()
+
+    def scores_of(method, features):
+        text = method.encode_compositions(torch.from_numpy(method.space.closed_pairs.copy()))
+        return method.scores(method.encode_images({"features": features}), text), text
+
+    method = build_for(names)
     images = [picture(seed=i) for i in range(3)]
-    features = method.features(images)
-    scores = method.scores(features)
-    assert scores.shape == (3, 3)
-    assert method.text.banks[0].count.tolist() == [2, 1, 3]
+    prepared = [method.prepare(image, str(i)) for i, image in enumerate(images)]
+    features = method.image_features({key: torch.stack([p[key] for p in prepared]) for key in prepared[0]})
+    scores, text = scores_of(method, features)
+    assert [bank.names for bank in text.banks] == [["dog", "cat", "coffee table"]]
+    assert text.banks[0].count.tolist() == [2, 1, 3]
     for c, name in enumerate(names):  # a class's score does not depend on the other candidates
-        alone = LaZSLClasses(small_clip, [name], replace(config, descriptors={}) if c == 2 else config)
-        torch.testing.assert_close(alone.scores(features)[:, 0], scores[:, c], rtol=0, atol=1e-4)
-    baseline = LaZSLClasses(small_clip, names, replace(config, theta=0.0)).scores(features)
+        alone = build_for([name], **({"descriptors": {}} if c == 2 else {}))
+        torch.testing.assert_close(scores_of(alone, features)[0][:, 0], scores[:, c], rtol=0, atol=1e-4)
+    # A pair of which the attribute weighs nothing is the class whose phrases its object has.
+    objects = {"descriptors": {"objects": DESCRIBED["classes"]}, "num_regions": 6, "attribute_share": 0.0}
+    pairs = build("lazsl", CompositionSpace(("wet",), names, *([np.array([[0, 0], [0, 1], [0, 2]])] * 3)), small_clip, objects)
+    torch.testing.assert_close(scores_of(pairs.eval(), features)[0], scores, rtol=0, atol=1e-4)
+    baseline, _ = scores_of(build_for(names, theta=0.0), features)
     whole = torch.nn.functional.normalize(features[:, : small_clip.dim], dim=1)
-    torch.testing.assert_close(baseline, small_clip.logit_scale * whole @ method.text.banks[0].mean.T)
+    torch.testing.assert_close(baseline, small_clip.logit_scale * whole @ text.banks[0].mean.T)
     records = method.predict(images, k=2)
-    assert [r[0]["class"] for r in records] == [names[i] for i in scores.argmax(1).tolist()]
-    assert all(len(r) == 2 for r in records)
-    assert method.predict([]) == []
-    for wrong in ([], ["dog", "dog"]):
-        with pytest.raises(DataError):
-            LaZSLClasses(small_clip, wrong, config)
-    with pytest.raises(UsageError):
-        method.explain(images[0], "horse")
+    assert [r["predictions"][0]["class"] for r in records] == [names[i] for i in scores.argmax(1).tolist()]
+    assert len(LaZSLConfig().notes(method.space)) == 1
+    assert "classes have no phrases" in LaZSLConfig(descriptors=DESCRIBED).notes(method.space)[0]
 
 
 def test_settings_out_of_range_are_refused():
@@ -273,8 +283,6 @@ def test_settings_out_of_range_are_refused():
 
 @torch.no_grad()
 def test_phrases_follow_their_names_into_another_label_space(small_clip, small_space):
-    from czsl.compositions import CompositionSpace
-
     method = build("lazsl", small_space, small_clip, {"descriptors": DESCRIBED, "num_regions": 0})
     other = method.for_space(CompositionSpace(("shiny", "wet"), ("Coffee Table", "dog"), *([np.zeros((0, 2))] * 3)))
     images = torch.from_numpy(clip_pixels(picture(), small_clip.image_size))[None]

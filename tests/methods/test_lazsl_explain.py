@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from czsl.classes import ClassSpace
 from czsl.errors import CzslError
 from methods.building import build
-from methods.lazsl.classes import LaZSLClasses
-from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.regions import sample_boxes
 
 DESCRIBED = {
@@ -102,13 +101,14 @@ def test_a_selection_that_keeps_nothing_is_said(small_clip, small_space, image):
 
 
 def test_classes_are_explained_too(small_clip, image):
-    method = LaZSLClasses(small_clip, ("cat", "dog", "horse"), LaZSLConfig(descriptors=DESCRIBED, num_regions=8))
-    scores = method.scores(method.features([image], ["x"]))[0] / small_clip.logit_scale
-    for c, name in enumerate(method.classes):
-        found = method.explain(image, name, "x")
+    space = ClassSpace.of(("cat", "dog", "horse"))
+    method = build("lazsl", space, small_clip, {"descriptors": DESCRIBED, "num_regions": 8}).eval()
+    for name in space.classes:
+        found = method.explain(image, ("", name), "x")
         assert found.candidate == (name,)
         assert {p.label for p in found.phrases} == {name}
-        assert found.local.sum() + found.whole.sum() == pytest.approx(float(scores[c]), abs=1e-6)
+        score = score_of(method, image, ("", name), "x") / found.logit_scale
+        assert found.local.sum() + found.whole.sum() == pytest.approx(score, abs=1e-6)
 
 
 def test_the_heat_map_is_the_mean_share_of_the_regions_over_a_pixel(small_clip, small_space, image):
