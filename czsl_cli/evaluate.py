@@ -176,21 +176,23 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _print_classes(result: dict[str, Any], title: str) -> None:
-    gamma = f"gamma {result['gamma']:.4g}"
+    gamma = f"gamma {result['gamma']:.4g}"  # where it is 0, one column says it all
     rows = [
         ("seen classes (S)", "S", "S0"),
         ("unseen classes (U)", "U", "U0"),
         ("harmonic mean (H)", "H", "H0"),
         ("unseen among the unseen (T1)", "T1", "T1"),
         ("top-1 over images", None, "top1"),
-        ("AUC", "auc", None),
+        ("AUC over images", "auc", None),
     ]
-    columns, table = ["percent, means over classes", gamma, "gamma 0"], []
+    table = []
     for label, *keys in rows:
-        table.append([label, *(percent(result[key]) if key else "" for key in keys)])
+        shown = keys if result["gamma"] else [keys[1] or keys[0]]
+        table.append([label, *(percent(result[key]) if key else "" for key in shown)])
         if "intervals" in result:
             low_high = result["intervals"].get(keys[0] or keys[1])
             table[-1].append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
+    columns = ["percent, means over classes", *([gamma, "gamma 0"] if result["gamma"] else ["gamma 0"])]
     print_table([*columns, *(["95 % interval"] if "intervals" in result else [])], table, title)
     if result["gamma"]:
         click.echo(f"{gamma} is taken from the scores of seen classes: the best on the validation split")

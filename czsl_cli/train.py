@@ -154,6 +154,7 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
 
     data = open_data(config.data)
     _partial_labels(config, data)
+    method_class(config.method).check_space(data.space)
     for note in method_class(config.method).Config(**config.model).notes(data.space):
         warn(note)
     if is_path(config.clip) or is_path(config.clip_weights or ""):
@@ -177,7 +178,9 @@ def _partial_labels(config, data):
         raise UsageError(f"{config.method} cannot use partial labels", "it needs no training", "leave out --partial-labels")
     labels = read_partial_labels(config.partial_labels, data)
     if labels.origin.noise_rate and not config.label_rescue:
-        warn(f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond candidates")
+        warn(
+            f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond candidates"
+        )
     return labels
 
 
