@@ -20,6 +20,7 @@ COMMANDS = {
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
     "search": ("czsl_cli.search", "Find the images of a folder that show a composition."),
+    "match": ("czsl_cli.match", "Rank images for a sentence, or sentences for an image."),
     "explain": ("czsl_cli.explain", "Show why an image is named as it is."),
     "index": ("czsl_cli.index", "Index the compositions of an open world."),
     "prototypes": ("czsl_cli.prototypes", "Show what a run's prototypes stand for."),

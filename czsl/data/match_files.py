@@ -197,3 +197,24 @@ def all_captions(items: Iterable[Item]) -> dict[str, Triplet | None]:
 def all_images(items: Sequence[Item]) -> list[str]:
     """Each image once, in the file's order."""
     return list(dict.fromkeys(name for item in items for name in item.images))
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, is no text, or has no line.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is too large", f"limit {MAX_BYTES:,} bytes", "give one sentence a line")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file", str(error), "give one sentence a line, in UTF-8") from None
+    if not any(lines):
+        raise DataError(f"{path} has no sentence", "it is empty", "give one sentence a line")
+    return [line for line in lines if line]

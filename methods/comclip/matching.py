@@ -6,7 +6,6 @@ Letters: N images, C captions, K words of a caption, U sub-images of an image, D
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +26,13 @@ from methods.comclip.config import Fill
 from methods.comclip.fills import sub_images
 from methods.comclip.model import word_features
 from methods.comclip.parse import Composition
-from methods.comclip.providers import Mask, Places, View
+from methods.comclip.providers import Mask, Places, View, mask_key
 
 Load = Callable[[str], Image.Image]
 Progress = Callable[[str, int, int], None]
 TOGETHER = 16  # images whose sub-images are encoded together
 RELATIONS = ("union", "whole", "off")
+Drawn = tuple[str, str, Mask]  # a word, its kind and its mask
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Matcher:
         Images, sub-images and texts that went through a tower.
     counts : Counter
         What fell back to plain CLIP, by its cause.
+    failed : dict
+        Images that cannot be composed (a mask of another size), and why; :meth:`matches` leaves them out.
     """
 
     clip: Clip
@@ -96,6 +98,7 @@ class Matcher:
     progress: Progress = lambda what, done, total: None
     passes: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self._texts: dict[str, Tensor] = {}
@@ -132,7 +135,7 @@ class Matcher:
                 try:
                     pixels[name] = clip_pixels(load(name), self.clip.image_size)
                 except CzslError as error:
-                    errors[name] = " ".join(x for x in (error.what, error.why) if x)
+                    errors[name] = _in_words(error)
             if pixels:
                 encoded = self._encode(torch.from_numpy(np.stack(list(pixels.values()))), "images")
                 features |= dict(zip(pixels, encoded, strict=True))
@@ -171,40 +174,43 @@ class Matcher:
         names = [name for name in wanted if wanted[name]]
         for start in range(0, len(names), TOGETHER):
             some = names[start : start + TOGETHER]
-            views = [self._view(name, load) for name in some]
-            known = self._look(views)
-            words = [[self._words(view, sentence) for sentence in wanted[view.name]] for view in views]
-            self._encode_new(views, words, known)
-            for view, own, sentences in zip(views, known, words, strict=True):
-                whole_D = features[view.name]
-                out[view.name] = [
-                    self._match(whole_D, own, sentence, parts, masks)
-                    for sentence, parts in zip(wanted[view.name], sentences, strict=True)
-                ]
+            views = [view for name in some if (view := self._view(name, load)) is not None]
+            self._look(views)
+            drawn = {view.name: words for view in views if (words := self._draw(view, wanted[view.name])) is not None}
+            self._encode_new([(view, drawn[view.name]) for view in views if view.name in drawn])
+            for view in views:
+                pairs = zip(wanted[view.name], drawn[view.name], strict=True) if view.name in drawn else ()
+                out[view.name] = [self._match(view, features[view.name], *pair, masks) for pair in pairs]
             self.progress("composing images", min(start + TOGETHER, len(names)), len(names))
-        return out
+        return {name: found for name, found in out.items() if found}
 
-    def _view(self, name: str, load: Load) -> View:
-        image = load(name).convert("RGB")
+    def _view(self, name: str, load: Load) -> View | None:
+        try:
+            image = load(name).convert("RGB")
+        except CzslError as error:  # gone since it was encoded
+            self.failed[name] = _in_words(error)
+            return None
         return View(name, image, clip_pixels(image, self.clip.image_size))
 
-    def _look(self, views: list[View]) -> list[dict[bytes, Tensor]]:
-        """Lets the provider look at the images; what it encoded as sub-images is known already, by the mask's key."""
-        size = self.clip.image_size
+    def _look(self, views: list[View]) -> None:
+        """Lets the provider look at the images."""
         if self.places in ("patch", "superpixel"):
             self.passes["images for regions"] += len(views)
         self._places.look_at(
             views,
             lambda pixels: self._encode(pixels, "windows"),
-            lambda view: sub_images(view.image, view.window_masks(), self.fill, size),
+            lambda view: sub_images(view.image, view.window_masks(), self.fill, self.clip.image_size),
         )
-        known: list[dict[bytes, Tensor]] = []
-        for view in views:
-            windows = [] if view.windows is None else list(view.windows)
-            known.append({mask_key(mask): row for mask, row in zip(view.window_masks(), windows, strict=True)})
-        return known
 
-    def _words(self, view: View, sentence: Composition) -> list[tuple[str, str, Mask]]:
+    def _draw(self, view: View, sentences: Sequence[Composition]) -> list[list[Drawn]] | None:
+        """The words of each sentence in an image; None where its regions cannot be used."""
+        try:
+            return [self._words(view, sentence) for sentence in sentences]
+        except CzslError as error:
+            self.failed[view.name] = _in_words(error)
+            return None
+
+    def _words(self, view: View, sentence: Composition) -> list[Drawn]:
         """Text, kind and mask of each word."""
         masks = self._places.masks(view, sentence)
         out = [(entity.text, "entity", mask) for entity, mask in zip(sentence.entities, masks, strict=True)]
@@ -215,31 +221,23 @@ class Matcher:
                 out.append((verb, "relation", union))
         return [(text, kind, None if mask is None or mask.all() else mask) for text, kind, mask in out]
 
-    def _encode_new(
-        self, views: list[View], words: list[list[list[tuple[str, str, Mask]]]], known: list[dict[bytes, Tensor]]
-    ) -> None:
-        """Sub-images that are not known yet, of all the images together."""
+    def _encode_new(self, drawn: list[tuple[View, list[list[Drawn]]]]) -> None:
+        """Sub-images that did not go through the tower yet, of several images together."""
         pixels, places = [], []
-        for i, (view, sentences) in enumerate(zip(views, words, strict=True)):
-            new = {mask_key(m): m for parts in sentences for _, _, m in parts if m is not None and mask_key(m) not in known[i]}
+        for view, sentences in drawn:
+            masks = [mask for words in sentences for _, _, mask in words if mask is not None]
+            new = {key: mask for mask in masks if (key := mask_key(mask)) not in view.encoded}
             if new:
-                pixels.append(sub_images(view.image, list(new.values()), self.fill, self.clip.image_size))
-                places += [(i, key) for key in new]
+                pixels.append(sub_images(view.image, new.values(), self.fill, self.clip.image_size))
+                places += [(view, key) for key in new]
         if pixels:
-            for (i, key), row in zip(places, self._encode(torch.cat(pixels), "sub-images"), strict=True):
-                known[i][key] = row
+            for (view, key), row in zip(places, self._encode(torch.cat(pixels), "sub-images"), strict=True):
+                view.encoded[key] = row
 
-    def _match(
-        self,
-        whole_D: Tensor,
-        known: Mapping[bytes, Tensor],
-        sentence: Composition,
-        parts: list[tuple[str, str, Mask]],
-        masks: bool,
-    ) -> Match:
+    def _match(self, view: View, whole_D: Tensor, sentence: Composition, parts: list[Drawn], masks: bool) -> Match:
         caption_D = self.texts([sentence.sentence])[0]
         words_KD = self.texts([text for text, _, _ in parts])
-        views_KD = torch.stack([whole_D if m is None else known[mask_key(m)] for _, _, m in parts]) if parts else words_KD
+        views_KD = torch.stack([whole_D if m is None else view.encoded[mask_key(m)] for _, _, m in parts]) if parts else words_KD
         clip_score = float(normalize(whole_D, dim=-1) @ normalize(caption_D, dim=-1))
         if self.rule.mode == "unit":
             whole_D, views_KD, words_KD = (normalize(x, dim=-1) for x in (whole_D, views_KD, words_KD))
@@ -255,6 +253,5 @@ class Matcher:
         return Match(score, clip_score, words, bool(guarded))
 
 
-def mask_key(mask: np.ndarray) -> bytes:
-    """Names a mask by what is in it."""
-    return hashlib.blake2b(np.packbits(mask).tobytes() + repr(mask.shape).encode(), digest_size=16).digest()
+def _in_words(error: CzslError) -> str:
+    return ": ".join(x for x in (error.what, error.why) if x)

@@ -6,6 +6,7 @@ the tower is asked for in batches over several images. Letters: K phrases, N pat
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,11 @@ Mask = np.ndarray | None
 Encode = Callable[[Sequence[str]], Tensor]  # texts -> unit features
 
 
+def mask_key(mask: np.ndarray) -> bytes:
+    """Names a mask by what is in it."""
+    return hashlib.blake2b(np.packbits(mask).tobytes() + repr(mask.shape).encode(), digest_size=16).digest()
+
+
 @dataclass
 class View:
     """An image in work, and what the provider has asked for.
@@ -40,6 +46,7 @@ class View:
     pixels : as CLIP sees it, uint8 [3, S, S]
     patches : [N, D], of length 1
     boxes, windows : [L, 4] in pixels of the original, [L, D] as the tower gives them
+    encoded : sub-images that went through the tower, [D] each, by `mask_key`
     """
 
     name: str
@@ -48,6 +55,7 @@ class View:
     patches: Tensor | None = None
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
     windows: Tensor | None = None
+    encoded: dict[bytes, Tensor] = field(default_factory=dict)
 
     def window_masks(self) -> Iterator[np.ndarray]:
         """The windows, one after the other: 34 masks of a large photograph would take much memory."""
@@ -108,6 +116,7 @@ class Places:
             features = encode_pixels(torch.cat([sub_pixels(view) for view in views]))
             for view, own in zip(views, features.split([len(view.boxes) for view in views]), strict=True):
                 view.windows = own
+                view.encoded |= dict(zip(map(mask_key, view.window_masks()), own, strict=True))
 
     def masks(self, view: View, sentence: Composition) -> list[Mask]:
         """A mask, or None, for each entity of a sentence."""

@@ -1,0 +1,315 @@
+"""``czsl match``: which image fits a sentence, or which sentence an image, by ComCLIP beside plain CLIP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from methods.comclip.matching import Match, Matcher
+    from methods.comclip.parse import Composition
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXPLAINED = 3  # matches of a sentence that are explained
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
+@click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
+@click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
+@click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
+@click.option("--images", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="--eval: its images.")
+@click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
+@click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
+@click.option("--clip", help="`tiny` (default), an open_clip model, or a weight file in OpenAI's format.")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
+@click.option(
+    "--mode",
+    type=click.Choice(["unit", "raw", "gclip"]),
+    default="unit",
+    show_default=True,
+    help="Vectors of length 1, as the paper's program on ComVG, or of a successor.",
+)
+@click.option(
+    "--regions",
+    type=click.Choice(["patch", "grid", "superpixel", "file", "whole"]),
+    help="Where words are found: CLIP's own patches (default), windows, segments, --regions-file, nowhere.",
+)
+@click.option(
+    "--regions-file", type=click.Path(exists=True, path_type=Path), help="Regions: our JSON, GRiT's or GroundingDINO's."
+)
+@click.option(
+    "--fill",
+    type=click.Choice(["black", "mean", "blur", "crop"]),
+    default="black",
+    show_default=True,
+    help="Outside of a region; crop: cut it out.",
+)
+@click.option(
+    "--relation",
+    type=click.Choice(["union", "whole", "off"]),
+    default="union",
+    show_default=True,
+    help="Sub-image of a verb: subject and object, the whole image, or none.",
+)
+@click.option(
+    "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images beside the image's 1."
+)
+@click.option("--rerank", type=click.IntRange(1), help="Compose CLIP's first N alone.  [default: all; retrieval: 10]")
+@click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
+@click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def match(images, texts, texts_file, eval_file, folder, html, as_json, **options) -> None:
+    """Rank IMAGEs (files or folders) for a sentence, or sentences for an image.
+
+    \b
+      czsl match photos/ --text "a dog chases a cat" --clip ViT-B-16
+      czsl match dog.jpg --text "a dog chases a cat" --text "a cat chases a dog" --html why.html
+      czsl match --eval ComVG.csv --images comvg/ --clip ViT-L-14 --json
+
+    Entities and relations of a sentence are found in the image; each one's part of it is weighted by how well it fits its word and added to
+    the image (ComCLIP). Scores are cosines. What cannot be composed keeps plain CLIP's answer, and is counted.
+    """
+    from czsl.errors import UsageError
+
+    if eval_file is not None:
+        if images or texts or texts_file:
+            raise UsageError("--eval brings its own images and sentences", "IMAGE, --text or --texts was given", "drop them")
+        if folder is None:
+            raise UsageError("--eval needs the folder of its images", "", "add --images DIR")
+        if html or options["explain"]:
+            raise UsageError("--eval has no page", "", "drop --html and --explain, or match single images")
+        from czsl_cli.match_eval import evaluate_file
+
+        with progress_bar() as bar:
+            matcher = make_matcher(options, bar.update)
+            result = evaluate_file(matcher, eval_file, folder.resolve(), options)
+        _finish_eval(result, as_json)
+        return
+    for name in ("limit", "clean_triplets"):
+        if options[name]:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "", "drop it")
+    if folder is not None:
+        raise UsageError("--images goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
+    sentences = _sentences(texts, texts_file)
+    names = _names(images)
+    with progress_bar() as bar:
+        matcher = make_matcher(options, bar.update)
+        found = rank(matcher, names, sentences, options["rerank"], bool(html) or options["explain"])
+    _show(found, matcher, options, as_json)
+    if html:
+        from czsl_cli.match_page import write_match_page
+
+        write_match_page(html, found.questions(options["top"]), matcher, load_file)
+        say(f"page: {html}")
+    if found.errors:
+        say(f"{len(found.errors)} of {len(names)} images could not be used")
+        sys.exit(6)
+
+
+def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
+    """The matcher that the options ask for, on the GPU where there is one."""
+    import torch
+
+    from czsl.clip.backbone import load_clip
+    from czsl.data.regions import read_regions
+    from czsl.errors import UsageError
+    from methods.comclip.algebra import Rule
+    from methods.comclip.matching import Matcher
+
+    file, places = options["regions_file"], options["regions"]
+    if (places or ("file" if file else "patch")) != "file" and file:
+        raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
+    if places == "file" and not file:
+        raise UsageError("--regions file needs its file", "", "add --regions-file FILE")
+    clip = load_clip(options["clip"] or "tiny", options["clip_weights"])
+    clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    table = read_regions(file) if file else None
+    rule = Rule(mode=options["mode"], beta=options["beta"])
+    kind = places or ("file" if file else "patch")
+    return Matcher(clip, kind, rule, options["fill"], options["relation"], table, progress=progress)
+
+
+def load_file(name: str):
+    """An image file, under the limits of :mod:`czsl.data.images`."""
+    from czsl.data.images import decode, read_image_file
+
+    return decode(read_image_file(Path(name)))
+
+
+def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
+    from czsl.data.match_files import read_sentences
+    from czsl.errors import UsageError
+    from methods.comclip.parse import parse
+
+    lines = [*texts, *(read_sentences(file) if file else [])]
+    lines = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
+    if not lines:
+        raise UsageError("no sentence", "", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE')
+    return [parse(line) for line in lines]
+
+
+def _names(images: tuple[Path, ...]) -> list[str]:
+    from czsl.data.images import list_images
+    from czsl.errors import DataError, UsageError
+
+    if not images:
+        raise UsageError("no image", "", "give image files or folders")
+    names = [str(p) for image in images for p in (list_images(image) if image.is_dir() else [image])]
+    if not names:
+        raise DataError(f"no images in {', '.join(map(str, images))}", "", "give image files, or a folder that holds some")
+    return list(dict.fromkeys(names))
+
+
+class Ranking:
+    """Plain CLIP's cosines of all images and sentences, and ComCLIP's of those that were composed."""
+
+    def __init__(self, names: list[str], sentences: list[Composition], clip: Any, matches: dict[tuple[str, str], Match], errors):
+        self.names, self.sentences, self.clip, self.matches, self.errors = names, sentences, clip, matches, errors
+
+    @property
+    def by_image(self) -> bool:
+        """Whether an image looks for its sentence."""
+        return len(self.names) == 1 and len(self.sentences) > 1
+
+    def questions(self, top: int) -> list[dict[str, Any]]:
+        """What was asked, each with its best answers: name, sentence, score, cosines and ranks."""
+        from czsl.evaluation.matching import reranked
+
+        asked = range(len(self.names)) if self.by_image else range(len(self.sentences))
+        found = []
+        for q in asked:
+            firsts = self.clip[q].tolist() if self.by_image else self.clip[:, q].tolist()
+            pairs = [(q, i) if self.by_image else (i, q) for i in range(len(firsts))]
+            composed = {}
+            for i, (n, c) in enumerate(pairs):
+                if (match := self.matches.get((self.names[n], self.sentences[c].sentence))) is not None:
+                    composed[i] = match
+            order = reranked(firsts, {i: m.score for i, m in composed.items()}, len(composed))
+            plain = sorted(range(len(firsts)), key=lambda i: -firsts[i])
+            answers = [
+                {
+                    "image": self.names[pairs[i][0]], "sentence": self.sentences[pairs[i][1]], "rank": r, "clip": firsts[i],
+                    "clip_rank": plain.index(i) + 1, "match": composed.get(i),
+                }
+                for r, i in enumerate(order[:top], 1)
+            ]  # fmt: skip
+            title = self.names[q] if self.by_image else self.sentences[q].sentence
+            found.append({"title": title, "sentence": None if self.by_image else self.sentences[q], "answers": answers})
+        return found
+
+
+def rank(matcher: Matcher, names: list[str], sentences: list[Composition], rerank: int | None, masks: bool) -> Ranking:
+    """Scores of images and sentences; with ``rerank`` the first of each sentence (or image) alone are composed."""
+    from czsl.errors import DataError
+
+    features, errors = matcher.whole(names, load_file)
+    for name, why in errors.items():
+        warn(f"{name}: {why}")
+    good = [name for name in names if name in features]
+    if not good:
+        raise DataError("none of the images can be read", next(iter(errors.values())), "see the warnings above")
+    clip_NC = matcher.clip_scores(features, good, [s.sentence for s in sentences])
+    by_image = len(good) == 1 and len(sentences) > 1
+    depth = min(rerank or clip_NC.numel(), clip_NC.shape[1 if by_image else 0])
+    best = clip_NC.topk(depth, dim=1 if by_image else 0).indices
+    wanted = {
+        name: [s for c, s in enumerate(sentences) if (c in best[0] if by_image else n in best[:, c])]
+        for n, name in enumerate(good)
+    }
+    found = matcher.matches(wanted, features, load_file, masks)
+    for name, why in matcher.failed.items():
+        warn(f"{name}: plain CLIP's scores: {why}")
+    matches = {(name, s.sentence): m for name, ms in found.items() for s, m in zip(wanted[name], ms, strict=True)}
+    return Ranking(good, sentences, clip_NC, matches, errors | matcher.failed)
+
+
+# -- what is printed -------------------------------------------------------------------------------------------------
+def parse_in_words(sentence: Composition) -> str:
+    """What was found in a sentence: ``dog, cat; chase (dog, cat)``."""
+    if not sentence.entities:
+        return "no word to look for: plain CLIP"
+    names = [entity.text for entity in sentence.entities]
+    relations = [f"{verb} ({names[i]}, {names[j]})" for i, verb, j in sentence.relations]
+    return "; ".join([", ".join(names), *relations])
+
+
+def region_in_words(word: Any) -> str:
+    """``whole image``, or how much of it."""
+    return "whole image" if word.mask is None else f"{100 * word.mask.mean():.0f} % of the image"
+
+
+def _show(found: Ranking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
+    questions = found.questions(options["top"])
+    if as_json:
+        print_json(_content(questions, found, matcher, options))
+        return
+    other = "sentence" if found.by_image else "image"
+    for question in questions:
+        about = f" [{parse_in_words(question['sentence'])}]" if question["sentence"] else ""
+        rows = []
+        for a in question["answers"]:
+            name = a["sentence"].sentence if found.by_image else a["image"]
+            rows.append([a["rank"], name, f"{a['match'].score:.4f}" if a["match"] else "-", f"{a['clip']:.4f}", a["clip_rank"]])
+        print_table(["rank", other, "ComCLIP", "CLIP", "CLIP's rank"], rows, title=question["title"] + about)
+        if options["explain"]:
+            for a in [a for a in question["answers"] if a["match"]][:EXPLAINED]:
+                _explain(a)
+    for why, count in matcher.counts.items():
+        if count:
+            say(f"{why}: {count}")
+
+
+def _explain(answer: dict[str, Any]) -> None:
+    rows = [[w.text, w.kind, region_in_words(w), f"{w.cosine:.4f}", f"{w.weight:.3f}"] for w in answer["match"].words]
+    title = f"{answer['image']}: {answer['sentence'].sentence}"
+    print_table(["word", "is", "its part", "cosine", "weight"], rows, title=title)
+
+
+def _content(questions, found: Ranking, matcher: Matcher, options: dict[str, Any]) -> dict[str, Any]:
+    sentences = [
+        {
+            "text": s.sentence, "parser": s.source, "entities": [e.text for e in s.entities],
+            "relations": [[s.entities[i].text, verb, s.entities[j].text] for i, verb, j in s.relations],
+        }
+        for s in found.sentences
+    ]  # fmt: skip
+    asked = []
+    for question in questions:
+        answers = []
+        for a in question["answers"]:
+            match = a["match"]
+            record = {
+                "rank": a["rank"], "image": a["image"], "sentence": a["sentence"].sentence, "clip": a["clip"],
+                "clip_rank": a["clip_rank"], "score": match.score if match else None,
+            }  # fmt: skip
+            if match and options["explain"]:
+                record["words"] = [
+                    {"word": w.text, "is": w.kind, "cosine": w.cosine, "fit": w.fit, "weight": w.weight,
+                     "share_of_image": 1.0 if w.mask is None else float(w.mask.mean())}
+                    for w in match.words
+                ]  # fmt: skip
+            answers.append(record)
+        asked.append({"question": question["title"], "answers": answers})
+    settings = {key: options[key] for key in ("mode", "fill", "relation", "beta", "rerank")}
+    return {
+        "clip": matcher.clip.name, "regions": matcher.places, **settings, "sentences": sentences, "questions": asked,
+        "counts": dict(matcher.counts), "passes": dict(matcher.passes), "errors": found.errors,
+    }  # fmt: skip
+
+
+def _finish_eval(result: dict[str, Any], as_json: bool) -> None:
+    from czsl_cli.match_eval import print_evaluation
+
+    if as_json:
+        print_json(result)
+    else:
+        print_evaluation(result)
+    if result["failed"]:
+        sys.exit(6)
