@@ -58,11 +58,12 @@ class Group(Communicator):
         self.rank, self.world = rank, world
         self._objects = dist.new_group(backend="gloo") if world > 1 else None
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Rows of all workers in rank order, with a gradient to the own rows."""
+    def gather(self, x: Tensor, rows: int) -> Tensor:
+        """The rows of all workers' shares in rank order, with a gradient to the own. The sizes of shares follow from their number."""
         if self.world == 1:
             return x
-        return _GatherRows.apply(x.contiguous(), self.gather_objects(len(x)), self.rank)
+        sizes = [len(range(rows)[self.share(rows, rank)]) for rank in range(self.world)]
+        return _GatherRows.apply(x.contiguous(), sizes, self.rank)
 
     def common(self, x: Tensor) -> Tensor:
         """A tensor that all hold alike, entering work that each does on its own rows."""

@@ -195,7 +195,7 @@ def train_epoch(t: Trainer) -> bool:
 def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     """One optimizer step on a global batch: its loss terms, and whether all workers agreed to stop behind it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
-    t.comm.step_seed = t.config.seed * 1_000_000_007 + t.step
+    t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
     own = rows_B[t.comm.share(len(rows_B))]
     augmentation = (t.config.seed, t.epoch) if t.config.augment else None
     batch = t.train.batch(own, augmentation)
@@ -248,7 +248,7 @@ def validate_and_save(t: Trainer) -> None:
         candidates = Candidates.build(t.data.space, split="val")
         extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
         numbers = report(extremes, candidates)
-        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc")}
+        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1") if k in numbers}
     facts |= t.method.metrics()
     if t.method.weights is not None:
         facts |= disambiguation(t.method.weights, t.data)

@@ -1,9 +1,10 @@
-"""What more workers cost and bring: ``python examples/benchmark_scaling.py [wire] [count] [predict] [workers]``.
+"""What more workers cost, on paper: ``python examples/benchmark_scaling.py [wire] [count] [predict]``.
 
 wire      bytes a training step of ClusPro moves, from shapes
 count     the same counted in real processes, beside what the formula says
 predict   cost of a step by part on GPUs: a model from counted work and stated rates, not a measurement
-workers   images a second and time in communication of real trainings on this machine's CPUs
+
+``benchmark_workers.py`` measures real trainings with several workers.
 
 Letters: B images, P pairs, A attributes, O objects, D joint width.
 """
@@ -14,11 +15,8 @@ import argparse
 import json
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +36,6 @@ from methods.parts.comm import Communicator
 
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
-SIZE_EXCHANGES = 2  # messages of an exchange of Python objects: their lengths, then the objects
 
 
 # -- bytes on the wire ---------------------------------------------------------------------------------------------
@@ -147,8 +144,8 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     method, group = small_model().train(), Group(rank, workers)
-    method.comm, seen, objects = group, [], [0]
-    gather, reduce, gather_objects = dist.all_gather, dist.all_reduce, dist.all_gather_object
+    method.comm, group.batch, seen = group, B, []
+    gather, reduce = dist.all_gather, dist.all_reduce
 
     def count_gather(parts: list[Tensor], x: Tensor, **more: Any) -> Any:
         seen.append((sum(p.nbytes for p in parts) - x.nbytes, False))
@@ -158,11 +155,7 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
         seen.append((x.nbytes, True))
         return reduce(x, **more)
 
-    def count_objects(out: list[Any], thing: Any, **more: Any) -> Any:
-        objects[0] += 1
-        return gather_objects(out, thing, **more)
-
-    dist.all_gather, dist.all_reduce, dist.all_gather_object = count_gather, count_reduce, count_objects  # type: ignore[assignment]
+    dist.all_gather, dist.all_reduce = count_gather, count_reduce
     own = group.share(B)
     pairs = torch.from_numpy(method.space.train_pairs[np.arange(B) % COUNTED["pairs"]])[own]
     batch = {"images": torch.randint(0, 256, (len(pairs), 3, 32, 32), dtype=torch.uint8), "attr": pairs[:, 0], "obj": pairs[:, 1]}
@@ -172,7 +165,7 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
     trained = [p for p in method.parameters() if p.requires_grad and p.grad is not None]
     group.average_gradients(trained)
     if rank == 0:
-        result = {"seen": seen, "objects": objects[0], "trainables": sum(p.numel() for p in trained)}
+        result = {"seen": seen, "trainables": sum(p.numel() for p in trained)}
         Path(folder, "seen.json").write_text(json.dumps(result), encoding="utf-8")
     dist.destroy_process_group()
 
@@ -187,7 +180,7 @@ def count(workers: int = 2) -> None:
         said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["trainables"], workers, word)  # type: ignore[call-arg]
         computed = [[m.nbytes, m.reduces] for m in said]
         facts = {"batch": B, "precision": precision, "workers": workers, "counted": found["seen"], "computed": computed}
-        print(json.dumps({**facts, "size_exchanges": found["objects"]}), flush=True)
+        print(json.dumps(facts), flush=True)
 
 
 # -- work of a step, counted ---------------------------------------------------------------------------------------
@@ -296,8 +289,6 @@ class Machine:
     nvlink: float = 0.8 * 450e9  # a GPU, one direction
     collective_s: float = 20e-6  # start of a collective
     hop_inside_s: float = 2e-6
-    exchange_s: float = 100e-6  # Python's part of an exchange of objects
-    tcp_hop_s: float = 30e-6  # gloo
 
     def seconds(self, work: Work, times: float = 1.0, rate: float | None = None) -> float:
         """The longer of computing and starting kernels; no work takes no time."""
@@ -316,8 +307,8 @@ class Network:
 NETWORKS = (Network("100 Gb/s Ethernet", 0.8 * 12.5e9, 25e-6), Network("400 Gb/s InfiniBand", 0.8 * 50e9, 5e-6))
 
 
-def communication(step: Step, name: str, workers: int, machine: Machine, network: Network, exchanges: bool = True) -> float:
-    """Seconds of a step's collectives in rings; ``exchanges``: with the sizes of shares, which go through gloo."""
+def communication(step: Step, name: str, workers: int, machine: Machine, network: Network) -> float:
+    """Seconds of a step's collectives in rings."""
     if workers == 1:
         return 0.0
     A, O, P = SPACES[name]
@@ -328,14 +319,10 @@ def communication(step: Step, name: str, workers: int, machine: Machine, network
     total = 0.0
     for m in messages(BATCHES[name], P, A, O, D, step.trainables, workers, text_word=2):
         total += machine.collective_s + ring * (1 + m.reduces) + m.wire(workers) / speed
-        if exchanges and not m.reduces:
-            total += machine.exchange_s + SIZE_EXCHANGES * (workers - 1) * machine.tcp_hop_s
     return total
 
 
-def predicted(
-    step: Step, name: str, workers: int, machine: Machine, network: Network, exchanges: bool = True
-) -> dict[str, float]:
+def predicted(step: Step, name: str, workers: int, machine: Machine, network: Network) -> dict[str, float]:
     """Seconds of a step by part on the slowest worker."""
     share = -(-BATCHES[name] // workers)
     optimizer = max(step.trainables * 4 * 7 / machine.memory, step.optimizer.launches * machine.launch_s)
@@ -346,7 +333,7 @@ def predicted(
         "text": machine.seconds(step.text[workers]),
         "repeated": machine.seconds(step.repeated, rate=machine.flops_32),
         "optimizer": optimizer,
-        "communication": communication(step, name, workers, machine, network, exchanges),
+        "communication": communication(step, name, workers, machine, network),
     }
 
 
@@ -372,121 +359,29 @@ def predict(machine: Machine) -> None:
     whole: dict[str, float] = {}
     for name, step in steps.items():
         for workers in WORKERS:
-            by = [predicted(step, name, workers, machine, n, e) for n in NETWORKS for e in (True, False)]
+            by = [predicted(step, name, workers, machine, network) for network in NETWORKS]
             seconds = [sum(parts.values()) for parts in by]
             whole[name] = seconds[0] if workers == 1 else whole[name]
             efficiency = [f"{whole[name] / (workers * s):.0%}" for s in seconds]
             parts = [f"{1e3 * v:.1f}" for k, v in by[0].items() if k != "communication"]
-            rows.append([name, workers, *parts, *(f"{1e3 * b['communication']:.1f}" for b in (by[0], by[2])),
-                         f"{BATCHES[name] / seconds[2]:.0f}", efficiency[0], efficiency[2], efficiency[3]])  # fmt: skip
+            rows.append([name, workers, *parts, *(f"{1e3 * b['communication']:.1f}" for b in by),
+                         f"{BATCHES[name] / seconds[-1]:.0f}", *efficiency])  # fmt: skip
     networks = [n.name for n in NETWORKS]
     table(["dataset", "GPUs", "images", "text", "repeated", "optimizer", *(f"sent, {n}" for n in networks), "images/s (InfiniBand)",
-           *(f"efficiency, {n}" for n in networks), "without exchanging sizes"], rows)  # fmt: skip
-
-
-# -- real workers on CPUs ------------------------------------------------------------------------------------------
-WARM_UP = 3
-
-
-@contextmanager
-def timed_collectives(spent: dict[str, float]) -> Iterator[None]:
-    """Add up seconds in collectives: ``waiting`` for slower workers, behind which ``sending`` begins."""
-    names = ("all_gather", "all_reduce", "all_gather_object")
-    before = {name: getattr(dist, name) for name in names}
-
-    def timing(name: str, *args: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        if name != "all_gather":  # there the exchange of sizes has just brought all together
-            dist.barrier()
-            spent["waiting"] += time.perf_counter() - began
-            began = time.perf_counter()
-        out = before[name](*args, **more)
-        spent["sizes" if name == "all_gather_object" else "tensors"] += time.perf_counter() - began
-        return out
-
-    for name in names:
-        setattr(dist, name, partial(timing, name))
-    try:
-        yield
-    finally:
-        for name in names:
-            setattr(dist, name, before[name])
-
-
-def measured_worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
-    """The training loop of one worker with clocks around its steps and their collectives."""
-    from cluster import worker
-    from czsl.runs.run import Run
-
-    train_step, found = worker.train_step, []
-
-    def step(trainer: worker.Trainer, rows_B: Any) -> Any:
-        spent = {"waiting": 0.0, "sizes": 0.0, "tensors": 0.0}
-        began = time.perf_counter()
-        with timed_collectives(spent):
-            out = train_step(trainer, rows_B)
-        found.append({**spent, "step": time.perf_counter() - began, "images": len(rows_B)})
-        return out
-
-    worker.train_step = step  # type: ignore[assignment]
-    try:
-        worker.train_worker(Run(config["run"]), group, device)
-    finally:
-        worker.train_step = train_step
-    Path(config["run"], f"spent-{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def workers(numbers: list[int], images_per_pair: int, clip: str) -> None:
-    """Trainings of ClusPro on the built-in data with 1, 2, ... workers of one thread each, through Ray."""
-    import logging
-
-    import ray
-
-    from cluster.launch import run_workers
-    from cluster.session import OBJECT_STORE_BYTES, place, prepare_environment, session
-    from czsl.data.table import open_data
-    from czsl.runs.run import Run
-    from czsl_cli.config import resolve
-
-    prepare_environment(joins=False)
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    # Ray is told of more CPUs than there may be, so that several workers can share a core.
-    ray.init(address="local", num_cpus=max(numbers), object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    rows, settings = [], {"method": "clusPro", "clip": clip, "epochs": 1, "threads": 1, "adapter_dim": 16, "val_per_pair": 1}
-    for n in numbers:
-        with tempfile.TemporaryDirectory() as folder, session() as connected:
-            config = resolve({**settings, "train_per_pair": images_per_pair, "seed": 0})
-            run = Run.create(config, open_data(config.data).space, folder, "run")
-            run_workers(measured_worker, {"run": str(run.path)}, place(connected, 1, n, 1), run.path, 0)
-            each = [json.loads((run.path / f"spent-{i}.json").read_text(encoding="utf-8"))[WARM_UP:] for i in range(n)]
-            losses = [record["loss"] for record in run.metrics("step")]
-        seconds = [sum(s["step"] for s in spent) for spent in each]
-        images = sum(s["images"] for s in each[0])
-        share = {k: np.mean([sum(s[k] for s in spent) / t for spent, t in zip(each, seconds, strict=True)])
-                 for k in ("waiting", "sizes", "tensors")}  # fmt: skip
-        rows.append([n, len(each[0]), f"{images / max(seconds):.0f}", *(f"{v:.1%}" for v in share.values()), f"{losses[-1]:.4f}"])
-    ray.shutdown()
-    print(
-        f"clusPro adapter_dim=16 on toy, CLIP {clip}, batch {config.batch}, a thread a worker, seed 0; Ray told of {max(numbers)} CPUs\n"
-    )
-    table(["workers", "steps", "images/s", "waiting for others", "exchanging sizes", "sending tensors", "last loss"], rows)
+           *(f"efficiency, {n}" for n in networks)], rows)  # fmt: skip
 
 
 def main() -> None:
     """Run the named parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", help="wire, count, predict, workers; default: all")
+    parser.add_argument("which", nargs="*", help="wire, count, predict; default: all")
     parser.add_argument("--launch-us", type=float, default=5.0, help="assumed microseconds of a kernel's start in `predict`")
-    parser.add_argument("--numbers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers in `workers`")
-    parser.add_argument("--images-per-pair", type=int, default=40, help="training images a pair in `workers`")
-    parser.add_argument("--clip", default="tiny", help="in `workers`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = {
         "wire": wire,
         "count": count,
         "predict": lambda: predict(Machine(launch_s=options.launch_us * 1e-6)),
-        "workers": lambda: workers(options.numbers, options.images_per_pair, options.clip),
     }
     for which in options.which or parts:
         if which not in parts:

@@ -232,7 +232,8 @@ class Method(nn.Module):
         In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
         """
         if self.training:
-            encoded = self.comm.gather(self.clip.text.encode_tree(prompts.part(self.comm.share(len(prompts)))))
+            own = prompts.part(self.comm.share(len(prompts)))
+            encoded = self.comm.gather(self.clip.text.encode_tree(own), len(prompts))
         else:
             starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
             encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
@@ -297,12 +298,12 @@ class Method(nn.Module):
         and the weights of the candidates follow the step.
         """
         self.comm.seed_own()
-        features_BD = self.comm.gather(self.image_features(batch))
+        features_BD = self.comm.gather(self.image_features(batch), self.comm.batch)
         if self.weights is None:
-            attr_B, obj_B, pair_B = (self.comm.gather(batch[k].to(self.clip.device)) for k in ("attr", "obj", "pair"))
+            attr_B, obj_B, pair_B = (self._whole(batch[k]) for k in ("attr", "obj", "pair"))
             targets = Targets(attr_B, obj_B, pair_B)
         else:
-            rows_B = self.comm.gather(batch["index"].to(self.clip.device))
+            rows_B = self._whole(batch["index"])
             targets = self.weights.targets(rows_B)
         self.comm.seed_common()
         train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
@@ -313,6 +314,10 @@ class Method(nn.Module):
                 logits_BP, relevance_BP = targets.noted or (self.logits(images, text)[0], None)
             self.weights.update(rows_B, logits_BP, relevance_BP)
         return terms
+
+    def _whole(self, x_b: Tensor) -> Tensor:
+        """What belongs to this worker's images, for the global batch."""
+        return self.comm.gather(x_b.to(self.clip.device), self.comm.batch)
 
     @property
     def wants_first_pass(self) -> bool:

@@ -121,7 +121,7 @@ class AttendingMethod(Method):
             features, texts = [self.comm.own_rows(x) for x in features], [self.comm.common(t) for t in texts]
         cosines = self.cosines(features, texts, images.memory)
         if self.training:
-            cosines = [self.comm.gather(x) for x in cosines]
+            cosines = [self.comm.gather(x, len(images.pair)) for x in cosines]
         out = [self.clip.logit_scale * x for x in cosines]
         if known and kept is not None:
             return out[0], kept[2], kept[3]

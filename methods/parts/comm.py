@@ -15,11 +15,13 @@ class Communicator:
 
     Random draws follow the same halves. ``step_seed`` is set by the training loop before each step and makes every draw a
     function of (seed, step), so a resumed run draws what an uninterrupted one would have; None leaves torch's generator alone.
+    ``batch``, also set before each step, is the number of images that all workers have together.
     """
 
     rank: int = 0
     world: int = 1
     step_seed: int | None = None
+    batch: int = 0
 
     def seed_own(self) -> None:
         """From here on draws differ between workers (dropout on a worker's own images)."""
@@ -31,8 +33,8 @@ class Communicator:
         if self.step_seed is not None:
             torch.manual_seed((self.step_seed * 1_000_003) % 2**63)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Rows of all workers in rank order, [b, ...] -> [B, ...], with a gradient to the own rows."""
+    def gather(self, x: Tensor, rows: int) -> Tensor:
+        """The ``rows`` pieces of common work of which each worker did its :meth:`share`: [b, ...] -> [B, ...], with a gradient to the own."""
         return x
 
     def common(self, x: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ class Communicator:
         """This worker's rows [b, ...] of what all workers hold alike [B, ...], for work on these rows alone; see :meth:`common`."""
         return self.common(x)[self.share(len(x))]
 
-    def share(self, rows: int) -> slice:
-        """This worker's contiguous part of ``rows`` pieces of common work; :meth:`gather` puts the parts together."""
-        return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+    def share(self, rows: int, rank: int | None = None) -> slice:
+        """The contiguous part of ``rows`` pieces of common work that is this worker's (or another's); :meth:`gather` joins the parts."""
+        rank = self.rank if rank is None else rank
+        return slice(rows * rank // self.world, rows * (rank + 1) // self.world)
