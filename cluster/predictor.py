@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.score import PAIR_TILE
 from czsl.clip.backbone import load_clip
-from czsl.compositions import CompositionSpace, index_pairs
+from czsl.compositions import CompositionSpace, index_pairs, label_of
 from czsl.data.images import BadImage, decode, read_image_file
 from czsl.data.predictions import failed
 from czsl.retrieval.index import CompositionIndex
@@ -20,7 +20,7 @@ from czsl.runs.run import Run
 from methods.building import build
 from methods.loading import load
 from methods.method import ImageSide, Method
-from methods.parts.ranking import rank_compositions, rank_found
+from methods.parts.ranking import Ranking, rank_found
 
 BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
 FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
@@ -34,7 +34,7 @@ class Request:
     checkpoint : of the run
     clip, clip_weights : without a run
     space : label space in JSON form; without one, the run's own
-    pairs : candidate pairs as names; without them, the closed world of the space
+    pairs : candidate pairs as names (of a class: ``["", "dog"]``); without them, the closed world of the space
     wanted : pairs as names, of the candidates: each record gets their score and probability among the candidates
     open_world : all pairs of the space
     index : folder of a composition index of the run, asked instead of scoring all pairs
@@ -81,8 +81,8 @@ class Predictor:
         with torch.inference_mode():
             encoded = self.pairs[:0] if self.index is not None else self.pairs
             self.text = self.method.encode_compositions(torch.from_numpy(encoded.copy()).to(device))
-        if request.wanted is not None:
-            self.wanted = space.locate(index_pairs(request.wanted, space.attributes, space.objects), self.pairs)
+        asked = index_pairs(request.wanted or (), space.attributes, space.objects)
+        self.wanted = space.locate(asked, self.pairs).tolist()
 
     @torch.inference_mode()
     def predict(self, root: Path, names: list[str]) -> list[dict[str, Any]]:
@@ -93,7 +93,8 @@ class Predictor:
                 prepared.append(self.method.prepare(decode(read_image_file(root / name)), name))
                 good.append(name)
             except BadImage as error:
-                records[name] = failed(name, f"{error.kind}: {error.reason}" if error.reason else error.kind)
+                reason = f"{error.kind}: {error.reason}" if error.reason else error.kind
+                records[name] = failed(name, reason, list(self.method.space.vocabulary))
         if good:
             padded = prepared + [prepared[-1]] * (BATCH - len(prepared))
             images = self.method.encode_images({key: torch.stack([p[key] for p in padded]) for key in padded[0]})
@@ -103,16 +104,17 @@ class Predictor:
 
     def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the scores of all candidates."""
-        tiles = [self.text.tile(s, s + PAIR_TILE) for s in range(0, len(self.text), PAIR_TILE)]
-        scores_BP = torch.cat([self.method.scores(images, tile) for tile in tiles], dim=1)[:count].float()
-        prob_BP = self.method.probabilities(scores_BP)
-        records = rank_compositions(scores_BP, prob_BP, self.pairs, self.method.space, self.request.top)
-        if self.request.wanted is not None:
-            for b, record in enumerate(records):
-                record["wanted"] = [
-                    {"attr": a, "obj": o, "score": float(scores_BP[b, p]), "prob": float(prob_BP[b, p])}
-                    for (a, o), p in zip(self.request.wanted, self.wanted, strict=True)
-                ]
+        ranking = Ranking(self.pairs, self.method.space, self.request.top)
+        wanted: dict[int, Tensor] = {}
+        for start in range(0, len(self.text), PAIR_TILE):
+            scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
+            ranking.add(scores_Bp, self.method.log_weights(scores_Bp))
+            wanted |= {p: scores_Bp[:, p - start] for p in self.wanted if start <= p < start + PAIR_TILE}
+        records = ranking.records()
+        for (a, o), p in zip(self.request.wanted or (), self.wanted, strict=True):
+            prob_B = ranking.probability(self.method.log_weights(wanted[p][:, None]))[:, 0]
+            for record, score, prob in zip(records, wanted[p].tolist(), prob_B.tolist(), strict=True):
+                record.setdefault("wanted", []).append({**label_of(a, o), "score": score, "prob": prob})
         return records
 
     def _retrieved(self, images: ImageSide, count: int) -> list[dict[str, Any]]:

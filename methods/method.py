@@ -255,9 +255,13 @@ class Method(nn.Module):
         """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
         return self.logits(images, text)[0]
 
+    def log_weights(self, scores_BP: Tensor) -> Tensor:
+        """Logarithms of what the candidates' probabilities are proportional to, float64 [B, P]: by default the scores (a softmax)."""
+        return scores_BP.double()
+
     def probabilities(self, scores_BP: Tensor) -> Tensor:
-        """Probability of each candidate from the scores of all of them, float64 [B, P]: by default their softmax."""
-        return scores_BP.double().softmax(dim=1)
+        """Probability of each candidate from the scores of all of them, float64 [B, P]."""
+        return self.log_weights(scores_BP).softmax(dim=1)
 
     @property
     def indexable(self) -> bool:
@@ -386,7 +390,7 @@ class Method(nn.Module):
             first; of plain classes ``{"predictions": [{"class", "score"}], "classes": [{"name", "prob"}]}``. A probability is the sum
             of :meth:`probabilities` over the candidates.
         """
-        from methods.parts.ranking import rank_compositions
+        from methods.parts.ranking import Ranking
 
         opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x))) for x in images]
         prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
@@ -399,7 +403,9 @@ class Method(nn.Module):
         try:
             text = self.encode_compositions(torch.tensor(pairs, device=self.clip.device))
             scores_BP = self.scores(self.encode_images(batch), text)
-            return rank_compositions(scores_BP, self.probabilities(scores_BP), pairs, self.space, k)
+            ranking = Ranking(pairs, self.space, k)
+            ranking.add(scores_BP, self.log_weights(scores_BP))
+            return ranking.records()
         finally:
             self.train(was_training)
 

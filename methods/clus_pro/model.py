@@ -117,11 +117,9 @@ class ClusPro(Method):
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
         return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, len(text.whole))
 
-    def probabilities(self, scores_BP: Tensor) -> Tensor:
-        """Of scores that are sums of probabilities: their shares."""
-        if self.config.fusion == "logit":
-            return super().probabilities(scores_BP)
-        return scores_BP.double() / scores_BP.double().sum(dim=1, keepdim=True)
+    def log_weights(self, scores_BP: Tensor) -> Tensor:
+        """Of scores that are sums of probabilities: their logarithms, so that shares are the probabilities."""
+        return scores_BP.double() if self.config.fusion == "logit" else scores_BP.double().log()
 
     @property
     def indexable(self) -> bool:

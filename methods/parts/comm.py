@@ -34,7 +34,10 @@ class Communicator:
             torch.manual_seed((self.step_seed * 1_000_003) % 2**63)
 
     def gather(self, x: Tensor, rows: int) -> Tensor:
-        """The ``rows`` pieces of common work of which each worker did its :meth:`share`: [b, ...] -> [B, ...], with a gradient to the own."""
+        """All of ``rows`` pieces of common work, of which each worker did its :meth:`share`: [b, ...] -> [B, ...].
+
+        The gradient goes to the own pieces.
+        """
         return x
 
     def common(self, x: Tensor) -> Tensor:

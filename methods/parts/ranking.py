@@ -18,19 +18,52 @@ def top_pairs(scores_BP: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores_BP.gather(1, order_Bk), order_Bk
 
 
-def marginals(prob_BP: Tensor, labels_P: Tensor, count: int) -> Tensor:
-    """Probability of each primitive [B, count]: the sum over the candidate pairs that contain it."""
-    return prob_BP.new_zeros(len(prob_BP), count).index_add_(1, labels_P, prob_BP)
+class Ranking:
+    """The k best candidates of B images and the marginals of their primitives, from tiles of scores: nothing of size B x P is kept.
 
+    Parameters
+    ----------
+    pairs_P2 : int array [P, 2]
+        The candidates, in the order of the tiles.
+    space : CompositionSpace
+    k : int
+    """
 
-def rank_compositions(
-    scores_BP: Tensor, prob_BP: Tensor, pairs_P2: np.ndarray, space: CompositionSpace, k: int
-) -> list[dict[str, Any]]:
-    """One record an image from its scores and probabilities: its k best compositions, attributes and objects (or classes), best first."""
-    pairs = torch.from_numpy(np.ascontiguousarray(pairs_P2)).to(scores_BP.device)
-    values_Bk, places_Bk = (x.cpu() for x in top_pairs(scores_BP, k))
-    sides = [marginals(prob_BP, pairs[:, c], n) for c, n in enumerate((space.num_attributes, space.num_objects))]
-    return _records(values_Bk, pairs_P2[places_Bk.numpy()], sides, space, k)
+    def __init__(self, pairs_P2: np.ndarray, space: CompositionSpace, k: int):
+        self._pairs_P2, self._space, self._k, self._done = np.ascontiguousarray(pairs_P2), space, k, 0
+        self._best: tuple[Tensor, Tensor] | None = None  # values and places, [B, k]
+        self._most_B1 = self._sum_B1 = torch.empty(0)  # the largest log-weight, and the sum of the weights relative to it
+        self._sides: list[Tensor] = []  # the same sum by attribute [B, A] and by object [B, O]
+
+    def add(self, scores_Bp: Tensor, log_weights_Bp: Tensor) -> None:
+        """The next tile: scores [B, p], and the logarithms of what probabilities are proportional to, float64 [B, p]."""
+        B, p = scores_Bp.shape
+        pairs_p2 = torch.from_numpy(self._pairs_P2[self._done : self._done + p]).to(scores_Bp.device)
+        values, places = top_pairs(scores_Bp, self._k)
+        most_B1 = log_weights_Bp.amax(1, keepdim=True)
+        if self._best is None:
+            self._most_B1, self._sum_B1 = most_B1, most_B1.new_zeros(B, 1)
+            self._sides = [most_B1.new_zeros(B, n) for n in (self._space.num_attributes, self._space.num_objects)]
+        else:  # what is kept stands before the tile, so ties keep their order
+            values, places = torch.cat([self._best[0], values], 1), torch.cat([self._best[1], places + self._done], 1)
+            values, order = top_pairs(values, self._k)
+            places, most_B1 = places.gather(1, order), torch.maximum(most_B1, self._most_B1)
+        shrunk_B1, weights_Bp = (self._most_B1 - most_B1).exp(), (log_weights_Bp - most_B1).exp()
+        self._sum_B1 = self._sum_B1 * shrunk_B1 + weights_Bp.sum(1, keepdim=True)
+        self._sides = [(s * shrunk_B1).index_add_(1, pairs_p2[:, c], weights_Bp) for c, s in enumerate(self._sides)]
+        self._best, self._most_B1, self._done = (values, places), most_B1, self._done + p
+
+    def probability(self, log_weights: Tensor) -> Tensor:
+        """Probabilities [B, ...] of some candidates from their log-weights, when all tiles are in."""
+        return (log_weights - self._most_B1).exp() / self._sum_B1
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record an image: its k best compositions, attributes and objects (or classes), best first."""
+        if self._best is None:
+            return []
+        values_Bk, places_Bk = (x.cpu() for x in self._best)
+        sides = [side / self._sum_B1 for side in self._sides]
+        return _records(values_Bk, self._pairs_P2[places_Bk.numpy()], sides, self._space, self._k)
 
 
 def rank_found(

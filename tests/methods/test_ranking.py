@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.parts.ranking import marginals, rank_compositions, top_pairs
+from methods.parts.ranking import Ranking, top_pairs
 
 
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=5), st.integers(1, 6))
@@ -20,28 +20,51 @@ def test_the_best_come_first_and_ties_in_order_of_place(rows, k):
         assert value == [row[i] for i in expected]
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_marginals_are_sums_of_the_softmax(seed):
+def ranked(scores, pairs, space, k, widths=None):
+    """Records from scores whose softmax is the probability, added in tiles of these widths."""
+    ranking = Ranking(pairs, space, k)
+    for tile in scores.split(widths or [scores.shape[1]], dim=1):
+        ranking.add(tile, tile.double())
+    return ranking.records()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 29), st.integers(1, 8))
+def test_any_tiles_give_the_ranking_of_plain_python(small_space, seed, cut, k):
+    """Ties, large scores, and the largest one in any tile."""
     rng = np.random.default_rng(seed)
-    scores, labels = rng.normal(size=(3, 6)) * 30, rng.integers(0, 4, 6)
-    found = marginals(torch.from_numpy(scores).float().double().softmax(1), torch.from_numpy(labels), 4).tolist()
-    for row, probabilities in zip(scores.astype(np.float32).tolist(), found, strict=True):
+    pairs = rng.permutation(small_space.open_pairs)
+    scores = torch.from_numpy(rng.integers(-4, 4, (2, len(pairs))) * rng.choice([1.0, 0.1, 400.0])).float()
+    whole = ranked(scores, pairs, small_space, k)
+    tiled = ranked(scores, pairs, small_space, k, [cut, len(pairs) - cut])
+    for row, record, other in zip(scores.tolist(), whole, tiled, strict=True):
+        order = sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
+        assert [(p["attr"], p["obj"], p["score"]) for p in record["predictions"]] == [
+            (*small_space.pair_names(pairs[i]), row[i]) for i in order
+        ]
+        assert other["predictions"] == record["predictions"]
         weights = [math.exp(s - max(row)) for s in row]
-        for label in range(4):
-            share = sum(w for w, own in zip(weights, labels, strict=True) if own == label) / sum(weights)
-            assert probabilities[label] == pytest.approx(share, abs=1e-9)
+        for kind, column, names in (("attributes", 0, small_space.attributes), ("objects", 1, small_space.objects)):
+            share = {
+                n: sum(w for w, p in zip(weights, pairs, strict=True) if names[p[column]] == n) / sum(weights) for n in names
+            }
+            for found in (record[kind], other[kind]):
+                assert len(found) == min(k, len(names))
+                assert all(x["prob"] == pytest.approx(share[x["name"]], abs=2e-6) for x in found)
+                assert found[0]["prob"] == pytest.approx(max(share.values()), abs=2e-6)
 
 
-def test_marginals_of_large_scores_stay_finite():
-    found = marginals(torch.tensor([[1000.0, 999.0, -1000.0]]).double().softmax(1), torch.tensor([0, 1, 1]), 3)
-    e = math.exp(-1)
-    torch.testing.assert_close(found, torch.tensor([[1 / (1 + e), e / (1 + e), 0.0]], dtype=torch.float64))
+def test_the_probability_of_one_candidate_is_among_all(small_space):
+    scores = torch.tensor([[1.0, 2.0, 0.0, 5.0]])
+    ranking = Ranking(small_space.open_pairs[:4], small_space, 1)
+    for tile in scores.split([1, 2, 1], dim=1):
+        ranking.add(tile, tile.double())
+    torch.testing.assert_close(ranking.probability(scores.double()), scores.double().softmax(1))
 
 
 def test_records_name_pairs_and_primitives(small_space):
     pairs = np.array([[0, 0], [1, 0], [0, 1]])  # wet dog, dry dog, wet cat
     scores = torch.log(torch.tensor([[1.0, 2.0, 5.0], [6.0, 1.0, 1.0]]))
-    first, second = rank_compositions(scores, scores.double().softmax(1), pairs, small_space, k=2)
+    first, second = ranked(scores, pairs, small_space, 2)
     assert [(p["attr"], p["obj"]) for p in first["predictions"]] == [("wet", "cat"), ("dry", "dog")]
     assert first["predictions"][0]["score"] == pytest.approx(math.log(5), rel=1e-6)
     assert first["attributes"] == [{"name": "wet", "prob": 0.75}, {"name": "dry", "prob": 0.25}]
@@ -50,10 +73,10 @@ def test_records_name_pairs_and_primitives(small_space):
 
 
 def test_more_than_there_are_gives_all(small_space):
-    (record,) = rank_compositions(torch.zeros(1, 2), torch.full((1, 2), 0.5), np.array([[0, 0], [1, 1]]), small_space, k=50)
+    (record,) = ranked(torch.zeros(1, 2), np.array([[0, 0], [1, 1]]), small_space, 50)
     assert len(record["predictions"]) == 2
     assert len(record["attributes"]) == small_space.num_attributes
 
 
 def test_no_images_give_no_records(small_space):
-    assert rank_compositions(torch.zeros(0, 2), torch.zeros(0, 2), np.array([[0, 0], [1, 1]]), small_space, k=5) == []
+    assert ranked(torch.zeros(0, 2), np.array([[0, 0], [1, 1]]), small_space, 5) == []
