@@ -36,6 +36,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 )
 @click.option("--attributes", type=FILE, help="Candidate attributes, one a line (with --objects: all pairs of both).")
 @click.option("--objects", type=FILE, help="Candidate objects, one a line.")
+@click.option("--classes", type=FILE, help="Candidates: plain classes, one a line, new ones allowed.")
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Compositions, attributes and objects to name."
 )
@@ -43,12 +44,13 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(folder, run_path, out, as_json, **options) -> None:
-    """Name the compositions in every image below FOLDER.
+    """Name the compositions, or the plain classes, in every image below FOLDER.
 
     \b
       czsl predict photos/
       czsl predict photos/ --run RUN --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
+      czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
 
     An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
     is kept beside FILE, and the same command goes on behind it.
@@ -125,18 +127,31 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     if options["zero_shot"]:
         if named is None:
             raise UsageError(
-                "--zero-shot needs candidates", "there is no run to take them from", "give --pairs, or --attributes and --objects"
+                "--zero-shot needs candidates",
+                "there is no run to take them from",
+                "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     usable_checkpoint(run, options["checkpoint"])
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
+    _check_labels(run, named, options)
     if named is None:
         index = _index(run, options) if options["open_world"] else None
         return Request(**where, **common, index=index, probes=options["probes"])
     tell_new_words(named[0], run.space)
     return Request(**where, space=named[0], pairs=named[1], **common)
+
+
+def _check_labels(run, named: tuple[dict[str, Any], list[list[str]]] | None, options: dict[str, Any]) -> None:
+    """UsageError, before a cluster is started, where the run's method cannot name such labels."""
+    from czsl.compositions import CompositionSpace
+    from methods.registry import method_class
+
+    space = run.space if named is None else CompositionSpace.from_json(named[0])
+    method_class(run.config.method).check_space(space)
+    space.pairs(options["open_world"])
 
 
 def _index(run, options: dict[str, Any]) -> str | None:
@@ -168,6 +183,13 @@ def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]
     """The label space and pairs that the user's files name."""
     from czsl.errors import UsageError
 
+    kinds = {"--pairs": options["pairs"], "--classes": options["classes"], "--attributes": options["attributes"]}
+    given = [name for name, file in kinds.items() if file]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} were given", "each names the candidates", "keep one of them")
+    if options["classes"]:
+        classes = read_names(options["classes"])
+        return {"classes": classes, "seen": []}, [["", name] for name in classes]
     if options["pairs"]:
         if options["attributes"] or options["objects"] or options["open_world"]:
             raise UsageError("--pairs names the candidates already", "", "drop --attributes, --objects and --open-world")
@@ -219,35 +241,31 @@ def tell_new_words(space: dict[str, Any], known) -> None:
     """A note on words of a label space that the run was not trained with."""
     from czsl.compositions import prompt_name
 
-    for kind, names, trained in (
-        ("attributes", space["attributes"], known.attributes),
-        ("objects", space["objects"], known.objects),
-    ):
+    for kind, trained in (("attributes", known.attributes), ("objects", known.objects), ("classes", known.objects)):
         there = {prompt_name(n) for n in trained}
-        new = [n for n in names if prompt_name(n) not in there]
+        new = [n for n in space.get(kind, ()) if prompt_name(n) not in there]
         if new:
             more = f" and {len(new) - 5} more" if len(new) > 5 else ""
             say(f"{kind} that training never saw, taken from CLIP's own words: {', '.join(new[:5])}{more}")
 
 
 def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
+    from czsl.compositions import label_words
+
+    classes = bool(records) and "classes" in records[0]
+    columns = ["class", "score", "probability"] if classes else ["composition", "score", "attribute", "object"]
     rows = []
     for record in records:
         if record["error"]:
-            rows.append([record["image"], "", "", "", "", f"({record['error']})"])
+            rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        attribute, obj = record["attributes"][0], record["objects"][0]
-        rows.append(
-            [
-                record["image"],
-                f"{best['attr']} {best['obj']}",
-                f"{best['score']:.2f}",
-                f"{attribute['name']} {attribute['prob']:.2f}",
-                f"{obj['name']} {obj['prob']:.2f}",
-                ", ".join(f"{p['attr']} {p['obj']}" for p in others),
-            ]
-        )
-    print_table(["image", "composition", "score", "attribute", "object", f"next {top - 1}"], rows)
+        row = [record["image"], label_words(best), f"{best['score']:.2f}"]
+        if classes:
+            row.append(f"{record['classes'][0]['prob']:.2f}")
+        else:
+            row += [f"{record[kind][0]['name']} {record[kind][0]['prob']:.2f}" for kind in ("attributes", "objects")]
+        rows.append([*row, ", ".join(map(label_words, others))])
+    print_table(["image", *columns, f"next {top - 1}"], rows)
     if total > len(records):
         say(f"{total - len(records)} more images: use --out FILE or --json for all")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
 def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
-    """Rank the images below a folder by how likely they show a COMPOSITION, seen in training or not.
+    """Rank the images below a folder by how likely they show a COMPOSITION (or a plain class), seen in training or not.
 
     \b
       czsl search "wet dog" --in photos/ --html wet_dog.html
@@ -39,6 +39,7 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     where = where_of(options)
     from cluster.predict import predict_files
     from cluster.predictor import Request
+    from czsl.compositions import label_of
     from czsl.data.images import list_images
     from czsl.errors import UsageError
     from czsl_cli.predict import no_images, tell_new_words
@@ -68,14 +69,13 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
             if record["error"]:
                 bad.append(record)
                 continue
-            best = {key: record["predictions"][0][key] for key in ("attr", "obj")}
+            best = {key: value for key, value in record["predictions"][0].items() if key != "score"}
             for images, answer in zip(found, record["wanted"], strict=True):
                 images.append({"image": record["image"], "prob": answer["prob"], "score": answer["score"], "best": best})
     seen = {tuple(run.space.pair_names(pair)) for pair in run.space.train_pairs}
     results = [
         {
-            "attr": pair[0],
-            "obj": pair[1],
+            **label_of(*pair),
             "seen": pair in seen,
             "images": sorted(images, key=lambda r: (-r["prob"], r["image"]))[:top],
         }
@@ -98,16 +98,20 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
 def read_composition(text: str, space: CompositionSpace) -> tuple[str, str]:
     """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space where it knows the words.
 
-    Names may hold spaces: the cut that leaves most known words counts, else the first space.
+    Names may hold spaces: the cut that leaves most known words counts, else the first space. Of plain classes the whole text is one,
+    and its attribute is empty.
 
     Raises
     ------
     UsageError
         One word, or none.
     """
+    from czsl.classes import NO_ATTRIBUTE, ClassSpace
     from czsl.compositions import prompt_name
     from czsl.errors import UsageError
 
+    if isinstance(space, ClassSpace) and text.strip():
+        return NO_ATTRIBUTE, {prompt_name(n): n for n in space.classes}.get(prompt_name(text), text.strip())
     spelt = [{prompt_name(n): n for n in names} for names in (space.attributes, space.objects)]
     if "," in text:
         cuts = [tuple(part.strip() for part in text.split(",", 1))]
@@ -123,24 +127,26 @@ def read_composition(text: str, space: CompositionSpace) -> tuple[str, str]:
 
 def candidates(space: CompositionSpace, wanted: list[tuple[str, str]]) -> tuple[dict[str, Any], list[list[str]]]:
     """The label space with the wanted words in it, and its closed world with the wanted pairs in it."""
-    attributes = list(dict.fromkeys([*space.attributes, *(a for a, _ in wanted)]))
-    objects = list(dict.fromkeys([*space.objects, *(o for _, o in wanted)]))
+    words = {"attributes": [a for a, _ in wanted], "objects": [o for _, o in wanted], "classes": [o for _, o in wanted]}
+    names = {kind: list(dict.fromkeys([*known, *words[kind]])) for kind, known in space.vocabulary.items()}
     closed = [space.pair_names(pair) for pair in space.closed_pairs]
     pairs = list(dict.fromkeys([*closed, *wanted]))
-    return {**space.to_json(), "attributes": attributes, "objects": objects}, [list(pair) for pair in pairs]
+    return {**space.to_json(), **names}, [list(pair) for pair in pairs]
 
 
 def _print(results: list[dict[str, Any]]) -> None:
+    from czsl.compositions import label_words
+
     for result in results:
-        rows = [
-            [rank, r["image"], f"{r['prob']:.3f}", f"{r['best']['attr']} {r['best']['obj']}"]
-            for rank, r in enumerate(result["images"], 1)
-        ]
-        print_table(["rank", "image", "probability", "likeliest composition"], rows, title=_title(result))
+        rows = [[rank, r["image"], f"{r['prob']:.3f}", label_words(r["best"])] for rank, r in enumerate(result["images"], 1)]
+        what = "class" if "class" in result else "composition"
+        print_table(["rank", "image", "probability", f"likeliest {what}"], rows, title=_title(result))
 
 
 def _title(result: dict[str, Any]) -> str:
-    return f"{result['attr']} {result['obj']}" + ("" if result["seen"] else " (never seen in training)")
+    from czsl.compositions import label_words
+
+    return label_words(result) + ("" if result["seen"] else " (never seen in training)")
 
 
 def _write_page(path: Path, folder: Path, run: str, results: list[dict[str, Any]], images: int) -> None:
@@ -151,9 +157,9 @@ def _write_page(path: Path, folder: Path, run: str, results: list[dict[str, Any]
     for result in results:
         cards = []
         for r in result["images"]:
-            hit = (r["best"]["attr"], r["best"]["obj"]) == (result["attr"], result["obj"])
+            hit = all(result[key] == value for key, value in r["best"].items())
             shown = picture(decode(read_image_file(folder / r["image"])))
             cards.append(Card(shown, r["image"], f"{100 * r['prob']:.1f} %", "good" if hit else ""))
         sections.append(Gallery(_title(result), cards))
-    intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other composition of the label space is likelier."]
+    intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other label is likelier."]
     write_page(path, "Images found", sections, intro)

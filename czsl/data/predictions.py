@@ -1,6 +1,7 @@
 """Predictions of a folder: a record an image, to JSON lines, CSV or Parquet, and the part of them that outlives a crash.
 
-A record is ``{"image", "predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``.
+A record is ``{"image", "predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``; of
+plain classes ``{"image", "predictions": [{"class", "score"}], "classes": [{"name", "prob"}], "error"}``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,17 +23,7 @@ import pyarrow.parquet as pq
 
 from czsl.errors import UsageError
 
-COLUMNS = ("image", "rank", "attr", "obj", "score")
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("predictions", pa.list_(pa.struct([("attr", pa.string()), ("obj", pa.string()), ("score", pa.float64())]))),
-        ("attributes", _NAMED),
-        ("objects", _NAMED),
-        ("error", pa.string()),
-    ]
-)
 FORMATS = (".jsonl", ".csv", ".parquet")
 PARQUET_ROWS = 1024
 
@@ -123,9 +115,9 @@ def question_of(root: Path, names: list[str], **facts: Any) -> str:
     return digest.hexdigest()
 
 
-def failed(image: str, reason: str) -> dict[str, Any]:
-    """The record of an image that could not be read."""
-    return {"image": image, "predictions": [], "attributes": [], "objects": [], "error": reason}
+def failed(image: str, reason: str, kinds: Sequence[str] = ("attributes", "objects")) -> dict[str, Any]:
+    """The record of an image that could not be read; ``kinds`` of names are those of the other records."""
+    return {"image": image, "predictions": [], **{kind: [] for kind in kinds}, "error": reason}
 
 
 def check_format(path: Path) -> None:
@@ -137,11 +129,16 @@ def check_format(path: Path) -> None:
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Write records as they pass by and hand them on; the file appears under its name when the last one is written."""
+    """Write records as they pass by and hand them on; the file appears under its name when the last one is written.
+
+    The first record says whether labels are pairs or plain classes.
+    """
     check_format(path)
+    first = next(records := iter(records), None)
+    classes = first is not None and "classes" in first
     with _whole(path) as temporary:
         writer = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
-        yield from writer(temporary, records)
+        yield from writer(temporary, records if first is None else chain([first], records), classes)
 
 
 @contextmanager
@@ -155,37 +152,46 @@ def _whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _jsonl(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _columns(classes: bool) -> tuple[str, ...]:
+    """What names a label."""
+    return ("class",) if classes else ("attr", "obj")
+
+
+def _jsonl(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             yield record
 
 
-def _csv(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
     """One row an image and rank; an image that could not be read has a row without a rank."""
+    columns = _columns(classes)
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(COLUMNS)
+        rows.writerow(["image", "rank", *columns, "score"])
         for record in records:
             for rank, p in enumerate(record["predictions"], 1):
-                rows.writerow([record["image"], rank, p["attr"], p["obj"], f"{p['score']:.6g}"])
+                rows.writerow([record["image"], rank, *(p[name] for name in columns), f"{p['score']:.6g}"])
             if record["error"]:
-                rows.writerow([record["image"], "", "", "", ""])
+                rows.writerow([record["image"], "", *("" for _ in columns), ""])
             yield record
 
 
-def _parquet(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    file = pq.ParquetWriter(path, SCHEMA)
+def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
+    predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), ("score", pa.float64())])
+    named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
+    schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, ("error", pa.string())])
+    file = pq.ParquetWriter(path, schema)
     try:
         waiting: list[dict[str, Any]] = []
         for record in records:
             waiting.append(record)
             if len(waiting) == PARQUET_ROWS:
-                file.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+                file.write_table(pa.Table.from_pylist(waiting, schema))
                 waiting = []
             yield record
-        file.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+        file.write_table(pa.Table.from_pylist(waiting, schema))
         file.close()
     except BaseException:
         with suppress(OSError, pa.ArrowException):  # on a full disk closing fails as writing did, and would hide it

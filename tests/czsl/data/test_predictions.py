@@ -53,6 +53,22 @@ def test_csv_has_a_row_an_image_and_rank(tmp_path):
     ]
 
 
+CLASSES = [
+    {"image": "a.jpg", "predictions": [{"class": "polar bear", "score": 0.5}], "classes": [{"name": "polar bear", "prob": 1.0}], "error": None},
+    failed("b.jpg", "not an image", ["classes"]),
+]  # fmt: skip
+
+
+def test_records_of_plain_classes(tmp_path):
+    for order in (CLASSES, CLASSES[::-1]):  # the first record may be that of a bad image
+        lines = written(tmp_path / "j" / "p.jsonl", order).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == order
+        assert pq.read_table(written(tmp_path / "p" / "p.parquet", order)).to_pylist() == order
+    with written(tmp_path / "c" / "p.csv", CLASSES).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["image", "rank", "class", "score"], ["a.jpg", "1", "polar bear", "0.5"], ["b.jpg", "", "", ""]]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_no_records_make_an_empty_file(tmp_path, suffix):
     path = written(tmp_path / "new" / f"p{suffix}", [])
