@@ -67,6 +67,11 @@ class Machines:
         return [p["pid"] for p in state["processes"]]
 
 
+def short_training(machines: Machines, data: Path, clip: Path) -> list[object]:
+    """Words of ``czsl train`` for an epoch of CSP on a cluster."""
+    return ["--method", "csp", "--data", data, "--clip", clip, "--epochs", 1, "--address", machines.address]
+
+
 @pytest.fixture
 def machines(tmp_path):
     made = Machines(tmp_path)
@@ -185,29 +190,17 @@ def test_two_machines_from_up_to_down(machines, dataset, clip_file, sleeper):
     assert sum(n["head"] for n in known) == 1
     assert known[0]["versions"]["torch"] == known[1]["versions"]["torch"] != ""
 
-    quick = [
-        "--method",
-        "csp",
-        "--data",
-        dataset,
-        "--clip",
-        clip_file,
-        "--epochs",
-        1,
-        "--batch",
-        24,
-        "--name",
-        "both",
-        "--address",
-    ]
-    done = machines.czsl("second", "train", *quick, machines.address, "--nodes", 2, "--wait", 5)
+    quick = short_training(machines, dataset, clip_file)
+    done = machines.czsl("second", "train", *quick, "--name", "both", "--nodes", 2, "--wait", 5)
     assert "2 workers on 2 nodes" in done.stderr
     run = Run(machines.folder / "runs" / "both")
     assert next(run.metrics("start"))["workers"] == 2
     assert next(run.metrics("end"))["status"] == "done"
+    alone = machines.czsl("head", "evaluate", run.path, "--json").stdout
+    asked = ("evaluate", run.path, "--json", "--nodes", "2-3", "--wait", 20, "--address", machines.address)
+    assert machines.czsl("second", *asked).stdout == alone
 
-    quick[quick.index("both")] = "three"
-    shown = machines.czsl("head", "train", *quick, machines.address, "--nodes", "3-3", "--wait", 2, expect=4).stderr
+    shown = machines.czsl("head", "train", *quick, "--name", "three", "--nodes", "3-3", "--wait", 2, expect=4).stderr
     assert "waiting for nodes: 2 of 3" in shown and "2 nodes in the cluster, at least 3 needed" in shown
 
     healthy = json.loads(machines.czsl("head", "doctor", "--cluster", "--json").stdout)
@@ -285,21 +278,7 @@ def test_two_machines_whose_names_lead_to_loopback(machines, two_networks, datas
     for name, address in two_networks.items():
         machines.up(name, "--host", address)
     assert machines.address.startswith("10.77.0.1:")
-    quick = [
-        "--method",
-        "csp",
-        "--data",
-        dataset,
-        "--clip",
-        clip_file,
-        "--epochs",
-        1,
-        "--batch",
-        24,
-        "--name",
-        "both",
-        "--address",
-    ]
-    done = machines.czsl("head", "train", *quick, machines.address, "--nodes", "2-2", "--wait", 30)
+    quick = short_training(machines, dataset, clip_file)
+    done = machines.czsl("head", "train", *quick, "--name", "both", "--nodes", "2-2", "--wait", 30)
     assert "2 workers on 2 nodes" in done.stderr
     assert next(Run(machines.folder / "runs" / "both").metrics("end"))["status"] == "done"
