@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.comm import Group
 from cluster.score import PAIR_TILE
 from cluster.source import Progress, Source, quiet
-from czsl.compositions import CompositionSpace, index_pairs
+from czsl.compositions import CompositionSpace, index_pairs, label_of, label_words
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data
 from czsl.errors import CzslError
@@ -25,7 +25,7 @@ EXAMPLES = 10  # training images a pair that are looked at where each costs a pa
 
 @dataclass(frozen=True)
 class Answer:
-    """A composition of the image: its names, score, probability among the candidates, rank from 1, and why.
+    """A composition of the image (or a class, without an attribute): its names, score, probability among the candidates, rank from 1, why.
 
     seen : whether training saw it; ``rows``: rows of the training split behind the places that the explanation names
     """
@@ -38,6 +38,11 @@ class Answer:
     seen: bool
     explanation: Explained
     rows: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """``"wet dog"``, or the class."""
+        return label_words(label_of(self.attr, self.obj))
 
 
 class TrainingImages:

@@ -122,6 +122,7 @@ def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> 
 
 def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: int, seed: int) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON."""
+    from czsl.compositions import label_of
     from czsl.evaluation import Curve, pair_accuracies
     from czsl.evaluation import compare as paired
     from czsl.evaluation.report import plain
@@ -136,7 +137,7 @@ def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: i
         found = paired(first.extremes, other.extremes, resamples, seed)
         differences.append({"run": name, "to": names[0], **{key: found[key] for key in WORDS}})
     pairs = [
-        {"attr": first.attributes[a], "obj": first.objects[o], **row}
+        {**label_of(first.attributes[a], first.objects[o]), **row}
         for row in pair_accuracies([r.extremes for r in reductions])
         for a, o in [row.pop("label")]
     ]
@@ -159,7 +160,12 @@ def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: i
 # -- what is shown -------------------------------------------------------------------------------------------------
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
     """Titles, columns and rows for people."""
-    runs, world = result["runs"], "open" if result["open_world"] else "closed"
+    from czsl.compositions import label_words
+
+    runs, world = result["runs"], "open world" if result["open_world"] else "closed world"
+    noun = "composition"
+    if any("class" in pair for pair in result["pairs"]):
+        noun, world = "class", "plain classes"
     methods, cut = any("method" in run for run in runs), any("threshold" in run for run in runs)
     columns = ["percent", *(["method"] if methods else []), *WORDS.values(), *(["feasibility threshold"] if cut else [])]
     rows = []
@@ -176,7 +182,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
             differing.append(["" if i else difference["run"], word, _points(found["difference"]), interval, holds])
     compositions = [
         [
-            printable(f"{pair['attr']} {pair['obj']}"),
+            printable(label_words(pair)),
             "seen" if pair["seen"] else "unseen",
             pair["images"],
             *map(percent, pair["acc"]),
@@ -185,15 +191,16 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
     ]
     first = runs[0]["name"]
     return [
-        (f"{result['split']}, {world} world, {result['images']:,} images", columns, rows),
+        (f"{result['split']}, {world}, {result['images']:,} images", columns, rows),
         (
             f"differences to {first}, in points; 95 % intervals of {result['resamples']:,} paired resamples",
             ["run", "", "difference", "interval", "holds"],
             differing,
         ),
         (
-            "compositions where most images were won or lost; accuracy in percent, each run at the bias of its best HM",
-            ["composition", "in training", "images", *(run["name"] for run in runs)],
+            f"{noun}{'es' if noun == 'class' else 's'} where most images were won or lost; accuracy in percent, each run at the bias of "
+            "its best HM",
+            [noun, "in training", "images", *(run["name"] for run in runs)],
             compositions,
         ),
     ]

@@ -31,6 +31,7 @@ WHOLE_SIZE = 380  # of the image itself
 @click.option("--method", "-m", help="The newest run of this method; or without a run one that needs no training.")
 @click.option("--data", "-d", help="Labels for a method without a run: a dataset folder, or `toy`.")
 @click.option("--pairs", type=FILE, help="Labels for a method without a run: a file with `attribute,object` a line.")
+@click.option("--classes", type=FILE, help="Labels for a method without a run: a file of plain classes, one a line.")
 @click.option("--clip", help="CLIP for a method without a run (`czsl train --help`).  [default: tiny]")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights for it.")
 @click.option(
@@ -38,7 +39,7 @@ WHOLE_SIZE = 380  # of the image itself
     "-c",
     "texts",
     multiple=True,
-    help='Explain this one, e.g. "wet dog", seen or not; may be given several times.',
+    help='Explain this one, e.g. "wet dog" (or a class), seen or not; may be given several times.',
 )
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
@@ -95,8 +96,13 @@ class Subject:
     run: Run | None
     title: str
 
+    @property
+    def labels(self) -> str:
+        """What it names: ``compositions`` or ``classes``."""
+        return "classes" if "classes" in self.method.space.vocabulary else "compositions"
 
-def _subject(overrides, run_path, checkpoint, method, data, pairs, clip, clip_weights) -> Subject:
+
+def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip, clip_weights) -> Subject:
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
     from methods.loading import load
@@ -104,14 +110,15 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, clip, clip_we
 
     name = canonical_name(method) if method else None
     loose = {
-        "--data": data, "--pairs": pairs, "--clip": clip, "--clip-weights": clip_weights, "KEY=VALUE": overrides or None
+        "--data": data, "--pairs": pairs, "--classes": classes, "--clip": clip, "--clip-weights": clip_weights,
+        "KEY=VALUE": overrides or None,
     }  # fmt: skip
     given = [key for key, value in loose.items() if value is not None]
-    if run_path is None and name and not method_class(name).trains and (data or pairs):
-        return _untrained(name, overrides, data, pairs, clip, clip_weights)
+    if run_path is None and name and not method_class(name).trains and (data or pairs or classes):
+        return _untrained(name, overrides, data, pairs, classes, clip, clip_weights)
     if given:
         why = f"{name} has to be trained" if name and method_class(name).trains else "a run has its own"
-        fix = "drop it, or name a method that needs no training with --method and its labels with --data or --pairs"
+        fix = "drop it, or name a method that needs no training with --method and its labels with --data, --pairs or --classes"
         raise UsageError(f"{given[0]} is for a method without a run", why, fix)
     run = _newest(name, method_class(name).trains) if run_path is None and name else chosen_run(run_path)
     if name and run.config.method != name:
@@ -130,26 +137,33 @@ def _newest(name: str, trains: bool) -> Run:
         if run.config.method == name:
             say(f"using the newest run of {name}: runs/{run.path.name}")
             return run
-    fix = f"czsl train --method {name}, or --run RUN" if trains else "give its labels: --data DATASET or --pairs FILE"
+    fix = (
+        f"czsl train --method {name}, or --run RUN"
+        if trains
+        else "give its labels: --data DATASET, --pairs FILE or --classes FILE"
+    )
     raise UsageError(f"no run of {name} in runs/", "", fix)
 
 
-def _untrained(name, overrides, data, pairs, clip, clip_weights) -> Subject:
+def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
     from czsl.clip.backbone import load_clip
     from czsl.compositions import CompositionSpace
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl_cli.config import resolve
-    from czsl_cli.predict import read_pairs
+    from czsl_cli.predict import read_names, read_pairs
     from methods.building import build
 
-    if data and pairs:
-        raise UsageError("--data and --pairs both give labels", "", "give one of them")
+    given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} both give labels", "", "give one of them")
     config = resolve({"method": name, "data": data, "clip": clip, "clip_weights": clip_weights}, overrides)
     if pairs:
         named = read_pairs(pairs)
         attributes, objects = (list(dict.fromkeys(x)) for x in zip(*named, strict=True))
         space = CompositionSpace.from_json({"attributes": attributes, "objects": objects, "test_pairs": named})
+    elif classes:
+        space = CompositionSpace.from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
     method = build(name, space, load_clip(config.clip, config.clip_weights), config.model).eval()
@@ -201,20 +215,22 @@ def _named(content: Any, answer: Answer, training: TrainingImages | None) -> Any
 
 
 def _content(image: Path, subject: Subject, answers: list[Answer], training, notes: list[str]) -> dict[str, Any]:
+    from czsl.compositions import label_of
+
     run = str(subject.run.path) if subject.run else None
     compositions = [
         {
-            "attr": a.attr, "obj": a.obj, "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
+            **label_of(a.attr, a.obj), "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
             "explanation": _named(a.explanation.to_json(), a, training),
         }
         for a in answers
     ]  # fmt: skip
-    return {"image": str(image), "method": subject.method.name, "run": run, "notes": notes, "compositions": compositions}
+    return {"image": str(image), "method": subject.method.name, "run": run, "notes": notes, subject.labels: compositions}
 
 
 def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
-    rows = [[a.rank, f"{a.attr} {a.obj}", f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
-    return ["rank", "composition", "score", "probability", "seen in training"], rows
+    rows = [[a.rank, a.name, f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
+    return ["rank", "composition" if answers[0].attr else "class", "score", "probability", "seen in training"], rows
 
 
 def _shares_table(part) -> tuple[list[str], list[list[Any]]]:
@@ -227,12 +243,11 @@ def _print(answers: list[Answer]) -> None:
 
     print_table(*_ranking(answers))
     for answer in answers:
-        name = f"{answer.attr} {answer.obj}"
         for part in answer.explanation.parts:
             if isinstance(part, Figures):
-                print_table(part.columns, part.rows, title=f"{name}: {part.title}")
+                print_table(part.columns, part.rows, title=f"{answer.name}: {part.title}")
             elif isinstance(part, Shares):
-                print_table(*_shares_table(part), title=f"{name}: {part.title}")
+                print_table(*_shares_table(part), title=f"{answer.name}: {part.title}")
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -243,7 +258,7 @@ def _write_page(path: Path, file: Path, image: Image.Image, subject: Subject, an
     columns, rows = _ranking(answers)
     sections: list[Any] = [
         Gallery("The image", [Card(picture(canvas(image), 480), file.name)], size=WHOLE_SIZE),
-        Table("Compositions", columns, rows, "Probabilities and ranks are among all candidates."),
+        Table(subject.labels.capitalize(), columns, rows, "Probabilities and ranks are among all candidates."),
     ]
     for answer in answers:
         sections += _sections(answer, image, training)
@@ -256,7 +271,7 @@ def _sections(answer: Answer, image: Image.Image, training: TrainingImages | Non
     from czsl_cli.pages import Card, Gallery, Table, picture
     from methods.explanation import Boxes, Figures, HeatMap, Neighbours, Shares
 
-    name, found = f"{answer.attr} {answer.obj}", list[Any]()
+    name, found = answer.name, list[Any]()
     maps: dict[str, list[HeatMap]] = {}
     for part in answer.explanation.parts:
         if isinstance(part, HeatMap):

@@ -43,6 +43,7 @@ def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
     if out.suffix != ".npy":
         raise UsageError(f"--out {out} is no .npy file", "the vector is written as plain NumPy", f"--out {out.stem}.npy")
     space = _space(data)
+    space.pairs(open_world=True)  # refuses plain classes
     if glove:
         from czsl.evaluation.feasibility import feasibility_from_glove, read_rename
 

@@ -47,6 +47,7 @@ def build(run, kind, cells, checkpoint, **options) -> None:
     if cells and kind == "flat":
         raise UsageError("--cells goes with --kind ivf", "a flat index has none", "drop --cells or give --kind ivf")
     chosen = chosen_run(run)
+    chosen.space.pairs(open_world=True)  # refuses plain classes, of which all are scored anyway
     plan = Plan(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
     with progress_bar() as bar:
         folder = build_index(plan, **where, progress=bar.update, notice=warn)

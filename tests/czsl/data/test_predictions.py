@@ -54,7 +54,10 @@ def test_csv_has_a_row_an_image_and_rank(tmp_path):
 
 
 CLASSES = [
-    {"image": "a.jpg", "predictions": [{"class": "polar bear", "score": 0.5}], "classes": [{"name": "polar bear", "prob": 1.0}], "error": None},
+    {
+        "image": "a.jpg", "predictions": [{"class": "polar bear", "score": 0.5}],
+        "classes": [{"name": "polar bear", "prob": 1.0}], "error": None,
+    },
     failed("b.jpg", "not an image", ["classes"]),
 ]  # fmt: skip
 
