@@ -259,7 +259,7 @@ def _show(found: Ranking, matcher: Matcher, options: dict[str, Any], as_json: bo
             rows.append([a["rank"], name, f"{a['match'].score:.4f}" if a["match"] else "-", f"{a['clip']:.4f}", a["clip_rank"]])
         print_table(["rank", other, "ComCLIP", "CLIP", "CLIP's rank"], rows, title=question["title"] + about)
         if options["explain"]:
-            for a in [a for a in question["answers"] if a["match"]][:EXPLAINED]:
+            for a in [a for a in question["answers"] if a["match"] and a["match"].words][:EXPLAINED]:
                 _explain(a)
     for why, count in matcher.counts.items():
         if count:
