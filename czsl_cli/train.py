@@ -155,7 +155,8 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     data = open_data(config.data)
     _partial_labels(config, data)
     method_class(config.method).check_space(data.space)
-    for note in method_class(config.method).Config(**config.model).notes(data.space):
+    own = method_class(config.method).Config(**config.model)
+    for note in [*own.notes(data.space), *own.data_notes(data)]:
         warn(note)
     if is_path(config.clip) or is_path(config.clip_weights or ""):
         find_weights(config.clip, config.clip_weights)  # a wrong path is told before a cluster is started

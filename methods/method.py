@@ -23,6 +23,7 @@ from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
+from czsl.data.table import Dataset
 from czsl.errors import UsageError
 from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
@@ -53,6 +54,10 @@ class MethodConfig:
 
     def notes(self, space: CompositionSpace) -> list[str]:
         """What a person should know before these settings meet a label space; raises a `CzslError` where they cannot."""
+        return []
+
+    def data_notes(self, data: Dataset) -> list[str]:
+        """What of the files that were read into these settings does not fit a dataset's images."""
         return []
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from czsl.data.images import BadImage, image_size, is_image_name
+from czsl.data.table import Dataset
 from czsl.errors import DataError
 
 MAX_BYTES = 512 * 2**20
@@ -69,6 +72,23 @@ class ImageRegions:
     regions: tuple[Region, ...] = ()
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def boxes(self, size: tuple[int, int], most: int) -> tuple[np.ndarray, int]:
+        """Boxes in an image (width, height), int64 [R, 4], and how many regions lie outside; at most ``most``, the best scores first.
+
+        A mask counts as the box around it.
+        """
+        boxes, outside = [], 0
+        for region in sorted(self.regions, key=lambda r: -math.inf if r.score is None else -r.score):
+            covered = region.pixels(size)
+            if covered is None:
+                outside += 1
+                continue
+            (top, bottom), (left, right) = (
+                (found[0], found[-1] + 1) for found in map(np.flatnonzero, (covered.any(1), covered.any(0)))
+            )
+            boxes.append([left, top, right, bottom])
+        return np.array(boxes[:most], dtype=np.int64).reshape(-1, 4), outside
+
     def to_json(self, image: str) -> dict[str, Any]:
         """As a record of a region file."""
         out: dict[str, Any] = {"image": image, "regions": [region.to_json() for region in self.regions]}
@@ -117,6 +137,32 @@ class RegionTable:
         return [found.to_json(name) for name, found in self.images.items()]
 
 
+def notes_on(table: RegionTable, data: Dataset) -> list[str]:
+    """What of a region file does not fit a dataset, in words; the sizes of images that have regions come from their headers."""
+    without, outside, used = 0, 0, set()
+    for name in data.counts:
+        split = data.split(name)
+        found = [table.of(image) for image in split.ids]
+        used |= {id(regions) for regions in found if regions is not None}
+        without += sum(regions is None or not regions.regions for regions in found)
+        if not any(found):
+            continue
+        for row, content in split.iter_images():
+            regions = found[row]
+            if regions is not None and regions.regions:
+                with suppress(BadImage):  # `czsl data verify` tells of it
+                    outside += regions.boxes(image_size(content), 0)[1]
+    notes = (
+        [f"{without:,} of {sum(data.counts.values()):,} images have no regions and are looked at as a whole"] if without else []
+    )
+    if outside:
+        notes.append(f"{outside:,} regions lie outside of their image and are dropped")
+    if unused := [name for name, regions in table.images.items() if id(regions) not in used]:
+        named = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        notes.append(f"{len(unused):,} images of the region file are not in the data: {named}")
+    return notes
+
+
 def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
     """A user's boxes cut to the image (width, height), int64 [R, 4], and how many lay outside and were dropped.
 
@@ -163,7 +209,8 @@ def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 def read_regions(path: str | Path) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
 
-    Formats: a record as in `SHAPE`, a list of records or one a line; GRiT, ``{caption: [box, ..]}`` of one image or
+    Formats: a record as in `SHAPE`, a list of records or one a line; boxes alone, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
+    ..]}`` of one image or
     ``{image: {caption: [box, ..]}}``; GroundingDINO, ``{"image", "boxes": [[cx, cy, w, h], ..], "phrases", "logits"}`` in shares of
     the image, one, a list or one a line.
 
@@ -205,6 +252,9 @@ def _load(path: Path) -> Any:
 
 def _table(content: Any, source: str, stem: str) -> RegionTable:
     if isinstance(content, dict) and not {"regions", "boxes"} & content.keys():
+        if content and all(isinstance(boxes, list) and is_image_name(name) for name, boxes in content.items()):
+            short = {name: [{"box": box} for box in boxes] for name, boxes in content.items()}
+            return RegionTable.from_json([{"image": name, "regions": regions} for name, regions in short.items()], source)
         many = bool(content) and all(isinstance(value, dict) for value in content.values())
         images = content if many else {stem: content}
         return RegionTable({name: from_grit(captions, f"{source}: {name}") for name, captions in images.items()})

@@ -14,7 +14,7 @@ from czsl.data.pixels import clip_pixels
 from czsl.data.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.regions import region_side, sample_boxes
+from methods.lazsl.regions import boxes_of, region_side
 from methods.lazsl.scoring import PhraseSide
 from methods.lazsl.solver import plan_of
 from methods.parts.views import crops, encode_views
@@ -211,11 +211,11 @@ def explain_image(
     """
     image, notes = image.convert("RGB"), []
     if boxes is None:
-        boxes_R4 = sample_boxes(image.size, image_id, config)
+        boxes_R4, outside = boxes_of(image.size, image_id, config)
     else:
         boxes_R4, outside = checked_boxes(boxes, image.size)
-        if outside:
-            notes.append(f"{outside} regions lie outside the image and were dropped")
+    if outside:
+        notes.append(f"{outside} regions lie outside the image and were dropped")
     pixels = torch.from_numpy(clip_pixels(image, clip.image_size))[None]
     regions = crops(image, boxes_R4, clip.image_size)[None] if len(boxes_R4) else None
     if regions is None:

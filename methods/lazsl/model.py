@@ -49,7 +49,7 @@ class LaZSL(Method):
         """Un-normalised features of the image and its regions, [B, (1 + R) * D]; [B, D] where the batch has no regions."""
         if "features" in batch:
             return super().image_features(batch)
-        return encode_views(self.clip, batch["images"], batch.get("regions"))
+        return encode_views(self.clip, batch["images"], batch.get("regions"), batch.get("present"))
 
     def image_side(self, features_BD: Tensor) -> RegionSide:
         """Unit features, and the selection of regions."""

@@ -5,6 +5,8 @@ Letters: B images, R regions, S image side, D joint width. A box is (left, top, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +49,19 @@ def regions_key(config: LaZSLConfig) -> str:
     """Names the regions that an image gets, for caches; empty where there are none."""
     if not config.num_regions:
         return ""
+    if config.regions == "file":
+        given = json.dumps(config.regions_file, sort_keys=True).encode()
+        return f"lazsl-file-{config.num_regions}-{hashlib.blake2b(given, digest_size=10).hexdigest()}"
     seed = f"-{config.region_seed}" if config.regions == "random" else ""
     return f"lazsl-{config.regions}-{config.num_regions}-{config.region_min}-{config.region_max}{seed}"
+
+
+def boxes_of(size: tuple[int, int], image_id: str, config: LaZSLConfig) -> tuple[np.ndarray, int]:
+    """Boxes in an image (width, height), int64 [R, 4], and how many of a file lie outside of it and were dropped."""
+    if config.regions != "file":
+        return sample_boxes(size, image_id, config), 0
+    found = config.table.of(image_id)
+    return found.boxes(size, config.num_regions) if found else (np.zeros((0, 4), np.int64), 0)
 
 
 def sample_boxes(size: tuple[int, int], image_id: str, config: LaZSLConfig) -> np.ndarray:
@@ -81,25 +94,39 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, size: int) -> dict[str, Tensor]:
-    """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any."""
+    """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any.
+
+    Images of a region file have as many places as any of them needs; ``present`` [R] says which are taken.
+    """
     image = image.convert("RGB")
     out = {"images": torch.from_numpy(clip_pixels(image, size))}
-    if config.num_regions:
-        out["regions"] = crops(image, sample_boxes(image.size, image_id, config), size)
-    return out
+    if not config.num_regions:
+        return out
+    regions = crops(image, boxes_of(image.size, image_id, config)[0], size)
+    if config.regions == "file":
+        out["present"] = torch.arange(config.places) < len(regions)
+        regions = torch.cat([regions, regions.new_zeros(config.places - len(regions), *regions.shape[1:])])
+    return out | {"regions": regions}
 
 
 def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSide:
     """Images from packed features [B, (1 + R) * D]; without regions the whole image is the only one.
 
-    A region is kept if its cosine to the whole image is not below the mean over regions (plus ``select_shift``).
+    A region is kept if its cosine to the whole image is not below the mean over regions (plus ``select_shift``). Features of zeros
+    are places that an image does not need.
     """
     views = normalize(features_BF.unflatten(1, (-1, dim)), dim=-1)
     whole_BD, regions_BRD = views[:, 0], views[:, 1:] if views.shape[1] > 1 else views
+    present_BR = regions_BRD.any(2)
+    if not present_BR.any(1).all():
+        first_BR = torch.arange(regions_BRD.shape[1], device=regions_BRD.device) < 1
+        alone_BR = first_BR & ~present_BR.any(1, keepdim=True)
+        regions_BRD, present_BR = torch.where(alone_BR[:, :, None], whole_BD[:, None], regions_BRD), present_BR | alone_BR
     likeness_BR = torch.einsum("brd,bd->br", regions_BRD, whole_BD)
-    keep_BR = likeness_BR >= likeness_BR.mean(1, keepdim=True) + config.select_shift - SLACK
+    mean_B1 = (likeness_BR * present_BR).sum(1, keepdim=True) / present_BR.sum(1, keepdim=True)
+    keep_BR = present_BR & (likeness_BR >= mean_B1 + config.select_shift - SLACK)
     none_B = ~keep_BR.any(1)
-    keep_BR = keep_BR | none_B[:, None] | (not config.select)
+    keep_BR = keep_BR | (present_BR & (none_B[:, None] | (not config.select)))
     count_B = keep_BR.sum(1)
     # Kept regions first, in their order, cut to the most that an image keeps.
     order_BR = torch.argsort(~keep_BR, dim=1, stable=True)[:, : int(count_B.max()) if len(count_B) else None]

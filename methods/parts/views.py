@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from czsl.clip.backbone import Clip
 from czsl.data.pixels import clip_pixels
@@ -20,8 +21,10 @@ def crops(image: Image.Image, boxes_R4: np.ndarray, size: int) -> Tensor:
     return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
 
 
-def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None) -> Tensor:
+def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None, present_BR: Tensor | None = None) -> Tensor:
     """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
+
+    Where an image has fewer regions than there are places, ``present_BR`` says which come first; the features of the others are 0.
 
     All views of an image are one pass of the tower, so that its features depend on no other image. An image that repeats the one
     before it (the padding of a last batch) is not encoded again.
@@ -33,5 +36,7 @@ def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None) 
         if b and torch.equal(image, images_B3SS[b - 1]) and torch.equal(regions, regions_BR3SS[b - 1]):
             rows.append(rows[-1])
         else:
-            rows.append(clip.visual(clip.normalise(torch.cat([image[None], regions]))).to(clip.mean.dtype).flatten())
+            shown = regions if present_BR is None else regions[present_BR[b]]
+            features = clip.visual(clip.normalise(torch.cat([image[None], shown]))).to(clip.mean.dtype)
+            rows.append(pad(features, (0, 0, 0, len(regions) - len(shown))).flatten())
     return torch.stack(rows)
