@@ -31,7 +31,7 @@ KEY = b"czsl.partial_labels"
 MAX_BYTES = 2 * 2**30
 SCHEMA = pa.schema([("id", pa.string()), ("candidates", pa.list_(pa.int32()))])
 MAKE = "make it with: czsl data partial DATA"
-SHAPE = 'write {"image": ["wet dog", ["dry", "cat"]]}, or a CSV with the columns image, attr, obj and a line for each candidate'
+SHAPE = 'write {"image": ["wet dog", ["dry", "cat"]]}, or a CSV with the columns image, attr, obj (or image, class)'
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _empty(source: str | Path, images: Sequence[str]) -> DataError:
 
 # -- files of a user's own ---------------------------------------------------------------------------------------------
 def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
-    """Candidate sets that a user wrote: JSON ``{image: [label, ..]}`` or CSV (image, attr, obj), a label being a seen pair.
+    """Candidate sets that a user wrote: JSON ``{image: [label, ..]}`` or CSV (image, attr, obj, or image, class; a line for each candidate), a label being a seen pair.
 
     Raises
     ------
@@ -236,7 +236,7 @@ def _read_csv(path: Path) -> dict[str, list]:
     reader = csv.DictReader(io.StringIO(_content(path)))
     try:
         for row in reader:
-            named.setdefault(row["image"], []).append([row.get("attr") or "", row["obj"] or ""])
+            named.setdefault(row["image"], []).append(["", row["class"]] if "class" in row else [row["attr"], row["obj"]])
     except (KeyError, csv.Error) as error:
         columns = ", ".join(reader.fieldnames or [])[:200]
         raise DataError(f"{path} lacks a column or is not CSV", f"{error}; columns: {columns}", SHAPE) from None

@@ -19,7 +19,8 @@ class ClipPzslConfig(MethodConfig):
     depth: layers of the mining block; 0 leaves it out, so that label embeddings stay CLIP's.
     assign: which label an image is a point of: ``argmax`` (one-hot, gradient of the softmax), ``soft`` (the softmax),
         ``gumbel_logits`` (one-hot of noisy logits), ``gumbel_probs`` (noise on probabilities, as KMT-PLL has it).
-    restrict: whether an image may be assigned to its candidates alone.
+    restrict: let an image be a point of its candidates alone. In training labels then know their images of the batch, which they do not
+        in testing (README.md has the figures).
     reduce: ``mean`` or ``sum`` of a label's points.
     rho: step of a label towards what its points say.
     ffn_ratio: width of the block's MLP over the joint width.
@@ -39,7 +40,7 @@ class ClipPzslConfig(MethodConfig):
 
     depth: int = 1
     assign: Assign = "argmax"
-    restrict: bool = True
+    restrict: bool = False
     reduce: Literal["mean", "sum"] = "mean"
     rho: float = 0.1
     ffn_ratio: float = 2.0

@@ -22,6 +22,9 @@ from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
 
 
+LISTS_KEPT, LONGEST_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
+
+
 @dataclass
 class FrozenBeside(ImageSide):
     """Also the frozen features before the adapter, ``frozen`` [B, D]."""
@@ -51,6 +54,7 @@ class ClipPzsl(Method):
     """
 
     name, title, Config = "clip-pzsl", "CLIP-PZSL (our reading)", ClipPzslConfig
+    classes = True
 
     config: ClipPzslConfig
     average: Tensor
@@ -64,7 +68,7 @@ class ClipPzsl(Method):
         # Running average of the label embeddings of the pairs in `rows_of`, whose words are their start; zeros until then.
         self.rows_of = space.train_pairs
         self.register_buffer("average", torch.zeros(len(space.train_pairs), clip.dim))
-        self._words: Tensor | None = None
+        self._words: dict[bytes, Tensor] = {}
 
     @property
     def frozen_images(self) -> bool:
@@ -77,7 +81,7 @@ class ClipPzsl(Method):
         return cast(list[Mining], list(self.blocks))
 
     def _apply(self, fn, recurse=True):
-        self._words = None  # of another device or precision now
+        self._words = {}  # of another device or precision now
         return super()._apply(fn, recurse)
 
     # -- images, text and scores -----------------------------------------------------------------------------------
@@ -89,12 +93,14 @@ class ClipPzsl(Method):
 
     @torch.no_grad()
     def words(self, pairs_P2: Tensor) -> Tensor:
-        """Frozen text features of prompts, [P, D]; those of training are kept."""
-        if not self.training:
-            return self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
-        if self._words is None:
-            self._words = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
-        return self._words
+        """Frozen text features of prompts, [P, D]; those of the last few short lists (training, validation) are kept."""
+        key = pairs_P2.cpu().numpy().tobytes()
+        if key in self._words:
+            return self._words[key]
+        words_PD = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
+        if len(pairs_P2) <= LONGEST_KEPT:
+            self._words = {**dict(list(self._words.items())[1 - LISTS_KEPT :]), key: words_PD}
+        return words_PD
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
@@ -173,7 +179,7 @@ class ClipPzsl(Method):
         """
         device = self.clip.device
         pairs_C2 = torch.from_numpy(self.space.train_pairs.copy()).to(device)
-        words_CD = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_C2.tolist()]).to(self.average.dtype)
+        words_CD = self.words(pairs_C2)
         images_ND = normalize(features_ND, dim=-1)
         weights = self.weights
         if weights is None:
@@ -197,7 +203,7 @@ class ClipPzsl(Method):
 
     def metrics(self) -> dict[str, float]:
         """The learned temperature."""
-        return {"tau": float(self.log_tau.exp())}
+        return {"tau": float(self.log_tau.detach().exp())}
 
     # -- other label spaces ----------------------------------------------------------------------------------------
     def for_space(self, space: CompositionSpace) -> Self:
