@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -43,19 +42,20 @@ def explained_parts(method: MSCI, question: Question, place: int, labels: tuple[
     moved_nD = stacked_knD.sum(0)
     norm_n = torch.linalg.vector_norm(moved_nD, dim=-1).clamp_min(1e-12)
     image_nD = F.normalize(torch.cat([side.pair, side.attribute, side.object]).double(), dim=-1)
-    columns, values = [], []
-    for i, label in enumerate(labels):
-        columns += [f"{label}: share in t*", f"{label}: in the cosine"]
-        values += [stacked_knD[:, i] @ moved_nD[i] / norm_n[i] ** 2, stacked_knD[:, i] @ image_nD[i] / norm_n[i]]
-    table = torch.stack(values, dim=1).cpu().numpy()
-    text = (
-        "t* is the text after it looked at the image: text + low part + high part. A share in t* is the projection of a part on t* "
-        "(they add up to 1); a share in the cosine is what the part adds to the cosine of t* and the image's feature."
-    )
-    totals = np.ones(len(columns))
-    totals[1::2] = ((moved_nD * image_nD).sum(1) / norm_n).cpu().numpy()
+    in_text_kn = (torch.einsum("knd,nd->kn", stacked_knD, moved_nD) / norm_n**2).cpu().numpy()
+    in_cosine_kn = (torch.einsum("knd,nd->kn", stacked_knD, image_nD) / norm_n).cpu().numpy()
     names = [PARTS[name] for name in parts]
-    return [*found, Shares("Shares of text, low and high layers", names, columns, table, totals.tolist(), text)]
+    text = (
+        "t* is the text after it looked at the image: text + low part + high part. A part's share is its projection on t*; "
+        "one below 0 points away from t*."
+    )
+    cosine_n = ((moved_nD * image_nD).sum(1) / norm_n).tolist()
+    cosine = "What each part adds to the cosine of t* and the image's feature."
+    return [
+        *found,
+        Shares("Shares in the moved text t*", names, list(labels), in_text_kn, [1.0] * len(labels), text),
+        Shares("Shares in the cosine", names, list(labels), in_cosine_kn, cosine_n, cosine),
+    ]
 
 
 def _maps(group: str, weights_nL: torch.Tensor, labels: tuple[str, str, str], size: tuple[int, int]) -> list[HeatMap]:

@@ -88,10 +88,12 @@ def test_msci_shows_its_attention_and_shares_that_add_up(make, image, order, ter
                 place += 1
         moved = text + sum(gate * answers[s][0] for s, gate in method.gates.items())
         cosine = F.cosine_similarity(moved, torch.cat(features), dim=-1)
-    (shares,) = of_kind(found, Shares)
-    np.testing.assert_allclose(shares.values.sum(0), shares.totals, atol=1e-6)
-    np.testing.assert_allclose(shares.totals[0::2], 1)
-    np.testing.assert_allclose(shares.totals[1::2], cosine, atol=1e-5)
+    in_text, in_cosine = of_kind(found, Shares)
+    for shares in (in_text, in_cosine):
+        assert list(shares.columns) == ["wet dog", *PAIR]
+        np.testing.assert_allclose(shares.values.sum(0), shares.totals, atol=1e-6)
+    np.testing.assert_allclose(in_text.totals, 1)
+    np.testing.assert_allclose(in_cosine.totals, cosine, atol=1e-5)
 
 
 def test_msci_parts_are_those_of_the_formula(make, image):
