@@ -118,6 +118,14 @@ class Places:
                 view.windows = own
                 view.encoded |= dict(zip(map(mask_key, view.window_masks()), own, strict=True))
 
+        elif self.kind == "file":
+            assert self.table is not None
+            for view in views:
+                known = self.table.of(view.name)
+                outside = [r for r in known.regions if r.mask is None and r.pixels(view.image.size) is None] if known else []
+                self.counts["regions outside of their image"] += len(outside)
+                self.counts["images without regions in the file"] += known is None or not known.regions
+
     def masks(self, view: View, sentence: Composition) -> list[Mask]:
         """A mask, or None, for each entity of a sentence."""
         phrases = [entity.text for entity in sentence.entities]
@@ -154,7 +162,6 @@ class Places:
         assert self.table is not None
         known = self.table.of(view.name)
         if known is None or not known.regions:
-            self.counts["images without regions in the file"] += 1
             return [None] * len(phrases)
         said = list(dict.fromkeys(region.phrase for region in known.regions if region.phrase))
         masks: list[Mask] = []
@@ -162,7 +169,6 @@ class Places:
             wanted = set(known.matches[phrase]) if phrase in known.matches else self._meaning(phrase, said)
             own = [region.pixels(view.image.size) for region in known.regions if region.phrase in wanted]
             inside = [mask for mask in own if mask is not None]
-            self.counts["regions outside of their image"] += len(own) - len(inside)
             self.counts["phrases not found in an image"] += not inside
             masks.append(np.any(inside, axis=0) if inside else None)
         return masks
