@@ -20,6 +20,7 @@ from czsl.errors import SetupError
 OBJECT_STORE_BYTES = 300 * 2**20  # nothing large travels through it: images are read where they are needed
 WORKER_START_TIMEOUT_S = 300
 CONNECT_TIMEOUT_S = 5.0
+LOCAL_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,8 @@ def session(address: str | None = None) -> Iterator[Any]:
     if ray.is_initialized():  # a caller's own session
         yield ray
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        _connect(ray, address)
     except Exception as error:  # Ray raises many kinds here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = f"the Ray cluster at {address}" if address else "a local Ray"
@@ -117,6 +114,22 @@ def session(address: str | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+        return
+    for attempt in range(LOCAL_STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            return
+        except Exception as error:
+            # Ray gives its own processes half a minute, which a machine that is busy with other work may need twice.
+            if attempt + 1 == LOCAL_STARTS or "timed out" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def place(
