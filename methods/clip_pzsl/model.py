@@ -21,7 +21,6 @@ from methods.clip_pzsl.mining import Mining
 from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
 
-
 LISTS_KEPT, LONGEST_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
 
 

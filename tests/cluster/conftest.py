@@ -46,6 +46,19 @@ def clip_file(tmp_path_factory, czsl_cache):
     return path
 
 
+@pytest.fixture(scope="session")
+def candidates_file(dataset, tmp_path_factory):
+    """Candidate sets of the drawn data, some nine an image."""
+    from czsl.data.ambiguity import make_partial_labels
+    from czsl.data.partial_labels import write_partial_labels
+    from czsl.data.table import open_data
+
+    data = open_data(dataset)
+    path = tmp_path_factory.mktemp("candidates") / "candidates-uniform-0.1-0.parquet"
+    write_partial_labels(path, make_partial_labels(data, "uniform", 0.1, 0), data.split("train").ids)
+    return path
+
+
 @pytest.fixture
 def make_run(tmp_path, dataset, clip_file):
     """A new run with quick settings; further settings by keyword."""

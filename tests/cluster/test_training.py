@@ -52,11 +52,16 @@ def test_a_run_keeps_everything_that_is_needed_to_trust_it(ray_local, make_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["csp", "troika", "clusPro", "msci"])
-def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method):
+@pytest.mark.parametrize("method", ["csp", "troika", "clusPro", "msci", "clip-pzsl", "csp on candidates"])
+def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method, candidates_file):
     """float64, dropout 0, the same global batch: losses and weights to 1e-9 (the promise of the architecture)."""
-    settings = {"method": method, "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
-    if method != "csp":
+    settings = {"method": method.split()[0], "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
+    if method in ("clip-pzsl", "csp on candidates"):
+        settings |= {"partial_labels": str(candidates_file), "label_warmup": 1}
+    if method == "clip-pzsl":
+        settings |= {"adapter": 4}
+        del settings["attr_dropout"]
+    elif settings["method"] != "csp":
         settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
     if method == "troika":
         settings |= {"traction_dropout": 0.0}
@@ -71,8 +76,9 @@ def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, m
     for workers in (2, 3):
         other = runs[workers]
         np.testing.assert_allclose([s["loss"] for s in steps_of(one)], [s["loss"] for s in steps_of(other)], rtol=1e-9, atol=1e-9)
-        for key, value in final(one).method.items():
-            torch.testing.assert_close(final(other).method[key], value, rtol=1e-9, atol=1e-9, msg=key)
+        for part in ("method", "labels"):
+            for key, value in getattr(final(one), part).items():
+                torch.testing.assert_close(getattr(final(other), part)[key], value, rtol=1e-9, atol=1e-9, msg=key)
 
 
 STILL = {"method": "clusPro", "attr_dropout": 0.0, "adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
