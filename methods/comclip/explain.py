@@ -84,6 +84,7 @@ class _Layers:
         total = sum((v * mask / mask.sum() for v, mask in zip(values, self.masks, strict=False)), np.zeros(self.masks[0].shape))
         rest = float(values[len(self.masks) :].sum())
         note = f"its choice of regions, spread over them; {100 * rest:.1f} % is for the whole image"
+        title += " (it chooses the whole image)" if rest > 0.5 else ""
         return HeatMap("what the words choose", title, _shrunk(total), self.extent, note, rest)
 
 
