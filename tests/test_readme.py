@@ -70,7 +70,10 @@ def test_the_five_minute_tour_runs_as_printed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_python_lines_of_the_readme_run(tmp_path):
+@pytest.mark.parametrize(
+    ("document", "word", "count"), [("README.md", "'score'", 6), ("docs/explain.md", "'What the branches say'", 1)]
+)
+def test_the_python_lines_of_a_document_run(tmp_path, document, word, count):
     """With a run and pictures put where the lines expect them."""
     from czsl.data import toy
 
@@ -78,6 +81,6 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
     subprocess.run([czsl, "train", "--method", "zero-shot", "--name", "mine"], cwd=tmp_path, check=True, capture_output=True)
     for name in ("a.jpg", "b.jpg"):
         toy.draw(toy.ATTRIBUTES[0], toy.OBJECTS[0], seed=1).save(tmp_path / name)
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    code = re.search(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL).group(1)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.count("'score'") == 6
+    assert done.stdout.count(word) == count
