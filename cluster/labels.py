@@ -25,13 +25,13 @@ from methods.parts.candidate_weights import CandidateWeights
 CALIBRATION_BINS = 10
 
 
-def read_labels(run: Run, data: Dataset) -> PartialLabels | None:
+def read_labels(run: Run, data: Dataset, comm: Group) -> PartialLabels | None:
     """The candidates of a run, if it has any: the file that it began with.
 
     Raises
     ------
     DataError
-        The file is of other data, damaged, or another one than at the run's start.
+        The file is of other data, damaged, another one than at the run's start, or not the same on all nodes.
     """
     if run.config.partial_labels is None:
         return None
@@ -43,6 +43,9 @@ def read_labels(run: Run, data: Dataset) -> PartialLabels | None:
             f"SHA-256 {began_with[:16]} then, {labels.sha256[:16]} now",
             "put the old file back, or start a new run",
         )
+    if len(found := set(comm.gather_objects(labels.sha256))) > 1:
+        seen = ", ".join(sorted(sha[:16] for sha in found))
+        raise DataError(f"{run.config.partial_labels} differs between nodes", f"SHA-256 {seen}", "copy one file to all nodes")
     return labels
 
 

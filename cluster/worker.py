@@ -138,7 +138,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     data = open_data(config.data)
-    labels = read_labels(run, data)
+    labels = read_labels(run, data, comm)
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
     method.comm = comm
