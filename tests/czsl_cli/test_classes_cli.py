@@ -145,3 +145,9 @@ def test_predict_and_search_name_classes(czsl, run, drawings):
     assert (found["class"], found["seen"]) == ("tree", False)
     assert sum(r["image"].startswith("tree/") for r in found["images"]) >= 6
     assert "tree (never seen in training)" in Path("found.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_workers_find_the_same_numbers_and_gamma(czsl, run):
+    alone = czsl("evaluate", run, "--json").stdout
+    assert czsl("evaluate", run, "--workers-per-node", "2", "--json").stdout == alone
