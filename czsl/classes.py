@@ -78,7 +78,9 @@ class ClassSpace(CompositionSpace):
     def pairs(self, open_world: bool = False) -> np.ndarray:
         """All classes that a split shows, as pairs [P, 2]; UsageError for an open world."""
         if open_world:
-            raise UsageError("plain classes have no open world", "all of them compete already", "evaluate and predict without --open-world")
+            raise UsageError(
+                "plain classes have no open world", "all of them compete already", "evaluate and predict without --open-world"
+            )
         return self.closed_pairs
 
     def to_json(self) -> dict:
