@@ -115,7 +115,7 @@ def _settings(options: dict[str, Any]):
         )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
-    open_data(base.data)
+    method_class(base.method).check_space(open_data(base.data).space)
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}

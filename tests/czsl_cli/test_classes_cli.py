@@ -92,6 +92,7 @@ def test_a_method_that_needs_attributes_refuses_before_a_run_is_made(czsl, run):
     refused = czsl("train", "--method", "clusPro", "--data", "data", "--name", "cp", expect=2)
     assert "ClusPro needs attributes and objects" in refused.stderr
     assert "zero-shot, lazsl" in refused.stderr
+    assert "needs attributes" in czsl("tune", "--method", "clusPro", "--data", "data", "--trials", "1", expect=2).stderr
     assert not Path("runs/cp").exists()
     assert "no open world" in czsl("feasibility", "data", "--out", "f.npy", expect=2).stderr
 
