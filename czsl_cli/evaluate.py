@@ -166,9 +166,11 @@ def _print(result: dict[str, Any]) -> None:
     named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
     world = "open" if result.get("open_world", "threshold" in result) else "closed"
     what = "plain classes" if "gamma" in result else f"{world} world"
-    title = f"{named + ', ' if named else ''}{what}, {result['images']:,} images"
-    if part := result.get("subset"):
-        title += f" (at most {part['per_pair']} a {'class' if 'gamma' in result else 'pair'} of {part['of_images']:,}, seed {part['seed']})"
+    part = result.get("subset")
+    of = f" of {part['of_images']:,}" if part else ""
+    title = f"{named + ', ' if named else ''}{what}, {result['images']:,}{of} images"
+    if part:
+        title += f" (at most {part['per_pair']} a {'class' if 'gamma' in result else 'pair'}, seed {part['seed']})"
     if "gamma" in result:
         _print_classes(result, title)
     else:
