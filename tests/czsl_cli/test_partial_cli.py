@@ -87,3 +87,13 @@ def test_a_dry_run_shows_the_candidates_and_a_wrong_file_is_told_at_once(dataset
     assert not (tmp_path / "runs").exists()
     error, _, _ = run(train, "--method", "csp", *given, "train_per_pair=1", "--dry-run")
     assert error.exit_code == 2
+
+
+def test_a_dataset_with_candidates_beside_it_verifies(dataset, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(dataset, tmp_path / "copy")
+    code, out, _ = run(data, "partial", folder, "-q", "0.1", "--seed", "1")
+    assert (code, out.splitlines()[-1]) == (0, str(folder / "candidates-uniform-0.1-1.parquet"))
+    code, out, _ = run(data, "verify", folder)
+    assert (code, "unlisted" in out) == (0, False)
