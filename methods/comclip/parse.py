@@ -20,7 +20,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-BE = _words("is are was were be been being am 's 're")
+BE = _words("is are was were be been being am 're")
 DETERMINERS = _words("a an the this that these those some any each every his her its their my your our another no")
 PREPOSITIONS = _words(
     "in on at by near inside under behind above below beside between against along across around through towards "
@@ -237,7 +237,7 @@ def _textblob() -> Any:
 def _kinds(sentence: str) -> list[tuple[str, str]]:
     """Words with what each is for: determiner, adjective, noun, verb, be, preposition, particle, break or other."""
     # The tagger knows words in lower case; what begins a sentence is not a name.
-    text = re.sub(r"[^\w\s',;.-]", " ", sentence.lower())
+    text = re.sub(r"[^\w\s',;.-]", " ", re.sub(r"['’]s\b", "", sentence.lower()))
     tagged = [(word, tag) for word, tag in _textblob().tag(text) if word.strip()]
     kinds: list[tuple[str, str]] = []
     i = 0
@@ -283,7 +283,7 @@ def _by_neighbours(kinds: list[tuple[str, str]]) -> list[tuple[str, str]]:
         before = out[i - 1][1] if i else "start"
         after = kinds[i + 1][1] if i + 1 < len(kinds) else "end"
         opens = after in ("determiner", "preposition", "adjective", "noun", "end", "break", "other")
-        if kind == "preposition" and word in PARTICLES and before == "verb" and after in ("preposition",):
+        if kind == "preposition" and word in PARTICLES and before == "verb" and after == "preposition":
             out[i] = (word, "other")
         elif before == "determiner" and kind in ("verb", "other") and word.isalpha() and not _participle_before_noun(word, after):
             out[i] = (word, "noun")  # a bear, a can
@@ -295,7 +295,7 @@ def _by_neighbours(kinds: list[tuple[str, str]]) -> list[tuple[str, str]]:
             out[i] = (word, "verb")  # a man drinking the water
         elif before == "noun" and kind == "adjective" and after == "determiner":
             out[i] = (word, "verb")
-        elif kind == "verb" and before in ("determiner", "adjective") and after in ("noun",):
+        elif kind == "verb" and before in ("determiner", "adjective") and after == "noun":
             out[i] = (word, "adjective")  # a sleeping cat
     return out
 

@@ -61,14 +61,14 @@ class View:
         """The windows, one after the other: 34 masks of a large photograph would take much memory."""
         return (box_mask(box, self.image.size) for box in self.boxes.tolist())
 
-    def to_image(self, mask_SS: np.ndarray) -> np.ndarray:
-        """A mask over what CLIP sees, laid over the original."""
+    def to_image(self, mask_SS: np.ndarray) -> Mask:
+        """A mask over what CLIP sees, laid over the original; None where no pixel of a small one is left."""
         left, top, right, bottom = (round(x) for x in centre_square(self.image.size))
         size = max(1, right - left), max(1, bottom - top)
         own = np.asarray(Image.fromarray(mask_SS.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)).astype(bool)
         out = np.zeros((self.image.height, self.image.width), bool)
         out[top : top + size[1], left : left + size[0]] = own[: out.shape[0] - top, : out.shape[1] - left]
-        return out
+        return out if out.any() else None
 
 
 @dataclass

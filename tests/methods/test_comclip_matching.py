@@ -14,7 +14,7 @@ from methods.comclip.fills import sub_image
 from methods.comclip.matching import Matcher
 from methods.comclip.model import word_features
 from methods.comclip.parse import Composition, Phrase, from_triplet, parse
-from methods.comclip.providers import BACKGROUND, PROVIDERS, largest_pieces, patch_masks
+from methods.comclip.providers import BACKGROUND, PROVIDERS, View, largest_pieces, patch_masks
 from methods.comclip.windows import box_mask
 
 SIZE = (90, 70)
@@ -207,3 +207,23 @@ def test_the_largest_pieces_hold_most_of_the_weight():
     assert kept[12:16, 12:16].all()
     assert not kept[18, 1]
     assert kept.sum() == 116  # 320 of 421 are 76 %, so the second piece comes too
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (64, 64)])
+@pytest.mark.parametrize("places", ["patch", "grid", "superpixel"])
+@pytest.mark.parametrize("fill", ["black", "crop", "blur"])
+def test_pictures_of_any_shape_go_through(small_clip, places, fill, size):
+    matcher = Matcher(small_clip, places, fill=fill)
+    image = picture(0).resize(size)
+    features, _ = matcher.whole(["x"], lambda name: image)
+    for match in matcher.matches({"x": sentences()}, features, lambda name: image, masks=True)["x"]:
+        assert np.isfinite(match.score)
+        assert all(w.mask is None or (w.mask.shape == size[::-1] and w.mask.any()) for w in match.words)
+
+
+def test_a_mask_of_which_no_pixel_is_left_is_none(small_clip):
+    view = View("x", picture(0).resize((1, 1)), np.zeros((3, 64, 64), np.uint8))
+    corner = np.zeros((64, 64), bool)
+    corner[0, 0] = True
+    assert view.to_image(corner) is None
+    assert view.to_image(~corner).tolist() == [[True]]

@@ -44,6 +44,7 @@ SENTENCES = [
     ("a player swinging a baseball bat", "player swing baseball bat"),
     ("a mirror reflects a lamp", "mirror reflect lamp"),
     ("kids play soccer", "kids play soccer"),
+    ("the dog's tail hits a cup", "dog tail hit cup"),
 ]
 # What the rules reach on ComVG's 279 sentences, rounded down; README.md of the method names the rest.
 FLOORS = {"subject": 0.99, "verb": 0.97, "object": 0.975}
