@@ -37,7 +37,7 @@ def _describe(name: str, as_json: bool) -> None:
     from dataclasses import MISSING, fields
 
     from czsl.runs.config import RunConfig
-    from methods.presets import load_presets
+    from methods.presets import load_presets, load_search
     from methods.registry import canonical_name, method_class
 
     cls = method_class(name)
@@ -52,7 +52,7 @@ def _describe(name: str, as_json: bool) -> None:
                 listed.append({"of": owner, "field": f.name, "default": default, "about": about})
     presets = load_presets(name)
     if as_json:
-        print_json({"method": canonical_name(name), "fields": listed, **presets})
+        print_json({"method": canonical_name(name), "fields": listed, **presets, "search": load_search(name)})
         return
     print_table(
         ["of", "field", "default", "about"],
@@ -64,6 +64,9 @@ def _describe(name: str, as_json: bool) -> None:
         keys = list(dict.fromkeys(k for n in names for k in named[n]))
         if names:
             print_table([kind[:-1], *names], [[k, *(named[n].get(k, "") for n in names)] for k in keys])
+    if search := load_search(name):
+        drawn = [[field, kind, ", ".join(map(str, values))] for field, how in search.items() for kind, values in how.items()]
+        print_table(["czsl tune tries", "", ""], drawn)
 
 
 def _lines(text: str) -> str:

@@ -72,6 +72,17 @@ def test_names_of_methods_may_be_written_in_any_case(work):
         assert json.loads(shown.stdout)["config"]["method"] == "clusPro"
 
 
+def test_a_method_tells_its_settings_presets_and_what_tuning_tries(work):
+    told = json.loads(czsl("methods", "clusPro", "--json", cwd=work).stdout)
+    assert {"of": "run", "field": "batch"}.items() <= next(f for f in told["fields"] if f["field"] == "batch").items()
+    assert all(f["about"] for f in told["fields"])
+    assert {"default", "paper", "released"} <= set(told["presets"])
+    assert told["search"]["lr"]
+    shown = czsl("methods", "clusPro", cwd=work).stdout
+    assert "czsl tune tries" in shown
+    assert "loguniform" in shown
+
+
 def test_a_dry_run_prints_all_and_writes_nothing(work):
     before = sorted(work.rglob("*"))
     done = czsl("train", "--data", "drawn", "--nodes", 4, "--dry-run", "--json", cwd=work)
