@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.comm import Group
-from cluster.jobs import Notice, kept, on_workers, unnoticed
+from cluster.jobs import Notice, cpu_threads, kept, on_workers, threads_for, unnoticed
 from cluster.nodes import Ask
 from cluster.score import encode_candidates, score_split
 from cluster.source import Progress, Source, quiet
@@ -98,17 +98,13 @@ def evaluate_run(
     ask = Ask.of(**where)
     if ask.this_process:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        threads = torch.get_num_threads()
-        try:  # several runs may be evaluated in one process, each with its own threads
-            torch.set_num_threads(run.config.threads or threads)
+        with cpu_threads(run.threads):  # several runs may be evaluated in one process
             result, reduction = answer(run, question, Group(), device, progress)
-        finally:
-            torch.set_num_threads(threads)
         reduction.save(reduction_file(run, question))
     else:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
             out = Path(folder) / "report.json"
-            config = {"run": str(run.path), "question": vars(question), "out": str(out)}
+            config = {"run": str(run.path), "question": vars(question), "out": str(out), "threads": threads_for(run)}
             on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
             result = json.loads(out.read_text(encoding="utf-8"))
     run.write_report(f"report-{question.name}", result)
@@ -118,7 +114,8 @@ def evaluate_run(
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
     run, question = Run(config["run"]), Question(**config["question"])
     out = Path(config["out"])
-    result, reduction = answer(run, question, group, device, kept(out.parent, group.rank))
+    with cpu_threads(config["threads"]):
+        result, reduction = answer(run, question, group, device, kept(out.parent, group.rank))
     if group.rank == 0:
         reduction.save(reduction_file(run, question))
         out.write_text(json.dumps(result), encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.comm import Group
-from cluster.jobs import Notice, kept, on_workers, unnoticed
+from cluster.jobs import Notice, cpu_threads, kept, on_workers, threads_for, unnoticed
 from cluster.nodes import Ask
 from cluster.source import Progress, quiet
 from czsl.errors import UsageError
@@ -84,9 +84,10 @@ def build_index(
     ask = Ask.of(**where)
     if ask.this_process:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        compute(plan, Group(), device, progress)
+        with cpu_threads(run.threads):
+            compute(plan, Group(), device, progress)
     else:
-        on_workers(_worker, vars(plan), parts, ask, run.config.threads, progress, notice)
+        on_workers(_worker, {**vars(plan), "threads": threads_for(run)}, parts, ask, run.config.threads, progress, notice)
     shutil.rmtree(parts, ignore_errors=True)
     return folder_of(run)
 
@@ -143,5 +144,7 @@ def _parts(run: Run, plan: Plan) -> Path:
 
 
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+    threads = config.pop("threads")
     plan = Plan(**config)
-    compute(plan, group, device, kept(_parts(Run(plan.run), plan), group.rank))
+    with cpu_threads(threads):
+        compute(plan, group, device, kept(_parts(Run(plan.run), plan), group.rank))

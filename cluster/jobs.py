@@ -6,15 +6,18 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cluster.launch import WorkerFunction, run_workers
 from cluster.nodes import Ask, Waiting, await_placement, silent_nodes
 from cluster.session import Placement, session
 from cluster.source import Progress, quiet
 from czsl.runs.files import write_json
+from czsl.runs.run import Run
 
 POLL_S = 0.5
 MAX_FAILURES = 1
@@ -75,6 +78,22 @@ def placed(ray: Any, ask: Ask, threads: int, progress: Progress = quiet, notice:
     if placement.note:
         notice(placement.note)
     return placement
+
+
+def threads_for(run: Run) -> int:
+    """CPU threads of each worker of a job on a run: the same whatever their number, though fewer CPUs may be reserved for it."""
+    return run.threads or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """That many threads for torch inside the block; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def watched(work: Callable[[], None], look: Callable[[], None]) -> None:

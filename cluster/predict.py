@@ -6,14 +6,14 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.jobs import Notice, placed, unnoticed
+from cluster.jobs import Notice, placed, threads_for, unnoticed
 from cluster.launch import check_packages, error_from_words, error_in_words
 from cluster.nodes import Ask
 from cluster.predictor import BATCH, Predictor, Request
@@ -34,7 +34,7 @@ class _Actor:
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
-            self.predictor = Predictor(request, device, placement.threads)
+            self.predictor = Predictor(request, device)
         except CzslError as error:  # travels as words: Ray would wrap it in a page of its own
             self.error = json.dumps(error_in_words(error))
 
@@ -67,7 +67,7 @@ def predict_files(
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(request, root, batches, Ask.of(**where), progress, notice):
+    for records in _computed(_pinned(request), root, batches, Ask.of(**where), progress, notice):
         if partial is not None:
             partial.add(records)
         yield from records
@@ -80,12 +80,18 @@ def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Par
     facts = {
         "czsl": __version__,
         "batch": BATCH,
-        "request": asdict(request),
+        "request": asdict(_pinned(request)),
         "run": fingerprint(Run(request.run), request.checkpoint) if request.run else None,
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
         "index": index.read_text(encoding="utf-8") if index else None,
     }
     return Partial(out, question_of(root, names, **facts))
+
+
+def _pinned(request: Request) -> Request:
+    """With a number of threads that does not depend on the workers."""
+    threads = threads_for(Run(request.run)) if request.run else torch.get_num_threads()
+    return replace(request, threads=threads)
 
 
 def _computed(

@@ -40,6 +40,7 @@ class Request:
     index : folder of a composition index of the run, asked instead of scoring all pairs
     probes : cells of the index to visit, if not all that matter
     top : how many compositions, attributes and objects to name
+    threads : CPU threads; 0 leaves torch's own choice
     """
 
     run: str | None = None
@@ -53,6 +54,7 @@ class Request:
     index: str | None = None
     probes: int | None = None
     top: int = 5
+    threads: int = 0
 
 
 class Predictor:
@@ -62,13 +64,11 @@ class Predictor:
     ----------
     request : Request
     device : torch device
-    threads : int
-        CPU threads; 0 leaves torch's own choice.
     """
 
-    def __init__(self, request: Request, device: torch.device, threads: int = 0):
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, request: Request, device: torch.device):
+        if request.threads:
+            torch.set_num_threads(request.threads)
         self.request, self.method = request, _method(request).to(device).eval()
         space = self.method.space
         self.index = CompositionIndex.load(request.index) if request.index else None

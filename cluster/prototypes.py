@@ -67,8 +67,8 @@ def inspect_prototypes(
         The run's dataset is gone or holds no training images.
     """
     config = run.config
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if run.threads:
+        torch.set_num_threads(run.threads)
     method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(method, ClusPro):
         raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")

@@ -148,6 +148,14 @@ class Run:
         file = self.path / "environment.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of a worker: those of the settings, else those that its training used; 0 where nobody has chosen yet.
+
+        The last bits of a matrix product change with their number, so what follows from a run is computed with these everywhere.
+        """
+        return self.config.threads or self.environment().get("threads", 0)
+
 
 def latest_run(out: Path | str = "runs") -> Run | None:
     """The newest run folder, or None."""

@@ -17,7 +17,7 @@ from czsl.errors import CzslError, DataError, UsageError
 
 @pytest.fixture(scope="module")
 def trained(ray_local, dataset, clip_file, tmp_path_factory):
-    """A CSP run of one epoch."""
+    """A CSP run of one epoch; nobody pins the number of threads."""
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
@@ -28,7 +28,6 @@ def trained(ray_local, dataset, clip_file, tmp_path_factory):
         "clip": str(clip_file),
         "epochs": 1,
         "eval_batch": 16,
-        "threads": 1,
         "lr": 0.01,
     }
     run = Run.create(resolve(options), open_data(str(dataset)).space, tmp_path_factory.mktemp("runs"), "trained")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -107,3 +108,12 @@ def test_a_checkout_on_a_machine_without_git(monkeypatch):
     monkeypatch.setattr(subprocess, "run", missing)
     assert environment().get("git") is None
     assert environment()["python"]
+
+
+def test_threads_are_those_of_the_settings_else_of_the_training(run, config, small_space, tmp_path):
+    assert run.threads == 0
+    run.write_environment(threads=3)
+    assert run.threads == 3
+    pinned = Run.create(replace(config, threads=2), small_space, tmp_path, "pinned")
+    pinned.write_environment(threads=2)
+    assert pinned.threads == 2
