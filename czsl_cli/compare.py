@@ -28,6 +28,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--split", type=click.Choice(["test", "val"]), help="Images to compare on.  [default: test]")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--data", help="Another dataset with the runs' label space.")
+@click.option(
+    "--per-pair", type=click.IntRange(0), default=0, help="On at most so many images of each pair, as `czsl evaluate` draws them."
+)
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step, of every run.")
 @click.option("--scores", is_flag=True, help="The arguments are score files (.npz) of any methods.")
 @click.option(
@@ -38,7 +41,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--html", type=FILE, help="Write a page with the tables and the curves.")
 @click.option("--plot", type=FILE, help="Write the seen/unseen curves (.svg or .png).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (fractions).")
-def compare(runs, split, open_world, data, checkpoint, scores, space, resamples, seed, html, plot, as_json) -> None:
+def compare(runs, split, open_world, data, per_pair, checkpoint, scores, space, resamples, seed, html, plot, as_json) -> None:
     """Compare runs on the same images, with 95 % intervals of their differences.
 
     \b
@@ -62,7 +65,8 @@ def compare(runs, split, open_world, data, checkpoint, scores, space, resamples,
     if scores:
         reductions = [_of_scores(Path(file), space, split, open_world) for file in runs]
     else:
-        reductions = _of_runs(runs, split or "test", open_world, data, checkpoint)
+        asked = {"split": split or "test", "open_world": open_world, "data": data, "checkpoint": checkpoint, "per_pair": per_pair}
+        reductions = _of_runs(runs, asked)
     result = _compare(names, reductions, resamples, seed)
     result["runs"] = [{"path": str(path), **row} for path, row in zip(runs, result["runs"], strict=True)]
     if as_json:
@@ -89,14 +93,14 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [printable(name if short.count(name) == 1 else path) for name, path in zip(short, paths, strict=True)]
 
 
-def _of_runs(paths: Sequence[str], split: str, open_world: bool, data: str | None, checkpoint: str) -> list[Reduction]:
+def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
     from cluster.evaluate import Question, reduction_of
     from czsl.data.table import open_data
     from czsl.errors import DataError
     from czsl.runs.run import Run
 
     runs = [Run(path) for path in paths]
-    identities = [open_data(data or run.config.data).sha256 for run in runs]
+    identities = [open_data(asked["data"] or run.config.data).sha256 for run in runs]
     for path, identity in zip(paths, identities, strict=True):
         if identity != identities[0]:
             raise DataError(
@@ -104,7 +108,7 @@ def _of_runs(paths: Sequence[str], split: str, open_world: bool, data: str | Non
                 "the SHA-256 of their datasets differ: a comparison takes the same images",
                 "compare them on one dataset: --data DATA",
             )
-    question = Question(split=split, open_world=open_world, data=data, checkpoint=checkpoint)
+    question = Question(**asked)
     with progress_bar() as bar:
         found = [reduction_of(run, question, bar.update, say) for run in runs]
     return [reduction.arranged(found[0].ids) for reduction in found]

@@ -2,7 +2,8 @@
 
     python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
-Rows whose run is finished are not trained again, so the script can be stopped and started.
+Rows whose run is finished are not trained again, so the script can be stopped and started. A table of methods that train nothing has no
+seeds (`trained: nothing`); `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from czsl.data.table import open_data
+
 COLUMNS = {
     "seen": "seen",
     "unseen": "unseen",
@@ -26,6 +29,7 @@ COLUMNS = {
     "attr_acc": "attr",
     "obj_acc": "obj",
 }
+CLASSES = {"top1": "top-1", "T1": "T1", "S": "S", "U": "U", "H": "H", "H0": "H, gamma 0"}  # where labels are plain classes
 
 
 def czsl(*args: str) -> str:
@@ -41,6 +45,8 @@ class Table:
         content = yaml.safe_load(options.table.read_text(encoding="utf-8"))
         self.options, self.rows, self.differences = options, content["rows"], content.get("compare", [])
         self.common = shlex.split(content.get("common", ""))
+        self.per_pair, self.bootstrap = content.get("per_pair", 0), content.get("bootstrap", 0)
+        self.columns = COLUMNS if open_data(options.data).space.noun == "pair" else CLASSES
 
     def run(self, row: str, seed: int) -> Path:
         """The run folder of a row; what trains nothing is the same for all seeds."""
@@ -49,6 +55,11 @@ class Table:
     def trains(self, row: str) -> bool:
         """Whether a row has seeds."""
         return self.rows[row]["trained"] != "nothing"
+
+    @property
+    def anything_trains(self) -> bool:
+        """Whether there is a cost of training to tell."""
+        return any(self.trains(row) for row in self.rows)
 
     def report(self, row: str, seed: int) -> dict:
         """Train (unless done) and evaluate one row with one seed: the report and what it cost."""
@@ -61,18 +72,19 @@ class Table:
             czsl("train", *(x for x in arguments if x not in settings), *shared, f"precision={o.precision}", *settings)
         elif self.trains(row) and not (ends and ends[-1]["status"] == "done"):
             czsl("train", "--resume", str(run))
-        report = run / "report-test-closed.json"
+        report = run / f"report-test-closed{f'-{self.per_pair}-per-pair' if self.per_pair else ''}.json"
         if not report.exists():
-            czsl("evaluate", str(run))
+            czsl("evaluate", str(run), "--per-pair", str(self.per_pair), "--bootstrap", str(self.bootstrap))
         return {**json.loads(report.read_text(encoding="utf-8")), **cost(run)}
 
     def line(self, row: str) -> str:
         """A line of the table."""
         found = [self.report(row, seed) for seed in (self.options.seeds if self.trains(row) else self.options.seeds[:1])]
-        cells = [" / ".join(f"{100 * r[key]:.1f}" for r in found) for key in COLUMNS]
+        cells = [" / ".join(cell(r, key) for r in found) for key in self.columns]
         minutes = f"{np.mean([r['minutes'] for r in found]):.1f}" if self.trains(row) else "-"
         memory = f"{max(r['gib'] for r in found):.1f}" if all(r["gib"] for r in found) else "-"
-        return " | ".join(["", row, self.rows[row]["trained"], *cells, minutes, memory, ""]).strip()
+        costs = [minutes, memory] if self.anything_trains else []
+        return " | ".join(["", row, self.rows[row]["trained"], *cells, *costs, ""]).strip()
 
     def difference(self, first: str, second: str) -> str:
         """A line on whether the second row is better than the first, by paired bootstrap, seed by seed."""
@@ -80,13 +92,27 @@ class Table:
         for key in ("auc", "hm"):
             texts, holds = [], []
             for seed in self.options.seeds if self.trains(first) or self.trains(second) else self.options.seeds[:1]:
-                compared = json.loads(czsl("compare", str(self.run(first, seed)), str(self.run(second, seed)), "--json"))
+                compared = json.loads(
+                    czsl(
+                        "compare",
+                        *(str(self.run(row, seed)) for row in (first, second)),
+                        "--per-pair",
+                        str(self.per_pair),
+                        "--json",
+                    )
+                )
                 one = compared["differences"][0][key]
                 low, high = one["interval"]
                 texts.append(f"{100 * one['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
                 holds.append(np.sign(low) * (low * high > 0))
             cells += [" / ".join(texts), "yes" if holds[0] and len(set(holds)) == 1 else "no"]
         return " | ".join(["", f"{second} - {first}", *cells, ""]).strip()
+
+
+def cell(report: dict, key: str) -> str:
+    """Percent, with the interval of the number that rows are compared by where there is one."""
+    low_high = report.get("intervals", {}).get(key) if key in ("auc", "H") else None
+    return f"{100 * report[key]:.1f}" + (f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else "")
 
 
 def events(run: Path) -> list[dict]:
@@ -118,8 +144,9 @@ def main() -> None:
     options = parser.parse_args()
     table = Table(options)
     rows = options.rows or list(table.rows)
-    print("| method | trained on |", " | ".join(COLUMNS.values()), "| minutes | peak GiB |")
-    print("| --- | --- |" + " --- |" * (len(COLUMNS) + 2))
+    head = ["method", "trained on", *table.columns.values(), *(["minutes", "peak GiB"] if table.anything_trains else [])]
+    print("| " + " | ".join(head) + " |")
+    print("|" + " --- |" * len(head))
     for row in rows:
         print(table.line(row), flush=True)
     print("\n| difference | AUC [95 %] | holds | HM [95 %] | holds |\n| --- | --- | --- | --- | --- |")

@@ -98,6 +98,13 @@ def test_open_world_and_val(czsl, folder):
     assert json.loads(czsl("compare", "zs", "csp", "--split", "val", "--resamples", 10, "--json").stdout)["split"] == "val"
 
 
+def test_a_part_of_the_images_has_numbers_of_its_own(czsl, folder):
+    czsl("compare", "zs", "csp", "--per-pair", 1, "--resamples", 10)
+    for name in ("zs", "csp"):
+        assert (folder / name / "extremes-test-closed-1-per-pair.npz").exists()
+        assert not (folder / name / "extremes-test-closed.npz").exists()
+
+
 def test_a_changed_run_is_evaluated_again(czsl, folder):
     czsl("compare", "zs", "csp", "--resamples", 10)
     file = folder / "csp" / "extremes-test-closed.npz"
