@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from cluster.comm import Group
+from cluster.jobs import cpu_threads
 from cluster.score import PAIR_TILE
 from cluster.source import Progress, Source, quiet
 from czsl.compositions import CompositionSpace, index_pairs, label_of, label_words
@@ -64,7 +65,8 @@ class TrainingImages:
     def __init__(self, method: Method, run: Run, progress: Progress = quiet):
         config = run.config
         self.method, self.config = method, config
-        self.source = Source(method, open_data(config.data), "train", Group(), config.eval_batch, progress, config.precision)
+        with cpu_threads(run.threads):  # features are kept for each number of threads
+            self.source = Source(method, open_data(config.data), "train", Group(), config.eval_batch, progress, config.precision)
         self.space: CompositionSpace = run.space
         # Drawn once for all compositions, so that a prototype has the same images wherever it is shown.
         per_pair = 0 if method.frozen_images else EXAMPLES

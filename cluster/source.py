@@ -34,6 +34,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What the last bits of a matrix product follow from: a product's blocks are cut by the number of CPU threads."""
+    return f"{precision}-{device.type}{torch.get_num_threads() if device.type == 'cpu' else ''}"
+
+
 class Source:
     """One split of a dataset for one method.
 
@@ -67,7 +72,7 @@ class Source:
         self.features: Tensor | None = None
         self._pixels: PixelCache | None = None
         if method.frozen_images:
-            path = feature_file(self.split, method.clip.sha256, precision, method.prepare_key)
+            path = feature_file(self.split, method.clip.sha256, arithmetic(method.clip.device, precision), method.prepare_key)
             features = load_features(path, len(self.split))
             if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
                 features = self.encode(np.arange(len(self.split)), eval_batch, FeatureParts(path)).float().cpu()

@@ -153,10 +153,14 @@ def split_key(split: Split) -> str:
     return f"{split.name}-{digest.hexdigest()}"
 
 
-def feature_file(split: Split, clip_sha256: str, precision: str = "float32", prepare_key: str = "") -> Path:
-    """Where the frozen tower's image features [N, D] of a split are kept, for each way in which images are prepared."""
+def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1", prepare_key: str = "") -> Path:
+    """Where the frozen tower's image features [N, D] of a split are kept.
+
+    ``arithmetic`` names all that their last bits follow from: precision, kind of device, number of CPU threads. ``prepare_key`` names
+    how images are prepared.
+    """
     kind = f"-{hashlib.blake2b(prepare_key.encode(), digest_size=8).hexdigest()}" if prepare_key else ""
-    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{precision}{kind}.npy"
+    return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{arithmetic}{kind}.npy"
 
 
 def load_features(path: Path, count: int) -> Tensor | None:

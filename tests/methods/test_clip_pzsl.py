@@ -380,7 +380,7 @@ def test_classes_are_pairs_without_an_attribute(small_clip):
 def test_presets_and_fields(small_clip, small_space):
     presets = load_presets("clip-pzsl")["presets"]
     assert set(presets) == {"default", "ours", "kmt", "proden", "em"}
-    assert presets["default"] == presets["ours"]
+    assert presets["default"] == {**presets["ours"], "adapter": 256, "adapter_scale": 1.0}
     from czsl.errors import UsageError
 
     for odd in ({"tau": 0.0}, {"mu": 2}, {"assign": "nearest"}, {"depth": -1}):

@@ -226,7 +226,8 @@ def test_features_are_kept_for_their_split_and_backbone(split, cache):
     assert load_features(path, IMAGES + 1) is None
     others = {feature_file(split, "b" * 64), feature_file(split, "a" * 64, prepare_key="16 views")}
     others.add(feature_file(split, "a" * 64, prepare_key="32 views"))
-    assert len(others - {path}) == 3
+    others |= {feature_file(split, "a" * 64, how) for how in ("float32-cpu2", "bfloat16-cpu1", "float32-cuda")}
+    assert len(others - {path}) == 6
     assert list(path.parent.iterdir()) == [path]
 
 
