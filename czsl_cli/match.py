@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.match_words import EXPLAINED, parse_in_words, region_in_words
 
 if TYPE_CHECKING:
     from methods.comclip.matching import Match, Matcher
     from methods.comclip.parse import Composition
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-EXPLAINED = 3  # matches of a sentence that are explained
 
 
 @click.command()
@@ -231,20 +231,6 @@ def rank(matcher: Matcher, names: list[str], sentences: list[Composition], reran
 
 
 # -- what is printed -------------------------------------------------------------------------------------------------
-def parse_in_words(sentence: Composition) -> str:
-    """What was found in a sentence: ``dog, cat; chase (dog, cat)``."""
-    if not sentence.entities:
-        return "no word to look for: plain CLIP"
-    names = [entity.text for entity in sentence.entities]
-    relations = [f"{verb} ({names[i]}, {names[j]})" for i, verb, j in sentence.relations]
-    return "; ".join([", ".join(names), *relations])
-
-
-def region_in_words(word: Any) -> str:
-    """``whole image``, or how much of it."""
-    return "whole image" if word.mask is None else f"{100 * word.mask.mean():.0f} % of the image"
-
-
 def _show(found: Ranking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
     questions = found.questions(options["top"])
     if as_json:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from czsl_cli.match import EXPLAINED, parse_in_words, region_in_words
+from czsl_cli.match_words import EXPLAINED, parse_in_words, region_in_words
 from czsl_cli.pages import Card, Gallery, Table, picture, write_page
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.method import ImageSide, Method, MethodConfig, Targets, TextSide
+from methods.method import Method, MethodConfig
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import TABLE, PublicNames, State
+from methods.sides import ImageSide, Targets, TextSide
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from methods.method import ImageSide, TextSide
+    from methods.sides import ImageSide, TextSide
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
 DIGITS = 7  # of numbers in JSON: what float32 holds

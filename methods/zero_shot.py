@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.method import Method, TextSide
+from methods.method import Method
+from methods.sides import TextSide
 
 
 class ZeroShot(Method):

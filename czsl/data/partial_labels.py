@@ -163,7 +163,9 @@ def _empty(source: str | Path, images: Sequence[str]) -> DataError:
 
 # -- files of a user's own ---------------------------------------------------------------------------------------------
 def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
-    """Candidate sets that a user wrote: JSON ``{image: [label, ..]}`` or CSV (image, attr, obj, or image, class; a line for each candidate), a label being a seen pair.
+    """Candidate sets that a user wrote; a label is a seen pair.
+
+    JSON ``{image: [label, ..]}``, or CSV with a line for each candidate (image, attr, obj, or image, class).
 
     Raises
     ------

@@ -18,8 +18,9 @@ from czsl.compositions import CompositionSpace, prompt_name
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
-from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
+from methods.method import Method
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
+from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
 LISTS_KEPT, LONGEST_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
 

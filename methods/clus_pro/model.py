@@ -18,11 +18,12 @@ from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
 from methods.explanation import Explanation, Question, branch_figures
-from methods.method import ImageSide, Method, RetrievalQuery, Targets, TextSide
+from methods.method import Method
 from methods.parts.adapters import BlockAdapters
 from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
+from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
 BRANCHES = ("attribute", "object")
 

@@ -24,8 +24,8 @@ from methods.comclip.config import ComCLIPConfig
 from methods.comclip.fills import sub_images
 from methods.comclip.windows import SEGMENTS, box_mask, grid_boxes, patch_shares, slic_segments
 from methods.explanation import centre_square
-from methods.method import ImageSide
 from methods.parts.views import encode_views
+from methods.sides import ImageSide
 
 SPARE = 2 * SEGMENTS  # rows for segments: SLIC makes about as many as it is asked for
 

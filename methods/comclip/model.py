@@ -22,7 +22,8 @@ from methods.comclip.config import ComCLIPConfig
 from methods.comclip.explain import explain_pair
 from methods.comclip.pairs import WordSide, pair_parts
 from methods.explanation import Explanation, Question
-from methods.method import ImageSide, Method, TextSide
+from methods.method import Method
+from methods.sides import ImageSide, TextSide
 
 
 class ComCLIP(Method):

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from methods.comclip.algebra import TINY, Rule, weigh
 from methods.comclip.bank import BankSide
 from methods.comclip.config import ComCLIPConfig
-from methods.method import TextSide
+from methods.sides import TextSide
 
 
 @dataclass

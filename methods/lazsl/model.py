@@ -20,8 +20,9 @@ from methods.lazsl.explain import Explanation, explain_image
 from methods.lazsl.phrases import make_bank
 from methods.lazsl.regions import RegionSide, prepare_views, region_side, regions_key
 from methods.lazsl.scoring import PhraseSide, mixed_scores
-from methods.method import ImageSide, Method, TextSide
+from methods.method import Method
 from methods.parts.views import encode_views
+from methods.sides import ImageSide, TextSide
 
 
 class LaZSL(Method):

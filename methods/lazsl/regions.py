@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 from czsl.data.augment import id_keys, uniforms
 from czsl.data.pixels import clip_pixels
 from methods.lazsl.config import LaZSLConfig
-from methods.method import ImageSide
 from methods.parts.views import crops
+from methods.sides import ImageSide
 
 # The rounded mean of equal numbers exceeds them in a third of the cases: a blank picture would lose every region.
 SLACK = 1e-6

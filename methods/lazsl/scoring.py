@@ -16,7 +16,7 @@ from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.phrases import Bank
 from methods.lazsl.regions import RegionSide
 from methods.lazsl.solver import plan_of
-from methods.method import TextSide
+from methods.sides import TextSide
 
 # Elements of the problems solved at a time: what a processor's cache holds, or what keeps a GPU busy.
 CHUNK_CPU, CHUNK_GPU = 2**18, 2**26

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.method import ImageSide, Method, Targets, TextSide
+from methods.method import Method
 from methods.parts.adapters import BlockAdapters
 from methods.parts.branches import BranchesConfig, branch_losses, encode_branches, fuse
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
 from methods.parts.traction import HEAD_WIDTH
+from methods.sides import ImageSide, Targets, TextSide
 
 
 @dataclass

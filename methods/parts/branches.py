@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from czsl.errors import UsageError
-from methods.method import Method, MethodConfig, Targets
+from methods.method import Method, MethodConfig
 from methods.parts.prompts import SoftPrompts
+from methods.sides import Targets
 
 REFERENCE_CHUNK = 1024  # pairs a text chunk of the public test programs
 

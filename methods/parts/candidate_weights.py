@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods.method import Targets
+from methods.sides import Targets
 
 CLIP_TEMPERATURE = 0.05
 CHUNK = 4096  # images at a time where all are looked at

@@ -14,7 +14,7 @@ from czsl.data.images import BadImage
 from czsl.errors import UsageError
 from methods.building import build
 from methods.csp import CSP, CSPConfig
-from methods.method import ImageSide, Targets
+from methods.sides import ImageSide, Targets
 
 ATOL, RTOL = 2e-5, 2e-4  # what an independent implementation can be expected to reach
 

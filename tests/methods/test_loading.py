@@ -47,7 +47,7 @@ def test_a_new_run_in_other_labels_starts_with_what_was_learned_of_its_names(nam
     run = trained_run(name, clip, small_space, tmp_path)
     old = load(run)
     a, o = small_space.attributes, small_space.objects
-    pairs = np.array([(0, 0), (1, 1), (2, 0)])
+    pairs = np.array([(0, 0), (1, 1), (2, 1)])  # the compared ones are seen here as they are there
     space = CompositionSpace((a[2], "shiny new", a[0]), (o[1], o[0]), pairs, pairs[:0], pairs[:0])
     torch.manual_seed(11)
     new = build(name, space, clip, {})

@@ -14,10 +14,10 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.evaluation import Candidates, ExtremesAccumulator
 from methods.building import build
-from methods.method import Targets
 from methods.parts import traction
 from methods.parts.traction import branch_cosines, moved_cosines
 from methods.presets import load_presets
+from methods.sides import Targets
 
 PLAIN = {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 3, "stage1_heads": 4, "stage2_heads": 2, "stage2_layers": 2}
 NO_DROPOUT = dict.fromkeys(

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from czsl.errors import UsageError
 from czsl.runs.optimizers import make_optimizer
 from methods import from_reference
-from methods.method import Targets
 from methods.msci.reference import PUBLIC
 from methods.parts import branches
+from methods.sides import Targets
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
 NAMES = ("pair", "attr", "obj")

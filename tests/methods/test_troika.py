@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from czsl.errors import UsageError
 from methods.building import build
-from methods.method import Targets
 from methods.parts import traction as module
 from methods.parts.traction import CrossAttention, QuickGELU, Traction, moved_cosines
+from methods.sides import Targets
 
 B, N, L, D, HEADS = 3, 7, 5, 32, 4
 

@@ -1,0 +1,76 @@
+"""What passes between the parts of a method: the two sides of a score, its question to an index, the labels of a batch.
+
+Letters: B images, P pairs, A attributes, O objects, D joint width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor
+
+
+@dataclass
+class ImageSide:
+    """What a method knows of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] where the method has branches."""
+
+    pair: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+
+
+@dataclass
+class TextSide:
+    """What a method knows of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
+
+    pairs: Tensor
+    pair: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def tile(self, start: int, stop: int) -> Self:
+        """The text side of pairs ``start:stop``; primitives stay whole."""
+        return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
+
+
+@dataclass
+class RetrievalQuery:
+    """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
+
+    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score. With
+    ``probability`` the composition term is that weight times the softmax of the inner products among all pairs.
+    """
+
+    query: Tensor
+    attribute: Tensor | None = None
+    object: Tensor | None = None
+    probability: float | None = None
+
+
+@dataclass
+class Targets:
+    """Labels of B images: index of the attribute, the object and the training pair, each int64 [B].
+
+    Where only candidates are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
+    the ``likeliest`` candidate's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
+    """
+
+    attribute: Tensor
+    object: Tensor
+    pair: Tensor
+    likeliest: tuple[Tensor, Tensor] | None = None
+    candidates: Tensor | None = None
+    noted: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def hard(self) -> tuple[Tensor, Tensor]:
+        """One attribute and one object an image, int64 [B] each: the true ones, or those of the likeliest candidate."""
+        return self.likeliest or (self.attribute, self.object)
+
+    def note(self, logits_BP: Tensor, relevance_BP: Tensor | None = None) -> None:
+        """Keep the logits of a loss, and the relevance of labels, for the candidates' next weights; else they are computed again."""
+        self.noted = logits_BP.detach(), relevance_BP
