@@ -34,7 +34,8 @@ from czsl.evaluation import (
 )
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
-from methods.method import Method, TextSide
+from methods.method import Method
+from methods.sides import TextSide
 
 SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 

@@ -19,8 +19,9 @@ from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
 from methods.building import build
 from methods.loading import load
-from methods.method import ImageSide, Method
+from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
+from methods.sides import ImageSide
 
 BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
 FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these

@@ -9,7 +9,8 @@ from cluster.comm import Group
 from cluster.source import Progress, Source, quiet
 from czsl.data.batches import evaluation_batches
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
-from methods.method import Method, TextSide
+from methods.method import Method
+from methods.sides import TextSide
 
 PAIR_TILE = 4096  # fixed, because the last bits of a score change with the width of its tile
 

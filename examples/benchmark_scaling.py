@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.comm import Group
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
-from methods.method import Targets
 from methods.parts.comm import Communicator
+from methods.sides import Targets
 
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
