@@ -43,6 +43,7 @@ KINDS = {
 CLOCKS = ("time", "images_per_s")
 TAIL = 4096  # bytes of metrics that surely hold a step
 EPOCHS_A_FAULT = 8
+FEWEST_EPOCHS = 160  # fewer would be over while a killed driver's workers still go on
 POLL_S = 0.03
 PATIENCE_S = 300
 
@@ -57,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="czsl-faults-"))
     settings = {"method": "csp", "data": "toy", "train_per_pair": 1, "val_per_pair": 1, "batch": 16, "lr": 0.01, "threads": 1}
-    config = resolve({**settings, "epochs": max(10, EPOCHS_A_FAULT * args.faults)})
+    config = resolve({**settings, "epochs": max(FEWEST_EPOCHS, EPOCHS_A_FAULT * args.faults)})
     whole, broken = (Run.create(config, open_data("toy").space, out, name) for name in ("whole", "broken"))
     start(whole, args.workers).wait()
     total = next(whole.metrics("start"))["steps"]
@@ -99,8 +100,10 @@ def disturb(run: Run, workers: int, faults: list[tuple[str, int]], rng: np.rando
                 if code != KINDS[kind]:
                     raise SystemExit(f"{kind}: exit {code} instead of {KINDS[kind]}; see {run.path / 'driver.txt'}")
                 wait_for(lambda pids=pids: not any(map(is_running, pids)))
-                driver = start(run, workers)
             injected += 1
+            if finished(run):  # workers whose driver was killed came to the end before they noticed
+                return injected
+            driver = start(run, workers) if code is not None else driver
             if wait_for_step(run, driver, 0, since) is None:
                 break
             again = list(run.metrics("start"))[-1]["step"]
@@ -149,6 +152,11 @@ def wait_for_step(run: Run, driver: subprocess.Popen[bytes], step: int, since: f
 
     wait_for(reached)
     return found[0] if found else None
+
+
+def finished(run: Run) -> bool:
+    """Whether nothing is left to do."""
+    return any(record["status"] == "done" for record in run.metrics("end"))
 
 
 def last_step(run: Run) -> dict[str, Any] | None:
