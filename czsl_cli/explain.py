@@ -54,8 +54,8 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
       czsl explain dog.jpg --run RUN --composition "wet dog" --json
       czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
 
-    msci and troika: where the words look. lazsl: which region supports which phrase. clusPro: the nearest prototypes and the training
-    images that they stand for. All others: what their branches say.
+    msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
+    the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
