@@ -28,21 +28,20 @@ from czsl_cli.config import fix_paths, resolve
 from methods.loading import load
 
 FIXED = ["label_momentum=0", "label_init=uniform"]
-ADAPTER = ["adapter=256", "adapter_scale=1.0"]
 CSP = ["method=csp", "recipe=small", "epochs=5", "label_warmup=1"]
 # name -> settings; a row that ends in ", true labels" is given these.
 ROWS = {
     "frozen CLIP": ["method=zero-shot"],
-    "sets as they are": ["method=clip-pzsl", *FIXED],
-    "sets as they are + adapter": ["method=clip-pzsl", *ADAPTER, *FIXED],
+    "sets as they are": ["method=clip-pzsl", "preset=ours", *FIXED],
+    "sets as they are + adapter": ["method=clip-pzsl", *FIXED],
     "em": ["method=clip-pzsl", "preset=em"],
     "proden": ["method=clip-pzsl", "preset=proden"],
     "kmt": ["method=clip-pzsl", "preset=kmt"],
     "ours": ["method=clip-pzsl", "preset=ours"],
-    "ours + adapter": ["method=clip-pzsl", *ADAPTER],
+    "ours + adapter": ["method=clip-pzsl"],
     "ours restricted": ["method=clip-pzsl", "preset=ours", "restrict=true"],
     "ours, true labels": ["method=clip-pzsl", "preset=ours"],
-    "ours + adapter, true labels": ["method=clip-pzsl", *ADAPTER],
+    "ours + adapter, true labels": ["method=clip-pzsl"],
     "ours restricted, true labels": ["method=clip-pzsl", "preset=ours", "restrict=true"],
     "csp, sets as they are": [*CSP, *FIXED],
     "csp": CSP,
