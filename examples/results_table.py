@@ -3,7 +3,7 @@
     python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
 Rows whose run is finished are not trained again, so the script can be stopped and started. A table of methods that train nothing has no
-seeds (`trained: nothing`); `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals.
+seeds (`trained: nothing`); `{data}` stands for the dataset folder; `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Table:
         ends = [e for e in events(run) if e.get("event") == "end"]
         if not (run / "config.yaml").exists():
             shared = ["--data", str(o.data), "--clip", o.clip, "--seed", str(seed), "--out", str(o.out), "--name", run.name]
-            arguments = [*self.common, *shlex.split(self.rows[row]["train"])]
+            arguments = [*self.common, *shlex.split(self.rows[row]["train"].replace("{data}", str(o.data)))]
             settings = [x for x in arguments if "=" in x and not x.startswith("-")]
             czsl("train", *(x for x in arguments if x not in settings), *shared, f"precision={o.precision}", *settings)
         elif self.trains(row) and not (ends and ends[-1]["status"] == "done"):
