@@ -2,8 +2,8 @@
 
     python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
-Rows whose run is finished are not trained again, so the script can be stopped and started. A table of methods that train nothing has no
-seeds (`trained: nothing`); `{data}` stands for the dataset folder; `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals.
+Rows whose run is finished are not trained again, so the script can be stopped and started. In a table, `trained: nothing` has no seeds,
+`{data}` stands for the dataset folder, `per_pair` evaluates a stratified part of the test images, and `bootstrap` adds intervals.
 """
 
 from __future__ import annotations
