@@ -114,7 +114,8 @@ def _law(data, labels) -> dict:
     origin = labels.origin
     expected = {"uniform": 1 + (len(space.train_pairs) - 1) * (origin.q or 0), "pair": 1 + (origin.q or 0)}.get(origin.kind)
     return {
-        "kind": origin.kind, "q": origin.q, "seed": origin.seed, "images": len(sizes), "seen_pairs": len(space.train_pairs),
+        "kind": origin.kind, "q": origin.q, "seed": origin.seed, "images": len(sizes), "seen": len(space.train_pairs),
+        "labels": space.nouns,
         "candidates": {"mean": float(sizes.mean()), "min": int(sizes.min()), "median": float(np.median(sizes)), "max": int(sizes.max())},
         "expected_mean": None if origin.force_one or origin.noise_rate else expected,
         "single": float((sizes == 1).mean()),
@@ -133,6 +134,6 @@ def _print_law(law: dict) -> None:
     print_table(["candidates", "images", "%"], rows)
     mean = f"{law['candidates']['mean']:.2f}" + (f" ({law['expected_mean']:.2f} expected)" if law["expected_mean"] else "")
     click.echo(
-        f"{images:,} training images, {law['seen_pairs']} seen pairs; candidates an image: {mean}, at most {law['candidates']['max']}; "
+        f"{images:,} training images, {law['seen']} seen {law['labels']}; candidates an image: {mean}, at most {law['candidates']['max']}; "
         f"{percent(law['single'])} % have a single one"
     )
