@@ -59,20 +59,25 @@ def score_split(
     method.eval()
     tiles = list(candidates.tiles(PAIR_TILE))
     text = encode_candidates(method, candidates) if text is None else text
-    labels = source.split.pairs[rows]
     batches = evaluation_batches(len(rows), eval_batch)
-    parts = []
-    for i in range(comm.rank, len(batches), comm.world):
-        places = batches[i]
+    mine = [(i, batches[i], np.unique(batches[i])) for i in range(comm.rank, len(batches), comm.world)]
+    own = np.concatenate([np.empty(0, np.int64), *(images for _, _, images in mine)])
+    # One for all batches: small arrays that stayed from each would split the heap's holes, which then no longer hold what texts that attend
+    # to images need (70 MB a batch, never given back).
+    accumulator = (
+        ExtremesAccumulator(candidates, source.split.pairs[rows[own]], topk, rows[own], source.split.name) if mine else None
+    )
+    done = 0
+    for i, places, unpadded in mine:
         images = method.image_side(source.image_features(rows[places]))
-        own = np.unique(places)
-        accumulator = ExtremesAccumulator(candidates, labels[own], k=topk, index=rows[own], source=source.split.name)
-        start = 0
+        filled, start = slice(done, done + len(unpadded)), 0
         for tile in tiles:
-            scores_Bp = method.scores(images, text.tile(start, start + len(tile)))[: len(own)]
-            accumulator.update(slice(0, len(own)), tile, scores_Bp.float().cpu().numpy())
+            scores_Bp = method.scores(images, text.tile(start, start + len(tile)))[: len(unpadded)]
+            assert accumulator is not None
+            accumulator.update(filled, tile, scores_Bp.float().cpu().numpy())
             start += len(tile)
-        parts.append(accumulator.result())
+        done = filled.stop
         progress(f"scoring {source.split.name} images", min((i + 1) * eval_batch, len(rows)), len(rows))
     method.train(was_training)
-    return Extremes.concatenate([part for share in comm.gather_objects(parts) for part in share])
+    found = comm.gather_objects(None if accumulator is None else accumulator.result())
+    return Extremes.concatenate([part for part in found if part is not None])
