@@ -96,7 +96,8 @@ def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
 
 def fingerprint(run: Run, which: str = "best") -> str:
     """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
-    settings = {key: value for key, value in run.config.to_dict().items() if key != "data"}
+    # As they were written: fields that later versions add say nothing about this run.
+    settings = {key: value for key, value in run.settings.items() if key != "data"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if method_class(run.config.method).trains:
         manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"

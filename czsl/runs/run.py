@@ -46,7 +46,8 @@ class Run:
                 f"{path} is not a run folder", "it has no config.yaml", "give a folder that czsl train wrote, e.g. runs/<name>"
             )
         try:
-            self.config = RunConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
+            self.settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            self.config = RunConfig(**self.settings)
         except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"
