@@ -48,8 +48,10 @@ class Share:
     note: str = ""
 
 
-def share(ray: Any, config: SearchConfig, trials: int) -> Share:
+def share(ray: Any, config: SearchConfig, trials: int, threads: int = 0) -> Share:
     """Divide the cluster among the trials that are left, so that every one that is started finds room for all its workers.
+
+    ``threads`` are those of the trials before: all have the same, or their last bits, and the features that they share, would differ.
 
     Raises
     ------
@@ -57,7 +59,8 @@ def share(ray: Any, config: SearchConfig, trials: int) -> Share:
         If not even one trial fits.
     """
     asked = min(config.max_concurrent or trials, trials)
-    placement = place(ray, config.nodes, config.workers_per_node, config.base.threads)
+    pinned = config.base.threads or threads
+    placement = place(ray, config.nodes, config.workers_per_node, pinned)
     nodes = [n for n in node_resources(ray) if not placement.gpu or n.get("GPU", 0) >= placement.per_node]
     groups = max(1, len(nodes) // placement.nodes)  # sets of nodes that hold trials side by side
     cpus = int(min(n["CPU"] for n in nodes))
@@ -67,7 +70,7 @@ def share(ray: Any, config: SearchConfig, trials: int) -> Share:
         else min(TRIALS_A_NODE, cpus // placement.per_node)
     )
     a_node = max(1, min(room, -(-asked // groups)))
-    threads = config.base.threads or max(1, cpus // (a_node * placement.per_node))
+    threads = pinned or max(1, cpus // (a_node * placement.per_node))
     a_node = min(a_node, cpus // (threads * placement.per_node))
     if not a_node:
         wanted = threads * placement.per_node
@@ -141,7 +144,7 @@ def tune(
             from cluster.tuner import Queue
 
             queue = Queue(search, source, data.space, on_trial)
-            part = share(ray, config, queue.left)
+            part = share(ray, config, queue.left, next((t.run.threads for t in search.trials() if t.run and t.run.threads), 0))
             on_share(part)
             failures: list[BaseException] = []
             job = threading.Thread(target=_fit, args=(search, queue, part, failures), daemon=True)
@@ -263,8 +266,11 @@ def _trial(settings: dict[str, Any]) -> None:
             ray_tune.report(report)
 
     def tell(record: dict[str, Any]) -> None:
-        if record.get("event") == "epoch" and (known := trial.reports(settings["metric"])):
-            ray_tune.report(known[-1])
+        if record.get("event") == "epoch":
+            # On a busy machine the next epoch may be known as well by now; every epoch is told, or a rung would be passed unseen.
+            for report in trial.reports(settings["metric"]):
+                if report["epoch"] == record["epoch"]:
+                    ray_tune.report(report)
 
     try:
         train(

@@ -66,6 +66,9 @@ def test_trials_that_run_at_once_always_fit(nodes, settings, trials, expected, m
 
 def test_what_does_not_fit_is_said():
     assert "9 trials at once asked, 2 fit" in share(Described({"CPU": 2}), config(max_concurrent=9), 16).note
+    alone = share(Described({"CPU": 2}), config(), 1)
+    assert (alone.concurrent, alone.threads) == (1, 2)
+    assert share(Described({"CPU": 2}), config(), 1, threads=1).threads == 1  # as the trials before it
     with pytest.raises(SetupError, match="a trial wants 4 CPUs"):
         share(Described({"CPU": 2}), config(threads=4), 16)
     with pytest.raises(SetupError, match="3 workers a node"):
