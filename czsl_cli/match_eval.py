@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
-from czsl_cli.console import percent, print_table, warn
+from czsl_cli.console import percent, print_table, say, warn
 
 if TYPE_CHECKING:
     from czsl.data.match_files import Item, MatchFile
@@ -58,6 +57,8 @@ def evaluate_file(matcher: Matcher, path: Path, folder: Path, options: dict[str,
     parsed = {text: parse(text, triplet, options["clean_triplets"]) for text, triplet in captions.items()}
     # Captions are compared as they are written; the parser tidies white space.
     features, unread = matcher.whole(all_images(file.items), load)
+    if unread and not features:
+        warn(f"none of the {len(unread):,} images can be read: is {folder} their folder?")
     known = {name: i for i, name in enumerate(features)}
     texts = list(captions)
     clip_NC = matcher.clip_scores(features, list(known), [parsed[text].sentence for text in texts])
@@ -187,9 +188,10 @@ def print_evaluation(result: dict[str, Any]) -> None:
     shown = len(columns) - ("rerank" in result)  # recalls have no interval
     print_table(columns[:shown], [row[:shown] for row in rows], title)
     passes = ", ".join(f"{n:,} {what}" for what, n in result["passes"].items())
-    click.echo(f"encoded once each: {passes}", err=True)
+    if passes:
+        say(f"encoded once each: {passes}")
     for why, n in result["counts"].items():
-        click.echo(f"{why}: {n:,}", err=True)
+        say(f"{why}: {n:,}")
     for failure in result["failed"][:LISTED]:
         warn(f"item {failure['item']} counts as {failure['counted_as']}: {failure['why']}")
     if len(result["failed"]) > LISTED:
