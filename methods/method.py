@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -46,7 +46,20 @@ class MethodConfig:
     # Fields that may be given as a file, with what reads it: a run keeps the content, not the path.
     reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
 
+    # The method in messages, where the class is not called like it.
+    label: ClassVar[str] = ""
+
     names: Literal["clean", "reference"] = "clean"
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+
+    def refused(self, name: str, why: str) -> UsageError:
+        """The error of a field whose value cannot be."""
+        method = self.label or type(self).__name__.removesuffix("Config")
+        return UsageError(f"{method}: {name}={getattr(self, name)!r}", why, "czsl methods NAME lists the fields of a method")
 
     @classmethod
     def read_files(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal
 
-from czsl.errors import UsageError
 from methods.method import MethodConfig
 
 Assign = Literal["argmax", "soft", "gumbel_logits", "gumbel_probs"]
@@ -38,6 +37,8 @@ class ClipPzslConfig(MethodConfig):
     em_rho: step of a label towards the mean of its images in the closed form.
     """
 
+    label: ClassVar[str] = "CLIP-PZSL"
+
     depth: int = 1
     assign: Assign = "argmax"
     restrict: bool = False
@@ -57,18 +58,13 @@ class ClipPzslConfig(MethodConfig):
     em_rho: float = 0.1
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise self._refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+        super().__post_init__()
         for name in ("tau", "ffn_ratio"):
             if not 0 < getattr(self, name) < math.inf:
-                raise self._refused(name, "it must be above 0")
+                raise self.refused(name, "it must be above 0")
         if not 0 <= self.mu <= 1:
-            raise self._refused("mu", "it must lie between 0 and 1")
+            raise self.refused("mu", "it must lie between 0 and 1")
         at_least_0 = ("depth", "adapter", "em_rounds", "align_weight", "outside_weight", "anchor_weight", "rho", "em_rho")
         for name in at_least_0:
             if not 0 <= getattr(self, name) < math.inf:
-                raise self._refused(name, "it must be 0 or more")
-
-    def _refused(self, name: str, why: str) -> UsageError:
-        return UsageError(f"CLIP-PZSL: {name}={getattr(self, name)!r}", why, "czsl methods clip-pzsl lists the fields")
+                raise self.refused(name, "it must be 0 or more")

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from czsl.compositions import CompositionSpace
-from czsl.data.regions import RegionTable, read_regions
 from czsl.errors import UsageError
 from methods.comclip.algebra import Mode, Rule, Weight
-from methods.method import MethodConfig
+from methods.parts.region_config import RegionFileConfig
 
 Fill = Literal["black", "mean", "blur", "crop"]
-FILLS = ("black", "mean", "blur", "crop")
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """A region file as plain records, which a run keeps."""
-    return read_regions(path).to_json()
 
 
 @dataclass
-class ComCLIPConfig(MethodConfig):
+class ComCLIPConfig(RegionFileConfig):
     """Fields of ComCLIP.
 
     mode: ``unit`` (vectors of length 1), ``raw`` (as the towers give them: the paper's program on ComVG) or ``gclip`` (a successor's).
     regions: where sub-images come from, the same for all labels: ``grid`` (windows), ``patch`` (features of CLIP's own patches),
         ``superpixel`` (their means over segments), ``file`` (``regions_file``) or ``whole`` (none: plain CLIP).
-    regions_file: regions of images by name (our JSON, GRiT's or GroundingDINO's), kept with the run.
     max_regions: of a file, so many regions an image, those with the best scores.
     fill: what is outside of a region: ``black`` (paper), ``mean`` colour, ``blur``, or ``crop`` to the region.
     include_whole: the whole image is one of the regions.
@@ -44,11 +34,8 @@ class ComCLIPConfig(MethodConfig):
     guard: off follows the paper's program, whose weights may blow up.
     """
 
-    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {"regions_file": read_records}
-
     mode: Mode = "unit"
     regions: Literal["grid", "patch", "superpixel", "file", "whole"] = "grid"
-    regions_file: list[dict[str, Any]] = field(default_factory=list)
     max_regions: int = 16
     fill: Fill = "black"
     include_whole: bool = True
@@ -63,19 +50,7 @@ class ComCLIPConfig(MethodConfig):
     guard: bool = True
 
     def __post_init__(self):
-        for name, known in (
-            ("mode", ("unit", "raw", "gclip")),
-            ("regions", ("grid", "patch", "superpixel", "file", "whole")),
-            ("fill", FILLS),
-            ("choice", ("soft", "top")),
-            ("relation", ("off", "union")),
-            ("weight", ("ratio", "softmax", "uniform")),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", "", f"choose one of {', '.join(known)}")
-        if (self.regions == "file") != bool(self.regions_file):
-            why = "regions=file reads them from regions_file" if self.regions == "file" else f"regions={self.regions} reads none"
-            raise UsageError("regions and regions_file do not fit", why, "set regions=file regions_file=FILE, or neither")
+        super().__post_init__()
         if not self.choice_tau > 0 or not 1 <= self.max_regions <= 1000:
             raise UsageError(
                 f"choice_tau is {self.choice_tau}, max_regions {self.max_regions}",
@@ -90,11 +65,6 @@ class ComCLIPConfig(MethodConfig):
     def rule(self) -> Rule:
         """How sub-images are weighted."""
         return Rule(self.mode, self.weight, self.tau, self.beta, self.min_score, self.guard)
-
-    @property
-    def table(self) -> RegionTable:
-        """The regions of the file."""
-        return RegionTable.from_json(self.regions_file, "regions_file")
 
     def notes(self, space: CompositionSpace) -> list[str]:
         """What a person should know of these settings."""

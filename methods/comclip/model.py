@@ -41,7 +41,7 @@ class ComCLIP(Method):
     @cached_property
     def table(self) -> RegionTable | None:
         """The regions of the file, where there is one."""
-        return self.config.table if self.config.regions == "file" else None
+        return self.config.table if self.config.from_file else None
 
     @property
     def prepare_key(self) -> str:

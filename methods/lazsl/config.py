@@ -10,17 +10,15 @@ from typing import Any, ClassVar, Literal
 
 from czsl.compositions import CompositionSpace
 from czsl.data.descriptors import check_descriptors, match_descriptors, read_descriptors
-from czsl.data.regions import RegionTable, notes_on, read_regions
-from czsl.data.table import Dataset
 from czsl.errors import UsageError
-from methods.method import MethodConfig
+from methods.parts.region_config import RegionFileConfig
 
 # Below this, scaling in float32 runs into numbers that it cannot hold.
 LEAST_EPS = 0.01
 
 
 @dataclass
-class LaZSLConfig(MethodConfig):
+class LaZSLConfig(RegionFileConfig):
     """Fields of LaZSL. Defaults are the released program's.
 
     descriptors: JSON file of phrases for attributes and objects (or classes), kept with the run; labels without phrases get a few
@@ -28,7 +26,6 @@ class LaZSLConfig(MethodConfig):
     prompt: how a phrase becomes a prompt: ``clause`` ("lemur, which has a long tail"), ``sentence`` (the same with a full stop, as
         the released program does for ImageNet) or ``plain`` (the phrase alone).
     regions: ``random`` squares (paper), a fixed ``grid`` of squares of three sizes, or those of a ``file`` (``regions_file``).
-    regions_file: regions of images by name (our JSON, GRiT's or GroundingDINO's), kept with the run.
     num_regions: R, regions an image, of a file at most so many, those with the best scores; 0 takes the whole image alone.
     region_min: least side of a region, as a share of the image's shorter side.
     region_max: largest side.
@@ -43,15 +40,11 @@ class LaZSLConfig(MethodConfig):
     global_term: the whole image is compared with the ``phrases`` of a pair or class, or with the ``prompt`` "a photo of wet dog".
     """
 
-    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {
-        "descriptors": read_descriptors,
-        "regions_file": lambda path: read_regions(path).to_json(),
-    }
+    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {**RegionFileConfig.reads, "descriptors": read_descriptors}
 
     descriptors: dict[str, Any] = field(default_factory=dict)
     prompt: Literal["clause", "sentence", "plain"] = "clause"
     regions: Literal["random", "grid", "file"] = "random"
-    regions_file: list[dict[str, Any]] = field(default_factory=list)
     num_regions: int = 90
     region_min: float = 0.6
     region_max: float = 0.9
@@ -65,6 +58,7 @@ class LaZSLConfig(MethodConfig):
     global_term: Literal["phrases", "prompt"] = "phrases"
 
     def __post_init__(self):
+        super().__post_init__()
         self.descriptors = check_descriptors(self.descriptors)
         for name in ("theta", "attribute_share"):
             _inside(name, getattr(self, name), 0, 1)
@@ -72,27 +66,15 @@ class LaZSLConfig(MethodConfig):
         _inside("region_min", self.region_min, 0, self.region_max)
         _inside("num_regions", self.num_regions, 0, 10_000)
         _inside("region_seed", self.region_seed, 0, 2**63)
-        if (self.regions == "file") != bool(self.regions_file):
-            why = "regions=file reads them from regions_file" if self.regions == "file" else f"regions={self.regions} reads none"
-            raise UsageError("regions and regions_file do not fit", why, "set regions=file regions_file=FILE, or neither")
         if not self.eps > 0:
             raise UsageError(f"eps is {self.eps}", "it must be positive", "the paper's is 0.1")
         if self.solver == "sinkhorn" and self.eps < LEAST_EPS:
             raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"least {LEAST_EPS}", "set solver=log")
 
     @cached_property
-    def table(self) -> RegionTable:
-        """The regions of the file."""
-        return RegionTable.from_json(self.regions_file, "regions_file")
-
-    @cached_property
     def places(self) -> int:
         """Regions of the image of the file that has most, at most ``num_regions``."""
         return min(self.num_regions, max(len(found.regions) for found in self.table.images.values()))
-
-    def data_notes(self, data: Dataset) -> list[str]:
-        """What of the region file does not fit the images."""
-        return notes_on(self.table, data) if self.regions == "file" else []
 
     def notes(self, space: CompositionSpace) -> list[str]:
         """What of the descriptors does not fit a label space, in words."""

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from czsl.errors import UsageError
 from methods.method import Method, MethodConfig
 from methods.parts.prompts import SoftPrompts
 from methods.sides import Targets
@@ -54,9 +53,7 @@ class BranchesConfig(MethodConfig):
     primitive_repeat: Literal["correct", "reference"] = "correct"
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+        super().__post_init__()
         for name in self.fractions:
             if not 0 <= getattr(self, name) <= 1:
                 raise self.refused(name, "it must lie between 0 and 1")
@@ -65,10 +62,6 @@ class BranchesConfig(MethodConfig):
                 raise self.refused(name, "it must be above 0")
         if self.adapter_dim < 0:
             raise self.refused("adapter_dim", "it must be 0 (no adapters) or more")
-
-    def refused(self, name: str, why: str) -> UsageError:
-        """The error of a field whose value cannot be."""
-        return UsageError(f"{type(self).__name__.removesuffix('Config')}: {name}={getattr(self, name)!r}", why, "")
 
     @property
     def loss_weights(self) -> tuple[float, float, float]:
