@@ -75,3 +75,20 @@ def make_run(tmp_path, dataset, clip_file):
         return Run.create(config, open_data(config.data).space, tmp_path / "runs", f"run-{next(numbers)}")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def source(dataset, clip_file, tmp_path_factory):
+    """A CSP run of three epochs."""
+    import torch
+
+    from cluster.comm import Group
+    from cluster.worker import train_worker
+    from czsl.data.table import open_data
+    from czsl.runs.run import Run
+    from czsl_cli.config import resolve
+
+    options = {"method": "csp", "data": str(dataset), "clip": str(clip_file), "epochs": 3, "lr": 0.01, "threads": 1}
+    run = Run.create(resolve(options), open_data(str(dataset)).space, tmp_path_factory.mktemp("source"), "source")
+    assert train_worker(run, Group(), torch.device("cpu")) == "done"
+    return run
