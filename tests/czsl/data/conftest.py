@@ -4,16 +4,23 @@ import io
 import json
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from czsl.compositions import SPLITS
+from czsl.data.importers import ImportOptions
+from czsl.data.table import Dataset
 
 PAIRS = {
     "train": ["dry cat", "dry dog", "wet cat", "wet hat"],
     "val": ["wet dog"],
     "test": ["dry hat", "wet cat"],
 }
+
+TREE = {"dry cat": 4, "dry dog": 4, "wet cat": 4, "wet dog": 4, "wet hat": 4, "dry hat": 4}
 
 
 def encode(seed, size=(24, 18), kind="JPEG"):
@@ -82,3 +89,22 @@ def make_tree(tmp_path):
         return root
 
     return make
+
+
+LENIENT = ImportOptions(max_bad=1.0)
+
+
+def kinds(report):
+    return Counter(problem.kind for problem in report.problems)
+
+
+def problem(report, kind):
+    found = [p for p in report.problems if p.kind == kind]
+    assert len(found) == 1, f"{kind}: {report.problems}"
+    return found[0]
+
+
+def labels(folder):
+    """id -> 'split attr obj' of a whole dataset."""
+    dataset = Dataset.open(folder)
+    return {row.id: f"{row.split} {row.attr} {row.obj}" for name in SPLITS for row in dataset.split(name).rows()}
