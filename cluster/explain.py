@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cluster.comm import Group
-from cluster.jobs import cpu_threads
-from cluster.score import PAIR_TILE
-from cluster.source import Progress, Source, quiet
+from cluster.work.comm import Group
+from cluster.work.progress import Progress, quiet
+from cluster.work.scoring import PAIR_TILE
+from cluster.work.source import Source
+from cluster.work.threads import cpu_threads
 from czsl.compositions import CompositionSpace, index_pairs, label_of, label_words
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from cluster.comm import Group
-from cluster.jobs import Notice, cpu_threads, kept, on_workers, threads_for, unnoticed
-from cluster.nodes import Ask
-from cluster.source import Progress, quiet
-from czsl.errors import UsageError
-from czsl.retrieval.index import CompositionIndex, concatenate_parts
-from czsl.retrieval.storage import describe
-from czsl.runs import checkpoint
-from czsl.runs.files import sha256_file, write_array
+from cluster.machines.jobs import on_workers
+from cluster.machines.nodes import Ask
+from cluster.work.comm import Group
+from cluster.work.indexing import Plan, compute, folder_of, parts_folder
+from cluster.work.progress import Notice, Progress, kept, quiet, unnoticed
+from cluster.work.threads import cpu_threads, threads_for
 from czsl.runs.run import Run
-from methods.loading import fingerprint, load
-from methods.method import TEXT_CHUNK, Method
-from methods.registry import method_class
-
-SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are those of one long encoding, bit for bit
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to build: the open world of ``run`` at ``checkpoint``; ``kind`` is ``flat`` or ``ivf`` with ``cells``."""
-
-    run: str
-    checkpoint: str = "best"
-    kind: str = "flat"
-    cells: int | None = None
-    seed: int = 0
-
-
-def folder_of(run: Run) -> Path:
-    """Where a run's index lies."""
-    return run.path / "index"
-
-
-def origin(run: Run, which: str = "best") -> dict[str, Any]:
-    """What an index is made from: an index of another origin is stale."""
-    facts = {"weights": fingerprint(run, which), "space": sha256_file(run.path / "space.json")}
-    if method_class(run.config.method).trains:
-        facts["checkpoint"] = checkpoint.find(run.checkpoints, which).name
-    return facts
-
-
-def fresh_index(run: Run, which: str = "best") -> Path | None:
-    """The run's index if there is one of this checkpoint."""
-    folder = folder_of(run)
-    if not (folder / "index.json").is_file():
-        return None
-    return folder if describe(folder)["meta"].get("origin") == origin(run, which) else None
 
 
 def build_index(
@@ -70,7 +26,7 @@ def build_index(
 ) -> Path:
     """Encode the open world of a run and keep its index in the run folder; shards that an interrupted build left are used.
 
-    ``where`` are the arguments of :meth:`cluster.nodes.Ask.of`; one worker on this machine needs no Ray. The index is the same for
+    ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray. The index is the same for
     any number of workers.
 
     Raises
@@ -79,7 +35,7 @@ def build_index(
         If the method's scores cannot be put into an index.
     """
     run = Run(plan.run)
-    parts = _parts(run, plan)
+    parts = parts_folder(run, plan)
     parts.mkdir(parents=True, exist_ok=True)
     ask = Ask.of(**where)
     if ask.this_process:
@@ -92,59 +48,8 @@ def build_index(
     return folder_of(run)
 
 
-def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = quiet) -> None:
-    """One worker's part: every world-th shard; then rank 0 makes the index of all."""
-    run = Run(plan.run)
-    method = load(run, plan.checkpoint).to(device)
-    check_indexable(method)
-    pairs_P2 = method.space.open_pairs
-    starts, parts = range(0, len(pairs_P2), SHARD), _parts(run, plan)
-    for i in range(comm.rank, len(starts), comm.world):
-        rows = slice(starts[i], starts[i] + SHARD)
-        file = parts / f"{i:06d}.npy"
-        if not file.exists():
-            write_array(file, _encode(method, pairs_P2[rows], progress, starts[i], len(pairs_P2)))
-        progress("encoding compositions", min(rows.stop, len(pairs_P2)), len(pairs_P2))
-    comm.gather_objects(None)  # all shards are written
-    if comm.rank == 0:
-        shards = ((start, np.load(parts / f"{i:06d}.npy", allow_pickle=False)) for i, start in enumerate(starts))
-        embeddings_PD = concatenate_parts(shards, len(pairs_P2))
-        progress(f"building the {plan.kind} index", 0, 1)
-        index = CompositionIndex.build(embeddings_PD, pairs_P2, kind=plan.kind, cells=plan.cells, seed=plan.seed)
-        index.save(folder_of(run), {"origin": origin(run, plan.checkpoint), "run": run.path.name})
-        progress(f"building the {plan.kind} index", 1, 1)
-    comm.gather_objects(None)
-
-
-def check_indexable(method: Method) -> None:
-    """UsageError unless the method's scores can be put as a question to an index."""
-    if not method.indexable:
-        raise UsageError(
-            f"{method.name} cannot be indexed",
-            "its scores need more than one embedding for each composition",
-            "predict with --no-index, which scores all pairs",
-        )
-
-
-@torch.inference_mode()
-def _encode(method: Method, pairs_p2: np.ndarray, progress: Progress, done: int, total: int) -> np.ndarray:
-    """Embeddings [p, D] of one shard's pairs, in pieces of whole text chunks so that somebody can watch."""
-    out = []
-    for start in range(0, len(pairs_p2), 4 * TEXT_CHUNK):
-        piece = torch.from_numpy(pairs_p2[start : start + 4 * TEXT_CHUNK].copy())
-        out.append(method.encode_pairs(piece).float().cpu().numpy())
-        progress("encoding compositions", done + start + len(piece), total)
-    return np.concatenate(out)
-
-
-def _parts(run: Run, plan: Plan) -> Path:
-    """Shards of one origin, so that those of another checkpoint are never taken for them."""
-    name = hashlib.sha256(json.dumps(origin(run, plan.checkpoint), sort_keys=True).encode()).hexdigest()[:16]
-    return run.path / f".index-{name}"
-
-
 def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
     threads = config.pop("threads")
     plan = Plan(**config)
     with cpu_threads(threads):
-        compute(plan, group, device, kept(_parts(Run(plan.run), plan), group.rank))
+        compute(plan, group, device, kept(parts_folder(Run(plan.run), plan), group.rank))

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.jobs import Notice, placed, threads_for, unnoticed
-from cluster.launch import check_packages, error_from_words, error_in_words
-from cluster.nodes import Ask
-from cluster.predictor import BATCH, Predictor, Request
-from cluster.session import Placement, joins, session
-from cluster.source import Progress, quiet
+from cluster.machines.jobs import placed
+from cluster.machines.launch import check_packages, error_from_words, error_in_words
+from cluster.machines.nodes import Ask
+from cluster.machines.session import joins, session
+from cluster.work.placement import Placement
+from cluster.work.predictor import BATCH, Predictor, Request
+from cluster.work.progress import Notice, Progress, quiet, unnoticed
+from cluster.work.threads import threads_for
 from czsl import __version__
-from czsl.data.predictions import Partial, question_of
+from czsl.data.files.predictions import Partial, question_of
 from czsl.errors import CzslError
 from czsl.runs.run import Run
 from methods.loading import fingerprint
@@ -58,8 +60,8 @@ def predict_files(
 ) -> Iterator[dict[str, Any]]:
     """Records of files below a root, in the order of ``names``, as they become ready.
 
-    The root must be visible on every node. ``where`` are the arguments of :meth:`cluster.nodes.Ask.of`, ``progress`` and ``notice`` are
-    told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
+    The root must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
+    ``notice`` are told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
     """
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.comm import Group
-from cluster.source import Progress, Source, quiet
+from cluster.work.comm import Group
+from cluster.work.progress import Progress, quiet
+from cluster.work.source import Source
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data
 from czsl.errors import DataError, UsageError

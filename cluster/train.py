@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from cluster.comm import Group
-from cluster.launch import run_workers
-from cluster.nodes import Ask, Waiting, WaitStoppedError, await_placement, silent_nodes
-from cluster.preflight import Needs
-from cluster.session import Placement, session
-from cluster.worker import follow, train_worker
+from cluster.machines.launch import run_workers
+from cluster.machines.nodes import Ask, Waiting, WaitStoppedError, await_placement, silent_nodes
+from cluster.machines.preflight import Needs
+from cluster.machines.session import session
+from cluster.work.comm import Group
+from cluster.work.placement import Placement
+from cluster.work.training import follow, train_worker
 from czsl.errors import CzslError, UsageError
 from czsl.runs import checkpoint
 from czsl.runs.files import held
@@ -58,7 +59,7 @@ def train(
         Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
         losing nodes goes on with those that are left if they are not fewer.
     workers_per_node, gpus_per_node, address
-        See :func:`cluster.session.place` and :func:`cluster.session.session`.
+        See :func:`cluster.machines.session.place` and :func:`cluster.machines.session.session`.
     threads : int
         CPU threads a worker where the run's settings leave them open.
     wait_s : float

@@ -172,17 +172,13 @@ class CompositionSpace:
 
     @classmethod
     def from_json(cls, content: dict, source: str = "space.json") -> CompositionSpace:
-        """Read what :meth:`to_json` wrote (missing pair lists are empty); a space of classes where the content has ``classes``.
+        """Read what :meth:`to_json` wrote (missing pair lists are empty); :func:`czsl.spaces.space_from_json` reads classes too.
 
         Raises
         ------
         DataError
             Names the pair whose attribute or object is not listed.
         """
-        if isinstance(content, dict) and "classes" in content:
-            from czsl.classes import ClassSpace
-
-            return ClassSpace.from_json(content, source)
         lists: dict[str, Any] = {"attributes": None, "objects": None, **{f"{s}_pairs": [] for s in SPLITS}}
         lists |= content if isinstance(content, dict) else {}
         wrong = [key for key in list(lists)[:5] if not isinstance(lists[key], list)]
@@ -199,17 +195,6 @@ class CompositionSpace:
     def save(self, path: Path) -> None:
         """Write ``space.json``."""
         Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> CompositionSpace:
-        """Read ``space.json``."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"no file {path}", "", "is the path right?") from None
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-            raise DataError(f"{path} is not JSON", str(error), "") from None
-        return cls.from_json(content, str(path))
 
 
 def index_pairs(

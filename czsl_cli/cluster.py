@@ -42,8 +42,8 @@ def up(join, host, port, dashboard_port, cpus, gpus, as_json) -> None:
     """
     from dataclasses import asdict
 
-    from cluster import daemons
-    from cluster.session import token_file
+    from cluster.machines import daemons
+    from cluster.machines.session import token_file
 
     if join and ":" not in join:
         raise click.UsageError(f"--join {join}: give the head's address and port, e.g. 10.0.0.1:6379")
@@ -72,7 +72,7 @@ def up(join, host, port, dashboard_port, cpus, gpus, as_json) -> None:
 @as_json
 def status(address, as_json) -> None:
     """List the nodes, what they offer and which versions they have."""
-    from cluster import daemons
+    from cluster.machines import daemons
 
     found = daemons.status(address)
     if as_json:
@@ -103,7 +103,7 @@ def status(address, as_json) -> None:
 @as_json
 def down(as_json) -> None:
     """End what `czsl cluster up` started on this machine, and nothing else."""
-    from cluster import daemons
+    from cluster.machines import daemons
 
     state = daemons.read_state()
     ended = daemons.down()
@@ -132,7 +132,7 @@ def submit(dashboard, folder, no_wait, words) -> None:
 
     if words[0] not in COMMANDS:
         raise click.UsageError(f"no command {words[0]!r}; write: czsl cluster submit -- train ...")
-    from cluster import submit as jobs_module
+    from cluster.machines import submit as jobs_module
 
     jobs = jobs_module.client(dashboard)
     job = jobs_module.submit(jobs, list(words), folder or Path.cwd())

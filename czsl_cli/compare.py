@@ -94,7 +94,8 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
-    from cluster.evaluate import Question, reduction_of
+    from cluster.evaluate import reduction_of
+    from cluster.work.evaluation import Question
     from czsl.data.table import open_data
     from czsl.errors import DataError
     from czsl.runs.run import Run

@@ -14,7 +14,7 @@ from czsl_cli.console import print_json, print_table, progress_bar, say
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
-    from czsl.data.problems import Problem
+    from czsl.data.importing.problems import Problem
 
 MOST_SHOWN = 10  # of each kind of problem; --json and import.json have all
 MOST_NAMES = 4
@@ -77,7 +77,7 @@ def import_(
 
     Images that cannot be used are skipped and listed; identical images are listed and kept.
     """
-    from czsl.data.importers import ImportOptions, TooManyBadError, import_dataset
+    from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
 
     names = _label_names(attributes, objects, classes, unseen)
     options = ImportOptions(layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force)
@@ -108,8 +108,8 @@ def import_(
 
 
 def _label_names(attributes, objects, classes, unseen):
-    from czsl.data.classnames import ClassNames
-    from czsl.data.foldernames import FolderNames
+    from czsl.data.importing.classnames import ClassNames
+    from czsl.data.importing.foldernames import FolderNames
     from czsl.errors import UsageError
 
     if not classes and unseen is None:

@@ -24,10 +24,10 @@ def doctor(on_cluster, address, clip, clip_weights, as_json) -> None:
     """
     from dataclasses import asdict
 
-    from cluster import health
+    from cluster.machines import health
 
     if on_cluster or address:
-        from cluster.daemons import address_of
+        from cluster.machines.daemons import address_of
 
         findings = health.examine_cluster(address_of(address), clip, clip_weights)
     else:

@@ -70,7 +70,8 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
 
 def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     where = where_of(options)
-    from cluster.evaluate import Question, evaluate_run
+    from cluster.evaluate import evaluate_run
+    from cluster.work.evaluation import Question
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run

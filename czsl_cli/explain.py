@@ -147,9 +147,9 @@ def _newest(name: str, trains: bool) -> Run:
 
 def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
     from czsl.clip.backbone import load_clip
-    from czsl.compositions import CompositionSpace
     from czsl.data.table import open_data
     from czsl.errors import UsageError
+    from czsl.spaces import space_from_json
     from czsl_cli.config import resolve
     from czsl_cli.predict import read_names, read_pairs
     from methods.building import build
@@ -161,9 +161,9 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
     if pairs:
         named = read_pairs(pairs)
         attributes, objects = (list(dict.fromkeys(x)) for x in zip(*named, strict=True))
-        space = CompositionSpace.from_json({"attributes": attributes, "objects": objects, "test_pairs": named})
+        space = space_from_json({"attributes": attributes, "objects": objects, "test_pairs": named})
     elif classes:
-        space = CompositionSpace.from_json({"classes": read_names(classes), "seen": []})
+        space = space_from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
     method = build(name, space, load_clip(config.clip, config.clip_weights), config.model).eval()
@@ -174,7 +174,8 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
     """The method, on its device and with new words if some are asked for, its candidates, and what is asked for by name."""
     import torch
 
-    from czsl.compositions import CompositionSpace, index_pairs
+    from czsl.compositions import index_pairs
+    from czsl.spaces import space_from_json
     from czsl_cli.predict import tell_new_words
     from czsl_cli.search import candidates, read_composition
 
@@ -184,7 +185,7 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
     if asked:
         content, named = candidates(space, asked)
         tell_new_words(content, space)
-        new = CompositionSpace.from_json(content)
+        new = space_from_json(content)
         if (new.attributes, new.objects) != (space.attributes, space.objects):
             method = method.for_space(new)
         pairs = index_pairs(named, new.attributes, new.objects)

@@ -80,8 +80,8 @@ def _check_free(out: Path) -> None:
 
 def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dataset | None, str]:
     """The label space of the checkpoint's rows, the dataset, and how the run names it."""
-    from czsl.compositions import CompositionSpace
     from czsl.data.table import open_data
+    from czsl.spaces import load_space
 
     is_file = labels is not None and Path(labels).is_file()
     if labels not in (None, "toy") and not Path(str(labels)).exists():
@@ -90,7 +90,7 @@ def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dat
         _refuse("the checkpoint's labels are not known", "its file does not name them", "give --labels FILE or --data DATASET")
     data = data or (None if is_file else labels)
     dataset = open_data(data) if data else None
-    space = CompositionSpace.load(Path(labels)) if is_file and labels else open_data(labels or data or "").space
+    space = load_space(labels) if is_file and labels else open_data(labels or data or "").space
     for what, names in (("attributes", space.attributes), ("objects", space.objects)):
         if list(names) not in (sorted(names), sorted(names, key=str.lower)):
             warn(f"the {what} are not sorted: rows are taken in the order given (public programs sort theirs)")

@@ -40,7 +40,8 @@ def build(run, kind, cells, checkpoint, **options) -> None:
     What an interrupted build has encoded is used by the next one.
     """
     where = where_of(options)
-    from cluster.index import Plan, build_index
+    from cluster.index import build_index
+    from cluster.work.indexing import Plan
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run
 
@@ -60,7 +61,7 @@ def build(run, kind, cells, checkpoint, **options) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the index's own description.")
 def show(run, as_json) -> None:
     """Describe the index of RUN and say whether it belongs to the best checkpoint."""
-    from cluster.index import folder_of, fresh_index
+    from cluster.work.indexing import folder_of, fresh_index
     from czsl.errors import UsageError
     from czsl.retrieval.storage import describe
     from czsl_cli.runs import chosen_run

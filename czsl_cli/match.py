@@ -118,7 +118,7 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     import torch
 
     from czsl.clip.backbone import load_clip
-    from czsl.data.regions import read_regions
+    from czsl.data.files.regions import read_regions
     from czsl.errors import UsageError
     from methods.comclip.algebra import Rule
     from methods.comclip.matching import Matcher
@@ -144,7 +144,7 @@ def load_file(name: str):
 
 
 def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
-    from czsl.data.match_files import read_sentences
+    from czsl.data.files.match import read_sentences
     from czsl.errors import UsageError
     from methods.comclip.parse import parse
 

@@ -10,7 +10,7 @@ import numpy as np
 from czsl_cli.console import percent, print_table, say, warn
 
 if TYPE_CHECKING:
-    from czsl.data.match_files import Item, MatchFile
+    from czsl.data.files.match import Item, MatchFile
     from methods.comclip.matching import Match, Matcher
     from methods.comclip.parse import Composition
 
@@ -34,14 +34,14 @@ def evaluate_file(matcher: Matcher, path: Path, folder: Path, options: dict[str,
     ----------
     matcher : Matcher
     path : Path
-        Of a format that :func:`czsl.data.match_files.read_match_file` knows.
+        Of a format that :func:`czsl.data.files.match.read_match_file` knows.
     folder : Path
         Absolute; no image outside of it is opened.
     options : dict
         ``limit``, ``rerank``, ``clean_triplets``, and those that the result repeats.
     """
+    from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file
-    from czsl.data.match_files import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.paths import contained
     from methods.comclip.parse import parse
 

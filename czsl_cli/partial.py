@@ -56,8 +56,8 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
     Candidates are seen pairs. What is drawn for an image depends on its name and the seed alone; val and test keep their labels. The
     training that is given the file sees no other labels.
     """
-    from czsl.data.ambiguity import make_partial_labels
-    from czsl.data.partial_labels import partial_labels_from_file, write_partial_labels
+    from czsl.data.files.ambiguity import make_partial_labels
+    from czsl.data.files.partial_labels import partial_labels_from_file, write_partial_labels
     from czsl.data.table import open_data
     from czsl.errors import UsageError
 

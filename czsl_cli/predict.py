@@ -57,7 +57,7 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     """
     where = where_of(options)
     from cluster.predict import BATCH, partial_of, predict_files
-    from czsl.data import predictions
+    from czsl.data.files import predictions
     from czsl.data.images import list_images
 
     if out:
@@ -116,7 +116,7 @@ def no_images(folder: Path) -> NoReturn:
 
 def _request(run_path: Path | None, options: dict[str, Any]):
     """Which method and which candidates."""
-    from cluster.predictor import Request
+    from cluster.work.predictor import Request
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
 
@@ -146,17 +146,17 @@ def _request(run_path: Path | None, options: dict[str, Any]):
 
 def _check_labels(run, named: tuple[dict[str, Any], list[list[str]]] | None, options: dict[str, Any]) -> None:
     """UsageError, before a cluster is started, where the run's method cannot name such labels."""
-    from czsl.compositions import CompositionSpace
-    from methods.registry import method_class
+    from czsl.spaces import space_from_json
+    from methods.building import check_labels
 
-    space = run.space if named is None else CompositionSpace.from_json(named[0])
-    method_class(run.config.method).check_space(space)
+    space = run.space if named is None else space_from_json(named[0])
+    check_labels(run.config.method, space)
     space.pairs(options["open_world"])
 
 
 def _index(run, options: dict[str, Any]) -> str | None:
     """The folder of the run's index, if it is to be used."""
-    from cluster.index import SHARD, folder_of, fresh_index
+    from cluster.work.indexing import SHARD, folder_of, fresh_index
     from czsl.errors import UsageError
     from czsl.retrieval.storage import describe
 

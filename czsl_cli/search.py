@@ -38,7 +38,7 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     """
     where = where_of(options)
     from cluster.predict import predict_files
-    from cluster.predictor import Request
+    from cluster.work.predictor import Request
     from czsl.compositions import label_of
     from czsl.data.images import list_images
     from czsl.errors import UsageError

@@ -150,11 +150,12 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
+    from methods.building import check_labels
     from methods.registry import method_class
 
     data = open_data(config.data)
     _partial_labels(config, data)
-    method_class(config.method).check_space(data.space)
+    check_labels(config.method, data.space)
     own = method_class(config.method).Config(**config.model)
     for note in [*own.notes(data.space), *own.data_notes(data)]:
         warn(note)
@@ -172,7 +173,7 @@ def _partial_labels(config, data):
     """The candidates that a run is given instead of labels, checked before a cluster is started."""
     if config.partial_labels is None:
         return None
-    from czsl.data.partial_labels import read_partial_labels
+    from czsl.data.files.partial_labels import read_partial_labels
     from czsl.errors import UsageError
 
     if not _trains(config.method):
@@ -289,8 +290,8 @@ class Watcher:
 def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     import yaml
 
-    from cluster.estimate import estimate
-    from cluster.session import planned
+    from cluster.machines.session import planned
+    from cluster.work.estimate import estimate
     from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
     from methods.building import build

@@ -98,12 +98,13 @@ def _settings(options: dict[str, Any]):
     """The settings of a new search; everything that can be wrong with them is found here."""
     import dataclasses
 
-    from cluster.tune import proposals, space_of
+    from cluster.tuning.tune import proposals, space_of
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl.runs.search import grid
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
+    from methods.building import check_labels
     from methods.registry import method_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
@@ -115,7 +116,7 @@ def _settings(options: dict[str, Any]):
         )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
-    method_class(base.method).check_space(open_data(base.data).space)
+    check_labels(base.method, open_data(base.data).space)
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}
@@ -153,7 +154,7 @@ def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
 
 
 def _resumed(ctx: click.Context, path: Path, options: dict[str, Any]):
-    from cluster.tune import space_of
+    from cluster.tuning.tune import space_of
     from czsl.errors import UsageError
     from czsl.runs.search import grid
     from czsl.runs.trials import Search
@@ -173,7 +174,7 @@ def _resumed(ctx: click.Context, path: Path, options: dict[str, Any]):
 
 
 def _run(search, address: str | None, as_json: bool) -> None:
-    from cluster.tune import tune as tune_search
+    from cluster.tuning.tune import tune as tune_search
 
     began = time.monotonic()
     with progress_bar() as bar:
@@ -189,7 +190,7 @@ def _run(search, address: str | None, as_json: bool) -> None:
 
 
 def _finish(search, status: str, seconds: float, as_json: bool) -> None:
-    from cluster.tune import space_of
+    from cluster.tuning.tune import space_of
     from czsl.errors import CzslError
     from czsl_cli.trials_plot import plot_trials
 
@@ -235,7 +236,7 @@ def _dry_run(config, as_json: bool) -> None:
 
     import yaml
 
-    from cluster.tune import proposals, space_of
+    from cluster.tuning.tune import proposals, space_of
     from czsl.errors import UsageError
     from czsl.runs.search import with_values
     from methods.registry import method_class

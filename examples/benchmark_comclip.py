@@ -18,8 +18,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from czsl.clip.backbone import Clip, load_clip
 from czsl.compositions import CompositionSpace
-from czsl.data import toy
 from czsl.data.pixels import clip_pixels
+from czsl.data.toy import dataset as toy
 from methods.building import build
 from methods.comclip.algebra import Rule, compose, fits, weigh
 from methods.comclip.fills import sub_image

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.comm import Group
+from cluster.work.comm import Group
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
 from methods.parts.comm import Communicator
@@ -139,7 +139,7 @@ def small_model() -> ClusPro:
 
 def count_in_process(rank: int, workers: int, B: int, precision: str, folder: str) -> None:
     """A step of one of several workers; rank 0 writes what was handed to torch.distributed."""
-    from cluster.source import autocast
+    from cluster.work.source import autocast
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.estimate import KEPT_PER_BLOCK
+from cluster.work.estimate import KEPT_PER_BLOCK
 from czsl.clip.backbone import load_clip
 from czsl.data.batches import PixelCache, epoch_batches
 from czsl.data.table import open_data

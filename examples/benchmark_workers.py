@@ -26,10 +26,10 @@ import torch
 import torch.distributed as dist
 from benchmark_scaling import table
 
-from cluster import worker
-from cluster.comm import Group
-from cluster.launch import run_workers
-from cluster.session import OBJECT_STORE_BYTES, place, prepare_environment, session
+from cluster.machines.launch import run_workers
+from cluster.machines.session import OBJECT_STORE_BYTES, place, prepare_environment, session
+from cluster.work import training as worker
+from cluster.work.comm import Group
 from czsl.data.table import open_data
 from czsl.runs.run import Run
 from czsl_cli.config import resolve

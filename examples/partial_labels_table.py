@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.comm import Group
-from cluster.score import score_split
-from cluster.source import Source
-from cluster.worker import train_worker
-from czsl.data.ambiguity import make_partial_labels
-from czsl.data.partial_labels import write_partial_labels
+from cluster.work.comm import Group
+from cluster.work.scoring import score_split
+from cluster.work.source import Source
+from cluster.work.training import train_worker
+from czsl.data.files.ambiguity import make_partial_labels
+from czsl.data.files.partial_labels import write_partial_labels
 from czsl.data.table import Dataset, open_data
 from czsl.evaluation import Candidates, report
 from czsl.runs import checkpoint

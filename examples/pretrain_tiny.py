@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageFilter
 
-from czsl.data import toy
-from czsl.data.toy_objects import SHAPES
-from czsl.data.toy_scene import Pose, background, finish, place
+from czsl.data.toy import dataset as toy
+from czsl.data.toy.objects import SHAPES
+from czsl.data.toy.scene import Pose, background, finish, place
 
 CONFIG = Path(__file__).parent.parent / "czsl" / "clip" / "tiny" / "config.json"
 SIZE = 64

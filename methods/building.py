@@ -6,12 +6,13 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
+from czsl.classes import ClassSpace
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
 from methods.method import Method
-from methods.registry import method_class
+from methods.registry import METHODS, method_class
 
 
 def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, Any]) -> Method:
@@ -20,9 +21,10 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
     Raises
     ------
     UsageError
-        Unknown method or field (with the nearest name), or a value the method refuses.
+        Unknown method or field (with the nearest name), labels or a value that the method refuses.
     """
     cls = method_class(name)
+    check_labels(name, space)
     known = [f.name for f in fields(cls.Config)]
     for key in settings:
         if key not in known:
@@ -33,6 +35,14 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"its fields: {', '.join(known)}",
             )
     return cls(space, clip, cls.Config(**cls.Config.read_files(settings)))
+
+
+def check_labels(name: str, space: CompositionSpace) -> None:
+    """UsageError where the method needs attributes and the labels are plain classes; names the methods that do not."""
+    if isinstance(space, ClassSpace) and not (cls := method_class(name)).classes:
+        able = ", ".join(other for other in METHODS if method_class(other).classes)
+        why = f"the labels are {space.num_objects:,} plain classes"
+        raise UsageError(f"{cls.title} needs attributes and objects", why, f"methods for plain classes: {able}")
 
 
 def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:

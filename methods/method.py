@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from czsl.classes import ClassSpace
 from czsl.clip.backbone import Clip
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
@@ -98,7 +97,7 @@ class Method(nn.Module):
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains: ClassVar[bool] = True
-    # Whether labels may be plain classes, which have no attribute.
+    # Whether labels may be plain classes, which have no attribute; :func:`methods.building.check_labels` refuses them elsewhere.
     classes: ClassVar[bool] = False
     # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
     per_primitive: ClassVar[tuple[str, ...]] = ()
@@ -109,23 +108,12 @@ class Method(nn.Module):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
         super().__init__()
-        self.check_space(space)
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
         self.object_names = [prompt_name(n, config.names) for n in space.objects]
-
-    @classmethod
-    def check_space(cls, space: CompositionSpace) -> None:
-        """UsageError where the method needs attributes and the labels are plain classes."""
-        if isinstance(space, ClassSpace) and not cls.classes:
-            from methods.registry import METHODS, method_class
-
-            able = ", ".join(name for name in METHODS if method_class(name).classes)
-            why = f"the labels are {space.num_objects:,} plain classes"
-            raise UsageError(f"{cls.title} needs attributes and objects", why, f"methods for plain classes: {able}")
 
     def _apply(self, fn, recurse=True):
         self.clip._apply(fn, recurse)  # .to(), .double() and .cuda() take the towers along

@@ -87,8 +87,8 @@ def small_space():
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory, czsl_cache):
     """A dataset of drawn images: the toy's space, one image of each pair of each split (140 images)."""
-    from czsl.data import toy
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
 
     records = (Record(name, image, attr, obj, split) for name, attr, obj, split, image in toy.samples(scale=0.01))
     path = tmp_path_factory.mktemp("data") / "drawn"

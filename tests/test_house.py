@@ -1,4 +1,4 @@
-"""The house rules: four floors, imports go down, Ray on one of them, and a command line that starts at once."""
+"""The house rules: four floors, imports go down and never in a circle, Ray in few rooms, and a command line that starts at once."""
 
 import ast
 import subprocess
@@ -14,12 +14,21 @@ FLOORS = ("czsl", "methods", "cluster", "czsl_cli")  # from the ground up
 MODULES = {
     path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for f in FLOORS for path in sorted((ROOT / f).rglob("*.py"))
 }
-RAY = {"ray"}
+# Where Ray may be imported: how machines are reached, the search, and the one job that Ray Data distributes.
+RAY = ("cluster.machines.", "cluster.tuning.", "cluster.predict")
+ROOMS = ("cluster.work", "cluster.machines", "cluster.tuning")
 
 
-def imports(path):
-    """Every module a file imports, at any depth of the code, as dotted names."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path, typing=True):
+    """Every module a file imports, at any depth of the code, as dotted names; without ``typing`` not what only annotations need."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            only_types |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in only_types and not typing:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -36,7 +45,38 @@ def test_imports_go_down_and_ray_stays_on_its_floor(path):
         assert top not in {"tests", "examples"}, name
         if top in FLOORS:
             assert FLOORS.index(top) <= floor, f"{name} lies above"
-        assert top not in RAY or FLOORS[floor] == "cluster", name
+        assert top != "ray" or MODULES[path].startswith(RAY), name
+
+
+@pytest.mark.parametrize("path", [p for p, m in MODULES.items() if m.startswith(ROOMS)], ids=str)
+def test_rooms_of_the_cluster_do_not_look_up(path):
+    """What one worker does knows no machine; machines know no search and no job."""
+    room = next(i for i, r in enumerate(ROOMS) if MODULES[path].startswith(r))
+    jobs = {m for m in MODULES.values() if m.startswith("cluster.") and not m.startswith(ROOMS)}
+    for name in imports(path):
+        assert not name.startswith(ROOMS[room + 1 :]), f"{name} lies above"
+        assert room == 2 or name not in jobs, f"{name} lies above"  # the search starts trainings, which are jobs
+
+
+def test_no_module_imports_itself_by_a_detour():
+    known = set(MODULES.values())
+    arrows = {}
+    for path, module in MODULES.items():
+        arrows[module] = {name for name in imports(path, typing=False) if name in known and name != module}
+    done, way = set(), []
+
+    def visit(module):
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module in done:
+            return
+        way.append(module)
+        for name in sorted(arrows[module]):
+            visit(name)
+        way.pop()
+        done.add(module)
+
+    for module in sorted(known):
+        visit(module)
 
 
 def method_of(parts):

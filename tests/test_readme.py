@@ -75,7 +75,7 @@ def test_the_five_minute_tour_runs_as_printed(tmp_path):
 )
 def test_the_python_lines_of_a_document_run(tmp_path, document, word, count):
     """With a run and pictures put where the lines expect them."""
-    from czsl.data import toy
+    from czsl.data.toy import dataset as toy
 
     czsl = str(Path(sys.executable).parent / "czsl")
     subprocess.run([czsl, "train", "--method", "zero-shot", "--name", "mine"], cwd=tmp_path, check=True, capture_output=True)

@@ -9,7 +9,7 @@ import numpy as np
 from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS
 from czsl.data.images import BadImage, image_size
-from czsl.data.problems import count_duplicates
+from czsl.data.importing.problems import count_duplicates
 from czsl.data.table import Dataset, Split
 
 

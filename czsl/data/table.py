@@ -2,7 +2,7 @@
 
 The folder holds Parquet shards of each split (`train-00000.parquet`, ...; columns id, image, attr, obj, split, sha256),
 `space.json`, `dataset.json` (format, name, counts, hash of the data, shards) and `import.json` (problems found on import).
-`czsl.data.writer` writes it.
+`czsl.data.importing.writer` writes it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.compositions import SPLITS, CompositionSpace
+from czsl.data.importing.problems import Row
+from czsl.data.importing.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.data.paths import cache_folder
-from czsl.data.problems import Row
-from czsl.data.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.errors import DataError, UsageError
+from czsl.spaces import load_space
 
 __all__ = ["Dataset", "Record", "Split", "cache_folder", "open_data", "write_dataset"]
 
@@ -69,7 +70,7 @@ class Dataset:
         missing = [name for name in content["shards"] if not (folder / name).is_file()]
         if missing:
             raise DataError(f"{folder} lacks {', '.join(missing)}", "the folder is incomplete", "import or copy it again")
-        return cls(folder, content, CompositionSpace.load(folder / "space.json"))
+        return cls(folder, content, load_space(folder / "space.json"))
 
     def split(self, name: str) -> Split:
         """The images of ``train``, ``val`` or ``test`` (possibly none); UsageError for another name."""
@@ -230,7 +231,7 @@ def _indices(column: pa.ChunkedArray, names: tuple[str, ...], folder: Path) -> n
 
 
 def _open_toy() -> Dataset:
-    from czsl.data import toy
+    from czsl.data.toy import dataset as toy
 
     folder = cache_folder() / f"toy-{_drawing_version()}"
     try:
@@ -250,6 +251,6 @@ def _open_toy() -> Dataset:
 def _drawing_version() -> str:
     """A hash of the code that draws the toy: changed code never meets pictures drawn before."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("toy*.py")):
+    for path in sorted((Path(__file__).parent / "toy").glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from czsl.data.match_files import Item
+from czsl.data.files.match import Item
 
 Scores = Mapping[tuple[str, str], float]  # (image, caption) -> score
 RECALLS = (1, 5, 10)

@@ -21,6 +21,7 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
+from czsl.spaces import space_from_json
 
 ARRAYS = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
 # What np.load raises on a file that is no npz, cut short, or made to look larger than memory.
@@ -69,7 +70,7 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
         raise DataError(f"{source} is not a label space", f"it is a {type(space).__name__}", "give the content of space.json")
     if "attrs" in space:
         space = {**space, "attributes": space["attrs"], "objects": space.get("objs")}
-    return CompositionSpace.from_json(dict(space), source)
+    return space_from_json(dict(space), source)
 
 
 def read_space(path: str | Path) -> CompositionSpace:

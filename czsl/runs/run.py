@@ -20,6 +20,7 @@ from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
+from czsl.spaces import load_space
 
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
@@ -88,7 +89,7 @@ class Run:
     @property
     def space(self) -> CompositionSpace:
         """The label space the run was made for; prediction needs no other part of its data."""
-        return CompositionSpace.load(self.path / "space.json")
+        return load_space(self.path / "space.json")
 
     # -- files -----------------------------------------------------------------------------------------------------
     @property

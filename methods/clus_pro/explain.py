@@ -5,12 +5,15 @@ Letters: K prototypes, n training images, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from methods.clus_pro.gallery import branch_features, prototype_cosines
-from methods.clus_pro.model import ClusPro, ClusProImages
-from methods.explanation import Figures, Neighbours, Part, Question
+from czsl.compositions import CompositionSpace
+from methods.clus_pro.prototypes import prototype_cosines
+from methods.explanation import Examples, Figures, Neighbours, Part
 
 PROTOTYPES = 2  # nearest ones of each primitive whose training images are shown
 IMAGES = 6  # of each
@@ -18,20 +21,36 @@ LIKELIEST = 5  # primitives in the list of nearest prototypes
 
 
 @torch.inference_mode()
-def prototype_parts(method: ClusPro, question: Question, place: int) -> tuple[list[Part], list[str]]:
-    """Cosines with all prototypes of the pair's primitives, the primitives with the nearest prototypes, and their training images."""
-    side = question.side
-    assert isinstance(side, ClusProImages) and side.hidden is not None
-    pair, A, bank = question.text.pairs[place].tolist(), method.space.num_attributes, method.prototypes.bank
-    examples = question.examples(pair[0], pair[1])
-    hidden_2nD = branch_features(method, examples.features) if examples is not None else None
+def prototype_parts(
+    space: CompositionSpace,
+    bank: Tensor,
+    pair: Sequence[int],
+    hidden_21D: Tensor,
+    examples: Examples | None,
+    hidden_2nD: Tensor | None,
+) -> tuple[list[Part], list[str]]:
+    """Cosines with all prototypes of the pair's primitives, the primitives with the nearest prototypes, and their training images.
+
+    Parameters
+    ----------
+    space : CompositionSpace
+    bank : float tensor [A + O, K, D]
+        Prototypes, attributes first.
+    pair : (int, int)
+        Attribute and object to explain.
+    hidden_21D : float tensor
+        The image's features in the prototypes' space, attribute branch first.
+    examples, hidden_2nD : optional
+        Training images that show the attribute or the object, and their features in the prototypes' space.
+    """
+    A = space.num_attributes
     cosines: list[list[str | float | int]] = []
     galleries: list[Part] = []
     nearest: list[Part] = []
     notes: list[str] = []
-    spaces = (("attribute", method.space.attributes, bank[:A]), ("object", method.space.objects, bank[A:]))
+    spaces = (("attribute", space.attributes, bank[:A]), ("object", space.objects, bank[A:]))
     for branch, (kind, names, own_CKD) in enumerate(spaces):
-        index, hidden_1D = pair[branch], side.hidden[branch]
+        index, hidden_1D = pair[branch], hidden_21D[branch]
         name = names[index]
         if not bool(own_CKD[index].any()):
             notes.append(f"training never saw the {kind} {name}: it has no prototypes")
@@ -55,7 +74,7 @@ def prototype_parts(method: ClusPro, question: Question, place: int) -> tuple[li
     return [*galleries, table, *nearest], notes
 
 
-def _nearest_names(kind: str, names: tuple[str, ...], hidden_1D: torch.Tensor, bank_CKD: torch.Tensor) -> Figures:
+def _nearest_names(kind: str, names: tuple[str, ...], hidden_1D: Tensor, bank_CKD: Tensor) -> Figures:
     best_C, which_C = prototype_cosines(hidden_1D, bank_CKD.flatten(0, 1))[0].view(len(names), -1).max(1)
     order = torch.argsort(best_C, descending=True, stable=True)[:LIKELIEST].tolist()
     rows = [[names[c], int(which_C[c]) + 1, round(float(best_C[c]), 4)] for c in order]

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from czsl.retrieval.clusters import balanced_kmeans, silhouette
-from methods.clus_pro.model import ClusPro, ClusProImages
-from methods.clus_pro.prototypes import effective_count, health, mean_cosine
+from methods.clus_pro.model import ClusPro
+from methods.clus_pro.prototypes import effective_count, health, mean_cosine, prototype_cosines
 
 LEAST_IMAGES = 20  # of a primitive whose number of clusters is judged
 
@@ -42,18 +41,6 @@ class PrimitiveGallery:
     cosine: float
 
 
-def branch_features(method: ClusPro, features_ND: Tensor) -> Tensor:
-    """Features in the prototypes' space [2, N, D], attribute branch first: what is clustered."""
-    side = method.image_side(features_ND)
-    assert isinstance(side, ClusProImages) and side.hidden is not None
-    return side.hidden
-
-
-def prototype_cosines(hidden_nD: Tensor, prototypes_KD: Tensor) -> Tensor:
-    """Cosines [n, K] of features in the prototypes' space; 0 with a prototype that training never touched."""
-    return F.normalize(hidden_nD, dim=-1) @ F.normalize(prototypes_KD, dim=-1).T
-
-
 @torch.inference_mode()
 def gallery(
     method: ClusPro, features_ND: Tensor, attr_N: np.ndarray, obj_N: np.ndarray, shown: int = 8
@@ -71,7 +58,7 @@ def gallery(
     shown : int
         Nearest images to name for each prototype.
     """
-    hidden_2ND = branch_features(method, features_ND)
+    hidden_2ND = method.clustered_features(features_ND)
     bank, A = method.prototypes.bank, method.space.num_attributes
     entries = []
     for kind, labels_N, first, names, hidden_ND in (
@@ -103,7 +90,7 @@ def count_scores(
 
     The number with the highest is where these features fall apart most clearly.
     """
-    hidden_2ND = branch_features(method, features_ND).cpu().numpy()
+    hidden_2ND = method.clustered_features(features_ND).cpu().numpy()
     scores: dict[int, list[float]] = {k: [] for k in counts}
     for labels_N, hidden_ND in ((attr_N, hidden_2ND[0]), (obj_N, hidden_2ND[1])):
         for c in np.unique(labels_N):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.clus_pro.config import ClusProConfig
+from methods.clus_pro.explain import prototype_parts
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
 from methods.explanation import Explanation, Question, branch_figures
@@ -208,6 +209,12 @@ class ClusPro(Method):
             total = total + weight * normalised_hsic(z_2BD[this], against, c.pdl_estimator)
         return total
 
+    def clustered_features(self, features_ND: Tensor) -> Tensor:
+        """Image features in the prototypes' space [2, N, D], attribute branch first: what is clustered."""
+        side = self.image_side(features_ND)
+        assert isinstance(side, ClusProImages) and side.hidden is not None
+        return side.hidden
+
     def metrics(self) -> dict[str, float]:
         """Health of the prototypes: mean effective number and mean pairwise cosine over primitives that have any."""
         bank = self.prototypes.bank
@@ -218,9 +225,11 @@ class ClusPro(Method):
 
     def explain_candidate(self, question: Question, place: int) -> Explanation:
         """The image's nearest prototypes of the attribute and the object, with the training images nearest to them."""
-        from methods.clus_pro.explain import prototype_parts
-
-        names = self.space.pair_names(question.text.pairs[place].tolist())
+        assert isinstance(question.side, ClusProImages) and question.side.hidden is not None
+        pair = question.text.pairs[place].tolist()
+        names = self.space.pair_names(pair)
         figures = branch_figures(question, place, (" ".join(names), *names))
-        parts, notes = prototype_parts(self, question, place)
+        examples = question.examples(pair[0], pair[1])
+        shown = None if examples is None else self.clustered_features(examples.features)
+        parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, question.side.hidden, examples, shown)
         return Explanation(names, [figures, *parts], notes)

@@ -221,6 +221,11 @@ class Prototypes(nn.Module):
 
 
 # -- health --------------------------------------------------------------------------------------------------------
+def prototype_cosines(hidden_nD: Tensor, prototypes_KD: Tensor) -> Tensor:
+    """Cosines [n, K] of features in the prototypes' space; 0 with a prototype that training never touched."""
+    return F.normalize(hidden_nD, dim=-1) @ F.normalize(prototypes_KD, dim=-1).T
+
+
 def effective_count(prototypes_CKD: Tensor) -> Tensor:
     """exp of the entropy of the eigenvalues of G / K, G the Gram matrix of the unit prototypes: K if orthogonal, 1 if equal. [C]"""
     unit = F.normalize(prototypes_CKD.double(), dim=-1)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from czsl.clip.backbone import Clip
+from czsl.data.files.regions import RegionTable
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import RegionTable
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.fills import sub_images
 from methods.comclip.windows import SEGMENTS, box_mask, grid_boxes, patch_shares, slic_segments

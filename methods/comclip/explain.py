@@ -17,7 +17,7 @@ from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part,
 if TYPE_CHECKING:
     from czsl.clip.backbone import Clip
     from czsl.compositions import CompositionSpace
-    from czsl.data.regions import RegionTable
+    from czsl.data.files.regions import RegionTable
     from methods.comclip.config import ComCLIPConfig
 
 MAP_SIDE = 96  # cells along the longer side of a map

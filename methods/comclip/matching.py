@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from czsl.clip.backbone import Clip
+from czsl.data.files.regions import RegionTable
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import RegionTable
 from czsl.errors import CzslError
 from methods.comclip.algebra import Rule, fits, gram_scores, weigh
 from methods.comclip.config import Fill

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from czsl.clip.backbone import Clip
-from czsl.data.regions import RegionTable
+from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, prepare_bank
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.explain import explain_pair

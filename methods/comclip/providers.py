@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from czsl.clip.backbone import Clip
-from czsl.data.regions import RegionTable
+from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import side_of
 from methods.comclip.parse import Composition, base_noun, head_of
 from methods.comclip.windows import box_mask, grid_boxes, patch_shares, slic_segments

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from czsl.compositions import CompositionSpace
-from czsl.data.descriptors import check_descriptors, match_descriptors, read_descriptors
+from czsl.data.files.descriptors import check_descriptors, match_descriptors, read_descriptors
 from czsl.errors import UsageError
 from methods.parts.region_config import RegionFileConfig
 

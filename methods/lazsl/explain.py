@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from czsl.clip.backbone import Clip
+from czsl.data.files.regions import checked_boxes
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.regions import boxes_of, region_side

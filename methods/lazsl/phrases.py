@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from czsl.clip.backbone import Clip
-from czsl.data.descriptors import match_descriptors
+from czsl.data.files.descriptors import match_descriptors
 from methods.lazsl.config import LaZSLConfig
 
 PLAIN = {

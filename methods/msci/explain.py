@@ -5,39 +5,35 @@ Letters: n the three texts (composition, attribute, object), L visual tokens (cl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from methods.explanation import HeatMap, Part, Question, Shares, attention_map
 from methods.msci.config import HIGH, LOW
-from methods.parts.attending import AttendedImages, candidate_texts
-
-if TYPE_CHECKING:
-    from methods.msci.model import MSCI
+from methods.parts.attending import AttendedImages
 
 STAGES = {LOW: "stage 1, low layers", HIGH: "stage 2, high layers"}
 PARTS = {"text": "text", LOW: "low layers (stage 1)", HIGH: "high layers (stage 2)"}
 
 
-def explained_parts(method: MSCI, question: Question, place: int, labels: tuple[str, str, str]) -> list[Part]:
-    """Heat maps of each stage's attention (mean over its layers and heads), and the shares of the parts of t*.
+def explained_parts(
+    question: Question, attention: Mapping[str, Tensor], shares: Mapping[str, Tensor], labels: tuple[str, str, str]
+) -> list[Part]:
+    """Heat maps of each stage's attention, and the shares of the parts of t*.
 
+    ``attention`` has the weights [n, L] of each stage (mean over its layers and heads), ``shares`` the parts [n, D] of t*.
     A part's share in t* is its projection on t*, <part, t*> / |t*|^2, so that shares add up to 1; one below 0 points away from t*. Its
     share in the cosine is <part, image feature> / |t*|, so that these add up to the branch's cosine.
     """
     side = question.side
     assert isinstance(side, AttendedImages) and side.attribute is not None and side.object is not None
-    text_nD = candidate_texts(question.text, place)
-    answers = method.answers(text_nD, side.memory)
     found: list[Part] = []
-    for name in method.stages:
-        chained = name == HIGH and method.config.stage_order == "sequential"
-        asks = answers[LOW] if chained else text_nD
-        weights_nL = method.stages[name].cross_attn_layers.attention(asks, side.memory[name])[0]  # type: ignore[union-attr, operator]
+    for name, weights_nL in attention.items():
         found += _maps(STAGES[name], weights_nL, labels, question.image.size)
-    parts = {name: part[0].double() for name, part in method.shares(text_nD, side.memory).items()}
+    parts = {name: part.double() for name, part in shares.items()}
     stacked_knD = torch.stack(list(parts.values()))
     moved_nD = stacked_knD.sum(0)
     norm_n = torch.linalg.vector_norm(moved_nD, dim=-1).clamp_min(1e-12)
@@ -58,5 +54,5 @@ def explained_parts(method: MSCI, question: Question, place: int, labels: tuple[
     ]
 
 
-def _maps(group: str, weights_nL: torch.Tensor, labels: tuple[str, str, str], size: tuple[int, int]) -> list[HeatMap]:
+def _maps(group: str, weights_nL: Tensor, labels: tuple[str, str, str], size: tuple[int, int]) -> list[HeatMap]:
     return [attention_map(group, label, row_L, size) for label, row_L in zip(labels, weights_nL, strict=True)]

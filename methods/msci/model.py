@@ -17,7 +17,7 @@ from czsl.errors import UsageError
 from methods.explanation import Explanation, Question, branch_figures
 from methods.msci.config import HIGH, LOW, MSCIConfig
 from methods.msci.explain import explained_parts
-from methods.parts.attending import AttendingMethod
+from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
 from methods.parts.traction import Memory, Traction, TractionLayer, branch_cosines
 
 NUMBER = {LOW: 1, HIGH: 2}
@@ -170,8 +170,21 @@ class MSCI(AttendingMethod):
                 out[name] = out[name] + gate_D * parts[name]
         return out
 
+    def attention(self, text_nD: Tensor, memory: dict[str, Memory]) -> dict[str, Tensor]:
+        """Weights [n, L] of each stage for the first image, mean over its layers and heads."""
+        answers, chained = self.answers(text_nD, memory), self.config.stage_order == "sequential"
+        out: dict[str, Tensor] = {}
+        for s, stage in self.stages.items():
+            asks = answers[LOW] if s == HIGH and chained else text_nD
+            out[s] = cast(Stage, stage).cross_attn_layers.attention(asks, memory[s])[0]
+        return out
+
     def explain_candidate(self, question: Question, place: int) -> Explanation:
         """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
         names = self.space.pair_names(question.text.pairs[place].tolist())
         labels = (" ".join(names), *names)
-        return Explanation(names, [*explained_parts(self, question, place, labels), branch_figures(question, place, labels)])
+        assert isinstance(question.side, AttendedImages)
+        text_nD, memory = candidate_texts(question.text, place), question.side.memory
+        attention, shares = self.attention(text_nD, memory), self.shares(text_nD, memory)
+        parts = explained_parts(question, attention, {name: part[0] for name, part in shares.items()}, labels)
+        return Explanation(names, [*parts, branch_figures(question, place, labels)])

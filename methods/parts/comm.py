@@ -1,4 +1,4 @@
-"""What a method may ask of the other workers. On one worker it is the identity; ``cluster.comm`` has the distributed form."""
+"""What a method may ask of the other workers. On one worker it is the identity; ``cluster.work.comm`` has the distributed form."""
 
 from __future__ import annotations
 

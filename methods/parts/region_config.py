@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from czsl.data.regions import RegionTable, notes_on, read_regions
+from czsl.data.files.regions import RegionTable, notes_on, read_regions
 from czsl.data.table import Dataset
 from czsl.errors import UsageError
 from methods.method import MethodConfig

@@ -49,8 +49,8 @@ def clip_file(tmp_path_factory, czsl_cache):
 @pytest.fixture(scope="session")
 def candidates_file(dataset, tmp_path_factory):
     """Candidate sets of the drawn data, some nine an image."""
-    from czsl.data.ambiguity import make_partial_labels
-    from czsl.data.partial_labels import write_partial_labels
+    from czsl.data.files.ambiguity import make_partial_labels
+    from czsl.data.files.partial_labels import write_partial_labels
     from czsl.data.table import open_data
 
     data = open_data(dataset)
@@ -82,8 +82,8 @@ def source(dataset, clip_file, tmp_path_factory):
     """A CSP run of three epochs."""
     import torch
 
-    from cluster.comm import Group
-    from cluster.worker import train_worker
+    from cluster.work.comm import Group
+    from cluster.work.training import train_worker
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import resolve

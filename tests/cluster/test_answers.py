@@ -7,11 +7,12 @@ import json
 import pytest
 from PIL import Image
 
-from cluster.evaluate import Question, evaluate_run
+from cluster.evaluate import evaluate_run
 from cluster.predict import BATCH, Request, predict_files
 from cluster.train import train
-from czsl.data import toy
+from cluster.work.evaluation import Question
 from czsl.data.images import list_images
+from czsl.data.toy import dataset as toy
 from czsl.errors import CzslError, DataError, UsageError
 
 

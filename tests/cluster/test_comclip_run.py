@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.comm import Group
-from cluster.evaluate import Question, evaluate_run, kept_reduction
-from cluster.source import Source
+from cluster.evaluate import evaluate_run
+from cluster.work.comm import Group
+from cluster.work.evaluation import Question, kept_reduction
+from cluster.work.source import Source
 from czsl.clip.backbone import load_clip
 from czsl.data.images import decode
 from czsl.data.table import open_data

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.comm import Group
 from cluster.predict import BATCH, Request, partial_of, predict_files
 from cluster.train import train
-from cluster.worker import Trainer, train_worker
-from czsl.data import predictions, toy
+from cluster.work.comm import Group
+from cluster.work.training import Trainer, train_worker
+from czsl.data.files import predictions
 from czsl.data.images import list_images
+from czsl.data.toy import dataset as toy
 from czsl.errors import CzslError, SetupError
 from czsl.runs import checkpoint
 from czsl.runs.run import Run

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.comm import Group
 from cluster.train import train
-from cluster.worker import train_worker
-from czsl.data import toy
+from cluster.work.comm import Group
+from cluster.work.training import train_worker
+from czsl.data.toy import dataset as toy
 from czsl.errors import UsageError
 from czsl.runs import checkpoint
 from czsl.runs.run import Run

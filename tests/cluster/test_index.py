@@ -8,10 +8,11 @@ import torch
 
 import methods.method
 from cluster import index as indexing
-from cluster.comm import Group
-from cluster.index import Plan, build_index, compute, folder_of, fresh_index
-from cluster.predictor import Predictor, Request
-from czsl.data import toy
+from cluster.index import build_index
+from cluster.work.comm import Group
+from cluster.work.indexing import Plan, compute, folder_of, fresh_index
+from cluster.work.predictor import Predictor, Request
+from czsl.data.toy import dataset as toy
 from czsl.errors import UsageError
 from czsl.retrieval.index import CompositionIndex
 from czsl.runs import checkpoint

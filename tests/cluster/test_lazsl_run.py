@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.comm import Group
-from cluster.evaluate import Question, evaluate_run
-from cluster.predictor import Predictor, Request
-from cluster.source import Source
+from cluster.evaluate import evaluate_run
+from cluster.work.comm import Group
+from cluster.work.evaluation import Question
+from cluster.work.predictor import Predictor, Request
+from cluster.work.source import Source
 from czsl.clip.backbone import load_clip
-from czsl.data import toy
 from czsl.data.images import decode
 from czsl.data.table import open_data
+from czsl.data.toy import dataset as toy
 from czsl.runs.run import Run
 from czsl_cli.config import resolve
 from methods.building import build

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import score
-from cluster.comm import Group
-from cluster.evaluate import Question, evaluate_run, kept_reduction, reduction_file, reduction_of
-from cluster.worker import train_worker
+from cluster.evaluate import evaluate_run, reduction_of
+from cluster.work import scoring as score
+from cluster.work.comm import Group
+from cluster.work.evaluation import Question, kept_reduction, reduction_file
+from cluster.work.training import train_worker
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
@@ -208,8 +209,8 @@ def test_other_settings_are_another_fingerprint(copy):
 
 
 def test_data_without_validation_images_choose_nothing_and_an_empty_split_is_an_error(trained, tmp_path, czsl_cache):
-    from czsl.data import toy
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
 
     records = (Record(n, image, attr, obj, split) for n, attr, obj, split, image in toy.samples(scale=0.01) if split == "test")
     write_dataset(tmp_path / "drawn", toy.space(), records, "drawn")
@@ -221,8 +222,8 @@ def test_data_without_validation_images_choose_nothing_and_an_empty_split_is_an_
 
 
 def test_a_split_without_unseen_pairs_has_numbers_and_a_warning(trained, tmp_path, czsl_cache):
-    from czsl.data import toy
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
 
     space = toy.space()
     seen = {tuple(pair) for pair in space.to_json()["train_pairs"]}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import cluster.worker
-from cluster.comm import Group
-from cluster.labels import disambiguation, make_weights
-from cluster.worker import Trainer, train_worker
+import cluster.work.training
+from cluster.work.comm import Group
+from cluster.work.labels import disambiguation, make_weights
+from cluster.work.training import Trainer, train_worker
 from czsl.clip.backbone import load_clip
-from czsl.data.ambiguity import make_partial_labels
-from czsl.data.partial_labels import write_partial_labels
+from czsl.data.files.ambiguity import make_partial_labels
+from czsl.data.files.partial_labels import write_partial_labels
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
 from czsl.runs import checkpoint
@@ -79,8 +79,8 @@ def test_training_never_sees_the_true_labels(work, monkeypatch, method):
         split.attr = split.obj = None  # any use raises
         return data
 
-    monkeypatch.setattr(cluster.worker, "open_data", without_labels)
-    monkeypatch.setattr(cluster.worker, "disambiguation", lambda weights, data: {})  # a report, and the only reader
+    monkeypatch.setattr(cluster.work.training, "open_data", without_labels)
+    monkeypatch.setattr(cluster.work.training, "disambiguation", lambda weights, data: {})  # a report, and the only reader
     blind, _ = work(method)
     assert_same(honest, blind)
     assert all("disambiguation" in e for e in honest.metrics("epoch"))

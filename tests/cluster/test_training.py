@@ -136,8 +136,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, m
 
 def test_a_resumed_run_knows_its_epoch_and_its_optimizer(make_run, monkeypatch):
     """Stopped in the second epoch, where the public loop of MSCI has left training mode; AdamW's moments go on."""
-    from cluster.comm import Group
-    from cluster.worker import Trainer, train_worker
+    from cluster.work.comm import Group
+    from cluster.work.training import Trainer, train_worker
 
     settings = {"method": "msci", "train_mode": "reference", "optimizer": "adamw", "adapter_dim": 4, "lr": 1e-3}
     whole, broken = make_run(**settings), make_run(**settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from czsl.classes import ClassSpace
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 from czsl_cli.predict import tell_new_words
 from czsl_cli.search import candidates, read_composition
 

@@ -68,7 +68,7 @@ def test_a_head_that_is_gone_is_told_at_once(czsl, command):
 
 def test_submit_takes_commands_of_czsl_only_and_names_the_extra(czsl, monkeypatch):
     assert "no command 'rm'" in czsl("cluster", "submit", "--", "rm", "-rf", "x", expect=2).stderr
-    from cluster import submit
+    from cluster.machines import submit
 
     monkeypatch.setattr(submit.importlib.util, "find_spec", lambda name: None)
     shown = czsl("cluster", "submit", "--", "train", "--nodes", "2", expect=4)
@@ -105,7 +105,7 @@ class Jobs:
     ("end", "code", "expect"), [("SUCCEEDED", 0, 0), ("FAILED", 4, 4), ("FAILED", None, 1), ("STOPPED", None, 1)]
 )
 def test_a_submitted_command_is_followed_to_its_exit_code(czsl, monkeypatch, tmp_path, end, code, expect):
-    from cluster import submit
+    from cluster.machines import submit
 
     jobs = Jobs("RUNNING", "RUNNING", end, code=code)
     monkeypatch.setattr(submit, "client", lambda dashboard: jobs)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 
 
 def test_explain_shows_weights_and_maps(czsl, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 
 CZSL = [str(Path(sys.executable).parent / "czsl")]
 

@@ -18,10 +18,10 @@ def made(tmp_path_factory, czsl_cache):
     """A small drawn dataset, a zero-shot run and a CSP run on it."""
     import torch
 
-    from cluster.comm import Group
-    from cluster.worker import train_worker
-    from czsl.data import toy
+    from cluster.work.comm import Group
+    from cluster.work.training import train_worker
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
 
@@ -149,8 +149,8 @@ def test_the_area_under_the_drawn_line_is_the_auc(czsl, folder):
 
 
 def test_other_data_is_refused_before_anything_is_scored(czsl, folder, made):
-    from czsl.data import toy
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
 
     records = (Record(f"new/{n}", image, attr, obj, split) for n, attr, obj, split, image in toy.samples(scale=0.01))
     write_dataset(folder / "redrawn", toy.space(), records, "redrawn")

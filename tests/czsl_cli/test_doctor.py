@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cluster import health
-from cluster.health import FAIL, OK, WARN, Finding
+from cluster.machines import health
+from cluster.machines.health import FAIL, OK, WARN, Finding
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 from czsl_cli.overlays import LONGEST, draw_boxes, draw_heat
 
 
@@ -18,8 +18,8 @@ def runs(tmp_path_factory, czsl_cache, dataset):
     """Checkpoints of untrained clusPro (with seeded prototypes) and msci on drawn images, and a zero-shot run."""
     import torch
 
-    from cluster.comm import Group
-    from cluster.worker import first_pass, prepare, save
+    from cluster.work.comm import Group
+    from cluster.work.training import first_pass, prepare, save
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from czsl.compositions import CompositionSpace
 from czsl.evaluation.feasibility import feasibility_from_glove, read_feasibility
+from czsl.spaces import space_from_json
 
 SPACE = {
     "attributes": ["wet", "dry", "Faux.Fur"],
@@ -32,7 +32,7 @@ def files(tmp_path):
 def test_from_word_vectors(czsl, files):
     glove = ["--glove", "glove.txt", "--rename", "rename.json"]
     done = czsl("feasibility", "space.json", *glove, "--out", "new/f.npy", "--json")
-    space = CompositionSpace.from_json(SPACE)
+    space = space_from_json(SPACE)
     expected = feasibility_from_glove(files / "glove.txt", space, {"Faux.Fur": "fake fur"})
     np.testing.assert_array_equal(read_feasibility(files / "new/f.npy", space), expected)
     shown = json.loads(done.stdout)
@@ -50,7 +50,7 @@ def test_from_word_vectors(czsl, files):
 def test_from_the_text_tower(czsl, files, czsl_cache):
     from czsl.clip.backbone import load_clip
     from czsl.clip.feasibility import feasibility_from_clip
-    from czsl.data import toy
+    from czsl.data.toy import dataset as toy
 
     done = czsl("feasibility", "toy", "--out", "f.npy")
     expected = feasibility_from_clip(load_clip(), toy.space())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from czsl.clip.backbone import load_clip
 from czsl.compositions import CompositionSpace
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 from czsl.errors import CzslError
 from czsl_cli.main import cli
 from methods import load

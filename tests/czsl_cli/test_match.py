@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from czsl.data import toy
-from czsl.data.match_files import read_match_file
+from czsl.data.files.match import read_match_file
+from czsl.data.toy import dataset as toy
 
 THINGS = [("red", "apple"), ("green", "apple"), ("red", "car"), ("blue", "cup")]
 

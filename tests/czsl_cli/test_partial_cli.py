@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from czsl.data.partial_labels import read_partial_labels
+from czsl.data.files.partial_labels import read_partial_labels
 from czsl.data.table import open_data
 from czsl.errors import CzslError
 from czsl_cli.data import data

@@ -15,10 +15,10 @@ def runs(tmp_path_factory, czsl_cache):
     """A ClusPro run with a checkpoint of seeded prototypes, on a few drawn images."""
     import torch
 
-    from cluster.comm import Group
-    from cluster.worker import first_pass, prepare, save
-    from czsl.data import toy
+    from cluster.work.comm import Group
+    from cluster.work.training import first_pass, prepare, save
     from czsl.data.table import Record, write_dataset
+    from czsl.data.toy import dataset as toy
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from czsl.compositions import CompositionSpace
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 from czsl.errors import UsageError
+from czsl.spaces import space_from_json
 from czsl_cli.main import cli
 from czsl_cli.search import candidates, read_composition
 
 CZSL = str(Path(sys.executable).parent / "czsl")
-SPACE = CompositionSpace.from_json(
+SPACE = space_from_json(
     {
         "attributes": ["wet", "Faux.Leather", "navy_blue"],
         "objects": ["dog", "smith", "granny smith"],

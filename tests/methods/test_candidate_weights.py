@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from czsl.data.partial_labels import padded
+from czsl.data.files.partial_labels import padded
 from methods.parts.candidate_weights import CandidateWeights
 
 SETS = [[0, 2], [1], [0, 1, 3, 4], [2, 4], [3]]

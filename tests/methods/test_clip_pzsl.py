@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
-from czsl.data.partial_labels import padded
+from czsl.data.files.partial_labels import padded
 from methods.building import build
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity, normalize
 
+from czsl.data.files.regions import ImageRegions, Region, RegionTable
 from czsl.data.images import BadImage
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import ImageRegions, Region, RegionTable
 from methods.comclip.algebra import Rule
 from methods.comclip.fills import sub_image
 from methods.comclip.matching import Matcher

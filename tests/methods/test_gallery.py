@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from czsl.errors import UsageError
 from czsl.retrieval.clusters import balanced_kmeans, silhouette
 from methods.building import build
-from methods.clus_pro.gallery import branch_features, count_scores, gallery
+from methods.clus_pro.gallery import count_scores, gallery
 
 N = 90
 
@@ -29,7 +29,7 @@ def test_every_primitive_has_its_nearest_images_and_sizes(trained):
     method, features, attr, obj = trained
     entries, health = gallery(method, features, attr, obj, shown=4)
     with torch.no_grad():
-        hidden = branch_features(method, features)
+        hidden = method.clustered_features(features)
     assert {(e.kind, e.name) for e in entries} == {
         *(("attribute", method.space.attributes[a]) for a in np.unique(attr)),
         *(("object", method.space.objects[o]) for o in np.unique(obj)),

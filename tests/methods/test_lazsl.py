@@ -10,8 +10,8 @@ from PIL import Image
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
+from czsl.data.files.regions import checked_boxes
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import checked_boxes
 from czsl.errors import DataError, UsageError
 from methods.building import build
 from methods.lazsl.config import LaZSLConfig

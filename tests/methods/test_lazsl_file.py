@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from czsl.data.files.regions import notes_on, read_regions
 from czsl.data.pixels import clip_pixels
-from czsl.data.regions import notes_on, read_regions
 from czsl.data.table import Dataset
 from czsl.errors import DataError, UsageError
 from methods.building import build

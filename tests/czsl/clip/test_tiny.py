@@ -13,7 +13,7 @@ from PIL import Image
 
 from czsl.clip.backbone import load_clip
 from czsl.clip.compat import import_open_clip
-from czsl.data import toy
+from czsl.data.toy import dataset as toy
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "czsl" / "clip" / "tiny"

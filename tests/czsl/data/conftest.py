@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from czsl.compositions import SPLITS
-from czsl.data.importers import ImportOptions
+from czsl.data.importing.importers import ImportOptions
 from czsl.data.table import Dataset
 
 PAIRS = {

@@ -28,9 +28,9 @@ from czsl.data.batches import (
     stratified,
 )
 from czsl.data.images import decode
+from czsl.data.importing.writer import Record, write_dataset
 from czsl.data.pixels import clip_pixels
 from czsl.data.table import Dataset
-from czsl.data.writer import Record, write_dataset
 
 SIZE, IMAGES = 8, 9
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from czsl.compositions import SPLITS, CompositionSpace
-from czsl.data import writer
+from czsl.data.importing import writer
 from czsl.data.table import Dataset, Record, open_data, write_dataset
 from czsl.errors import DataError, UsageError
 
@@ -192,7 +192,7 @@ def test_open_data_says_how_to_make_one(tmp_path):
 
 
 def test_toy_is_drawn_once_even_by_several_at_a_time(tmp_path, monkeypatch):
-    from czsl.data import toy
+    from czsl.data.toy import dataset as toy
 
     monkeypatch.setenv("CZSL_CACHE", str(tmp_path / "cache"))
     drawn = []

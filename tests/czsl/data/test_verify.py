@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from czsl.data.importers import import_dataset
+from czsl.data.importing.importers import import_dataset
 from czsl.data.stats import stats
 from czsl.data.table import open_data
 from czsl.data.verify import verify

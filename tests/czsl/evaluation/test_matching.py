@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from czsl.data.match_files import Item
+from czsl.data.files.match import Item
 from czsl.evaluation.matching import difference_interval, recalls, reranked, right_answers
 
 NAN = float("nan")

@@ -1,0 +1,1 @@
+"""How workers are started and machines are reached: with Ray, or in a process of this machine."""

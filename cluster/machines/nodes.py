@@ -1,0 +1,194 @@
+"""Waiting for a cluster's nodes, and asking each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.machines.session import alive_nodes, joins, place, usable
+from cluster.work.placement import Placement
+from czsl.errors import SetupError
+
+POLL_S = 1.0
+GROWTH_S = 15.0  # an elastic run that has its least waits this long for more
+ANSWER_S = 60.0  # a node that says nothing for so long is left out
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Which nodes a run wants.
+
+    most : nodes to use if they are there
+    least : nodes without which the run does not start, or go on after losing some; None runs on what is there
+    workers_per_node, gpus_per_node : see :func:`cluster.machines.session.place`
+    wait_s : longest wait for nodes, at the start and after losing one; where no cluster is joined none can come
+    address : the Ray cluster to join, see :func:`cluster.machines.session.session`
+    """
+
+    most: int = 1
+    least: int | None = None
+    workers_per_node: int | None = None
+    gpus_per_node: int | None = None
+    wait_s: float = 0.0
+    address: str | None = None
+
+    @classmethod
+    def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> Ask:
+        """An ask in a person's words: ``nodes`` is a number, or the least and the most; the rest are the fields' names."""
+        least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
+        ask = cls(most, least, **where)
+        return ask if joins(ask.address) else replace(ask, wait_s=0.0)
+
+    @property
+    def this_process(self) -> bool:
+        """One worker on this machine: work that needs no Ray for that is done without it."""
+        one = (None, 1)
+        return not joins(self.address) and self.most == 1 and self.workers_per_node in one and self.gpus_per_node in one
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What is being waited for: ``found`` of ``wanted`` nodes, ``waited_s`` of ``limit_s`` seconds."""
+
+    found: int
+    wanted: int
+    waited_s: float
+    limit_s: float
+
+    def __str__(self) -> str:
+        return f"waiting for nodes: {self.found} of {self.wanted}, {self.waited_s:.0f} s of {self.limit_s:.0f} s"
+
+
+class WaitStoppedError(Exception):
+    """Somebody asked to stop while the run was waiting for nodes."""
+
+
+def await_placement(
+    ray: Any,
+    ask: Ask,
+    threads: int = 0,
+    *,
+    without: frozenset[str] = frozenset(),
+    on_wait: Callable[[Waiting], None] = lambda waiting: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Placement:
+    """Wait until the nodes asked for are there, then choose where workers run.
+
+    An autoscaler sees the nodes that are missing as demand. ``without`` names nodes that count as lost. ``on_wait`` is told about
+    once a second, ``stop`` asked as often.
+
+    Raises
+    ------
+    SetupError
+        At the deadline, if there are fewer nodes than the least, or none at all.
+    WaitStoppedError
+        ``stop`` said so.
+    """
+    began = time.monotonic()
+    enough_since: float | None = None
+    found, waited, limit = 0, 0.0, ask.wait_s
+    with _Demand(ray, ask) as demand:
+        while True:
+            now = time.monotonic()
+            alive = {name: r for name, r in alive_nodes(ray).items() if name not in without}
+            found, waited = len(usable(alive, ask.gpus_per_node, ask.workers_per_node)), now - began
+            if ask.least is not None and found >= ask.least:
+                enough_since = enough_since or now
+                limit = min(ask.wait_s, enough_since - began + GROWTH_S)
+            else:
+                enough_since, limit = None, ask.wait_s
+            if found >= ask.most or waited >= limit:
+                break
+            if stop():
+                raise WaitStoppedError
+            demand.make()
+            on_wait(Waiting(found, ask.most if enough_since else ask.least or ask.most, waited, limit))
+            time.sleep(POLL_S)
+    if found < (ask.least or 1):
+        kind = f" with {ask.gpus_per_node} GPUs" if ask.gpus_per_node else ""
+        raise SetupError(
+            f"{found} node{'' if found == 1 else 's'}{kind} in the cluster, at least {ask.least or 1} needed",
+            f"waited {waited:.0f} s" + (f"; {len(without)} do not answer" if without else ""),
+            "start more nodes (czsl cluster status lists them), wait longer with --wait, or ask for fewer with --nodes",
+        )
+    return place(ray, ask.most, ask.workers_per_node, threads, ask.gpus_per_node, without)
+
+
+class _Demand:
+    """A pending placement group over the nodes asked for: what an autoscaler looks at. Nothing runs in it."""
+
+    def __init__(self, ray: Any, ask: Ask):
+        self._ray, self._ask, self._group = ray, ask, None
+
+    def __enter__(self) -> _Demand:
+        return self
+
+    def make(self) -> None:
+        """Ask once."""
+        if self._group is None:
+            from ray.util import placement_group
+
+            gpus = self._ask.gpus_per_node or (1 if any(r.get("GPU") for r in alive_nodes(self._ray).values()) else 0)
+            bundle = {"CPU": 1.0, **({"GPU": float(gpus)} if gpus else {})}
+            self._group = placement_group([bundle] * self._ask.most, strategy="STRICT_SPREAD")
+
+    def __exit__(self, *error: object) -> None:
+        if self._group is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(self._group)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node said: ``result``, or in ``error`` why it said nothing."""
+
+    node: str
+    address: str
+    result: Any = None
+    error: str = ""
+
+
+def ask_every_node(ray: Any, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S) -> list[Answer]:
+    """Call a module's function on every living node, at once; a node that fails or is silent gives an answer with ``error``."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = {}
+    for n in nodes:
+        strategy = NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+        refs[n["NodeID"]] = remote.options(scheduling_strategy=strategy).remote(*arguments)
+    done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
+    answers = []
+    for n in nodes:
+        name, address, ref = n["NodeID"], n["NodeManagerAddress"], refs[n["NodeID"]]
+        if ref not in done:
+            with suppress(Exception):
+                ray.cancel(ref, force=True)
+            answers.append(Answer(name, address, error=f"no answer within {timeout_s:.0f} s"))
+            continue
+        try:
+            answers.append(Answer(name, address, ray.get(ref)))
+        except Exception as error:  # Ray raises many kinds here
+            answers.append(Answer(name, address, error=last_line(error)))
+    return answers
+
+
+def last_line(error: BaseException) -> str:
+    """The end of an exception's text, where Ray puts the cause."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
+def silent_nodes(ray: Any) -> frozenset[str]:
+    """Nodes that Ray believes to be alive and that do not answer: lost ones which it has not noticed yet."""
+    if len(alive_nodes(ray)) < 2:
+        return frozenset()
+    return frozenset(a.node for a in ask_every_node(ray, _answer) if a.error)
+
+
+def _answer() -> bool:
+    return True

@@ -1,0 +1,1 @@
+"""What one worker does, on any engine: no Ray, no other machine."""

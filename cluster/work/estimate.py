@@ -1,0 +1,51 @@
+"""What a training would take: counts, steps, memory. Computed from shapes, nothing is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.work.placement import Placement
+from czsl.data.batches import steps_per_epoch, stratified
+from czsl.data.table import Dataset
+from czsl.runs.config import RunConfig
+from methods.method import Method
+
+# Tensors of the stream's width that a transformer block keeps for the backward pass when only adapters beside it are trained,
+# counted from autograd's saved tensors (examples/benchmark_training.py prints the count).
+KEPT_PER_BLOCK = 11
+PROMPT_TOKENS = 7
+
+
+def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placement) -> dict[str, Any]:
+    """Counts and bytes of a training, by part; memory is that of one worker and a rough figure (within a third)."""
+    space, clip = data.space, method.clip
+    train = data.split("train")
+    images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
+    steps = steps_per_epoch(images, config.batch)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    word = 8 if config.precision == "float64" else 4
+    half = 2 if config.precision == "bfloat16" else word
+    share = -(-config.batch // placement.workers)
+    tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
+    stream = share * tokens * clip.visual.width * half
+    layers = len(clip.visual.blocks)
+    image_bytes = (
+        0 if method.frozen_images else stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
+    )
+    prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
+    text_bytes = prompts * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
+    memory = {
+        "clip": sum(p.numel() for p in clip.parameters()) * word,
+        "trained_with_adam": trained * word * 4,
+        "image_activations": image_bytes,
+        "text_activations": text_bytes,
+    }
+    return {
+        "train_images": images,
+        "train_pairs": len(space.train_pairs),
+        "val_images": len(data.split("val")),
+        "steps_per_epoch": steps if method.trains else 0,
+        "steps": steps * config.epochs if method.trains else 0,
+        "trainable_parameters": trained,
+        "memory_bytes_per_worker": {**memory, "total": sum(memory.values())},
+    }

@@ -1,0 +1,104 @@
+"""Partial labels in a training: the weights of candidates from their file to their first values, and what may be said of them.
+
+Nothing here but :func:`disambiguation` looks at the true labels of training images, and it only reports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.work.comm import Group
+from cluster.work.progress import Progress
+from cluster.work.source import Source
+from czsl.data.files.partial_labels import PartialLabels, read_partial_labels
+from czsl.data.table import Dataset
+from czsl.errors import DataError
+from czsl.runs.config import RunConfig
+from czsl.runs.run import Run
+from methods.building import build
+from methods.method import Method
+from methods.parts.candidate_weights import CandidateWeights
+
+CALIBRATION_BINS = 10
+
+
+def read_labels(run: Run, data: Dataset, comm: Group) -> PartialLabels | None:
+    """The candidates of a run, if it has any: the file that it began with.
+
+    Raises
+    ------
+    DataError
+        The file is of other data, damaged, another one than at the run's start, or not the same on all nodes.
+    """
+    if run.config.partial_labels is None:
+        return None
+    labels = read_partial_labels(run.config.partial_labels, data)
+    began_with = run.environment().get("partial_labels_sha256") or labels.sha256
+    if began_with != labels.sha256:
+        raise DataError(
+            f"{run.config.partial_labels} is another file than at the start of {run.path.name}",
+            f"SHA-256 {began_with[:16]} then, {labels.sha256[:16]} now",
+            "put the old file back, or start a new run",
+        )
+    if len(found := set(comm.gather_objects(labels.sha256))) > 1:
+        seen = ", ".join(sorted(sha[:16] for sha in found))
+        raise DataError(f"{run.config.partial_labels} differs between nodes", f"SHA-256 {seen}", "copy one file to all nodes")
+    return labels
+
+
+def make_weights(labels: PartialLabels, config: RunConfig, method: Method, device: torch.device) -> CandidateWeights:
+    """Weights of candidates as the run's settings want them, still uniform."""
+    space = method.space
+    return CandidateWeights(
+        labels.index, space.train_pairs, space.num_attributes, space.num_objects, momentum=config.label_momentum,
+        temperature=config.label_temperature, relevance=config.label_relevance, rescue=config.label_rescue, device=device,
+        dtype=method.clip.mean.dtype,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def start_weights(
+    weights: CandidateWeights, config: RunConfig, method: Method, data: Dataset, comm: Group, progress: Progress
+) -> None:
+    """First weights. Those of ``label_init=clip`` need the frozen features of all training images, which are kept in the cache."""
+    if config.label_init == "multihot":
+        weights.start_multihot()
+    elif config.label_init == "clip":
+        frozen = build("zero-shot", data.space, method.clip, {"names": method.config.names})
+        images_ND = Source(frozen, data, "train", comm, config.eval_batch, progress, config.precision).features
+        assert images_ND is not None
+        texts = frozen.encode_compositions(torch.from_numpy(data.space.train_pairs.copy()).to(method.clip.device))
+        weights.start_from(images_ND.to(method.clip.device), texts.pair)
+        comm.copy_from_first([weights.weight_NS])
+
+
+def hard_labels(weights: CandidateWeights, rows_N: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Attribute and object of the likeliest candidate of training images, int64 [N] each."""
+    pairs_N2 = weights.pairs_C2[weights.likeliest(torch.from_numpy(rows_N).to(weights.pairs_C2.device))]
+    return pairs_N2[:, 0], pairs_N2[:, 1]
+
+
+def disambiguation(weights: CandidateWeights, data: Dataset) -> dict[str, Any]:
+    """How often the likeliest candidate is the hidden true label, and how far weights are from being its probability.
+
+    A diagnostic: it needs the labels that training does not have.
+
+    Returns
+    -------
+    dict
+        ``disambiguation``: share of training images; ``label_calibration``: expected calibration error of the largest weight, in ten bins.
+    """
+    space = data.space
+    true_N = space.locate(data.split("train").pairs, space.train_pairs)
+    rows_N = torch.arange(len(weights), device=weights.weight_NS.device)
+    right_N = weights.likeliest(rows_N).cpu().numpy() == true_N
+    if not len(right_N):
+        return {}
+    sure_N = weights.weight_NS.amax(1).cpu().numpy().astype(np.float64)
+    bins_N = np.minimum((sure_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs((right_N[bins_N == b] - sure_N[bins_N == b]).sum()) for b in range(CALIBRATION_BINS)]
+    return {"disambiguation": float(right_N.mean()), "label_calibration": float(sum(gaps) / len(right_N))}

@@ -1,0 +1,49 @@
+"""How far a job is: told to whoever started it, also from another process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from czsl.runs.files import write_json
+
+POLL_S = 0.5
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+Notice = Callable[[str], None]  # told in words what differs from what was asked
+
+
+def unnoticed(text: str) -> None:
+    """A notice that nobody reads."""
+
+
+def kept(folder: Path, rank: int) -> Progress:
+    """A worker's progress, kept in a file of the folder where the driver finds it; that of the first worker stands for all."""
+    last = 0.0
+
+    def keep(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if rank == 0 and (done >= total or time.monotonic() - last > POLL_S):
+            last = time.monotonic()
+            write_json(_file(folder), [what, done, total])
+
+    return keep
+
+
+def hand_on(folder: Path, progress: Progress) -> None:
+    """Tell what :func:`kept` wrote last."""
+    with contextlib.suppress(OSError, ValueError):  # none yet
+        progress(*json.loads(_file(folder).read_text(encoding="utf-8")))
+
+
+def _file(folder: Path) -> Path:
+    return folder / "progress.json"

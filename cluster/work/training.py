@@ -1,0 +1,323 @@
+"""The training loop of one worker: a plain function of (run, communicator, device), so that Ray only has to start it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cluster.work.comm import Group
+from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
+from cluster.work.progress import Progress
+from cluster.work.scoring import score_split
+from cluster.work.source import Source, autocast
+from czsl.clip.backbone import load_clip
+from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
+from czsl.data.files.partial_labels import PartialLabels
+from czsl.data.table import Dataset, open_data
+from czsl.errors import CzslError
+from czsl.evaluation import Candidates, report
+from czsl.runs import checkpoint
+from czsl.runs.checkpoint import Checkpoint
+from czsl.runs.config import RunConfig
+from czsl.runs.files import write_json
+from czsl.runs.optimizers import make_optimizer
+from czsl.runs.run import Run
+from methods.building import build, check_fits
+from methods.method import Method
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+PROGRESS_EVERY_S = 0.5
+
+
+class NonFiniteLossError(CzslError):
+    """The loss is NaN or infinite; repeating the step would not cure it."""
+
+
+class StopAskedError(Exception):
+    """Somebody asked to stop before the first step; what was computed until then is kept in the caches."""
+
+
+@dataclass
+class Trainer:
+    """Everything of one worker's training; made by :func:`prepare`."""
+
+    run: Run
+    config: RunConfig
+    comm: Group
+    device: torch.device
+    data: Dataset
+    method: Method
+    optimizer: torch.optim.Optimizer
+    train: Source
+    val: Source
+    rows: Any  # int64 [n], training images in use
+    val_rows: Any
+    labels: PartialLabels | None  # candidates, which training has instead of labels
+    progress: Progress
+    step: int = 0
+    epoch: int = 0
+    place: int = 0  # batches done in this epoch
+    best_auc: float = -1.0
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in fixed order."""
+        return {n: p for n, p in self.method.named_parameters() if p.requires_grad}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.config.epochs * steps_per_epoch(len(self.rows), self.config.batch)
+
+    def log(self, **record: Any) -> None:
+        """Append to the run's metrics, once for all workers."""
+        if self.comm.rank == 0:
+            self.run.log({**record, "step": self.step, "time": round(time.time(), 3)})
+
+
+def train_worker(run: Run, comm: Group, device: torch.device) -> str:
+    """Train until the end, or until someone asks to stop; returns ``done`` or ``stopped``.
+
+    A run that has checkpoints goes on from the newest valid one.
+
+    Raises
+    ------
+    NonFiniteLossError
+        With the step and the images of the batch; the last checkpoint stays as it is.
+    """
+    try:
+        trainer = prepare(run, comm, device)
+    except StopAskedError:
+        run.log({"event": "end", "status": "stopped", "step": 0, "time": round(time.time(), 3)})
+        return "stopped"
+    write_json(run.path / f"worker-{comm.rank}.json", {"pid": os.getpid(), "host": socket.gethostname(), "device": str(device)})
+    restore(trainer)
+    trainer.log(
+        event="start", steps=trainer.total_steps, images=len(trainer.rows), workers=comm.world, batch=trainer.config.batch
+    )
+    if trainer.step == 0:
+        if trainer.method.weights is not None:
+            start_weights(trainer.method.weights, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
+        first_pass(trainer)
+    if not trainer.config.epochs:  # what the first pass found is all there is
+        validate_and_save(trainer)
+    while trainer.epoch < trainer.config.epochs:
+        if train_epoch(trainer):
+            save(trainer)
+            end(trainer, "stopped")
+            return "stopped"
+        trainer.epoch, trainer.place = trainer.epoch + 1, 0
+        validate_and_save(trainer)
+    end(trainer, "done")
+    return "done"
+
+
+def end(t: Trainer, status: str) -> None:
+    """Log how it ended and the largest memory of any worker."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gpu = torch.cuda.max_memory_allocated() if t.device.type == "cuda" else 0
+    memory = [max(values) for values in zip(*t.comm.gather_objects((own, gpu)), strict=True)]
+    t.log(event="end", status=status, peak_memory_bytes=memory[0], peak_gpu_bytes=memory[1])
+
+
+def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
+    """Load data and CLIP, build the method and its optimizer, identically on every worker."""
+    config = run.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    data = open_data(config.data)
+    labels = read_labels(run, data, comm)
+    clip = load_clip(config.clip, config.clip_weights)
+    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
+    method.comm = comm
+    clip.visual.checkpointing = config.checkpoint_blocks
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config.optimizer, trained, config.lr, config.weight_decay)
+
+    last = [0.0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if comm.world == 1 and run.stop_file.exists():  # several workers first have to agree on a step
+            raise StopAskedError
+        if comm.rank == 0 and (done >= total or time.monotonic() - last[0] > PROGRESS_EVERY_S):
+            last[0] = time.monotonic()
+            run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
+
+    train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision)
+    val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
+    if labels is None:
+        rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
+    else:
+        rows = np.arange(len(train.split))
+        method.weights = make_weights(labels, config, method, device)
+    val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
+    if comm.rank == 0 and not run.environment():
+        run.write_environment(
+            seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
+            clip_sha256=clip.sha256, clip=clip.architecture, trainable=sum(p.numel() for p in trained),
+            partial_labels_sha256=labels.sha256 if labels else None,
+            started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
+        )  # fmt: skip
+    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress)
+
+
+def train_epoch(t: Trainer) -> bool:
+    """Train on what is left of the current epoch; True if it was asked to stop."""
+    t.method.begin_epoch(t.epoch)
+    if t.method.weights is not None:
+        t.method.weights.frozen = t.epoch < t.config.label_warmup
+    lr = t.config.learning_rate(t.epoch)
+    for group in t.optimizer.param_groups:
+        group["lr"] = lr
+    seconds, images = 0.0, 0
+    for rows_B in epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)[t.place :]:
+        began = time.perf_counter()
+        losses, stop = train_step(t, t.rows[rows_B])
+        seconds, images = seconds + time.perf_counter() - began, images + len(rows_B)
+        t.log(event="step", epoch=t.epoch, lr=lr, **losses, images_per_s=round(images / seconds, 1))
+        if stop:
+            return True
+    return False
+
+
+def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
+    """One optimizer step on a global batch: its loss terms, and whether all workers agreed to stop behind it."""
+    # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
+    t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
+    own = rows_B[t.comm.share(len(rows_B))]
+    augmentation = (t.config.seed, t.epoch) if t.config.augment else None
+    batch = t.train.batch(own, augmentation)
+    split = t.train.split
+    if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
+        pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
+        batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
+    with autocast(t.device, t.config.precision):
+        terms = t.method.training_step(batch)
+    loss = torch.stack(list(terms.values())).sum()
+    values = {"loss": float(loss.detach()), **{f"loss_{k}": float(v.detach()) for k, v in terms.items()}}
+    if not math.isfinite(values["loss"]):
+        named = ", ".join(split.ids[r] for r in rows_B[:3])
+        terms_text = ", ".join(f"{k} {v:g}" for k, v in values.items())
+        raise NonFiniteLossError(
+            f"the loss is not a number at step {t.step} (epoch {t.epoch})",
+            f"{terms_text}; batch of {len(rows_B)} images: {named}, ...",
+            "lower lr, or use precision=float32; the last checkpoint is kept",
+        )
+    t.optimizer.zero_grad()
+    loss.backward()
+    asked = t.comm.rank == 0 and t.run.stop_file.exists()
+    stop = t.comm.average_gradients(list(t.parameters.values()), float(asked)) > 0
+    t.optimizer.step()
+    t.step, t.place = t.step + 1, t.place + 1
+    return values, stop
+
+
+@torch.inference_mode()
+def first_pass(t: Trainer) -> None:
+    """Show the method the features of all training images once, where it wants to start from them (prototypes)."""
+    if not t.method.wants_first_pass:
+        return
+    t.method.eval()
+    features_ND = t.train.encode(t.rows, t.config.eval_batch).to(t.device)
+    split, weights = t.train.split, t.method.weights
+    if weights is not None:
+        labels = hard_labels(weights, t.rows)
+    else:
+        labels = (torch.from_numpy(split.attr[t.rows]).to(t.device), torch.from_numpy(split.obj[t.rows]).to(t.device))
+    torch.manual_seed(t.config.seed)
+    t.method.first_pass(features_ND, *labels)
+    t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
+
+
+def validate_and_save(t: Trainer) -> None:
+    """Closed-world numbers on the validation split, a checkpoint, and the mark of the best one."""
+    facts: dict[str, Any] = {}
+    if len(t.val_rows):
+        candidates = Candidates.build(t.data.space, split="val")
+        extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
+        numbers = report(extremes, candidates)
+        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1") if k in numbers}
+    facts |= t.method.metrics()
+    if t.method.weights is not None:
+        facts |= disambiguation(t.method.weights, t.data)
+    t.log(event="epoch", epoch=t.epoch, **facts)
+    auc = facts.get("auc")
+    better = auc is None or auc > t.best_auc
+    if better:
+        t.best_auc = -1.0 if auc is None else auc
+    path = save(t)
+    if better and path is not None:
+        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc)
+    t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
+
+
+def save(t: Trainer) -> Any:
+    """Write a checkpoint on rank 0; its path there, None elsewhere."""
+    if t.comm.rank:
+        return None
+    moments = {
+        f"{key}.{name}": value
+        for name, p in t.parameters.items()
+        for key, value in t.optimizer.state.get(p, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+    state = {
+        "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "method": t.config.method,
+        "clip_sha256": t.method.clip.sha256, "clip": t.method.clip.architecture, "data_sha256": t.data.sha256,
+        "partial_labels_sha256": t.labels.sha256 if t.labels else None,
+        "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
+    }  # fmt: skip
+    labels = {} if t.method.weights is None else {"weight": t.method.weights.weight_NS}
+    return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state, labels))
+
+
+def restore(t: Trainer) -> None:
+    """Go on from the newest checkpoint that verifies, or from what the run starts with; rank 0 chooses for all."""
+    newest = [checkpoint.newest_valid(folder) for folder in (t.run.checkpoints, t.run.start) if t.comm.rank == 0]
+    path = t.comm.from_first(next(filter(None, newest), None))
+    if path is None:
+        return
+    kept = checkpoint.load(path)
+    check_fits(kept, t.method, t.data.sha256)
+    t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
+    if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
+        t.method.weights.weight_NS.copy_(kept.labels["weight"])
+    parameters = t.parameters
+    for name, value in kept.optimizer.items():
+        key, _, parameter = name.partition(".")
+        # Step counters are on the CPU, but for the fused kernels, which count where they work.
+        on_device = key != "step" or t.optimizer.defaults.get("fused")
+        t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
+    t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
+    if t.comm.rank == 0:
+        t.run.cut_metrics(t.step)
+        marked = checkpoint.best(t.run.checkpoints).get("auc")
+        if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
+            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
+
+
+def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
+    if not run.metrics_file.exists():
+        return
+    with run.metrics_file.open("rb") as file:
+        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
+        position = min(position, file.seek(0, os.SEEK_END))
+        file.seek(position)
+        while (line := file.readline()).endswith(b"\n"):
+            position += len(line)
+            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
+                yield json.loads(line), position

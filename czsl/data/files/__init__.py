@@ -1,0 +1,1 @@
+"""Files beside the images of a dataset: regions, descriptors, candidate labels, predictions."""

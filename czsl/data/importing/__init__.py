@@ -1,0 +1,1 @@
+"""From foreign data to a dataset folder."""
