@@ -9,7 +9,7 @@ import pytest
 from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
 from czsl.data.verify import verify
 
-from .conftest import LENIENT, TREE, encode, kinds, png_header, problem
+from ..conftest import LENIENT, TREE, encode, kinds, png_header, problem
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from czsl.data.table import Dataset
 from czsl.data.verify import verify
 from czsl.errors import DataError, UsageError
 
-from .conftest import LENIENT, PAIRS, TREE, encode, kinds, labels, problem
+from ..conftest import LENIENT, PAIRS, TREE, encode, kinds, labels, problem
 
 SHARED = Path(__file__).parents[5] / "shared"
 
