@@ -14,7 +14,7 @@ from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
-from methods.registry import canonical_name, method_class
+from methods.registry import canonical_name, config_class
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
         settings |= known[name]
         given[kind] = name
     settings |= given
-    run_fields, Config = RunConfig.field_names(), method_class(method).Config
+    run_fields, Config = RunConfig.field_names(), config_class(method)
     model_fields = [f.name for f in fields(Config)]
     check_known(settings, [*run_fields, *model_fields], method)
     own = Config.read_files({k: v for k, v in settings.items() if k in model_fields})

@@ -106,7 +106,7 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
     from methods.loading import load
-    from methods.registry import canonical_name, method_class
+    from methods.registry import canonical_name, config_class
 
     name = canonical_name(method) if method else None
     loose = {
@@ -114,13 +114,13 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
         "KEY=VALUE": overrides or None,
     }  # fmt: skip
     given = [key for key, value in loose.items() if value is not None]
-    if run_path is None and name and not method_class(name).trains and (data or pairs or classes):
+    if run_path is None and name and not config_class(name).trains and (data or pairs or classes):
         return _untrained(name, overrides, data, pairs, classes, clip, clip_weights)
     if given:
-        why = f"{name} has to be trained" if name and method_class(name).trains else "a run has its own"
+        why = f"{name} has to be trained" if name and config_class(name).trains else "a run has its own"
         fix = "drop it, or name a method that needs no training with --method and its labels with --data, --pairs or --classes"
         raise UsageError(f"{given[0]} is for a method without a run", why, fix)
-    run = _newest(name, method_class(name).trains) if run_path is None and name else chosen_run(run_path)
+    run = _newest(name, config_class(name).trains) if run_path is None and name else chosen_run(run_path)
     if name and run.config.method != name:
         raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
     usable_checkpoint(run, checkpoint)

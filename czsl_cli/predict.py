@@ -147,7 +147,7 @@ def _request(run_path: Path | None, options: dict[str, Any]):
 def _check_labels(run, named: tuple[dict[str, Any], list[list[str]]] | None, options: dict[str, Any]) -> None:
     """UsageError, before a cluster is started, where the run's method cannot name such labels."""
     from czsl.spaces import space_from_json
-    from methods.building import check_labels
+    from methods.registry import check_labels
 
     space = run.space if named is None else space_from_json(named[0])
     check_labels(run.config.method, space)

@@ -150,13 +150,12 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
-    from methods.building import check_labels
-    from methods.registry import method_class
+    from methods.registry import check_labels, config_class
 
     data = open_data(config.data)
     _partial_labels(config, data)
     check_labels(config.method, data.space)
-    own = method_class(config.method).Config(**config.model)
+    own = config_class(config.method)(**config.model)
     for note in [*own.notes(data.space), *own.data_notes(data)]:
         warn(note)
     if is_path(config.clip) or is_path(config.clip_weights or ""):
@@ -187,9 +186,9 @@ def _partial_labels(config, data):
 
 
 def _trains(method: str) -> bool:
-    from methods.registry import method_class
+    from methods.registry import config_class
 
-    return method_class(method).trains
+    return config_class(method).trains
 
 
 def _finish(run, status: str, seconds: float, as_json: bool) -> None:

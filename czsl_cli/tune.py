@@ -104,13 +104,12 @@ def _settings(options: dict[str, Any]):
     from czsl.runs.search import grid
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
-    from methods.building import check_labels
-    from methods.registry import method_class
+    from methods.registry import check_labels, config_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
     chosen = {k: options[k] for k in named}
     base = resolve(chosen, options["overrides"], options["config_file"])
-    if not method_class(base.method).trains:
+    if not config_class(base.method).trains:
         raise UsageError(
             f"{base.method} needs no training", "there is nothing to tune", "choose a method that trains: czsl methods"
         )
@@ -239,7 +238,7 @@ def _dry_run(config, as_json: bool) -> None:
     from cluster.tuning.tune import proposals, space_of
     from czsl.errors import UsageError
     from czsl.runs.search import with_values
-    from methods.registry import method_class
+    from methods.registry import config_class
 
     source = proposals(config, [])
     rows: list[dict[str, Any]] = []
@@ -247,7 +246,7 @@ def _dry_run(config, as_json: bool) -> None:
     for number in range(config.trials if known else 0):
         values, reason = source.ask(number), ""
         try:
-            with_values(config.base, values, method_class(config.base.method).Config)
+            with_values(config.base, values, config_class(config.base.method))
         except UsageError as error:
             reason = " ".join(str(error).split())
         rows.append({"trial": number, "values": values, "reason": reason})

@@ -6,13 +6,12 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from czsl.classes import ClassSpace
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
 from methods.method import Method
-from methods.registry import METHODS, method_class
+from methods.registry import check_labels, method_class
 
 
 def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, Any]) -> Method:
@@ -35,14 +34,6 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"its fields: {', '.join(known)}",
             )
     return cls(space, clip, cls.Config(**cls.Config.read_files(settings)))
-
-
-def check_labels(name: str, space: CompositionSpace) -> None:
-    """UsageError where the method needs attributes and the labels are plain classes; names the methods that do not."""
-    if isinstance(space, ClassSpace) and not (cls := method_class(name)).classes:
-        able = ", ".join(other for other in METHODS if method_class(other).classes)
-        why = f"the labels are {space.num_objects:,} plain classes"
-        raise UsageError(f"{cls.title} needs attributes and objects", why, f"methods for plain classes: {able}")
 
 
 def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:

@@ -15,7 +15,7 @@ from czsl.runs.files import sha256_file
 from czsl.runs.run import Run
 from methods.building import build, check_fits
 from methods.method import Method
-from methods.registry import method_class
+from methods.registry import config_class
 
 
 def load(run: str | Path | Run, which: str = "best") -> Method:
@@ -99,7 +99,7 @@ def fingerprint(run: Run, which: str = "best") -> str:
     # As they were written: fields that later versions add say nothing about this run.
     settings = {key: value for key, value in run.settings.items() if key != "data"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if method_class(run.config.method).trains:
+    if config_class(run.config.method).trains:
         manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
         digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
     return digest.hexdigest()

@@ -7,10 +7,9 @@ width, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.pixels import clip_pixels
-from czsl.data.table import Dataset
-from czsl.errors import UsageError
+from methods.config import MethodConfig
 from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
@@ -33,45 +31,6 @@ if TYPE_CHECKING:
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
-
-
-@dataclass
-class MethodConfig:
-    """Fields of every method.
-
-    names: how labels enter prompts: ``clean`` (``_`` becomes a space) or ``reference`` (``_`` stays, as in the public programs).
-    """
-
-    # Fields that may be given as a file, with what reads it: a run keeps the content, not the path.
-    reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {}
-
-    # The method in messages, where the class is not called like it.
-    label: ClassVar[str] = ""
-
-    names: Literal["clean", "reference"] = "clean"
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
-
-    def refused(self, name: str, why: str) -> UsageError:
-        """The error of a field whose value cannot be."""
-        method = self.label or type(self).__name__.removesuffix("Config")
-        return UsageError(f"{method}: {name}={getattr(self, name)!r}", why, "czsl methods NAME lists the fields of a method")
-
-    @classmethod
-    def read_files(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings in which files are replaced by what they hold."""
-        return {k: cls.reads[k](Path(v)) if k in cls.reads and isinstance(v, str) else v for k, v in settings.items()}
-
-    def notes(self, space: CompositionSpace) -> list[str]:
-        """What a person should know before these settings meet a label space; raises a `CzslError` where they cannot."""
-        return []
-
-    def data_notes(self, data: Dataset) -> list[str]:
-        """What of the files that were read into these settings does not fit a dataset's images."""
-        return []
 
 
 class Method(nn.Module):
@@ -96,8 +55,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    # Of the Config, see there.
     trains: ClassVar[bool] = True
-    # Whether labels may be plain classes, which have no attribute; :func:`methods.building.check_labels` refuses them elsewhere.
     classes: ClassVar[bool] = False
     # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
     per_primitive: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +64,10 @@ class Method(nn.Module):
     explains_by_examples: ClassVar[bool] = False
 
     clip: Clip
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        cls.trains, cls.classes = cls.Config.trains, cls.Config.classes
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
         super().__init__()

@@ -14,8 +14,8 @@ FLOORS = ("czsl", "methods", "cluster", "czsl_cli")  # from the ground up
 MODULES = {
     path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for f in FLOORS for path in sorted((ROOT / f).rglob("*.py"))
 }
-# Where Ray may be imported: how machines are reached, the search, and the one job that Ray Data distributes.
-RAY = ("cluster.machines.", "cluster.tuning.", "cluster.predict")
+# Where Ray may be imported: how machines are reached, and the search.
+RAY = ("cluster.machines.", "cluster.tuning.")
 ROOMS = ("cluster.work", "cluster.machines", "cluster.tuning")
 
 

@@ -25,6 +25,7 @@ from methods.parts.ranking import Ranking, rank_found
 from methods.sides import ImageSide
 
 BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
+HALF = 16
 FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
 
 
@@ -98,11 +99,15 @@ class Predictor:
                 reason = f"{error.kind}: {error.reason}" if error.reason else error.kind
                 records[name] = failed(name, reason, list(self.method.space.vocabulary))
         if good:
-            padded = prepared + [prepared[-1]] * (BATCH - len(prepared))
+            padded = prepared + [prepared[-1]] * (self._padded(len(prepared)) - len(prepared))
             images = self.method.encode_images({key: torch.stack([p[key] for p in padded]) for key in padded[0]})
             found = self._scored(images, len(good)) if self.index is None else self._retrieved(images, len(good))
             records |= {name: {"image": name, **record, "error": None} for name, record in zip(good, found, strict=True)}
         return [records[name] for name in names]
+
+    def _padded(self, count: int) -> int:
+        """Images to compute for ``count``: on a CPU products of 16 rows and of 32 end in the same digits, so few images cost half."""
+        return HALF if count <= HALF and self.method.clip.device.type == "cpu" else BATCH
 
     def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the scores of all candidates."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from czsl.runs.files import write_json
+from czsl.runs.run import Run
 
 POLL_S = 0.5
 
@@ -47,3 +50,17 @@ def hand_on(folder: Path, progress: Progress) -> None:
 
 def _file(folder: Path) -> Path:
     return folder / "progress.json"
+
+
+def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
+    if not run.metrics_file.exists():
+        return
+    with run.metrics_file.open("rb") as file:
+        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
+        position = min(position, file.seek(0, os.SEEK_END))
+        file.seek(position)
+        while (line := file.readline()).endswith(b"\n"):
+            position += len(line)
+            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
+                yield json.loads(line), position

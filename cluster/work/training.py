@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,17 +304,3 @@ def restore(t: Trainer) -> None:
         marked = checkpoint.best(t.run.checkpoints).get("auc")
         if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
             checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
-
-
-def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
-    if not run.metrics_file.exists():
-        return
-    with run.metrics_file.open("rb") as file:
-        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
-        position = min(position, file.seek(0, os.SEEK_END))
-        file.seek(position)
-        while (line := file.readline()).endswith(b"\n"):
-            position += len(line)
-            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
-                yield json.loads(line), position

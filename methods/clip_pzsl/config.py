@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.method import MethodConfig
+from methods.config import MethodConfig
 
 Assign = Literal["argmax", "soft", "gumbel_logits", "gumbel_probs"]
 
@@ -38,6 +38,8 @@ class ClipPzslConfig(MethodConfig):
     """
 
     label: ClassVar[str] = "CLIP-PZSL"
+    about: ClassVar[str] = "Label embeddings mined from images and words, trained on weighted candidate labels; towers frozen."
+    classes: ClassVar[bool] = True
 
     depth: int = 1
     assign: Assign = "argmax"

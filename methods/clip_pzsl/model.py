@@ -54,7 +54,6 @@ class ClipPzsl(Method):
     """
 
     name, title, Config = "clip-pzsl", "CLIP-PZSL (our reading)", ClipPzslConfig
-    classes = True
 
     config: ClipPzslConfig
     average: Tensor

@@ -33,8 +33,7 @@ class ComCLIP(Method):
     the cache folder. Prompts and bare words are encoded once for all images.
     """
 
-    name, title, trains = "comclip", "ComCLIP", False
-    Config = ComCLIPConfig
+    name, title, Config = "comclip", "ComCLIP", ComCLIPConfig
     config: ComCLIPConfig
 
     # -- images ----------------------------------------------------------------------------------------------------

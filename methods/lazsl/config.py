@@ -40,6 +40,9 @@ class LaZSLConfig(RegionFileConfig):
     global_term: the whole image is compared with the ``phrases`` of a pair or class, or with the ``prompt`` "a photo of wet dog".
     """
 
+    about: ClassVar[str] = "Regions of an image matched with described labels by optimal transport. Trains nothing."
+    trains: ClassVar[bool] = False
+    classes: ClassVar[bool] = True
     reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {**RegionFileConfig.reads, "descriptors": read_descriptors}
 
     descriptors: dict[str, Any] = field(default_factory=dict)

@@ -32,8 +32,7 @@ class LaZSL(Method):
     the settings of the regions. Phrases are encoded once for all images.
     """
 
-    name, title, trains, classes = "lazsl", "LaZSL", False, True
-    Config = LaZSLConfig
+    name, title, Config = "lazsl", "LaZSL", LaZSLConfig
     config: LaZSLConfig
 
     # -- images ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.parts.branches import BranchesConfig
+from methods.parts.branches_config import BranchesConfig
 
 LOW, HIGH = "low", "high"
 
@@ -33,6 +33,7 @@ class MSCIConfig(BranchesConfig):
         has it, whose first validation leaves training mode for good.
     """
 
+    about: ClassVar[str] = "Learned prompts and adapters; texts attend to low, then to high layers of the image tower."
     fractions: ClassVar[tuple[str, ...]] = (
         *BranchesConfig.fractions,
         "aggregator_dropout",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from czsl.data.files.regions import RegionTable, notes_on, read_regions
 from czsl.data.table import Dataset
 from czsl.errors import UsageError
-from methods.method import MethodConfig
+from methods.config import MethodConfig
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

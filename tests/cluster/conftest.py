@@ -30,6 +30,14 @@ def ray_local(tmp_path_factory):
     ray.shutdown()
 
 
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+def engine(request):
+    """Each engine that can run one worker: what they promise is the same."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_local")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory, czsl_cache):
     """A random CLIP of two layers as a state dict in OpenAI's format."""

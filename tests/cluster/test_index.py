@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import methods.method
-from cluster import index as indexing
 from cluster.index import build_index
+from cluster.work import indexing
 from cluster.work.comm import Group
 from cluster.work.indexing import Plan, compute, folder_of, fresh_index
 from cluster.work.predictor import Predictor, Request
@@ -93,7 +93,7 @@ def test_shards_of_several_workers_and_of_an_interrupted_build_make_the_same_ind
         monkeypatch.setattr(module, name, 48)  # 168 pairs: four shards, the last one short
     alone = CompositionIndex.load(build_index(Plan(str(run.path)))).vectors.copy()
     plan = Plan(str(run.path))
-    parts = indexing._parts(run, plan)
+    parts = indexing.parts_folder(run, plan)
     parts.mkdir()
     compute(plan, Turn(1, 2), CPU)
     assert sorted(p.name for p in parts.iterdir()) == ["000001.npy", "000003.npy"]

@@ -6,7 +6,7 @@ import yaml
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl_cli.config import parse_overrides, read_config_file, resolve
-from methods.csp import CSPConfig
+from methods.csp.config import CSPConfig
 from methods.presets import load_presets
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,20 +10,11 @@ from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.method import Method, MethodConfig
+from methods.csp.config import CSPConfig
+from methods.method import Method
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import TABLE, PublicNames, State
 from methods.sides import ImageSide, Targets, TextSide
-
-
-@dataclass
-class CSPConfig(MethodConfig):
-    """Fields of CSP.
-
-    attr_dropout: dropout on the table of learned words (0.3 on MIT-States, 0.2 on UT-Zappos).
-    """
-
-    attr_dropout: float = 0.3
 
 
 class CSP(Method):
