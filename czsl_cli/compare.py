@@ -94,8 +94,6 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
-    from cluster.evaluate import reduction_of
-    from cluster.work.evaluation import Question
     from czsl.data.table import open_data
     from czsl.errors import DataError
     from czsl.runs.run import Run
@@ -109,6 +107,9 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
                 "the SHA-256 of their datasets differ: a comparison takes the same images",
                 "compare them on one dataset: --data DATA",
             )
+    from cluster.evaluate import reduction_of
+    from cluster.work.evaluation import Question
+
     question = Question(**asked)
     with progress_bar() as bar:
         found = [reduction_of(run, question, bar.update, say) for run in runs]

@@ -70,16 +70,18 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
 
 def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     where = where_of(options)
-    from cluster.evaluate import evaluate_run
-    from cluster.work.evaluation import Question
-    from czsl.data.table import open_data
     from czsl.errors import UsageError
-    from czsl_cli.runs import chosen_run
+    from czsl_cli.runs import chosen_run, usable_checkpoint
 
     if options["val_scores"]:
         raise UsageError("--val-scores goes with --scores", "a run was given", "drop it: the run scores its own validation split")
     _check_feasibility(options, bool(options["open_world"]))
     run = chosen_run(path)
+    usable_checkpoint(run, options["checkpoint"])
+    from cluster.evaluate import evaluate_run  # torch comes with it: what can be refused was refused without
+    from cluster.work.evaluation import Question
+    from czsl.data.table import open_data
+
     feasibility: Any = None if options["no_feasibility"] else "clip"
     if options["feasibility"] or options["glove"]:
         feasibility = _read_feasibility(options, open_data(options["data"] or run.config.data).space)

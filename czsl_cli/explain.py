@@ -57,8 +57,6 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
     msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
     the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
-    from cluster.explain import explain as explain_image
-    from cluster.explain import training_images
     from czsl.data.images import BadImage, decode, read_image_file
     from czsl.errors import DataError
 
@@ -67,6 +65,9 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
     except BadImage as error:
         raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
     subject = _subject(overrides, **which)
+    from cluster.explain import explain as explain_image
+    from cluster.explain import training_images
+
     method, pairs, asked = _candidates(subject, texts)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)
@@ -105,7 +106,6 @@ class Subject:
 def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip, clip_weights) -> Subject:
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
-    from methods.loading import load
     from methods.registry import canonical_name, config_class
 
     name = canonical_name(method) if method else None
@@ -124,6 +124,8 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
     if name and run.config.method != name:
         raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
     usable_checkpoint(run, checkpoint)
+    from methods.loading import load
+
     return Subject(load(run, checkpoint), run, f"{run.config.method}, run {run.path.name}")
 
 

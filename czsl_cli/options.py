@@ -93,4 +93,7 @@ def where_of(options: dict[str, Any]) -> dict[str, Any]:
     where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "engine", "wait_s")}
     if where["gpus_per_node"] and where["workers_per_node"]:
         raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    from cluster.machines.nodes import Ask
+
+    Ask.of(**where)  # refuses what contradicts itself, before anything is made
     return where

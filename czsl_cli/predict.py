@@ -56,7 +56,6 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     is kept beside FILE, and the same command goes on behind it.
     """
     where = where_of(options)
-    from cluster.predict import BATCH, partial_of, predict_files
     from czsl.data.files import predictions
     from czsl.data.images import list_images
 
@@ -67,6 +66,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     if not names:
         no_images(folder)
     request = _request(run_path, options)
+    from cluster.predict import BATCH, partial_of, predict_files
+
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
@@ -116,7 +117,6 @@ def no_images(folder: Path) -> NoReturn:
 
 def _request(run_path: Path | None, options: dict[str, Any]):
     """Which method and which candidates."""
-    from cluster.work.predictor import Request
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
 
@@ -132,11 +132,15 @@ def _request(run_path: Path | None, options: dict[str, Any]):
                 "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
+        from cluster.work.predictor import Request
+
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     usable_checkpoint(run, options["checkpoint"])
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
+    from cluster.work.predictor import Request
+
     if named is None:
         index = _index(run, options) if options["open_world"] else None
         return Request(**where, **common, index=index, probes=options["probes"])

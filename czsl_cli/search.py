@@ -37,8 +37,6 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     are taken from CLIP.
     """
     where = where_of(options)
-    from cluster.predict import predict_files
-    from cluster.work.predictor import Request
     from czsl.compositions import label_of
     from czsl.data.images import list_images
     from czsl.errors import UsageError
@@ -56,6 +54,9 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     wanted = list(dict.fromkeys(read_composition(text, run.space) for text in compositions))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
+    from cluster.predict import predict_files
+    from cluster.work.predictor import Request
+
     request = Request(
         run=str(run.path), checkpoint=checkpoint, space=space, pairs=pairs, wanted=[list(pair) for pair in wanted], top=1
     )

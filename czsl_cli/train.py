@@ -146,7 +146,6 @@ def _starting_point(source: Path | None, config):
 
 
 def _new_run(config, out: Path, name: str | None, source: Path | None):
-    from czsl.clip.weights import find_weights, is_path
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
@@ -158,14 +157,22 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     own = config_class(config.method)(**config.model)
     for note in [*own.notes(data.space), *own.data_notes(data)]:
         warn(note)
-    if is_path(config.clip) or is_path(config.clip_weights or ""):
-        find_weights(config.clip, config.clip_weights)  # a wrong path is told before a cluster is started
+    if config.clip != "tiny" or config.clip_weights:
+        _check_weights(config)
     fix_paths(config)
     start = _starting_point(source, config)
     run = Run.create(config, data.space, out, name, start)
     if start is not None:
         say(f"starting from {start.state['from']['checkpoint']} of {short(Path(start.state['from']['run']))}")
     return run
+
+
+def _check_weights(config) -> None:
+    """A wrong path is refused before workers are started."""
+    from czsl.clip.weights import find_weights, is_path
+
+    if is_path(config.clip) or is_path(config.clip_weights or ""):
+        find_weights(config.clip, config.clip_weights)
 
 
 def _partial_labels(config, data):

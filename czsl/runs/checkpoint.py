@@ -1,4 +1,7 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle."""
+"""Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle.
+
+Torch is imported where tensors are read or written: commands that only look for checkpoints start without it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,13 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as as_bytes
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from czsl.errors import UsageError
 from czsl.runs.files import sha256_file, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP = 3
 log = logging.getLogger("czsl")
@@ -40,6 +41,8 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+    from safetensors.torch import save as as_bytes
+
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
@@ -143,6 +146,9 @@ def find(folder: Path, which: str = "best") -> Path:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that verified."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return Checkpoint(
             load_file(path / "method.safetensors"),
