@@ -13,7 +13,7 @@ from czsl_cli.console import coloured
 
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
-    "train": ("czsl_cli.train", "Train a method on a Ray cluster (or this machine)."),
+    "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),

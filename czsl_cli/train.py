@@ -1,4 +1,4 @@
-"""``czsl train``: a run on a Ray cluster, or on this machine."""
+"""``czsl train``: a run on this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 

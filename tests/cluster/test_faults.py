@@ -101,7 +101,7 @@ def czsl(*args, **options):
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(make_run, name):
     run = make_run(method="csp", epochs=4000, batch=12)
     with czsl("train", "--resume", run.path, "--engine", name) as driver:
-        wait_until(lambda: sum(1 for _ in run.metrics("epoch")) >= 1)
+        wait_until(lambda: sum(1 for _ in run.metrics("epoch")) >= 2)  # the first has its checkpoint
         worker = pid_of(run)
         os.kill(worker, signal.SIGSTOP)  # a worker that does not answer
         try:
