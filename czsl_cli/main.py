@@ -115,10 +115,10 @@ def _explain(error: Exception, debug: bool) -> int:
         lines = [error.what, error.why, error.fix]
         code = error.exit_code
     elif isinstance(error, OSError):
-        from czsl.runs.files import FULL
+        from czsl.runs.files import FORBIDDEN, FULL
 
         lines = [f"{error.strerror or error}", str(error.filename or ""), "check the path, its permissions and the free space"]
-        code = 4 if error.errno in FULL else 1
+        code = 4 if error.errno in (*FULL, *FORBIDDEN) else 1
     else:
         lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
         code = 1

@@ -63,7 +63,10 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
-    where = {**where_of(options), "max_failures": max_failures}
+    asked = where_of(options)
+    where = {**asked, "max_failures": max_failures}
+    from cluster.machines.nodes import Ask
+    from cluster.machines.session import check_answers
     from cluster.train import train as train_run
 
     if resume and source:
@@ -80,6 +83,8 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
             _starting_point(source, config)
             _dry_run(config, where, as_json)
             return
+        if not Ask.of(**asked).local:
+            check_answers(where["address"])  # before there is a run that never began
         run = _new_run(config, out, name, source)
     began = time.monotonic()
     if _trains(run.config.method):

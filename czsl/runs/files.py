@@ -19,6 +19,7 @@ import numpy as np
 
 from czsl.errors import SetupError, UsageError
 
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
