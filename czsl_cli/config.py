@@ -61,12 +61,13 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     presets = load_presets(method)
     given["method"] = method
     settings: dict[str, Any] = {}
-    # The toy's size is known; for a dataset of the user's the recipe is a choice to make.
-    for kind, default in (("preset", "default"), ("recipe", "small" if given.get("data", RunConfig.data) == "toy" else None)):
+    # The toy is known: it has its own recipe, or that of small data. For a dataset of the user's the recipe is a choice to make.
+    defaults = {"preset": ["default"], "recipe": ["toy", "small"] if given.get("data", RunConfig.data) == "toy" else []}
+    for kind, usual in defaults.items():
         known = presets[f"{kind}s"]
         name = given.get(kind)
-        if name is None and default in known:
-            name = default
+        if name is None:
+            name = next((default for default in usual if default in known), None)
         if name is None:
             continue
         if name not in known:
