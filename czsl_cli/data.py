@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.console import print_json, print_table, printable, progress_bar, say
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -239,8 +239,3 @@ def spread(values: dict | None) -> str:
         return "-"
     median = f"{values['median']:,.1f}".removesuffix(".0")
     return f"{values['min']:,} / {median} / {values['max']:,}"
-
-
-def printable(text: str) -> str:
-    """Names from files, safe for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
