@@ -93,16 +93,16 @@ class PredictionPage:
     def write(self, about: str) -> None:
         """Write lists and page, and remove what an earlier page left in the folder. ``about``: a line on how the names were found."""
         self.rows.sort(key=lambda row: (row.name, row.candidates[0][1], row.image))
-        facts = {"title": f"{len(self.rows):,} images and their names", "about": about, "unreadable": self._shown_unreadable()}
-        numbers = range(1, -(-len(self.rows) // LIST_IMAGES) + 1)
-        groups = list(self._groups())
-        for number in numbers:
-            page = groups[number - 1]
-            text = _render("list", **facts, groups=page, number=number, numbers=numbers, back=quote(self.path.name))
-            write_atomically(self.folder / f"list-{number}.html", text.encode())
-        text = _render("page", **facts, data=_script_json(self._data()), numbers=numbers, folder=quote(self.folder.name))
+        number = f"{len(self.rows):,} image{'' if len(self.rows) == 1 else 's'}"
+        facts = {"title": f"{number} under their names", "about": about, "unreadable": self._shown_unreadable()}
+        total, lists = -(-len(self.rows) // LIST_IMAGES), []
+        for number, groups in enumerate(self._groups(), 1):
+            text = _render("list", **facts, groups=groups, number=number, total=total, back=quote(self.path.name))
+            write_atomically(self.folder / f"list-{number}.html", text.encode(), sync=False)
+            lists.append((f"list-{number}.html", groups[0][0], groups[-1][0]))
+        text = _render("page", **facts, data=_script_json(self._data()), lists=lists, folder=quote(self.folder.name))
         write_atomically(self.path, text.encode())
-        kept = {row.thumb for row in self.rows} | {f"list-{number}.html" for number in numbers}
+        kept = {row.thumb for row in self.rows} | {file for file, _, _ in lists}
         for file in self.folder.iterdir():
             if file.name not in kept:
                 file.unlink()
@@ -175,8 +175,8 @@ def _plain(row: Row) -> dict[str, Any]:
         "image": printable(row.image),
         "link": f"../{row.link}",
         "thumb": row.thumb,
-        "prob": percentage(row.candidates[0][1]),
-        "others": printable(", ".join(others)),
+        "prob": percentage(row.candidates[0][1]).replace(" ", "\u00a0"),
+        "others": printable(", ".join(others)).replace(" %", "\u00a0%"),
         "sure": row.sure,
     }
 

@@ -9,8 +9,6 @@ const labelOf = (candidate) => kinds.map((kind, i) => data.words[kind][candidate
 const probOf = (candidate) => candidate[kinds.length];
 const rows = data.rows.map(([image, link, thumb, sure, candidates]) => (
   { image, link, thumb, sure, candidates, name: labelOf(candidates[0]), prob: probOf(candidates[0]) }));
-const byName = new Map();
-for (const row of rows) byName.set(row.name, (byName.get(row.name) || 0) + 1);
 const text = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
 const orders = {
   name: (a, b) => text(a.name, b.name) || a.prob - b.prob || text(a.image, b.image),
@@ -20,11 +18,12 @@ const orders = {
 };
 const fields = ["order", ...kinds, "from", "to", "file", "page"];
 let shown = [];
+let byName = new Map(); // images of each name among those shown
 
 function percent(p) {
-  if (p > 0 && p < 0.01) return "<1 %";
-  if (p > 0.99 && p < 1) return ">99 %";
-  return Math.round(100 * p) + " %";
+  if (p > 0 && p < 0.01) return "<1\u00a0%";
+  if (p > 0.99 && p < 1) return ">99\u00a0%";
+  return Math.round(100 * p) + "\u00a0%";
 }
 
 function element(tag, content, attributes) {
@@ -37,9 +36,9 @@ function element(tag, content, attributes) {
 function fillChoices(kind, place) {
   const count = new Array(data.words[kind].length).fill(0);
   for (const row of rows) count[row.candidates[0][place]] += 1;
-  const names = data.words[kind].map((name, i) => [name, i, count[i]]).filter((choice) => choice[2]);
+  const names = data.words[kind].map((name, i) => [name, count[i]]).filter((choice) => choice[1]);
   names.sort((a, b) => text(a[0], b[0]));
-  for (const [name, i, n] of names) $(kind).append(element("option", `${name} (${n})`, { value: i }));
+  for (const [name, n] of names) $(kind).append(element("option", `${name} (${n})`, { value: name }));
 }
 
 function card(row, grouped) {
@@ -50,7 +49,7 @@ function card(row, grouped) {
   const others = row.candidates.slice(1, 4).map((c) => `${labelOf(c)} ${percent(probOf(c))}`).join(", ");
   return element("li", [
     element("a", picture, { href: row.link }),
-    element("meter", null, { min: 0, max: 1, value: row.prob, "aria-label": "confidence" }),
+    element("meter", null, { min: 0, max: 1, value: row.prob, "aria-hidden": "true" }),
     element("p", [element("b", (grouped ? "" : row.name + " ") + percent(row.prob)), row.sure ? "" : " ", row.sure ? null : element("em", "not sure")]),
     element("p", row.image, { class: "file" }),
     others ? element("p", "or " + others, { class: "others" }) : null,
@@ -62,9 +61,11 @@ function select() {
   const from = Number($("from").value || 0) / 100, to = Number($("to").value === "" ? 100 : $("to").value) / 100;
   const file = $("file").value.toLowerCase(), unsure = $("unsure").checked;
   shown = rows.filter((row) => row.prob >= from && row.prob <= to
-    && chosen.every((value, i) => value === "" || row.candidates[0][i] === Number(value))
+    && chosen.every((value, i) => value === "" || data.words[kinds[i]][row.candidates[0][i]] === value)
     && (!file || row.image.toLowerCase().includes(file)) && (!unsure || !row.sure));
   shown.sort(orders[$("order").value] || orders.name);
+  byName = new Map();
+  for (const row of shown) byName.set(row.name, (byName.get(row.name) || 0) + 1);
 }
 
 function draw(focus) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -188,9 +189,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 0
 def _records(
     source: Source, options: ImportOptions, report: ImportReport, progress: Progress | None, base: Dataset | None
 ) -> Iterator[Record]:
-    """Training first: by then the hashes are known that val and test may repeat. Rows of ``base`` stand among them by their ids."""
+    """Training first: by then the hashes are known that val and test may repeat. In each split rows of ``base`` first, in their order."""
     items: list[Entry | _Known] = [*source.entries.values(), *(_known_rows(base) if base else ())]
-    items.sort(key=lambda item: (SPLITS.index(item.split), item.id))
+    items.sort(key=lambda item: (SPLITS.index(item.split), item.place if isinstance(item, _Known) else math.inf, item.id))
     rows: list[Row] = []
     dropped: set[str] = set()
     training: set[str] = set()
