@@ -12,7 +12,10 @@ import io
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +33,7 @@ from czsl_cli.console import printable
 
 SIZE = 192  # pixels of a thumbnail's longer side
 LIST_IMAGES = 200  # of a plain list
+THREADS, WAITING = 4, 64  # that make thumbnails; images that may wait for them
 MARK = "czsl predict"  # the page's generator: what has it may be replaced
 _OURS = re.compile(r"[0-9a-f]{24}\.jpg|list-\d+\.html|\..*\.tmp")
 
@@ -76,6 +80,8 @@ class PredictionPage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._link = quote(os.path.relpath(self._root, path.parent.resolve()).replace(os.sep, "/"))
         self.rows: list[Row] = []
+        self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))  # Pillow decodes outside the interpreter lock
+        self._waiting: deque[tuple[int, Future[str]]] = deque()  # places of rows whose thumbnails are being made
         self.unreadable: list[tuple[str, str]] = []
         self._threshold = False
 
@@ -88,10 +94,14 @@ class PredictionPage:
         self._threshold |= "sure" in record
         keys = ("class",) if "class" in record["predictions"][0] else ("attr", "obj")
         candidates = tuple(({key: p[key] for key in keys}, float(p["prob"])) for p in record["predictions"])
-        self.rows.append(Row(name, f"{self._link}/{quote(name)}", self._thumbnail(name), candidates, is_sure(record)))
+        self._waiting.append((len(self.rows), self._pool.submit(self._thumbnail, name)))
+        self.rows.append(Row(name, f"{self._link}/{quote(name)}", "", candidates, is_sure(record)))
+        self._collect(WAITING)
 
     def write(self, about: str) -> None:
         """Write lists and page, and remove what an earlier page left in the folder. ``about``: a line on how the names were found."""
+        self._collect(0)
+        self._pool.shutdown()
         self.rows.sort(key=lambda row: (row.name, row.candidates[0][1], row.image))
         number = f"{len(self.rows):,} image{'' if len(self.rows) == 1 else 's'}"
         facts = {"title": f"{number} under their names", "about": about, "unreadable": self._shown_unreadable()}
@@ -106,6 +116,12 @@ class PredictionPage:
         for file in self.folder.iterdir():
             if file.name not in kept:
                 file.unlink()
+
+    def _collect(self, most: int) -> None:
+        """Wait until at most so many thumbnails are being made; what went wrong with one is raised here."""
+        while len(self._waiting) > most:
+            place, made = self._waiting.popleft()
+            self.rows[place] = self.rows[place]._replace(thumb=made.result())
 
     def _thumbnail(self, name: str) -> str:
         source = self._root / name
@@ -187,6 +203,7 @@ def _script_json(content: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+@cache
 def _asset(name: str) -> str:
     return (files("czsl_cli") / "assets" / name).read_text(encoding="utf-8")
 
@@ -198,9 +215,13 @@ def _hash(text: str) -> str:
 
 def _render(name: str, **values: Any) -> str:
     style, script = _asset("predictions.css"), _asset("predictions.js")
-    templates = {n: _asset(f"predictions-{n}.html") for n in ("page", "list")}
-    environment = Environment(loader=DictLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     policy = f"default-src 'none'; img-src 'self' file:; style-src {_hash(style)}"
     if name == "page":
         policy += f"; script-src {_hash(script)}"
-    return environment.get_template(name).render(style=style, script=script, policy=policy, mark=MARK, **values)
+    return _templates().get_template(name).render(style=style, script=script, policy=policy, mark=MARK, **values)
+
+
+@cache
+def _templates() -> Environment:
+    sources = {name: _asset(f"predictions-{name}.html") for name in ("page", "list")}
+    return Environment(loader=DictLoader(sources), autoescape=True, trim_blocks=True, lstrip_blocks=True)

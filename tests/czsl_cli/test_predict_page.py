@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -133,6 +134,7 @@ def test_an_interrupted_page_keeps_its_thumbnails_and_a_new_one_drops_old(photos
     path = tmp_path / "page.html"
     first = PredictionPage(path, photos)
     first.add(RECORDS[0])  # and then it was killed
+    first._collect(0)
     (thumb,) = files_folder(path).iterdir()
     made = thumb.stat().st_mtime_ns
     page_of(photos, RECORDS, path)
@@ -141,6 +143,16 @@ def test_an_interrupted_page_keeps_its_thumbnails_and_a_new_one_drops_old(photos
     text = page_of(photos, RECORDS[:1], path)
     assert not thumb.exists()
     assert {p.name for p in files_folder(path).iterdir()} == {data_of(text)["rows"][0][2], "list-1.html"}
+
+
+def test_a_full_disk_is_an_error_and_not_a_missing_picture(photos, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predict_page, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        page_of(photos, RECORDS, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_an_image_that_vanished_is_shown_without_a_picture(photos, tmp_path):
