@@ -7,17 +7,17 @@ from typing import Any
 
 from czsl.compositions import label_words
 
-MEANING = "the probability of the first name among all candidates"
-
 
 def confidence(record: Mapping[str, Any]) -> float:
     """Return the probability of the best candidate among all candidates, in [0, 1]."""
     return float(record["predictions"][0]["prob"])
 
 
-def is_sure(record: Mapping[str, Any]) -> bool:
-    """Return False if a threshold was in use (``--min-prob``, ``--precision``) and the record is below it."""
-    return bool(record.get("sure", True))
+def doubt(record: Mapping[str, Any]) -> str:
+    """Return ``"none of these"`` if the record was rejected, ``"not sure"`` if it is below a threshold, else ``""``."""
+    if record.get("rejected"):
+        return "none of these"
+    return "" if record.get("sure", True) else "not sure"
 
 
 def candidate_words(candidate: Mapping[str, Any]) -> str:

@@ -277,10 +277,10 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
     rows = []
     for record in records:
         if record["error"]:
-            rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
+            rows.append([printable(record["image"]), *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        row = [record["image"], label_words(best), f"{best['score']:.2f}"]
+        row = [printable(record["image"]), label_words(best), f"{best['score']:.2f}"]
         if classes:
             row.append(f"{record['classes'][0]['prob']:.2f}")
         else:

@@ -28,7 +28,7 @@ from czsl.compositions import label_words
 from czsl.data.images import BadImage, read_image_file, thumbnail
 from czsl.errors import UsageError
 from czsl.runs.files import write_atomically
-from czsl_cli.answers import candidate_words, is_sure, percentage
+from czsl_cli.answers import candidate_words, doubt, percentage
 from czsl_cli.console import printable
 
 SIZE = 192  # pixels of a thumbnail's longer side
@@ -42,14 +42,14 @@ class Row(NamedTuple):
     """An image of the page.
 
     ``candidates``: label and probability of each, best first; ``thumb``: file in the page's folder, or empty; ``link``: URL of the image
-    relative to the page.
+    relative to the page; ``doubt``: see :func:`czsl_cli.answers.doubt`.
     """
 
     image: str
     link: str
     thumb: str
     candidates: tuple[tuple[dict[str, str], float], ...]
-    sure: bool
+    doubt: str
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class PredictionPage:
         keys = ("class",) if "class" in record["predictions"][0] else ("attr", "obj")
         candidates = tuple(({key: p[key] for key in keys}, float(p["prob"])) for p in record["predictions"])
         self._waiting.append((len(self.rows), self._pool.submit(self._thumbnail, name)))
-        self.rows.append(Row(name, f"{self._link}/{quote(name)}", "", candidates, is_sure(record)))
+        self.rows.append(Row(name, f"{self._link}/{quote(name)}", "", candidates, doubt(record)))
         self._collect(WAITING)
 
     def write(self, about: str) -> None:
@@ -103,8 +103,8 @@ class PredictionPage:
         self._collect(0)
         self._pool.shutdown()
         self.rows.sort(key=lambda row: (row.name, row.candidates[0][1], row.image))
-        number = f"{len(self.rows):,} image{'' if len(self.rows) == 1 else 's'}"
-        facts = {"title": f"{number} under their names", "about": about, "unreadable": self._shown_unreadable()}
+        images = f"{len(self.rows):,} image{'' if len(self.rows) == 1 else 's'}"
+        facts = {"title": f"{images} under their names", "about": about, "unreadable": self._shown_unreadable()}
         total, lists = -(-len(self.rows) // LIST_IMAGES), []
         for number, groups in enumerate(self._groups(), 1):
             text = _render("list", **facts, groups=groups, number=number, total=total, back=quote(self.path.name))
@@ -149,7 +149,7 @@ class PredictionPage:
             for label, prob in row.candidates:
                 places = [words[k].setdefault(printable(v), len(words[k])) for k, v in label.items()]
                 candidates.append([*places, round(prob, 4)])
-            rows.append([printable(row.image), row.link, row.thumb, int(row.sure), candidates])
+            rows.append([printable(row.image), row.link, row.thumb, row.doubt, candidates])
         used = {key: list(names) for key, names in words.items() if names}
         return {"words": used, "rows": rows, "folder": quote(self.folder.name), "threshold": self._threshold}
 
@@ -193,7 +193,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "thumb": row.thumb,
         "prob": percentage(row.candidates[0][1]).replace(" ", "\u00a0"),
         "others": printable(", ".join(others)).replace(" %", "\u00a0%"),
-        "sure": row.sure,
+        "doubt": row.doubt,
     }
 
 

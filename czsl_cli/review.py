@@ -13,7 +13,7 @@ from typing import Any
 from czsl.compositions import label_words
 from czsl.data.importing.layouts import CLASS_COLUMNS, COLUMNS, PREDICTED
 from czsl.errors import DataError, UsageError
-from czsl_cli.answers import candidate_words, confidence, is_sure
+from czsl_cli.answers import candidate_words, confidence, doubt
 
 SIZE = 20  # images of a review file if no number is given and no threshold says which are doubtful
 
@@ -43,10 +43,9 @@ class Review:
         if record["error"]:
             return
         row = (-confidence(record), _Last(record["image"]), dict(record))
-        if "sure" in record:
-            self._threshold = True
-            if self._size is None and not is_sure(record):
-                self._unsure.append(row)
+        self._threshold |= "sure" in record
+        if self._size is None and doubt(record):
+            self._unsure.append(row)
         heapq.heappush(self._least, row)
         if len(self._least) > (self._size or SIZE):
             heapq.heappop(self._least)

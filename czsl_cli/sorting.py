@@ -19,7 +19,7 @@ from typing import Any
 from czsl.data.paths import BadPathError, contained
 from czsl.errors import SetupError, UsageError
 from czsl.runs.files import FULL
-from czsl_cli.answers import is_sure
+from czsl_cli.answers import doubt
 
 UNSURE = "unsure"
 LONGEST = 100  # bytes of a label in a folder's name
@@ -103,7 +103,7 @@ class Sorter:
         if record["error"]:
             self.unreadable += 1
             return
-        folder = self._folders.folder(record["predictions"][0]) if is_sure(record) else UNSURE
+        folder = UNSURE if doubt(record) else self._folders.folder(record["predictions"][0])
         try:
             self._place(self._root / name, self._folder(folder), name)
         except (BadPathError, _NotPlacedError) as error:

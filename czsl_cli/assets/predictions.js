@@ -1,14 +1,14 @@
 
 "use strict";
-// Rows are [image, link, thumbnail, sure, [[label places..., probability], ...]]; only the rows of one page are elements.
+// Rows are [image, link, thumbnail, doubt, [[label places..., probability], ...]]; only the rows of one page are elements.
 const PAGE = 96;
 const data = JSON.parse(document.getElementById("data").textContent);
 const kinds = Object.keys(data.words);
 const $ = (id) => document.getElementById(id);
 const labelOf = (candidate) => kinds.map((kind, i) => data.words[kind][candidate[i]]).join(" ");
 const probOf = (candidate) => candidate[kinds.length];
-const rows = data.rows.map(([image, link, thumb, sure, candidates]) => (
-  { image, link, thumb, sure, candidates, name: labelOf(candidates[0]), prob: probOf(candidates[0]) }));
+const rows = data.rows.map(([image, link, thumb, doubt, candidates]) => (
+  { image, link, thumb, doubt, candidates, name: labelOf(candidates[0]), prob: probOf(candidates[0]) }));
 const text = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
 const orders = {
   name: (a, b) => text(a.name, b.name) || a.prob - b.prob || text(a.image, b.image),
@@ -50,7 +50,7 @@ function card(row, grouped) {
   return element("li", [
     element("a", picture, { href: row.link }),
     element("meter", null, { min: 0, max: 1, value: row.prob, "aria-hidden": "true" }),
-    element("p", [element("b", (grouped ? "" : row.name + " ") + percent(row.prob)), row.sure ? "" : " ", row.sure ? null : element("em", "not sure")]),
+    element("p", [element("b", (grouped ? "" : row.name + " ") + percent(row.prob)), row.doubt ? " " : null, row.doubt ? element("em", row.doubt) : null]),
     element("p", row.image, { class: "file" }),
     others ? element("p", "or " + others, { class: "others" }) : null,
   ]);
@@ -62,7 +62,7 @@ function select() {
   const file = $("file").value.toLowerCase(), unsure = $("unsure").checked;
   shown = rows.filter((row) => row.prob >= from && row.prob <= to
     && chosen.every((value, i) => value === "" || data.words[kinds[i]][row.candidates[0][i]] === value)
-    && (!file || row.image.toLowerCase().includes(file)) && (!unsure || !row.sure));
+    && (!file || row.image.toLowerCase().includes(file)) && (!unsure || row.doubt));
   shown.sort(orders[$("order").value] || orders.name);
   byName = new Map();
   for (const row of shown) byName.set(row.name, (byName.get(row.name) || 0) + 1);

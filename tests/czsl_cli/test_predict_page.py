@@ -178,6 +178,16 @@ def test_other_files_are_not_replaced(photos, tmp_path):
     assert (folder / "holiday.jpg").read_bytes() == b"mine"
 
 
+def test_doubt_is_shown_and_can_be_filtered(photos, tmp_path):
+    given = ({"sure": True}, {"sure": False}, {"sure": False, "rejected": True})
+    records = [record(f"{i}.jpg", ("wet", "dog", 0.5), **facts) for i, facts in enumerate(given)]
+    data = data_of(page_of(photos, records, tmp_path / "page.html"))
+    assert data["threshold"] is True
+    assert [row[3] for row in data["rows"]] == ["", "not sure", "none of these"]
+    assert "none of these" in Elements((tmp_path / "page.files" / "list-1.html").read_text()).text
+    assert data_of(page_of(photos, RECORDS, tmp_path / "page.html"))["threshold"] is False
+
+
 def test_plain_classes_have_one_filter(photos, tmp_path):
     records = [{"image": "0.jpg", "predictions": [{"class": "polar bear", "score": 1.0, "prob": 0.7}], "error": None}]
     assert data_of(page_of(photos, records, tmp_path / "page.html"))["words"] == {"class": ["polar bear"]}
