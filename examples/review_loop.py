@@ -53,7 +53,7 @@ class Loop:
     """The images that take part, their features, and the rounds of each seed."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options = options
+        self.options, self.tag = options, "".join(f"-{setting}" for setting in options.then)
         torch.set_num_threads(options.threads)
         self.clip = load_clip(options.clip)
         self.chosen = self._chosen_images()
@@ -98,12 +98,13 @@ class Loop:
         return open_data(folder / "data"), photos
 
     def train(self, data: Dataset, seed: int, name: str, source: Run | None) -> Run:
-        """A finished run, trained now unless it was before."""
-        o, folder = self.options, self.options.out / f"seed{seed}" / "runs"
+        """A finished run, trained now unless it was before; one that starts from another has settings of its own."""
+        o, settings = self.options, self.options.settings if source is None else [*self.options.settings, *self.options.then]
+        folder = o.out / f"seed{seed}" / ("runs" if source is None else f"runs{self.tag}")
         if not (folder / name / "done").exists():
             given = {"data": str(data.folder), "clip": o.clip, "method": o.method, "seed": seed}
             given |= {"threads": o.threads, "precision": o.precision}
-            config = resolve(given, o.settings)
+            config = resolve(given, settings)
             fix_paths(config)
             method = build(config.method, data.space, self.clip, config.model)
             self.keep_features(data, method)
@@ -172,7 +173,7 @@ class Loop:
 
     def rounds(self, seed: int) -> dict[str, dict[str, float]]:
         """Figures of each way to go on, by its name."""
-        done = self.options.out / f"seed{seed}" / "result.json"
+        done = self.options.out / f"seed{seed}" / f"result{self.tag}.json"
         if done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
         data, photos = self.parts(seed)
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=2, help="images of each training pair that the first model sees")
     parser.add_argument("--val", type=int, default=3, help="validation images of each pair")
     parser.add_argument("--test", type=int, default=12, help="test images of each pair; half of them are the new photographs")
+    parser.add_argument("--then", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs that go on, if others")
     parser.add_argument("--corrected", type=int, nargs="+", default=[20, 100], help="images whose labels are corrected")
     parser.add_argument("--precision", default="float32", help="bfloat16 halves the time of the image tower")
     parser.add_argument("--eval-batch", type=int, default=64)
