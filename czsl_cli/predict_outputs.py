@@ -77,7 +77,7 @@ class PeopleOutputs:
             raise click.UsageError("--review-size goes with --review")
         if self._dest:
             check_apart(self._dest, folder)
-        _check_files(self._html, self._file, out, folder)
+        _check_files(self._html, self._file, out, folder, self._dest)
         self._page: Any = None
         self._sorter: Any = None
         self._review: Any = None
@@ -126,19 +126,19 @@ class PeopleOutputs:
         return not self._sorter.failed
 
 
-def _check_files(html: Path | None, review: Path | None, out: Path | None, folder: Path) -> None:
+def _check_files(html: Path | None, review: Path | None, out: Path | None, folder: Path, dest: Path | None) -> None:
     from czsl.errors import UsageError
     from czsl_cli.predict_page import check_free, files_folder
     from czsl_cli.review import check_new
 
     if html:
         check_free(html)
-        if folder.is_dir() and files_folder(html).resolve().is_relative_to(folder.resolve()):
-            raise UsageError(
-                f"--html {html} lies inside {folder}",
-                "the next prediction would find its thumbnails",
-                "give a file outside of it",
-            )
+        thumbnails = files_folder(html).resolve()
+        for place, reader in ((folder if folder.is_dir() else None, "the next prediction"), (dest, "an import of the folders")):
+            if place is not None and thumbnails.is_relative_to(place.resolve()):
+                raise UsageError(
+                    f"--html {html} lies inside {place}", f"{reader} would find its thumbnails", "give a file outside of it"
+                )
     if review:
         if out and review.resolve() == out.resolve():
             raise UsageError(f"{out} is given as --out and as --review", "they have different columns", "give two files")

@@ -6,6 +6,7 @@ import csv
 import heapq
 import io
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class Review:
     @property
     def next_step(self) -> str:
         """The command that reads the corrected file."""
-        where = "" if self.images_folder is not None else f" --images {self._root}"
-        return f"czsl data import {self.path} NEW{where} --add-to MYDATA"
+        where = "" if self.images_folder is not None else f" --images {shlex.quote(str(self._root))}"
+        return f"czsl data import {shlex.quote(str(self.path))} NEW{where} --add-to MYDATA"
 
 
 def check_new(path: Path) -> None:

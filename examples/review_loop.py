@@ -117,13 +117,15 @@ class Loop:
     @torch.inference_mode()
     def predictions(self, run: Run) -> list[dict]:
         """Records of the new photographs, as ``czsl predict`` makes them."""
-        method, test, found = load(run), self.chosen.split("test"), []
-        text = method.encode_compositions(torch.from_numpy(run.space.closed_pairs.copy()))
-        for name, row in self.new.items():
-            ranking = Ranking(run.space.closed_pairs, run.space, 5)
-            scores = method.scores(method.image_side(self._features[test.sha256[row]][None]), text).float()
+        method, test, pairs, found = load(run), self.chosen.split("test"), run.space.closed_pairs, []
+        text = method.encode_compositions(torch.from_numpy(pairs.copy()))
+        names, size = list(self.new), self.options.eval_batch
+        for start in range(0, len(names), size):
+            part = names[start : start + size]
+            features = torch.stack([self._features[test.sha256[self.new[name]]] for name in part])
+            scores, ranking = method.scores(method.image_side(features), text).float(), Ranking(pairs, run.space, 5)
             ranking.add(scores, method.log_weights(scores))
-            found.append({"image": name, **ranking.records()[0], "error": None})
+            found += [{"image": name, **record, "error": None} for name, record in zip(part, ranking.records(), strict=True)]
         return found
 
     def reviewed(self, data: Dataset, photos: Path, found: list[dict], name: str) -> tuple[Dataset, int]:

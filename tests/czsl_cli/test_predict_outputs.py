@@ -138,6 +138,7 @@ def test_a_disk_that_fills_up_keeps_the_predictions(work, czsl, computed, monkey
         (("--sort-into", "pairs.txt"), "is a file"),
         (("--link",), "--link goes with --sort-into"),
         (("--html", "photos/page.html"), "lies inside photos"),
+        (("--html", "sorted/page.html", "--sort-into", "sorted"), "lies inside sorted"),
         (("--html", "page.txt"), "ends in .html"),
         (("--html", "mine.html"), "no page of czsl predict"),
         (("--review", "pairs.txt"), "is a .csv"),
