@@ -111,9 +111,7 @@ def import_(source, dest, attributes, objects, classes, unseen, as_json, **optio
         click.echo(f"{report.named - report.bad:,} images added to those of {printable(report.added_to)}")
     if report.review:
         counts = report.review
-        click.echo(
-            f"review: {counts['changed']} labels changed, {counts['left']} as predicted, {counts['empty']} rows without a label"
-        )
+        click.echo(f"labels of the review: {counts['changed']} changed, {counts['left']} as predicted, {counts['empty']} empty")
     click.echo(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
     if report.classes and report.classes["seen"] == report.classes["all"]:

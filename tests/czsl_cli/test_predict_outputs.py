@@ -175,7 +175,7 @@ def test_the_loop_from_doubt_to_a_larger_dataset(work, czsl, dataset):
     czsl("predict", "photos", *CANDIDATES, "--review", "doubtful.csv", "--review-size", 4, expect=6)
     shown = czsl("data", "import", "doubtful.csv", "more", "--add-to", dataset)
     assert "4 images added" in shown.stdout
-    assert "0 labels changed, 4 as predicted" in shown.stdout
+    assert "0 changed, 4 as predicted" in shown.stdout
     czsl("data", "verify", "more")
 
 

@@ -178,7 +178,7 @@ def test_the_command_tells_what_was_added(photos, tmp_path, dataset, czsl):
     corrected(review.path, {"0.png": ("blue", "ball")})
     shown = czsl("data", "import", "review.csv", "more", "--add-to", dataset)
     assert "3 images added" in shown.stdout
-    assert "1 labels changed, 2 as predicted, 0 rows without a label" in shown.stdout
+    assert "1 changed, 2 as predicted, 0 empty" in shown.stdout
     told = json.loads(czsl("data", "import", "review.csv", "again", "--add-to", dataset, "--json").stdout)
     assert told["review"] == {"changed": 1, "left": 2, "empty": 0}
     assert (

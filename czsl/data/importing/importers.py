@@ -152,6 +152,8 @@ def import_dataset(
     report.named = len(content.entries) + sum(problem.bad for problem in content.problems)
     if content.space is None or not content.entries:
         _stop(report, options.max_bad)
+        if content.review and content.review["empty"]:
+            raise DataError(f"{source} holds no label", "it is a review file and its labels are empty", "fill in the labels")
         raise DataError(f"{source} holds no labelled image", f"read as: {layout}", "is this the right folder or --layout?")
     if base is not None:
         add_to(base, content)
