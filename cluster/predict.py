@@ -56,6 +56,7 @@ def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Par
     facts = {
         "czsl": __version__,
         "batch": BATCH,
+        "fields": "score prob",  # of a composition in a record
         "request": asdict(_pinned(request)),
         "run": fingerprint(Run(request.run), request.checkpoint) if request.run else None,
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
-from czsl_cli.data import printable
+from czsl_cli.console import percent, print_json, print_table, printable, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

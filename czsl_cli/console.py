@@ -63,6 +63,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def printable(text: str) -> str:
+    """Names from files, safe to show: control characters and those that turn the direction of text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, s = divmod(round(seconds), 60)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.console import print_json, print_table, printable, progress_bar, say
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -60,10 +60,15 @@ data.add_command(partial)
 @max_pixels
 @click.option("--drop-duplicates", is_flag=True, help="Leave out val and test images whose bytes occur in training.")
 @click.option("--force", is_flag=True, help="Replace the dataset folder DEST.")
+@click.option(
+    "--images",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Manifest: folder of the images.  [default: that of SOURCE]",
+)
+@click.option("--add-to", metavar="DATASET", help="Let DEST also hold the images of this dataset folder, which stays as it is.")
 @as_json
-def import_(
-    source, dest, layout, name, attributes, objects, classes, unseen, seed, max_bad, max_pixels, drop_duplicates, force, as_json
-):
+def import_(source, dest, attributes, objects, classes, unseen, as_json, **options):
     """Import images from SOURCE into the dataset folder DEST.
 
     SOURCE is a folder in the layout of MIT-States, UT-Zappos and C-GQA (pair lists, images/ and a .t7 or .json), a folder of
@@ -76,14 +81,15 @@ def import_(
     training images are unseen; --unseen names them where the source does not show it.
 
     Images that cannot be used are skipped and listed; identical images are listed and kept.
+
+    A review file of `czsl predict --review` is a manifest. With --add-to its images and those of a dataset make a new dataset.
     """
     from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
 
     names = _label_names(attributes, objects, classes, unseen)
-    options = ImportOptions(layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force)
     try:
         with progress("importing") as advance:
-            report = import_dataset(source, dest, options, advance)
+            report = import_dataset(source, dest, ImportOptions(names=names, **options), advance)
     except TooManyBadError as error:
         if as_json:
             print_json(error.report.to_json())
@@ -101,6 +107,11 @@ def import_(
     if report.classes:
         named = f"{report.classes['all']} classes, {report.classes['seen']} of them seen in training"
     click.echo(f"{named}; {report.bad} of {report.named:,} images unusable")
+    if report.added_to:
+        click.echo(f"{report.named - report.bad:,} images added to those of {printable(report.added_to)}")
+    if report.review:
+        counts = report.review
+        click.echo(f"labels of the review: {counts['changed']} changed, {counts['left']} as predicted, {counts['empty']} empty")
     click.echo(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
     if report.classes and report.classes["seen"] == report.classes["all"]:
@@ -239,8 +250,3 @@ def spread(values: dict | None) -> str:
         return "-"
     median = f"{values['median']:,.1f}".removesuffix(".0")
     return f"{values['min']:,} / {median} / {values['max']:,}"
-
-
-def printable(text: str) -> str:
-    """Names from files, safe for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

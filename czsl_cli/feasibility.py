@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, say, warn
+from czsl_cli.console import print_json, print_table, printable, say, warn
 
 MOST_SHOWN = 10
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -109,7 +109,6 @@ def _summary(values: Any, space: Any) -> dict[str, Any]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    from czsl_cli.data import printable
 
     title = f"{summary['pairs']:,} pairs, {summary['unseen']:,} unseen"
     if not summary["unseen"]:

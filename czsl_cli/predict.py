@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
-from czsl_cli.console import print_table, progress_bar, say, warn
+from czsl_cli.console import print_table, printable, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
+from czsl_cli.predict_outputs import PeopleOutputs, people_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOWN_ROWS = 40  # of a table on stdout; files hold all
@@ -41,6 +42,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
     "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Compositions, attributes and objects to name."
 )
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
+@people_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(folder, run_path, out, as_json, **options) -> None:
@@ -51,23 +53,25 @@ def predict(folder, run_path, out, as_json, **options) -> None:
       czsl predict photos/ --run RUN --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
+      czsl predict photos/ --html page.html --sort-into sorted --review doubtful.csv
 
     An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
     is kept beside FILE, and the same command goes on behind it.
     """
     where = where_of(options)
     from czsl.data.files import predictions
-    from czsl.data.images import list_images
 
     if out:
         predictions.check_format(out)
     root = folder if folder.is_dir() else folder.parent
-    names = [p.relative_to(root).as_posix() for p in list_images(root)] if folder.is_dir() else [folder.name]
+    names = images_below(root) if folder.is_dir() else [folder.name]
     if not names:
         no_images(folder)
+    outputs = PeopleOutputs(options, folder, root, names, out)
     request = _request(run_path, options)
     from cluster.predict import BATCH, partial_of, predict_files
 
+    outputs.start(request)
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
@@ -78,6 +82,7 @@ def predict(folder, run_path, out, as_json, **options) -> None:
         records = predictions.write(out, stream) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
+            outputs.add(record)
             if record["error"]:
                 bad.append(record)
             elif "retrieval" in record:
@@ -86,6 +91,7 @@ def predict(folder, run_path, out, as_json, **options) -> None:
                 print_line(record)
             elif len(shown) < SHOWN_ROWS:
                 shown.append(record)
+        outputs.write()  # if it fails, the same command finds all predictions again
     if not as_json and not out:
         _print(shown, len(names), options["top"])
     elif out:
@@ -93,11 +99,25 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     if visited:
         kind = "approximate" if request.probes else "exact"
         say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
+    complete = outputs.tell()
     for record in bad:
-        warn(f"{record['image']}: {record['error']}")
+        warn(f"{printable(record['image'])}: {record['error']}")
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
+    if bad or not complete:
         sys.exit(6)
+
+
+def images_below(folder: Path) -> list[str]:
+    """Names of the images below a folder, sorted; warns about those that are left out (links that lead out, unusable names)."""
+    from czsl.data.images import is_image_name
+    from czsl.data.paths import walk
+
+    found = walk(folder)
+    for name, (_, why) in found.refused.items():
+        if is_image_name(name) or (folder / name).is_dir():
+            warn(f"{printable(name)}: left out: {why}")
+    return [name for name in found.files if is_image_name(name)]
 
 
 def print_line(record: dict[str, Any]) -> None:
@@ -261,10 +281,10 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
     rows = []
     for record in records:
         if record["error"]:
-            rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
+            rows.append([printable(record["image"]), *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        row = [record["image"], label_words(best), f"{best['score']:.2f}"]
+        row = [printable(record["image"]), label_words(best), f"{best['score']:.2f}"]
         if classes:
             row.append(f"{record['classes'][0]['prob']:.2f}")
         else:

@@ -73,6 +73,24 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return _open(data, max_pixels).size
 
 
+def thumbnail(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame as RGB, shrunk to ``size`` pixels on its longer side; raises `BadImage` as :func:`decode` does.
+
+    JPEGs are decoded at a fraction of their size, which takes a tenth of the time and memory of a photograph.
+    """
+    image = _open(data, max_pixels)
+    try:
+        image.draft("RGB", (size, size))  # of JPEGs; at least this size
+        _load(image)
+        small = _rgb(image)
+        small.thumbnail((size, size))
+        return small
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage("damaged image", _one_line(error)) from None
+
+
 def read_image_file(path: Path) -> bytes:
     """The bytes of a regular file of at most `MAX_FILE_BYTES`; `BadImage` otherwise."""
     try:

@@ -1,7 +1,7 @@
 """Predictions of a folder: a record an image, to JSON lines, CSV or Parquet, and the part of them that outlives a crash.
 
-A record is ``{"image", "predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``; of
-plain classes ``{"image", "predictions": [{"class", "score"}], "classes": [{"name", "prob"}], "error"}``.
+A record is ``{"image", "predictions": [{"attr", "obj", "score", "prob"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``;
+of plain classes ``{"image", "predictions": [{"class", "score", "prob"}], "classes": [{"name", "prob"}], "error"}``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from czsl.classes import NO_ATTRIBUTE, ClassSpace
-from czsl.compositions import SPLITS, CompositionSpace, index_pairs
+from czsl.compositions import SPLITS, CompositionSpace, index_pairs, label_of, label_words
 from czsl.data.images import is_image_name
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.foldernames import FolderNames
@@ -30,6 +30,7 @@ from czsl.errors import DataError, UsageError
 LAYOUTS = ("published", "tree", "manifest")
 COLUMNS = ("image", "attr", "obj", "split")
 CLASS_COLUMNS = ("image", "class", "split")
+PREDICTED = "predicted"  # a manifest that has it is a review file: rows without a label are not reviewed, the others are counted
 _PAIRS = "compositional-split-natural"
 _METADATA = "metadata_compositional-split-natural"
 
@@ -51,7 +52,8 @@ class Entry:
 class Source:
     """What a source names: entries, their label space, and what is wrong so far.
 
-    ``unseen``: classes of which no image may be trained on; None where labels are attributes and objects.
+    ``unseen``: classes of which no image may be trained on; None where labels are attributes and objects. ``review``: how many labels of
+    a review file a person ``changed`` or ``left`` as predicted, and how many rows are ``empty``; None for other sources.
     """
 
     root: Path
@@ -59,6 +61,7 @@ class Source:
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     space: CompositionSpace | None = None
+    review: dict[str, int] | None = None
 
     def skip(self, kind: str, where: str, detail: str = "") -> None:
         """List an image that cannot be used."""
@@ -113,8 +116,10 @@ def find_layout(source: Path) -> str:
     return "manifest" if _manifest_in(source) else "tree"
 
 
-def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed: int) -> Source:
-    """Read a source in one of `LAYOUTS`; ``names`` say what labels are, ``seed`` is for trees."""
+def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed: int, images: Path | None = None) -> Source:
+    """Read a source in one of `LAYOUTS`; ``names`` say what labels are, ``seed`` is for trees, ``images`` for manifests."""
+    if images is not None and layout != "manifest":
+        raise UsageError("--images goes with a manifest", f"{source} was read as: {layout}", "leave out --images")
     if layout == "published":
         if isinstance(names, ClassNames):
             raise UsageError("the published layout holds pairs, not classes", f"{source} has pair lists", "drop --classes")
@@ -122,7 +127,7 @@ def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed
     if layout == "tree":
         return read_tree(source, names, seed)
     if layout == "manifest":
-        return read_manifest(source, names if isinstance(names, ClassNames) else None)
+        return read_manifest(source, names if isinstance(names, ClassNames) else None, images)
     raise UsageError(f"no layout {layout!r}", "", f"one of: {', '.join(LAYOUTS)}")
 
 
@@ -242,25 +247,44 @@ def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> S
 
 
 # -- manifest ------------------------------------------------------------------------------------------------------
-def read_manifest(path: Path, classes: ClassNames | None = None) -> Source:
-    """A table with the columns `COLUMNS` or `CLASS_COLUMNS` (others are ignored); images relative to its folder.
+def read_manifest(path: Path, classes: ClassNames | None = None, images: Path | None = None) -> Source:
+    """A table with the columns `COLUMNS` or `CLASS_COLUMNS` (others are ignored); images relative to ``images``, or to its folder.
 
-    Attributes and objects are read where a table has both and ``classes`` is None.
+    Attributes and objects are read where a table has both and ``classes`` is None. In a review file (it has the column `PREDICTED`) a
+    row without a label is left out and does not count as bad.
     """
+    if images is not None and not images.is_dir():
+        raise DataError(f"no folder {images}", "the manifest's images are looked for in it", "give another --images DIR")
     if path.is_dir():
         found = _manifest_in(path)
         if found is None:
             raise DataError(f"{path} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
         path = found
-    source, wanted = Source(path.parent.resolve()), classes is not None
+    source, wanted = Source((images or path.parent).resolve()), classes is not None
     read = _csv_rows if path.suffix.lower() == ".csv" else _parquet_rows
-    rows = [{name: cell.strip() for name, cell in row.items()} for row in read(path, wanted)]
+    exact = [*read(path, wanted)]
+    rows = [{name: cell.strip() for name, cell in row.items()} for row in exact]
+    if rows and PREDICTED in rows[0]:
+        source.review = dict.fromkeys(("changed", "left", "empty"), 0)
     if rows and "class" in rows[0]:
         source.unseen = (classes or ClassNames()).unseen_among(row["class"] for row in rows if row["class"])
-    for row in rows:
-        source.add((row["image"],), row.get("attr", NO_ATTRIBUTE), row.get("obj", row.get("class", "")), row["split"])
+    for row, as_written in zip(rows, exact, strict=True):
+        attr, obj = row.get("attr", NO_ATTRIBUTE), row.get("obj", row.get("class", ""))
+        if source.review is not None and _not_reviewed(row, attr, obj, source.review):
+            source.note("no label given", row["image"], f"predicted: {row[PREDICTED]}")
+            continue
+        # A name of a file may begin or end with a space.
+        source.add(tuple(dict.fromkeys((as_written["image"], row["image"]))), attr, obj, row["split"])
     source.space = _space_of(source)
     return source
+
+
+def _not_reviewed(row: dict[str, str], attr: str, obj: str, review: dict[str, int]) -> bool:
+    """Count a row of a review file, and return whether it has no label."""
+    empty = not obj and not attr
+    words = label_words(label_of(attr, obj))
+    review["empty" if empty else "left" if words == row[PREDICTED] else "changed"] += 1
+    return empty
 
 
 def _manifest_in(folder: Path) -> Path | None:
@@ -270,7 +294,11 @@ def _manifest_in(folder: Path) -> Path | None:
 def _csv_rows(path: Path, classes: bool) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            header = file.readline()
+            file.seek(0)
+            # Spreadsheets of many countries save with semicolons.
+            separator = next((sign for sign in ",;\t" if sign in header), ",")
+            reader = csv.DictReader(file, strict=True, delimiter=separator)
             columns = _columns(path, reader.fieldnames or (), classes)
             for row in reader:
                 yield {name: row[name] or "" for name in columns}
@@ -301,7 +329,7 @@ def _columns(path: Path, found: Sequence[str], classes: bool) -> tuple[str, ...]
         why = f"it has: {', '.join(found) or 'nothing'}"
         fix = f"name its columns {', '.join(columns)}" + ("" if columns == CLASS_COLUMNS else ", or image, class, split")
         raise DataError(f"{path} lacks the columns {', '.join(missing)}", why, fix)
-    return columns
+    return (*columns, PREDICTED) if PREDICTED in found else columns
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
