@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,17 @@ from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
 from methods.parts.traction import HEAD_WIDTH
 from methods.sides import ImageSide, Targets, TextSide
+
+
+@dataclass
+class AttendingConfig(BranchesConfig):
+    """Fields of methods whose texts attend to the image.
+
+    train_mode: ``correct``, or ``reference``: from the second epoch on no dropout and running batch statistics, as in the public loops
+        of Troika and MSCI, whose first validation leaves training mode for good.
+    """
+
+    train_mode: Literal["correct", "reference"] = "correct"
 
 
 @dataclass
@@ -59,9 +70,9 @@ class AttendingMethod(Method):
 
     per_primitive = ("prompts.table",)
 
-    config: BranchesConfig
+    config: AttendingConfig
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: BranchesConfig):
+    def __init__(self, space: CompositionSpace, clip: Clip, config: AttendingConfig):
         super().__init__(space, clip, config)
         c, tower = config, clip.visual
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
@@ -136,6 +147,13 @@ class AttendingMethod(Method):
         return fuse(*self.logits(images, text), text.pairs, self.config, text.candidates)
 
     # -- training --------------------------------------------------------------------------------------------------
+    def begin_epoch(self, epoch: int) -> None:
+        """Training mode; with ``train_mode=reference`` what the public loops leave of it after their first validation."""
+        super().begin_epoch(epoch)
+        if epoch and self.config.train_mode == "reference":
+            for part in self.children():  # not the method itself: workers still share their work
+                part.eval()
+
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the three branches."""
         return branch_losses(self.logits(images, text), targets, self.config.loss_weights)

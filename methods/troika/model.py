@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.explanation import Explanation, Part, Question, attention_map, branch_figures
-from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.branches import BranchesConfig
+from methods.parts.attending import AttendedImages, AttendingConfig, AttendingMethod, candidate_texts
 from methods.parts.traction import Memory, Traction, moved_cosines
 
 
 @dataclass
-class TroikaConfig(BranchesConfig):
+class TroikaConfig(AttendingConfig):
     """Fields of Troika.
 
     traction_layers: cross-attention layers, shared by the three branches.
@@ -32,7 +31,7 @@ class TroikaConfig(BranchesConfig):
         attribute, object), as the public program does.
     """
 
-    fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "traction_dropout")
+    fractions: ClassVar[tuple[str, ...]] = (*AttendingConfig.fractions, "traction_dropout")
     positive: ClassVar[tuple[str, ...]] = ("traction_layers",)
 
     traction_layers: int = 2
