@@ -55,6 +55,11 @@ class MethodConfig:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether training leaves the image tower as it is, so that an image's features [D] can be computed once and kept."""
+        return False
+
     def refused(self, name: str, why: str) -> UsageError:
         """The error of a field whose value cannot be."""
         method = self.label or type(self).__name__.removesuffix("Config")
@@ -110,6 +115,7 @@ class Method(nn.Module):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
+        self.validating = False  # set by the training loop while it scores validation images
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -122,7 +128,7 @@ class Method(nn.Module):
     @property
     def frozen_images(self) -> bool:
         """Whether an image's features never change in training, so that they are computed once and kept."""
-        return not self.trains
+        return not self.trains or self.config.keeps_features
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
@@ -145,7 +151,8 @@ class Method(nn.Module):
         """
         if "features" in batch:
             return batch["features"].to(self.clip.device, self.clip.mean.dtype)
-        return self.clip.visual(self.clip.normalise(batch["images"]))
+        # Kept features are of the towers' precision too, whatever autocast made of the products.
+        return self.clip.visual(self.clip.normalise(batch["images"])).to(self.clip.mean.dtype)
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
         """What the method makes of image features [B, D]; in training it sees those of the whole global batch."""

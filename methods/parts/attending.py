@@ -144,7 +144,7 @@ class AttendingMethod(Method):
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Composition logit plus product of primitive probabilities, [B, P]."""
         assert isinstance(text, CountedText)
-        return fuse(*self.logits(images, text), text.pairs, self.config, text.candidates)
+        return fuse(*self.logits(images, text), text.pairs, self.config, 1 if self.validating else text.candidates)
 
     # -- training --------------------------------------------------------------------------------------------------
     def begin_epoch(self, epoch: int) -> None:

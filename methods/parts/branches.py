@@ -34,7 +34,7 @@ class BranchesConfig(MethodConfig):
     attr_inference_weight: the same of attribute probabilities.
     obj_inference_weight: the same of object probabilities.
     primitive_repeat: ``reference`` divides the product of primitive probabilities by the squared number of text chunks, as the public
-        test programs do.
+        test programs do. Their training loops do not, so validation during training never divides.
     """
 
     fractions: ClassVar[tuple[str, ...]] = ("adapter_dropout", "attr_dropout", "head_dropout")
