@@ -60,7 +60,7 @@ def _frozen_notes(config: RunConfig, images: int | None) -> list[str]:
     elif config.augment_copies:
         raise UsageError(
             f"augment_copies={config.augment_copies} without augmentation",
-            f"the image tower of {config.method} is frozen here and its features are kept: augment=null augments nothing",
+            f"the image tower of {config.method} is frozen here and its features are kept: only augment=true augments its images",
             "set augment=true as well, or leave augment_copies out",
         )
     elif config.augment is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class Source:
         That of the run; features in bfloat16 are kept apart from others.
     keep : bool, default True
         Whether the features of a frozen tower are kept. Without, the tower encodes the (augmented) images of each batch.
+    rows : int array, optional
+        The only images that will be asked for; by default all of the split. Features of the others are not computed.
     """
 
     def __init__(
@@ -65,39 +68,50 @@ class Source:
         progress: Progress = quiet,
         precision: str = "float32",
         keep: bool = True,
+        rows: np.ndarray | None = None,
     ):
         self.method, self.comm, self.split, self.precision = method, comm, data.split(name), precision
         self._progress = progress
-        self.features: Tensor | None = None
-        self.copies: list[Tensor] = []  # features [n, D] of augmented images, for the rows that have a place in them
+        self.features: Tensor | None = None  # [n, D] of the n rows in use
+        self.copies: list[Tensor] = []  # the same of augmented images
         self._pixels: PixelCache | None = None
+        self._rows_n = np.arange(len(self.split)) if rows is None else rows
+        self._place_N = np.full(len(self.split), -1)
+        self._place_N[self._rows_n] = np.arange(len(self._rows_n))
         if method.frozen_images and keep:
-            self.features = self._kept(np.arange(len(self.split)), eval_batch)
+            self.features = self._whole() if rows is not None else None
+            if self.features is None:
+                self.features = self._kept(eval_batch)
 
-    def _kept(self, rows_N: np.ndarray, eval_batch: int, augmentation: tuple[int, int] | None = None) -> Tensor:
-        """Features [N, D] of these rows from the cache folder, or computed now and left there."""
-        key, what = self.method.prepare_key, ""
-        if augmentation is not None:  # all that the draws of these images depend on
-            rows = hashlib.blake2b(rows_N.astype("<i8").tobytes(), digest_size=8).hexdigest()
-            key += f"|augment {VERSION}, seed {augmentation[0]}, copy {augmentation[1]}, rows {rows}"
-            what = f", augmented copy {augmentation[1] + 1}"
+    def _file(self, key: str) -> Path:
         clip = self.method.clip
-        path = feature_file(self.split, clip.sha256, arithmetic(clip.device, self.precision), key)
-        features = load_features(path, len(rows_N))
+        return feature_file(self.split, clip.sha256, arithmetic(clip.device, self.precision), key)
+
+    def _whole(self) -> Tensor | None:
+        """Features of the rows in use out of those of all images, where every node keeps them."""
+        whole = load_features(self._file(self.method.prepare_key), len(self.split))
+        there = all(self.comm.gather_objects(whole is not None))
+        return whole[torch.from_numpy(self._rows_n)] if there and whole is not None else None
+
+    def _kept(self, eval_batch: int, augmentation: tuple[int, int] | None = None) -> Tensor:
+        """Features [n, D] of the rows in use from the cache folder, or computed now and left there."""
+        key, what = self.method.prepare_key, ""
+        if len(self._rows_n) < len(self.split):
+            key += f"|rows {hashlib.blake2b(self._rows_n.astype('<i8').tobytes(), digest_size=8).hexdigest()}"
+        if augmentation is not None:  # with the names of the images, all that their draws depend on
+            key += f"|augment {VERSION}, seed {augmentation[0]}, copy {augmentation[1]}"
+            what = f", augmented copy {augmentation[1] + 1}"
+        path = self._file(key)
+        features = load_features(path, len(self._rows_n))
         if not all(self.comm.gather_objects(features is not None)):  # on every node, or all compute
-            features = self.encode(rows_N, eval_batch, FeatureParts(path), augmentation, what).float().cpu()
+            features = self.encode(self._rows_n, eval_batch, FeatureParts(path), augmentation, what).float().cpu()
             save_features(path, features)
         assert features is not None
         return features
 
-    def keep_copies(self, rows_N: np.ndarray, seed: int, copies: int, eval_batch: int) -> None:
-        """Keep features of ``copies`` augmentations of these rows.
-
-        Copy c has the draws of epoch c and is shown in the epochs c, c + copies, ...
-        """
-        self._place_N = np.full(len(self.split), -1)
-        self._place_N[rows_N] = np.arange(len(rows_N))
-        self.copies = [self._kept(rows_N, eval_batch, (seed, copy)) for copy in range(copies)]
+    def keep_copies(self, seed: int, copies: int, eval_batch: int) -> None:
+        """Keep features of ``copies`` augmentations: copy c has the draws of epoch c and is shown in the epochs c, c + copies, ..."""
+        self.copies = [self._kept(eval_batch, (seed, copy)) for copy in range(copies)]
 
     @property
     def pixels(self) -> PixelCache:
@@ -153,10 +167,11 @@ class Source:
         ``augmentation`` is (seed, epoch): of kept copies it chooses one. Only what CLIP's own pipeline makes is augmented.
         """
         out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
+        place_B = torch.from_numpy(self._place_N[rows_B])
         if self.copies and augmentation is not None:
-            out["features"] = self.copies[augmentation[1] % len(self.copies)][torch.from_numpy(self._place_N[rows_B])]
+            out["features"] = self.copies[augmentation[1] % len(self.copies)][place_B]
         elif self.features is not None:
-            out["features"] = self.features[torch.from_numpy(rows_B)]
+            out["features"] = self.features[place_B]
         elif self.method.prepare_key:
             out |= prepared_batch(self.split, rows_B, self.method.prepare)
         else:

@@ -159,17 +159,21 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             last[0] = time.monotonic()
             run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
 
-    augments = config.augments(method.frozen_images)
-    train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision, keep=not augments)
-    val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
+    train_split, val_split = data.split("train"), data.split("val")
+    rows, val_rows = np.arange(len(train_split)), stratified(val_split.attr, val_split.obj, config.val_per_pair, config.seed)
     if labels is None:
-        rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
-    else:
-        rows = np.arange(len(train.split))
-        method.weights = make_weights(labels, config, method, device)
+        rows = stratified(train_split.attr, train_split.obj, config.train_per_pair, config.seed)
+    augments = config.augments(method.frozen_images)
+
+    def source(name: str, used: Any, keep: bool) -> Source:
+        part = used if len(used) < len(data.split(name)) else None
+        return Source(method, data, name, comm, config.eval_batch, progress, config.precision, keep, part)
+
+    train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
     if augments and config.augment_copies:
-        train.keep_copies(rows, config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
-    val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
+        train.keep_copies(config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
+    if labels is not None:
+        method.weights = make_weights(labels, config, method, device)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,

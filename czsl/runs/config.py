@@ -168,6 +168,8 @@ def as_made(settings: dict[str, Any]) -> dict[str, Any]:
 
     Fields that the folder lacks have defaults that leave a run as it was.
     """
-    if isinstance(settings, dict) and "augment_copies" not in settings and settings.get("augment") is True:  # it had no effect on kept features then
+    if (
+        isinstance(settings, dict) and "augment_copies" not in settings and settings.get("augment") is True
+    ):  # it had no effect on kept features then
         return {**settings, "augment": None}
     return settings
