@@ -151,7 +151,7 @@ class Sides:
 
 def rates(method, value=None):
     """Dropout rates: off, or all the same."""
-    return {name: 0.0 if value is None else value for name in RATES[method]}
+    return dict.fromkeys(RATES[method], 0.0 if value is None else value)
 
 
 @pytest.mark.parametrize("method", LOOPS)
@@ -171,7 +171,7 @@ def test_the_correct_mode_leaves_the_public_trajectory_after_the_first_validatio
     public, (steps, _) = sides.public(), sides.ours()
     gaps = np.abs(np.array([s["loss"] for s in steps]) - public.losses)
     assert gaps[:5].max() < 1e-8
-    assert gaps[5] > 1e-2
+    assert gaps[5] > 1e-4
 
 
 def test_csp_with_augmentation_is_the_public_loop_with_a_tower_in_the_step(make_run, monkeypatch):
