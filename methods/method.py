@@ -151,8 +151,7 @@ class Method(nn.Module):
         """
         if "features" in batch:
             return batch["features"].to(self.clip.device, self.clip.mean.dtype)
-        # Kept features are of the towers' precision too, whatever autocast made of the products.
-        return self.clip.visual(self.clip.normalise(batch["images"])).to(self.clip.mean.dtype)
+        return self.clip.visual(self.clip.normalise(batch["images"]))
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
         """What the method makes of image features [B, D]; in training it sees those of the whole global batch."""

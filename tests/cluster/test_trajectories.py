@@ -27,7 +27,7 @@ from methods.method import Method
 from methods.parts import branches
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
-KEPT = {"rtol": 1e-5, "atol": 1e-7}  # features that are kept are kept in float32
+KEPT = {"rtol": 1e-6, "atol": 1e-6}  # features that are kept are kept in float32
 ADAPTED = {"adapter_dim": 4, "lr": 2e-3, "lr_step": 1, "augment": False}
 MSCI = {"low_blocks": 2, "high_blocks": 2}
 # What each public loop does between steps and epochs, and settings in which two epochs show it.
@@ -135,14 +135,14 @@ class Sides:
         """Losses of all steps, learning rates of both epochs, validations, the epoch that is kept, and its weights."""
         steps, epochs = self.ours()
         assert len(steps) == len(public.losses) == 10
-        np.testing.assert_allclose([s["loss"] for s in steps], public.losses, **CLOSE)
+        close = KEPT if self.start.frozen_images and not self.config.augment else CLOSE
+        np.testing.assert_allclose([s["loss"] for s in steps], public.losses, **close)
         assert [e["auc_ref20"] for e in epochs] == pytest.approx(public.aucs, abs=1e-9)
         assert max(public.aucs) > 0.01  # there is something to compare
         best = checkpoint.best(self.run.checkpoints)
         assert best["epoch"] == public.kept_epoch
         weights = checkpoint.load(checkpoint.find(self.run.checkpoints, "best")).method
         assert weights.keys() == public.kept.keys()
-        close = KEPT if self.start.frozen_images and not self.config.augment else CLOSE
         for name, value in public.kept.items():
             if "num_batches" not in name:
                 torch.testing.assert_close(weights[name], value, msg=lambda m, n=name: f"{n}: {m}", **close)
@@ -171,7 +171,7 @@ def test_the_correct_mode_leaves_the_public_trajectory_after_the_first_validatio
     public, (steps, _) = sides.public(), sides.ours()
     gaps = np.abs(np.array([s["loss"] for s in steps]) - public.losses)
     assert gaps[:5].max() < 1e-8
-    assert gaps[5] > 1e-4
+    assert gaps[5] > 1e-2
 
 
 def test_csp_with_augmentation_is_the_public_loop_with_a_tower_in_the_step(make_run, monkeypatch):
