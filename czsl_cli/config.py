@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 
 from czsl.errors import UsageError
-from czsl.runs.config import RunConfig
+from czsl.runs.config import RunConfig, as_made
 from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
-from methods.registry import canonical_name, config_class
+from methods.registry import METHODS, canonical_name, config_class
+
+# Why a method lacks a setting, where more than "others have it" is to be said.
+_REASONS = {"train_mode": ": only their public loops leave training mode after the first validation"}
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -41,6 +44,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not YAML", str(error).splitlines()[0], "") from None
     if not isinstance(content, dict) or not isinstance(content.get("model") or {}, dict):
         raise UsageError(f"{path} holds no settings", "a mapping of names to values is expected", "see a run's config.yaml")
+    if {"seed", "batch", "model"} <= content.keys():  # the config.yaml of a run
+        content = as_made(content)
     model = content.pop("model", None) or {}
     return {**{str(k): v for k, v in content.items()}, **{str(k): v for k, v in model.items()}}
 
@@ -79,10 +84,25 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     settings |= given
     run_fields, Config = RunConfig.field_names(), config_class(method)
     model_fields = [f.name for f in fields(Config)]
+    _check_own(settings, [*run_fields, *model_fields], method)
     check_known(settings, [*run_fields, *model_fields], method)
     own = Config.read_files({k: v for k, v in settings.items() if k in model_fields})
     model = asdict(Config(**typed(own, Config)))
     return RunConfig(**typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
+
+
+def _check_own(settings: dict[str, Any], known: Sequence[str], method: str) -> None:
+    """Refuse a setting that other methods have and this one has not; names these."""
+    for key in settings:
+        if key in known:
+            continue
+        others = [name for name in METHODS if key in {f.name for f in fields(config_class(name))}]
+        if others:
+            raise UsageError(
+                f"unknown setting {key!r}",
+                f"{method} does not have it, {' and '.join(others)} {'does' if len(others) == 1 else 'do'}{_REASONS.get(key, '')}",
+                f"leave {key} out; czsl methods {method} lists all of its settings",
+            )
 
 
 def fix_paths(config: RunConfig) -> None:

@@ -118,7 +118,24 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
     ended = next(reversed(list(run.metrics("end"))), None)
     if ended and ended["status"] == "done":
         raise UsageError(f"{path} is finished", f"it ended at step {ended['step']}", "start a new run to train differently")
+    _say_what_is_younger(run)
     return run
+
+
+def _say_what_is_younger(run) -> None:
+    """Say which settings are younger than a run, and the values that leave it as it was."""
+    from dataclasses import fields
+
+    from methods.registry import method_class
+
+    then, own = run.settings, method_class(run.config.method).Config(**run.config.model)
+    younger = [f.name for f in fields(own) if f.name not in then.get("model", {})]
+    if younger:
+        values = ", ".join(f"{name}={getattr(own, name)}" for name in younger)
+        note = "" if "train_mode" not in younger or run.config.preset != "released" else "; preset=released has another one now"
+        say(f"the run is older than {', '.join(younger)}: it keeps {values}, as it was trained until here{note}")
+    if then.get("augment") and run.config.augment is None and own.keeps_features:
+        say("the run is older than augmentation for frozen image towers: its training images stay without, as until here")
 
 
 def _as_in(source: Path, options: dict[str, Any], overrides: tuple[str, ...], config_file: Path | None) -> dict[str, Any]:
@@ -160,7 +177,8 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     _partial_labels(config, data)
     check_labels(config.method, data.space)
     own = config_class(config.method)(**config.model)
-    for note in [*own.notes(data.space), *own.data_notes(data)]:
+    notes = _loop_notes(config, own, data)
+    for note in [*own.notes(data.space), *own.data_notes(data), *notes]:
         warn(note)
     if config.clip != "tiny" or config.clip_weights:
         _check_weights(config)
@@ -178,6 +196,16 @@ def _check_weights(config) -> None:
 
     if is_path(config.clip) or is_path(config.clip_weights or ""):
         find_weights(config.clip, config.clip_weights)
+
+
+def _loop_notes(config, own, data) -> list[str]:
+    """Warnings about settings of the training loop; UsageError for those that contradict each other."""
+    from cluster.work.augmentation import check_loop
+    from czsl.data.batches import stratified
+
+    train = data.split("train")
+    images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
+    return check_loop(config, own.keeps_features, _trains(config.method), images)
 
 
 def _partial_labels(config, data):
@@ -212,7 +240,9 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
         say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
     else:
-        auc = f", best validation AUC {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
+        kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
+        what = kind[run.config.selection]
+        auc = f", {what} {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
         say(f"done in {duration(seconds)}{auc}")
         say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
     if as_json:
@@ -309,6 +339,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
 
     data = open_data(config.data)
     method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    for note in _loop_notes(config, method.config, data):
+        warn(note)
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import duration, percent, print_json, print_table, progress_bar, say, short
+from czsl_cli.console import duration, percent, print_json, print_table, progress_bar, say, short, warn
 from czsl_cli.options import settings_options
 from czsl_cli.tune_watch import NAMES, Watcher, shown, shown_all
 
@@ -99,6 +99,7 @@ def _settings(options: dict[str, Any]):
     import dataclasses
 
     from cluster.tuning.tune import proposals, space_of
+    from cluster.work.augmentation import check_loop
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl.runs.search import grid
@@ -116,6 +117,8 @@ def _settings(options: dict[str, Any]):
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
     check_labels(base.method, open_data(base.data).space)
+    for note in check_loop(base, config_class(base.method)(**base.model).keeps_features):
+        warn(note)
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}

@@ -45,7 +45,7 @@ class Table:
         content = yaml.safe_load(options.table.read_text(encoding="utf-8"))
         self.options, self.rows, self.differences = options, content["rows"], content.get("compare", [])
         self.common = shlex.split(content.get("common", ""))
-        self.per_pair, self.bootstrap = content.get("per_pair", 0), content.get("bootstrap", 0)
+        self.per_pair, self.bootstrap = options.per_pair or content.get("per_pair", 0), content.get("bootstrap", 0)
         self.columns = COLUMNS if open_data(options.data).space.noun == "pair" else CLASSES
 
     def run(self, row: str, seed: int) -> Path:
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--precision", default="float32", help="bfloat16 halves the time of the image tower")
     parser.add_argument("--rows", nargs="+", help="only these")
+    parser.add_argument("--per-pair", type=int, default=0, help="evaluate so many test images of a pair; 0: as the table says")
     options = parser.parse_args()
     table = Table(options)
     rows = options.rows or list(table.rows)

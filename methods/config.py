@@ -41,6 +41,11 @@ class MethodConfig:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether training leaves the image tower as it is, so that an image's features [D] can be computed once and kept."""
+        return False
+
     @classmethod
     def called(cls) -> str:
         """The method's name in messages."""

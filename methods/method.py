@@ -73,6 +73,7 @@ class Method(nn.Module):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
+        self.validating = False  # set by the training loop while it scores validation images
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -85,7 +86,7 @@ class Method(nn.Module):
     @property
     def frozen_images(self) -> bool:
         """Whether an image's features never change in training, so that they are computed once and kept."""
-        return not self.trains
+        return not self.trains or self.config.keeps_features
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property

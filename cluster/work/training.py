@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.work.augmentation import check_loop
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
 from cluster.work.progress import Progress
@@ -36,6 +37,7 @@ from methods.method import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 PROGRESS_EVERY_S = 0.5
+LOGGED = ("auc", "auc_ref20", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1")  # figures of a validation
 
 
 class NonFiniteLossError(CzslError):
@@ -66,7 +68,7 @@ class Trainer:
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch
-    best_auc: float = -1.0
+    best_auc: float = -1.0  # the largest figure that `selection` goes by
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -140,6 +142,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
     method.comm = comm
+    check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(config.optimizer, trained, config.lr, config.weight_decay)
@@ -153,14 +156,21 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             last[0] = time.monotonic()
             run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
 
-    train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision)
-    val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
+    train_split, val_split = data.split("train"), data.split("val")
+    rows, val_rows = np.arange(len(train_split)), stratified(val_split.attr, val_split.obj, config.val_per_pair, config.seed)
     if labels is None:
-        rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
-    else:
-        rows = np.arange(len(train.split))
+        rows = stratified(train_split.attr, train_split.obj, config.train_per_pair, config.seed)
+    augments = config.augments(method.frozen_images)
+
+    def source(name: str, used: Any, keep: bool) -> Source:
+        part = used if len(used) < len(data.split(name)) else None
+        return Source(method, data, name, comm, config.eval_batch, progress, config.precision, keep, part)
+
+    train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
+    if augments and config.augment_copies:
+        train.keep_copies(config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
+    if labels is not None:
         method.weights = make_weights(labels, config, method, device)
-    val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
@@ -195,7 +205,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
     own = rows_B[t.comm.share(len(rows_B))]
-    augmentation = (t.config.seed, t.epoch) if t.config.augment else None
+    augmentation = (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None
     batch = t.train.batch(own, augmentation)
     split = t.train.split
     if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
@@ -244,21 +254,30 @@ def validate_and_save(t: Trainer) -> None:
     facts: dict[str, Any] = {}
     if len(t.val_rows):
         candidates = Candidates.build(t.data.space, split="val")
+        t.method.validating = True
         extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
+        t.method.validating = False
         numbers = report(extremes, candidates)
-        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1") if k in numbers}
+        facts = {k: numbers[k] for k in LOGGED if k in numbers}
     facts |= t.method.metrics()
     if t.method.weights is not None:
         facts |= disambiguation(t.method.weights, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
-    auc = facts.get("auc")
-    better = auc is None or auc > t.best_auc
+    figure = _figure(t.config.selection, t.epoch, facts)
+    better = figure is None or figure > t.best_auc
     if better:
-        t.best_auc = -1.0 if auc is None else auc
+        t.best_auc = -1.0 if figure is None else figure
     path = save(t)
     if better and path is not None:
-        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc)
+        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=facts.get("auc"), figure=figure)
     t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
+
+
+def _figure(selection: str, epoch: int, facts: dict[str, Any]) -> float | None:
+    """What epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
+    if selection == "last":
+        return float(epoch)
+    return facts.get("auc_ref20" if selection == "auc20" else "auc")
 
 
 def save(t: Trainer) -> Any:
@@ -301,6 +320,8 @@ def restore(t: Trainer) -> None:
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)
-        marked = checkpoint.best(t.run.checkpoints).get("auc")
+        mark = checkpoint.best(t.run.checkpoints)
+        marked = mark.get("figure", mark.get("auc"))  # runs that know only one selection have no figure of their own
         if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
-            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
+            auc = next((e.get("auc") for e in t.run.metrics("epoch") if e["epoch"] == t.epoch), t.best_auc)
+            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc, figure=t.best_auc)

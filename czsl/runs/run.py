@@ -48,7 +48,7 @@ class Run:
             )
         try:
             self.settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            self.config = RunConfig(**self.settings)
+            self.config = RunConfig.from_file(self.settings)
         except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"

@@ -70,3 +70,8 @@ class ClipPzslConfig(MethodConfig):
         for name in at_least_0:
             if not 0 <= getattr(self, name) < math.inf:
                 raise self.refused(name, "it must be 0 or more")
+
+    @property
+    def keeps_features(self) -> bool:
+        """Nothing before the features is trained."""
+        return True

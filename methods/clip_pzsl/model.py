@@ -70,11 +70,6 @@ class ClipPzsl(Method):
         self._words: dict[bytes, Tensor] = {}
 
     @property
-    def frozen_images(self) -> bool:
-        """Nothing before the features is trained."""
-        return True
-
-    @property
     def layers(self) -> list[Mining]:
         """The layers of the mining block."""
         return cast(list[Mining], list(self.blocks))

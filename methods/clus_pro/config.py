@@ -77,3 +77,8 @@ class ClusProConfig(BranchesConfig):
             raise self.refused("object_branch_bug", "it exists with assign_scope=batch and ema_assign=gumbel_on_plan only")
         if self.bn_mode == "released" and self.heads == 1:
             raise self.refused("bn_mode", "prototypes and ring buffers pass through the second MLP, which heads=1 does not have")
+
+    @property
+    def keeps_features(self) -> bool:
+        """Without adapters nothing before the MLPs is trained."""
+        return not self.adapter_dim

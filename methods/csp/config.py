@@ -18,3 +18,8 @@ class CSPConfig(MethodConfig):
     about: ClassVar[str] = "Learned words for attributes and objects; both towers frozen."
 
     attr_dropout: float = 0.3
+
+    @property
+    def keeps_features(self) -> bool:
+        """Nothing before the text is trained."""
+        return True

@@ -20,7 +20,8 @@ from methods.sides import ImageSide, Targets, TextSide
 class CSP(Method):
     """One trained table [A + O, W]; both towers frozen, so image features are computed once.
 
-    Costs an encoding of all training pairs a step; caches image features [N, D].
+    Costs an encoding of all training pairs a step; caches image features [N, D]. With augmentation (preset ``released``) a step also
+    costs the image tower forth, or with ``augment_copies=K`` it caches [K, N, D] more.
     """
 
     name, title, Config = "csp", "CSP", CSPConfig
@@ -29,11 +30,6 @@ class CSP(Method):
     def __init__(self, space: CompositionSpace, clip: Clip, config: CSPConfig):
         super().__init__(space, clip, config)
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, config.attr_dropout, False)
-
-    @property
-    def frozen_images(self) -> bool:
-        """Nothing before the text is trained."""
-        return True
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""

@@ -23,7 +23,7 @@ class BranchesConfig(MethodConfig):
     attr_inference_weight: the same of attribute probabilities.
     obj_inference_weight: the same of object probabilities.
     primitive_repeat: ``reference`` divides the product of primitive probabilities by the squared number of text chunks, as the public
-        test programs do.
+        test programs do. Their training loops do not, so validation during training never divides.
     """
 
     fractions: ClassVar[tuple[str, ...]] = ("adapter_dropout", "attr_dropout", "head_dropout")
@@ -56,3 +56,14 @@ class BranchesConfig(MethodConfig):
     def loss_weights(self) -> tuple[float, float, float]:
         """Of pair, attribute and object."""
         return self.pair_loss_weight, self.attr_loss_weight, self.obj_loss_weight
+
+
+@dataclass
+class AttendingConfig(BranchesConfig):
+    """Fields of methods whose texts attend to the image.
+
+    train_mode: ``correct``, or ``reference``: from the second epoch on no dropout and running batch statistics, as in the public loops
+        of Troika and MSCI, whose first validation leaves training mode for good.
+    """
+
+    train_mode: Literal["correct", "reference"] = "correct"

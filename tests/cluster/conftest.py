@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+# public_loops.py, and the plain forms that tests of methods have.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "methods")]
 
 OBJECT_STORE = 100 * 2**20
 

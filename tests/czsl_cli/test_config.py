@@ -139,6 +139,8 @@ def test_a_pair_of_numbers_may_hold_integers():
         ({}, ["epcohs=3"], "'epochs'"),
         ({}, ["num_prototype=3"], "'num_prototypes'"),
         ({"method": "csp"}, ["num_prototypes=3"], "unknown setting 'num_prototypes'"),  # another method's field
+        ({"method": "csp"}, ["train_mode=reference"], "csp does not have it, troika and msci do: only their public loops"),
+        ({}, ["traction_layers=2"], "clusPro does not have it, troika does"),
         ({}, ["model={lr: 1}"], "unknown setting 'model'"),
     ],
 )
