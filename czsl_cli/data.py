@@ -106,10 +106,10 @@ def import_(
     from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
 
     names = _label_names(attributes, objects, classes, unseen)
-    reading = dict(root=root, follow_links=follow_links, margin=margin, several=several, separator=pairs)
     options = ImportOptions(
-        layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force, columns=_columns(columns), **reading
-    )
+        layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force,
+        columns=_columns(columns), root=root, follow_links=follow_links, margin=margin, several=several, separator=pairs,
+    )  # fmt: skip
     try:
         with progress("importing") as advance:
             report = import_dataset(source, dest, options, advance)

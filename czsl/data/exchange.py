@@ -1,4 +1,4 @@
-"""A dataset in the forms of other programs: image folder, table with images, COCO-style JSON. Importing an export gives the same dataset."""
+"""A dataset in the forms of other programs (image folder, table, COCO); importing an export gives the same dataset."""
 
 from __future__ import annotations
 

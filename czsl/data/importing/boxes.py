@@ -47,7 +47,7 @@ class Box(NamedTuple):
             raise BadBoxError(f"{_short(values)} are not finite numbers of pixels")
         if numbers[2] <= 0 or numbers[3] <= 0:
             raise BadBoxError(f"width {numbers[2]:g}, height {numbers[3]:g}: the box is empty")
-        return cls(*numbers, fraction)
+        return cls(numbers[0], numbers[1], numbers[2], numbers[3], fraction)
 
     def covers(self, width: float, height: float) -> bool:
         """True if the box holds the whole image of this size."""

@@ -91,8 +91,9 @@ def _box(record: dict, image: dict, only: bool) -> Box | None:
         return None
     box = Box.of(record["bbox"])
     width, height = image.get("width"), image.get("height")
-    known = isinstance(width, int | float) and isinstance(height, int | float) and width > 0 and height > 0
-    return None if known and only and box.covers(width, height) else box
+    if only and isinstance(width, int | float) and isinstance(height, int | float) and width > 0 and height > 0:
+        return None if box.covers(width, height) else box
+    return box
 
 
 def _cells(record: dict, image: dict, attributes: dict[Any, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from czsl.data.images import is_image_name
@@ -9,7 +10,7 @@ from czsl.data.importing.annotations import form_of, json_files
 from czsl.data.importing.imagefolder import metadata_files
 from czsl.data.importing.parquet_images import image_columns, parquet_files
 from czsl.data.importing.published import LISTS, METADATA
-from czsl.data.importing.tables import SUFFIXES, manifest_in, open_parquet, starts_with
+from czsl.data.importing.tables import SUFFIXES, manifest_in, open_parquet, split_tables, starts_with
 from czsl.data.importing.textfiles import decode_text, parse_json, read_text
 from czsl.data.importing.webdataset import COMPRESSED, shards
 from czsl.errors import DataError
@@ -26,6 +27,8 @@ def find_layout(source: Path) -> str:
         raise DataError(f"no file or folder {source}", "", "is the path right?")
     if (source / "dataset.json").is_file():
         raise DataError(f"{source} is a dataset folder already", "it was imported before", "use it as it is")
+    if _is_hub_cache(source):
+        raise DataError(f"{source} fits no layout", f"it looks like {_HUB_CACHE}", f"import {_snapshot(source)}")
     if (source / LISTS).is_dir():
         has_metadata = any((source / f"{METADATA}{suffix}").is_file() for suffix in (".t7", ".json"))
         return "published" if has_metadata or "vaw" not in _forms(source) else "vaw"
@@ -40,14 +43,33 @@ def find_layout(source: Path) -> str:
         raise DataError(f"{source} fits more than one layout", files, f"choose: --layout {' or '.join(known)}")
     if known:
         return known[0]
-    if files := parquet_files(source):
-        return _layout_of_file(files[0], "parquet")
-    if shards(source):
-        return "webdataset"
-    return "tree"
+    if split_tables(source):
+        return "manifest"
+    tables = parquet_files(source)
+    if tables and _holds_images(tables[0]):
+        return "parquet"
+    if _has_image_files(source):  # then an archive or a table beside them is something else
+        return "tree"
+    return "parquet" if tables else "webdataset" if shards(source) else "tree"
 
 
-def _layout_of_file(path: Path, whole: str | None = None) -> str:
+def _has_image_files(folder: Path) -> bool:
+    return any(is_image_name(name) and not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
+
+
+def _holds_images(path: Path) -> bool:
+    """True if a Parquet file has a column of images with their paths, as the Hugging Face Hub writes them."""
+    import pyarrow as pa
+
+    try:
+        with open_parquet(path) as parquet:
+            schema = parquet.schema_arrow
+            return any(pa.types.is_struct(schema.field(name).type) for name in image_columns(schema))
+    except DataError:
+        return False
+
+
+def _layout_of_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -55,9 +77,8 @@ def _layout_of_file(path: Path, whole: str | None = None) -> str:
         raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
     if head.startswith(b"PAR1"):
         with open_parquet(path) as parquet:
-            return whole or (
-                "parquet" if image_columns(parquet.schema_arrow) and not _names_files(parquet.schema_arrow) else "manifest"
-            )
+            schema = parquet.schema_arrow
+            return "parquet" if image_columns(schema) and not _names_files(schema) else "manifest"
     suffix = path.suffix.lower()
     if head[257:262] == b"ustar" or suffix == ".tar":
         return "webdataset"
@@ -127,15 +148,22 @@ def _forms(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+_HUB_CACHE = "a cache of the Hugging Face Hub, with a folder for each revision"
+
+
+def _is_hub_cache(folder: Path) -> bool:
+    return (folder / "snapshots").is_dir() and ((folder / "refs").is_dir() or (folder / "blobs").is_dir())
+
+
+def _snapshot(folder: Path) -> Path:
+    revisions = sorted(path.name for path in (folder / "snapshots").iterdir())
+    return folder / "snapshots" / (revisions[-1] if revisions else "REVISION")
+
+
 def describe(source: Path) -> tuple[str, str] | None:
     """What a folder looks like that fits no layout, and what to do with it; None if nothing is known about it."""
     if source.is_file():
         return None
-    names = {path.name for path in source.iterdir()}
-    if {"refs", "snapshots", "blobs"} & names and "snapshots" in names:
-        revisions = sorted(path.name for path in (source / "snapshots").iterdir())
-        example = source / "snapshots" / (revisions[-1] if revisions else "REVISION")
-        return "a cache of the Hugging Face Hub", f"import {example} with --follow-links"
     if list(source.glob("*.arrow")) or list(source.glob("*/*.arrow")):
         return (
             "a Hugging Face dataset that was saved to disk (Arrow files)",

@@ -79,8 +79,8 @@ def _samples(table: Table, samples: Any, name: str, places: tuple[str, ...], spl
         if not isinstance(sample, dict):
             table.bad.append(("unreadable row", where, f"a {type(sample).__name__}, not an object with names"))
             continue
-        tags = sample.get("tags") if isinstance(sample.get("tags"), list) else []
-        splits = {found for tag in tags if isinstance(tag, str) and (found := split_of(tag))}
+        tags = sample.get("tags")
+        splits = {found for tag in (tags if isinstance(tags, list) else []) if isinstance(tag, str) and (found := split_of(tag))}
         if len(splits) > 1:
             table.bad.append(("unknown split", where, f"its tags name several: {', '.join(sorted(splits))}"))
             continue

@@ -36,8 +36,8 @@ class ImportReport:
     """What an import found and wrote.
 
     ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
-    cannot be used. ``read_as``: the layout, and what was taken for what. ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of
-    them, those ``seen``, and those of each split.
+    cannot be used. ``read_as``: the layout, and what was taken for what. ``attributes``, ``objects`` and ``pairs`` (of each split)
+    count labels; of plain classes it is ``classes``: all of them, those ``seen``, and those of each split.
     """
 
     source: str

@@ -15,7 +15,6 @@ from czsl.data.importing.boxes import Box
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.columns import Roles, ambiguous, find_roles, may_be, split_of
 from czsl.data.importing.entries import Entry, FileImage, ImageSource, Reading, Source
-from czsl.data.importing.foldernames import FolderNames
 from czsl.data.importing.splitting import split_by_class, split_by_pair
 from czsl.data.paths import BadPathError, contained, stable_name
 from czsl.errors import DataError, UsageError
@@ -29,7 +28,8 @@ class Item:
     """One record: ``where`` it stands, for messages; its cells; and what it says of its image apart from the cells.
 
     ``image`` and ``id``: the bytes, if no column names a file. ``split``: that of the file or folder of the record. ``folder``: what
-    a relative path is relative to, below the source's root; ``also``: further names of the image below the root. ``box`` with ``box_id``: the part of the image that is meant.
+    a relative path is relative to, below the source's root; ``also``: further names of the image below the root. ``box`` with
+    ``box_id``: the part of the image that is meant.
     """
 
     where: str

@@ -67,7 +67,6 @@ def _add_task(table: Table, task: Any, where: str) -> None:
     for annotation in done:
         results = annotation.get("result")
         found.append(_regions(results if isinstance(results, list) else [], table, where))
-    found = [regions for regions in found if regions is not None]
     if not found or not any(found):
         if not any(bad[1].startswith(where) for bad in table.bad):
             table.bad.append(("missing label", where, "nobody has labelled it"))
@@ -82,8 +81,8 @@ def _add_task(table: Table, task: Any, where: str) -> None:
         table.items.append(Item(where, {**data, **cells}, box=box, box_id=number))
 
 
-def _regions(results: list, table: Table, where: str) -> dict[str, tuple[Box | None, dict[str, Any]]] | None:
-    """Choices by region, with its box; the whole image is the region without a name. None if the boxes are no boxes."""
+def _regions(results: list, table: Table, where: str) -> dict[str, tuple[Box | None, dict[str, Any]]]:
+    """Choices by region, with its box; the whole image is the region without a name."""
     boxes: dict[str, Box] = {}
     choices: dict[str, dict[str, Any]] = {}
     for result in results:

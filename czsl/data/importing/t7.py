@@ -49,7 +49,7 @@ def _record(path: Path, place: int, item: object) -> Metadata:
         if type(item.get(key)) is not str:
             raise _refused(path, f"record {place}: {key!r} is {type(item[key]).__name__ if key in item else 'missing'}")
     original = item.get("_image")
-    return Metadata(*(item[key] for key in _KEYS), original if type(original) is str else "")
+    return Metadata(item["image"], item["attr"], item["obj"], item["set"], original if type(original) is str else "")
 
 
 def _read_torch(path: Path) -> object:

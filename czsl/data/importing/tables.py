@@ -20,6 +20,7 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MAX_FOOTER = 64 * 2**20
 MAX_FIELD = 1 << 20
+MAX_HEADER = 1 << 26
 
 
 def read_manifest(path: Path, reading: Reading) -> Source:
@@ -27,13 +28,37 @@ def read_manifest(path: Path, reading: Reading) -> Source:
 
     Attributes and objects are read if a table has both and labels are not plain classes. Without a column of splits they are drawn.
     """
-    if path.is_dir():
-        found = manifest_in(path)
-        if found is None:
-            raise DataError(f"{path} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
+    if path.is_dir() and (found := manifest_in(path)):
         path = found
+    if path.is_dir():
+        return _read_split_tables(path, reading)
     source = source_at(path.parent, reading)
     add_table(source, read_table(path, reading), reading)
+    return source
+
+
+def split_tables(folder: Path) -> list[Path]:
+    """The tables of a folder that are named after splits (``train.csv``, ``validation.csv``), if there are two or more."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and split_of(p.stem) and p.is_file())
+    return found if len(found) > 1 and not any(starts_with(path, b"PAR1") for path in found) else []
+
+
+def _read_split_tables(folder: Path, reading: Reading) -> Source:
+    files = split_tables(folder)
+    if not files:
+        raise DataError(f"{folder} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
+    source, whole = source_at(folder, reading), Table(str(files[0]), [], [])
+    for path in files:
+        table = read_table(path, reading)
+        if whole.columns and set(table.columns) != set(whole.columns):
+            other = ", ".join(sorted(set(table.columns) ^ set(whole.columns))[:10])
+            raise DataError(f"{path} has other columns than {files[0].name}", other, "give all tables the same columns")
+        for item in table.items:
+            item.split = split_of(path.stem)
+        whole.columns, whole.taken = table.columns, {**whole.taken, **table.taken}
+        whole.items += table.items
+        whole.bad += table.bad
+    add_table(source, whole, reading)
     return source
 
 
@@ -114,9 +139,11 @@ def _csv(text: str, path: Path, reading: Reading, has_image: bool) -> Table:
     return table
 
 
-def _rows(text: str, delimiter: str, path: Path, lines_before: int = 0) -> Iterator[tuple[int, list[str] | str]]:
+def _rows(
+    text: str, delimiter: str, path: Path, lines_before: int = 0, limit: int = MAX_FIELD
+) -> Iterator[tuple[int, list[str] | str]]:
     """Rows with the line that they begin in; the reason instead of cells for a row that cannot be read."""
-    csv.field_size_limit(MAX_FIELD)
+    csv.field_size_limit(limit)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + lines_before + 1
@@ -127,6 +154,8 @@ def _rows(text: str, delimiter: str, path: Path, lines_before: int = 0) -> Itera
         except csv.Error as error:
             if "unexpected end of data" in str(error) or "field limit" in str(error):
                 why = f"a quote that is opened in line {line} is not closed"
+                if "limit" in str(error):
+                    why = f"a cell of line {line} has more than {limit:,} characters; is a quote open?"
                 raise DataError(f"cannot read {path}", why, "mend the quote, or save the table again") from None
             yield line, str(error)
             continue
@@ -138,7 +167,7 @@ def _delimiter(text: str, path: Path, reading: Reading, has_image: bool) -> str:
     """The delimiter with which the header has the columns that are needed; without one, that of the most columns."""
     headers: dict[str, list[str]] = {}
     for delimiter in DELIMITERS:
-        rows = _rows(text[: 1 << 26], delimiter, path)
+        rows = _rows(text[:MAX_HEADER], delimiter, path, limit=MAX_HEADER)
         first = next(rows, (0, []))[1]
         headers[delimiter] = [name.strip() for name in first] if isinstance(first, list) else []
     fitting = [d for d, header in headers.items() if _fits(header, path, reading, has_image)]

@@ -6,7 +6,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from czsl.data.images import MAX_FILE_BYTES, BadImage, is_image_name
 from czsl.data.importing.entries import Reading, Source
@@ -105,8 +105,8 @@ def members(path: Path, table: Table) -> list[Member]:
     try:
         end = path.stat().st_size
         with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
-            for info in tar:
-                tar.members = []  # it would keep them all
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 number += 1
                 if number > MAX_MEMBERS:
                     raise DataError(
@@ -114,14 +114,15 @@ def members(path: Path, table: Table) -> list[Member]:
                     )
                 if info.isdir():
                     continue
-                if why := _why_not(info, end):
-                    table.bad.append((why[0], f"{path.name}: {_shown(info.name)}", why[1]))
+                if refused := _why_not(info, end):
+                    table.bad.append((refused[0], f"{path.name}: {_shown(info.name)}", refused[1]))
                     continue
                 text = None
                 if not is_image_name(info.name) and info.size <= MAX_LABEL_BYTES:
                     raw.seek(info.offset_data)
                     text = raw.read(info.size).decode("utf-8-sig", "replace")
                 found.append(Member(info.name, info.offset_data, info.size, text))
+            _check_end(raw, tar.offset)
     except DataError:
         raise
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError, MemoryError, LookupError) as error:
@@ -130,6 +131,14 @@ def members(path: Path, table: Table) -> list[Member]:
     if not number:
         raise DataError(f"cannot read {path}", "it is an empty archive", "download it again")
     return found
+
+
+def _check_end(raw: BinaryIO, offset: int) -> None:
+    """Raise ReadError if anything but zeros follows: the reader stops in silence at a damaged header."""
+    raw.seek(offset)
+    while block := raw.read(1 << 20):
+        if any(block):
+            raise tarfile.ReadError(f"a damaged header at byte {offset:,}, or archives that were joined")
 
 
 def check_plain_tar(path: Path) -> None:
