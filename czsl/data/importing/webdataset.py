@@ -177,7 +177,7 @@ def _add(
     """Put a member into its sample."""
     folder, _, file = stable_name(member.name).rpartition("/")
     stem, _, ending = file.partition(".")
-    if not stem or file.startswith("._"):
+    if not stem or not ending:  # a hidden file, a README
         return
     key = f"{folder}/{stem}" if folder else stem
     where = f"{path.name}: {_shown(key)}"

@@ -124,7 +124,8 @@ def test_too_many_members(tmp_path, monkeypatch):
 
 def test_large_labels_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset, "MAX_LABEL_BYTES", 100)
-    members = [*sample(1, "json", PAIRS[0]), *sample(2, "json", PAIRS[1]), ("0003.jpg", encode(3)), ("0003.json", json.dumps({"attr": "x" * 200}))]  # fmt: skip
+    members = [*sample(1, "json", PAIRS[0]), *sample(2, "json", PAIRS[1])]
+    members += [("0003.jpg", encode(3)), ("0003.json", json.dumps({"attr": "x" * 200}))]
     report = import_dataset(write_tar(tmp_path / "train.tar", members), tmp_path / "out", LENIENT)
     assert kinds(report) == {"unreadable row": 1, "missing label": 1}
 
