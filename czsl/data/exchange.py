@@ -179,6 +179,6 @@ def _coco(root: Path, data: Dataset, images: list[Written]) -> None:
 
 def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # so that both signs are quoted in cells
         writer.writeheader()
         writer.writerows(rows)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from czsl.data.images import BadImage
+from czsl.data.importing.textfiles import short
 
 MAX_COORDINATE = 1e9
 
@@ -36,15 +37,15 @@ class Box(NamedTuple):
             Not four finite numbers, or the box is empty.
         """
         if not isinstance(values, list | tuple) or len(values) != 4:
-            raise BadBoxError(f"a box is four numbers [x, y, width, height], not {_short(values)}")
+            raise BadBoxError(f"a box is four numbers [x, y, width, height], not {short(repr(values), 60)}")
         if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-            raise BadBoxError(f"{_short(values)} are not numbers")
+            raise BadBoxError(f"{short(repr(values), 60)} are not numbers")
         try:
             numbers = [float(v) * scale for v in values]
         except OverflowError:
-            raise BadBoxError(f"{_short(values)} are too large") from None
+            raise BadBoxError(f"{short(repr(values), 60)} are too large") from None
         if not all(math.isfinite(v) and abs(v) < MAX_COORDINATE for v in numbers):
-            raise BadBoxError(f"{_short(values)} are not finite numbers of pixels")
+            raise BadBoxError(f"{short(repr(values), 60)} are not finite numbers of pixels")
         if numbers[2] <= 0 or numbers[3] <= 0:
             raise BadBoxError(f"width {numbers[2]:g}, height {numbers[3]:g}: the box is empty")
         return cls(numbers[0], numbers[1], numbers[2], numbers[3], fraction)
@@ -93,8 +94,3 @@ def cut(image: Image.Image, crop: tuple[int, int, int, int]) -> bytes:
     content = io.BytesIO()
     image.crop(crop).save(content, "PNG")
     return content.getvalue()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from czsl.data.importing.textfiles import short
 from czsl.errors import DataError, UsageError
 
 # The documented name of a role first; it outranks the usual ones. Compared without case, spaces and signs.
@@ -117,7 +118,7 @@ def find_roles(
     labels = _labels(picked, free, classes, where, pick)
     missing = ([] if image or has_image else ["image"]) + labels.pop("missing", [])
     if missing:
-        why = f"it has: {', '.join(map(_shown, columns[:30])) or 'nothing'}" + (", ..." if len(columns) > 30 else "")
+        why = f"it has: {', '.join(map(short, columns[:30])) or 'nothing'}" + (", ..." if len(columns) > 30 else "")
         example = ",".join(f"{role}=COLUMN" for role in missing)
         raise DataError(
             f"{where} lacks the columns {', '.join(missing)}",
@@ -149,7 +150,7 @@ def _labels(picked, free, classes, where, pick) -> dict:
     if pair and cls:
         raise DataError(
             f"{where} has more than one kind of label",
-            f"{_shown(pair)} and {_shown(cls)}",
+            f"{short(pair)} and {short(cls)}",
             f"choose: --columns pair={pair} or class={cls}",
         )
     if pair or cls:
@@ -158,10 +159,10 @@ def _labels(picked, free, classes, where, pick) -> dict:
         return {"missing": ["attr", "obj"]}
     choices = [obj] if obj else unclear
     column = choices[0]
-    other = ", ".join(_shown(c) for c in free if c not in choices)
+    other = ", ".join(short(c) for c in free if c not in choices)
     raise DataError(
         f"{where} has no column of attributes",
-        f"{' and '.join(map(_shown, choices))} may be a plain class or hold attribute and object; other columns: {other or 'none'}",
+        f"{' and '.join(map(short, choices))} may be a plain class or hold attribute and object; other columns: {other or 'none'}",
         f"choose: --classes, --columns pair={column} ('wet dog'), or --columns attr=COLUMN,obj={column}",
     )
 
@@ -174,7 +175,7 @@ def _chosen(columns: Sequence[str], chosen: Mapping[str, str], where: str) -> di
         matches = [c for c in columns if c == name] or [c for c in columns if c.strip().casefold() == name.strip().casefold()]
         if not matches:
             near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(map(_shown, columns[:30]))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(map(short, columns[:30]))}"
             raise UsageError(f"--columns {role}={name}: {where} has no such column", hint, "name a column of the table")
         if len(matches) > 1:
             raise ambiguous(role, matches, where)
@@ -202,7 +203,7 @@ def may_be(role: str, columns: Sequence[str]) -> list[str]:
 def ambiguous(role: str, found: Sequence[str], where: str) -> DataError:
     """The error of a role that more than one column may have; it lists them."""
     counts = Counter(found)
-    names = ", ".join(_shown(name) + (f" ({number} times)" if number > 1 else "") for name, number in counts.items())
+    names = ", ".join(short(name) + (f" ({number} times)" if number > 1 else "") for name, number in counts.items())
     fix = f"choose one with --columns {role}=NAME" if len(counts) > 1 else "give each column a name of its own"
     what = {"attr": "attribute", "obj": "object"}.get(role, role)
     return DataError(f"{where} has more than one column that may be the {what}", names, fix)
@@ -210,7 +211,3 @@ def ambiguous(role: str, found: Sequence[str], where: str) -> DataError:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= 60 else name[:57] + "..."

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from czsl.data.importing.textfiles import short
 from czsl.errors import DataError
 
 Pair = tuple[str, str]
+
+MOST_NAMED = 100  # in an error
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class FolderNames:
         if self.attributes is None and self.objects is None:
             unclear += [parts for parts, found in readings.items() if not found]
         if unclear:
-            names = ", ".join(repr("/".join(parts)) for parts in unclear)
+            names = ", ".join(repr(short("/".join(parts))) for parts in unclear[:MOST_NAMED])
+            names += f" and {len(unclear) - MOST_NAMED} more" if len(unclear) > MOST_NAMED else ""
             raise DataError(
                 "cannot tell attribute and object in names",
                 f"unclear ({len(unclear)}): {names}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from czsl.data.importing.textfiles import read_text
+from czsl.data.importing.textfiles import read_text, short
 from czsl.errors import DataError
 
 SEPARATORS = {"space": " ", "plus": "+"}
@@ -42,7 +42,7 @@ def read_pair_lists(paths: Sequence[Path], separator: str | None = None) -> tupl
         if split_pair(line, separator) is None:
             expected = "attribute object" if separator == "space" else "attribute+object"
             fix = "use _ inside a name" if separator == "space" else "write one + in each line"
-            raise DataError(f"{path}, line {number}: {line!r}", f"expected: {expected}", fix)
+            raise DataError(f"{path}, line {number}: {short(line)!r}", f"expected: {expected}", fix)
     return [[_pair(line, separator) for _, line in part] for part in lines], separator
 
 
@@ -68,11 +68,13 @@ def _only_separator(texts: Sequence[tuple[Path, int, str]]) -> str:
     if by_plus and not by_space:
         return "plus"
     path, number, line = next((item for item in marked if split_pair(item[2], "space")), marked[0])
-    readings = [f"attribute {pair[0]!r}, object {pair[1]!r}" for key in SEPARATORS if (pair := split_pair(line, key))]
-    why = f"{path.name}, line {number}: {line.strip()!r} is {' or '.join(readings) or 'no pair'}"
+    readings = [
+        f"attribute {short(pair[0])!r}, object {short(pair[1])!r}" for key in SEPARATORS if (pair := split_pair(line, key))
+    ]
+    why = f"{path.name}, line {number}: {short(line.strip())!r} is {' or '.join(readings) or 'no pair'}"
     if not by_plus:
         path, number, line = next(item for item in texts if not split_pair(item[2], "plus"))
-        why += f"; {path.name}, line {number}: {line.strip()!r} has no +" if "+" not in line else ""
+        why += f"; {path.name}, line {number}: {short(line.strip())!r} has no +" if "+" not in line else ""
     raise DataError("the pair lists can be read in more than one way", why, "say which with --pairs space or --pairs plus")
 
 

@@ -65,3 +65,9 @@ def parse_json(text: str, where: Path | str, fix: str = "save it as JSON") -> An
 def read_json(path: Path, fix: str = "save it as JSON in UTF-8") -> Any:
     """The content of a JSON file; DataError as for :func:`read_text` and :func:`parse_json`."""
     return parse_json(read_text(path, fix), path, fix)
+
+
+def short(text: object, limit: int = 100) -> str:
+    """A text from outside as a message can hold it: cut after ``limit`` characters."""
+    shown = str(text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."

@@ -12,7 +12,7 @@ from czsl.data.images import MAX_FILE_BYTES, BadImage, is_image_name
 from czsl.data.importing.entries import Reading, Source
 from czsl.data.importing.items import Item, Table, add_table, columns_of
 from czsl.data.importing.tables import named, source_at, split_by_name
-from czsl.data.importing.textfiles import read_text
+from czsl.data.importing.textfiles import read_text, short
 from czsl.data.paths import BadPathError, stable_name
 from czsl.errors import DataError
 
@@ -115,7 +115,7 @@ def members(path: Path, table: Table) -> list[Member]:
                 if info.isdir():
                     continue
                 if refused := _why_not(info, end):
-                    table.bad.append((refused[0], f"{path.name}: {_shown(info.name)}", refused[1]))
+                    table.bad.append((refused[0], f"{path.name}: {short(info.name)}", refused[1]))
                     continue
                 text = None
                 if not is_image_name(info.name) and info.size <= MAX_LABEL_BYTES:
@@ -157,7 +157,7 @@ def check_plain_tar(path: Path) -> None:
 
 def _why_not(info: tarfile.TarInfo, end: int) -> tuple[str, str] | None:
     if info.issym() or info.islnk():
-        return "link in an archive", f"it leads to {_shown(info.linkname)}"
+        return "link in an archive", f"it leads to {short(info.linkname)}"
     if not info.isreg() or info.issparse():
         return "unusable file", "not a regular file"
     try:
@@ -180,12 +180,12 @@ def _add(
     if not stem or not ending:  # a hidden file, a README
         return
     key = f"{folder}/{stem}" if folder else stem
-    where = f"{path.name}: {_shown(key)}"
+    where = f"{path.name}: {short(key)}"
     item = samples.setdefault(key, Item(where, {}, split=split))
     ending = ending.lower()
     if is_image_name(file):
         if item.image is not None:
-            table.bad.append(("repeated member", f"{path.name}: {_shown(member.name)}", "the sample has an image already"))
+            table.bad.append(("repeated member", f"{path.name}: {short(member.name)}", "the sample has an image already"))
             return
         item.image, item.id = MemberImage(path.resolve(), member.start, member.size), f"{prefix}{stable_name(member.name)}"
     elif ending == "json":
@@ -193,7 +193,7 @@ def _add(
     elif member.text is not None and ending:
         column = ending.removesuffix(".txt") if ending != "txt" else ending
         if column in item.cells:
-            table.bad.append(("repeated member", f"{path.name}: {_shown(member.name)}", f"the sample has a {column} already"))
+            table.bad.append(("repeated member", f"{path.name}: {short(member.name)}", f"the sample has a {column} already"))
             return
         text = member.text.strip()
         item.cells[column] = named(int(text), names) if column == "cls" and text.isdecimal() and len(text) < 9 else text
@@ -208,7 +208,7 @@ def _json_cells(item: Item, member: Member, path: Path, table: Table) -> None:
             raise TypeError(f"a {type(cells).__name__}, not an object with names")
     except (ValueError, TypeError, RecursionError) as error:
         why = " ".join(str(error).split())[:120]
-        table.bad.append(("unreadable row", f"{path.name}: {_shown(member.name)}", why))
+        table.bad.append(("unreadable row", f"{path.name}: {short(member.name)}", why))
         return
     item.cells |= {key: value for key, value in cells.items() if key not in item.cells}
 
@@ -218,8 +218,3 @@ def _class_names(folder: Path) -> list[str] | None:
     if not path.is_file():
         return None
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _shown(name: Any) -> str:
-    text = str(name)
-    return text if len(text) <= 200 else text[:197] + "..."
