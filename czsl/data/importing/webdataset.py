@@ -6,7 +6,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from czsl.data.images import MAX_FILE_BYTES, BadImage, is_image_name
 from czsl.data.importing.entries import Reading, Source
