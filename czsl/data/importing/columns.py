@@ -55,7 +55,7 @@ def split_in_name(name: str) -> str | None:
         raise DataError(f"{name} names more than one split", ", ".join(sorted(found)), "rename it, or add a column split")
     if found:
         return found.pop()
-    return next((split for folder in reversed(folders) if (split := split_of(folder))), None)
+    return next((split for folder in reversed(folders) if (split := split_of(folder.rpartition("=")[2]))), None)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ class Source:
     links: str = "inside"
     other_roots: tuple[Path, ...] = ()
     taken: dict[str, Any] = field(default_factory=dict)
+    _seen: set[Entry] = field(default_factory=set, repr=False)
+    _numbers: dict[str, int] = field(default_factory=dict, repr=False)
 
     def skip(self, kind: str, where: str, detail: str = "") -> None:
         """List an image that cannot be used."""
@@ -156,12 +158,14 @@ class Source:
 
     def put(self, entry: Entry) -> None:
         """Add an entry; one of the same image, box, labels and split is listed, another one of the same id is numbered."""
-        name, number = entry.id, 1
-        while (known := self.entries.get(name)) is not None:
-            if replace(known, id=entry.id) == entry:
-                return self.note("repeated record", entry.id, "the same image, labels and split a second time")
+        if entry in self._seen:
+            return self.note("repeated record", entry.id, "the same image, labels and split a second time")
+        self._seen.add(entry)
+        name, number = entry.id, self._numbers.get(entry.id, 1)
+        while name in self.entries:
             number += 1
             name = f"{entry.id}#{number}"  # one file with two labels or splits: listed as identical images later
+        self._numbers[entry.id] = number
         self.entries[name] = replace(entry, id=name)
         return None
 

@@ -13,7 +13,7 @@ from typing import Any
 from czsl.data.importing.columns import find_roles, split_in_name, split_of
 from czsl.data.importing.entries import Reading, Source
 from czsl.data.importing.items import MAX_COLUMNS, Item, Table, add_table, check_width, columns_of
-from czsl.data.importing.textfiles import parse_json, read_text
+from czsl.data.importing.textfiles import Twins, object_of, parse_json, read_text
 from czsl.errors import CzslError, DataError
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -212,6 +212,8 @@ def _table(places: Iterable[str], records: Iterable[Any], path: Path, split: str
     for where, record in zip(places, records, strict=True):
         if isinstance(record, BadLine):
             table.bad.append(("unreadable row", where, record.why))
+        elif isinstance(record, Twins):
+            table.bad.append(("unreadable row", where, "a name occurs twice"))
         elif not isinstance(record, dict):
             table.bad.append(("unreadable row", where, f"a {type(record).__name__}, not an object with names"))
         else:
@@ -230,7 +232,7 @@ class BadLine:
 def _json_object(text: str, path: Path) -> Table:
     """JSON lines, or one object with a list of records for each split."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=object_of)
     except RecursionError:
         raise DataError(f"cannot read {path}", "it is nested too deep", "save it as JSON lines") from None
     except ValueError:
@@ -245,6 +247,8 @@ def _json_object(text: str, path: Path) -> Table:
             table.items += part.items
             table.bad += [(kind, f"{where} of {name}", detail) for kind, where, detail in part.bad]
         return table
+    if isinstance(content, dict):  # one record, or another structure, whose names the error lists
+        return records_table([content], path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     table = _table((f"{path.name}, line {number}" for number, _ in lines), (_json_line(line) for _, line in lines), path)
     if not table.items:
@@ -255,18 +259,11 @@ def _json_object(text: str, path: Path) -> Table:
 
 def _json_line(line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_no_twins)
+        return json.loads(line, object_pairs_hook=object_of)
     except RecursionError:
         return BadLine("nested too deep")
     except ValueError as error:
         return BadLine(" ".join(str(error).split())[:120])
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 # -- Parquet -------------------------------------------------------------------------------------------------------

@@ -52,10 +52,20 @@ def _encoding(data: bytes) -> str:
     return "utf-8-sig"
 
 
+class Twins(dict):
+    """A JSON object in which a name occurs twice; of such a name the last value is kept."""
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a JSON object, or `Twins`; a hook for ``json.loads``."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Twins(found)
+
+
 def parse_json(text: str, where: Path | str, fix: str = "save it as JSON") -> Any:
     """Parse JSON; DataError with the place of the error, also for text that is nested too deep."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=object_of)
     except RecursionError:
         raise DataError(f"cannot read {where}", "it is nested too deep", fix) from None
     except ValueError as error:

@@ -125,6 +125,14 @@ def write_hub(root, **options):
     (root / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
 
 
+def test_splits_in_the_names_of_folders(tmp_path):
+    for split, folder in (("train", "default/train"), ("val", "default/validation"), ("test", "x=1/split=test")):
+        path = tmp_path / "source" / folder / "0000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(hub_table([row for row in ROWS if row[3] == split]), path)
+    assert import_dataset(tmp_path / "source", tmp_path / "out").images == {"train": 8, "val": 4, "test": 4}
+
+
 @pytest.mark.parametrize("path", [True, False])
 @pytest.mark.parametrize("names", [None, {"attr": ["blue", "red"], "obj": ["cone", "disc"]}])
 def test_hub_parquet_with_splits_in_the_file_names(tmp_path, path, names):

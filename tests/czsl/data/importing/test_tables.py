@@ -334,6 +334,8 @@ def test_bad_json_lines_are_listed(folder, tmp_path):
         ("t.json", b"[" * 200_000, "nested too deep"),
         ("t.json", b"{}", "lacks the columns"),
         ("t.json", b"[]", "lacks the columns"),
+        ("t.json", b'{\n"data": [\n{"image": "a.png"}\n]}', "it has: data"),
+        ("t.json", b'[{"image": "a", "attr": "b", "attr": "c", "obj": "d", "split": "train"}]', "lacks the columns"),
         ("t.parquet", b"PAR1" + b"\0" * 100, "cannot read"),
         ("t.parquet", b"PAR1" + (2**31 - 1).to_bytes(4, "little") + b"PAR1", "cannot read"),
         ("t.parquet", b"hello", "Parquet"),
