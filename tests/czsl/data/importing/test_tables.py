@@ -365,6 +365,14 @@ def test_parquet_tables(folder, tmp_path, wanted):
     assert kinds(error.value.report) == {"unusable label": 24}
 
 
+def test_one_image_with_many_labels_is_numbered(folder, tmp_path):
+    cells = [("im/red-square-0.png", f"a{i % 7}", f"o{i % 11}", "train") for i in range(77)]
+    (folder / "t.csv").write_text(dump([*cells, cells[0], cells[5]]))
+    report = import_dataset(folder / "t.csv", tmp_path / "out", LENIENT)
+    assert report.images["train"] == 77 and kinds(report)["repeated record"] == 2
+    assert set(labels(tmp_path / "out")) == {"im/red-square-0.png", *(f"im/red-square-0.png#{i}" for i in range(2, 78))}
+
+
 def test_a_pipe_is_no_table(tmp_path):
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(DataError, match="no file or folder"):
