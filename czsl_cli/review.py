@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from czsl.compositions import label_words
-from czsl.data.importing.layouts import CLASS_COLUMNS, COLUMNS, PREDICTED
+from czsl.data.importing.items import PREDICTED
 from czsl.errors import DataError, UsageError
 from czsl_cli.answers import candidate_words, confidence, doubt
 
+COLUMNS = ("image", "attr", "obj", "split")
+CLASS_COLUMNS = ("image", "class", "split")
 SIZE = 20  # images of a review file if no number is given and no threshold says which are doubtful
 
 
@@ -90,7 +92,7 @@ class Review:
     @property
     def next_step(self) -> str:
         """The command that reads the corrected file."""
-        where = "" if self.images_folder is not None else f" --images {shlex.quote(str(self._root))}"
+        where = "" if self.images_folder is not None else f" --root {shlex.quote(str(self._root))}"
         return f"czsl data import {shlex.quote(str(self.path))} NEW{where} --add-to MYDATA"
 
 
