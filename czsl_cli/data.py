@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.console import print_json, print_table, print_text, progress_bar, say
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -93,15 +93,15 @@ def import_(
     if as_json:
         print_json(report.to_json())
         return
-    click.echo(f"{printable(report.name)}: {report.layout} layout, written to {printable(report.folder or '')}")
+    print_text(f"{report.name}: {report.layout} layout, written to {report.folder or ''}")
     columns, labels = ["train", "val", "test"], report.classes or report.pairs
     counted = {"images": [report.images[c] for c in columns]}
     print_splits(columns, {**counted, "classes" if report.classes else "pairs": [labels[c] for c in columns]})
     named = f"{report.attributes} attributes, {report.objects} objects"
     if report.classes:
         named = f"{report.classes['all']} classes, {report.classes['seen']} of them seen in training"
-    click.echo(f"{named}; {report.bad} of {report.named:,} images unusable")
-    click.echo(f"sha256 {report.sha256}")
+    print_text(f"{named}; {report.bad} of {report.named:,} images unusable")
+    print_text(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
     if report.classes and report.classes["seen"] == report.classes["all"]:
         say("every class is seen, so nothing is zero-shot here; name unseen classes with --unseen FILE")
@@ -138,7 +138,7 @@ def verify(folder, max_pixels, as_json):
     else:
         print_problems(report.problems)
         number = sum(report.images.values())
-        click.echo(f"{printable(report.name)}: {number:,} images checked, {report.bad} unusable or damaged")
+        print_text(f"{report.name}: {number:,} images checked, {report.bad} unusable or damaged")
     if report.bad:
         kinds = sorted({problem.kind for problem in report.problems if problem.bad})
         raise DataError(f"{folder} does not pass: {report.bad} problems", ", ".join(kinds), "import or copy the data again")
@@ -167,20 +167,20 @@ def stats(folder, as_json):
     rows[f"images a {noun}"] = [spread(part[f"images_a_{noun}"]) for part in parts]
     rows[f"{nouns} without images"] = [part[f"{nouns}_without_images"] for part in parts]
     sizes, twins = found["image"], found["duplicates"]
-    click.echo(f"{printable(found['name'])}: {found['images']:,} images in {printable(found['folder'])}")
+    print_text(f"{found['name']}: {found['images']:,} images in {found['folder']}")
     print_splits(list(found["splits"]), rows)
     if "classes" in found:
-        click.echo(f"{found['classes']:,} classes")
+        print_text(f"{found['classes']:,} classes")
     else:
         labels = f"{found['attributes']} attributes x {found['objects']} objects"
-        click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
-    click.echo(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
-    click.echo("(three numbers: minimum, median, maximum)")
-    click.echo(
+        print_text(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
+    print_text(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
+    print_text("(three numbers: minimum, median, maximum)")
+    print_text(
         f"{twins['groups']} groups of identical images; {twins['across_splits']} across splits, {twins['train_and_test']} "
         f"in train and test, {twins['conflicting_labels']} with conflicting labels"
     )
-    click.echo(f"sha256 {found['sha256']}")
+    print_text(f"sha256 {found['sha256']}")
 
 
 @data.command()
@@ -196,7 +196,7 @@ def export(folder, dest, split, limit, seed):
 
     with progress("writing") as advance:
         count = write_files(open_data(folder), split, dest, limit, seed, advance)
-    click.echo(f"{count:,} images below {dest}")
+    print_text(f"{count:,} images below {dest}")
 
 
 # -- printing ------------------------------------------------------------------------------------------------------
@@ -221,16 +221,17 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
 
     for (_, kind), group in groupby(sorted(problems, key=order), key=order):
         found = list(group)
-        click.echo(f"\n{kind}: {len(found):,}")
+        print_text()
+        print_text(f"{kind}: {len(found):,}")
         for problem in found[:MOST_SHOWN]:
             names = ", ".join(problem.where[:MOST_NAMES]) + (", ..." if len(problem.where) > MOST_NAMES else "")
             line = f"{names} ({problem.done})" + (f": {problem.detail}" if problem.detail else "")
-            click.echo(f"  {printable(line)}")
+            print_text(f"  {line}")
         if len(found) > MOST_SHOWN:
             where = f"all in {complete}" if complete else "--json lists all"
-            click.echo(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
+            print_text(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
     if problems:
-        click.echo()
+        print_text()
 
 
 def spread(values: dict | None) -> str:
@@ -239,8 +240,3 @@ def spread(values: dict | None) -> str:
         return "-"
     median = f"{values['median']:,.1f}".removesuffix(".0")
     return f"{values['min']:,} / {median} / {values['max']:,}"
-
-
-def printable(text: str) -> str:
-    """Names from files, safe for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, say, warn
+from czsl_cli.console import print_json, print_table, print_text, say, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +229,7 @@ def _print(facts: dict[str, Any], out: Path, as_json: bool) -> None:
     print_table(["in the file", "here", "tensors"], table, err=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
-    click.echo(shown)
+    print_text(shown)
 
 
 def _common(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from czsl_cli.console import print_table, progress_bar, say, warn
+from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -101,9 +101,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
 
 def print_line(record: dict[str, Any]) -> None:
     """A JSON line on stdout."""
-    import json
 
-    click.echo(json.dumps(record, ensure_ascii=False))
+    print_json_line(record)
 
 
 def no_images(folder: Path) -> NoReturn:
