@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from czsl_cli.console import print_json, print_table, print_text, progress_bar, say
+from czsl_cli.options import decode_options
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -58,11 +59,29 @@ data.add_command(partial)
     help="Stop if more of the images cannot be used.",
 )
 @max_pixels
+@decode_options("published benchmarks as stored, all else `exif` and `white`; the dataset remembers")
+@click.option("--all-files", is_flag=True, help="Folders: try files that do not look like images, too.")
 @click.option("--drop-duplicates", is_flag=True, help="Leave out val and test images whose bytes occur in training.")
 @click.option("--force", is_flag=True, help="Replace the dataset folder DEST.")
 @as_json
 def import_(
-    source, dest, layout, name, attributes, objects, classes, unseen, seed, max_bad, max_pixels, drop_duplicates, force, as_json
+    source,
+    dest,
+    layout,
+    name,
+    attributes,
+    objects,
+    classes,
+    unseen,
+    seed,
+    max_bad,
+    max_pixels,
+    drop_duplicates,
+    force,
+    as_json,
+    orientation,
+    background,
+    all_files,
 ):
     """Import images from SOURCE into the dataset folder DEST.
 
@@ -80,7 +99,9 @@ def import_(
     from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
 
     names = _label_names(attributes, objects, classes, unseen)
-    options = ImportOptions(layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force)
+    options = ImportOptions(
+        layout, name, names, seed, max_bad, max_pixels, drop_duplicates, force, orientation, background, all_files
+    )
     try:
         with progress("importing") as advance:
             report = import_dataset(source, dest, options, advance)
@@ -101,6 +122,7 @@ def import_(
     if report.classes:
         named = f"{report.classes['all']} classes, {report.classes['seen']} of them seen in training"
     print_text(f"{named}; {report.bad} of {report.named:,} images unusable")
+    print_text(f"decoded with {decoded(report.decode)}")
     print_text(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
     if report.classes and report.classes["seen"] == report.classes["all"]:
@@ -176,6 +198,7 @@ def stats(folder, as_json):
         print_text(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
     print_text(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
     print_text("(three numbers: minimum, median, maximum)")
+    print_text(f"decoded with {decoded(found['decode'])}")
     print_text(
         f"{twins['groups']} groups of identical images; {twins['across_splits']} across splits, {twins['train_and_test']} "
         f"in train and test, {twins['conflicting_labels']} with conflicting labels"
@@ -232,6 +255,11 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
             print_text(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
     if problems:
         print_text()
+
+
+def decoded(options: dict[str, str]) -> str:
+    """How images are decoded, for people."""
+    return f"orientation {options['orientation']}, background {options['background']}"
 
 
 def spread(values: dict | None) -> str:

@@ -95,7 +95,7 @@ def main(args: list[str] | None = None) -> None:
         say("interrupted")
         code = 130
     except click.ClickException as error:
-        error.message = printable(error.message, keep="\n")
+        error.message = printable(error.message, keep="\n")  # type: ignore[misc]
         error.show()
         code = error.exit_code
     except KeyboardInterrupt:

@@ -166,6 +166,7 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from methods.registry import method_class
 
     data = open_data(config.data)
+    config.remember(data.decode)
     _partial_labels(config, data)
     check_labels(config.method, data.space)
     own = method_class(config.method).Config(**config.model)
@@ -309,6 +310,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from methods.building import build
 
     data = open_data(config.data)
+    config.remember(data.decode)
     method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])

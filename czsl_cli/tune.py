@@ -116,7 +116,9 @@ def _settings(options: dict[str, Any]):
         )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
-    check_labels(base.method, open_data(base.data).space)
+    data = open_data(base.data)
+    base.remember(data.decode)
+    check_labels(base.method, data.space)
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}

@@ -19,6 +19,7 @@ from czsl.data.importing.foldernames import FolderNames
 from czsl.data.importing.layouts import Entry, Source, find_layout, read_source
 from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import Record, check_destination, write_dataset
+from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.errors import DataError, UsageError
 
 MAX_BAD = 0.01
@@ -33,8 +34,8 @@ class ImportReport:
     """What an import found and wrote.
 
     ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
-    cannot be used. ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of
-    them, those ``seen``, and those of each split.
+    cannot be used. ``decode``: how the images are to be decoded. ``attributes``, ``objects`` and ``pairs`` (of each split) count
+    labels; of plain classes it is ``classes``: all of them, those ``seen``, and those of each split.
     """
 
     source: str
@@ -44,6 +45,7 @@ class ImportReport:
     sha256: str | None = None
     named: int = 0
     bad: int = 0
+    decode: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     attributes: int = 0
@@ -90,6 +92,11 @@ class ImportOptions:
         Leave out images of val and test whose bytes occur in training.
     force : bool
         Replace an existing dataset folder.
+    orientation, background : str, optional
+        How the images are to be decoded (:class:`czsl.data.photographs.DecodeOptions`), which the dataset remembers. By default
+        published benchmarks are taken as stored, and all else as a viewer shows it.
+    all_files : bool
+        Folder trees: try files that neither their suffix nor their content shows to be images.
     workers : int
         Threads that decode; 0: one for each CPU, at most 8.
     """
@@ -102,7 +109,14 @@ class ImportOptions:
     max_pixels: int = MAX_PIXELS
     drop_duplicates: bool = False
     force: bool = False
+    orientation: str | None = None
+    background: str | None = None
+    all_files: bool = False
     workers: int = 0
+
+    def decode(self, layout: str) -> DecodeOptions:
+        """How images of a layout are decoded."""
+        return (AS_STORED if layout == "published" else AS_SHOWN).changed(self.orientation, self.background)
 
 
 def import_dataset(
@@ -133,8 +147,10 @@ def import_dataset(
     layout = find_layout(source) if options.layout == "auto" else options.layout
     check_destination(dest, options.force)
     _check_apart(source, dest, layout)
-    content = read_source(source, layout, options.names, options.seed)
+    content = read_source(source, layout, options.names, options.seed, options.all_files)
     report = ImportReport(str(source), layout, name=options.name or _name_of(source), problems=content.problems)
+    decode_options = options.decode(layout)
+    report.decode = decode_options.to_json()
     report.named = len(content.entries) + sum(problem.bad for problem in content.problems)
     if content.space is None or not content.entries:
         _stop(report, options.max_bad)
@@ -145,7 +161,7 @@ def import_dataset(
     else:
         report.attributes, report.objects, report.pairs = content.space.num_attributes, content.space.num_objects, counts
     records = _records(content, options, report, progress)
-    written = write_dataset(dest, content.space, records, report.name, report.problems, options.force)
+    written = write_dataset(dest, content.space, records, report.name, report.problems, options.force, decode_options)
     report.folder, report.sha256, report.images = str(dest), written["sha256"], written["images"]
     return report
 
@@ -175,11 +191,12 @@ def _records(source: Source, options: ImportOptions, report: ImportReport, progr
     rows: list[Row] = []
     dropped: set[str] = set()
     training: set[str] = set()
+    how = options.decode(report.layout)
 
     def check(entry: Entry) -> tuple[bytes, str] | BadImage:
         try:
             data = read_image_file(entry.path)
-            decode(data, options.max_pixels)
+            decode(data, options.max_pixels, how)
             return data, hashlib.sha256(data).hexdigest()
         except BadImage as error:
             return error

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from czsl.classes import NO_ATTRIBUTE, ClassSpace
 from czsl.compositions import SPLITS, CompositionSpace, index_pairs
-from czsl.data.images import is_image_name
+from czsl.data.images import is_image_file
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.foldernames import FolderNames
 from czsl.data.importing.problems import Problem
@@ -113,14 +113,14 @@ def find_layout(source: Path) -> str:
     return "manifest" if _manifest_in(source) else "tree"
 
 
-def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed: int) -> Source:
-    """Read a source in one of `LAYOUTS`; ``names`` say what labels are, ``seed`` is for trees."""
+def read_source(source: Path, layout: str, names: FolderNames | ClassNames, seed: int, all_files: bool = False) -> Source:
+    """Read a source in one of `LAYOUTS`; ``names`` say what labels are, ``seed`` and ``all_files`` are for trees."""
     if layout == "published":
         if isinstance(names, ClassNames):
             raise UsageError("the published layout holds pairs, not classes", f"{source} has pair lists", "drop --classes")
         return read_published(source)
     if layout == "tree":
-        return read_tree(source, names, seed)
+        return read_tree(source, names, seed, all_files)
     if layout == "manifest":
         return read_manifest(source, names if isinstance(names, ClassNames) else None)
     raise UsageError(f"no layout {layout!r}", "", f"one of: {', '.join(LAYOUTS)}")
@@ -186,7 +186,7 @@ def _why_unknown(space: CompositionSpace, attr: str, obj: str, split: str) -> st
 
 
 # -- tree ----------------------------------------------------------------------------------------------------------
-def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> Source:
+def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0, all_files: bool = False) -> Source:
     """Images sorted into folders that name their pair or class, below ``train/ val/ test/`` or, without these, split by it.
 
     Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
@@ -200,8 +200,8 @@ def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> S
     for name in found.files:
         if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
             source.note("hidden file", name, "of a program, not of the data")
-        elif not is_image_name(name):
-            source.note("not an image file", name, "its suffix is that of no image format")
+        elif not all_files and not is_image_file(source.root / name):
+            source.note("not an image file", name, "neither its suffix nor its content is that of an image")
         else:
             images.append(name)
     tops = {name.split("/", 1)[0] for name in images}
