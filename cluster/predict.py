@@ -23,6 +23,7 @@ from cluster.work.progress import Notice, Progress, quiet, unnoticed
 from cluster.work.threads import threads_for
 from czsl import __version__
 from czsl.data.files.predictions import Partial, question_of
+from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import CzslError
 from czsl.runs.run import Run
 from methods.loading import fingerprint
@@ -31,8 +32,8 @@ from methods.loading import fingerprint
 class _Actor:
     """What Ray Data starts on each worker: a row is a whole batch of file names, so that batches are the same everywhere."""
 
-    def __init__(self, request: Request, root: str, placement: Placement):
-        self.root, self.error = Path(root), ""
+    def __init__(self, request: Request, source: ImageSource, placement: Placement):
+        self.source, self.error = source, ""
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
@@ -42,7 +43,7 @@ class _Actor:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            out = [self.error or json.dumps(self.predictor.predict(self.root, json.loads(names))) for names in rows["names"]]
+            out = [self.error or json.dumps(self.predictor.predict(self.source, json.loads(names))) for names in rows["names"]]
         except CzslError as error:
             out = [json.dumps(error_in_words(error))] * len(rows["index"])
         return {"index": rows["index"], "records": np.array(out, dtype=object)}
@@ -50,7 +51,7 @@ class _Actor:
 
 def predict_files(
     request: Request,
-    root: Path,
+    source: ImageSource | Path,
     names: list[str],
     *,
     partial: Partial | None = None,
@@ -58,24 +59,25 @@ def predict_files(
     notice: Notice = unnoticed,
     **where: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Records of files below a root, in the order of ``names``, as they become ready.
+    """Records of images of a source (or below a folder), in the order of ``names``, as they become ready.
 
-    The root must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
+    The source's files must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
     ``notice`` are told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
     """
+    source = as_source(source)
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
     if partial is not None:
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(_pinned(request), root, batches, Ask.of(**where), progress, notice):
+    for records in _computed(_pinned(request), source, batches, Ask.of(**where), progress, notice):
         if partial is not None:
             partial.add(records)
         yield from records
 
 
-def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Partial:
+def partial_of(out: Path, request: Request, source: ImageSource | Path, names: list[str]) -> Partial:
     """What an interrupted prediction of the same files with the same weights and options left beside ``out``."""
     weights = [Path(x) for x in (request.clip, request.clip_weights) if x and Path(x).is_file()]
     index = Path(request.index) / "index.json" if request.index else None
@@ -87,7 +89,7 @@ def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Par
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
         "index": index.read_text(encoding="utf-8") if index else None,
     }
-    return Partial(out, question_of(root, names, **facts))
+    return Partial(out, question_of(as_source(source), names, **facts))
 
 
 def _pinned(request: Request) -> Request:
@@ -97,7 +99,7 @@ def _pinned(request: Request) -> Request:
 
 
 def _computed(
-    request: Request, root: Path, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
+    request: Request, source: ImageSource, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch, in order."""
     if not batches:
@@ -117,7 +119,7 @@ def _computed(
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(request, str(root), placement),
+                fn_constructor_args=(request, source, placement),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
