@@ -67,7 +67,8 @@ class Archive:
         self.refused: dict[str, str] = {}
         self._lock = threading.Lock()  # one stream is read at a time
         self._zip: zipfile.ZipFile | None = None
-        self._stream: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
+        self._stream: IO[bytes] | None = None  # of a tar: the file, or what it unpacks to
         self._infos: dict[str, zipfile.ZipInfo] = {}
         try:
             with path.open("rb") as file:
@@ -76,8 +77,20 @@ class Archive:
                 self._open_zip()
             else:
                 self._open_tar(head)
-        except _BROKEN as error:
-            raise _refused(path, f"it is damaged: {_one_line(error)}", "copy or download it again") from None
+        except BaseException as error:
+            self.close()
+            if isinstance(error, _BROKEN):
+                raise _refused(path, f"it is damaged: {_one_line(error)}", "copy or download it again") from None
+            raise
+
+    def close(self) -> None:
+        """Close the file; nothing can be read after it."""
+        for part in (self._zip, self._stream, self._file):
+            if part is not None:
+                part.close()
+
+    def __del__(self):
+        self.close()
 
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
         """The content of a member of at most ``limit`` bytes; `BadImage` if it is larger, damaged or none."""
@@ -152,8 +165,8 @@ class Archive:
     # -- tar -------------------------------------------------------------------------------------------------------
     def _open_tar(self, head: bytes) -> None:
         opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
-        file = self.path.open("rb")
-        self._stream = file if opener is None else opener(file)
+        self._file = self.path.open("rb")
+        self._stream = self._file if opener is None else opener(self._file)
         limited = _Limited(self._stream, self.path, opener is not None)
         with tarfile.open(fileobj=limited, mode="r:") as tar:
             try:
