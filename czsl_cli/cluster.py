@@ -141,7 +141,7 @@ def submit(dashboard, folder, no_wait, words) -> None:
         print_text(job)
         return
     try:
-        code = jobs_module.follow(jobs, job, lambda text: print_lines(text, end=""))
+        code = jobs_module.follow(jobs, job, lambda text: print_lines(click.unstyle(text), end=""))
     except KeyboardInterrupt:
         say(f"the job goes on: ray job logs {job} --follow; ray job stop {job}")
         raise

@@ -124,6 +124,10 @@ def _explain(error: Exception, debug: bool) -> int:
 
         lines = [f"{error.strerror or error}", str(error.filename or ""), "check the path, its permissions and the free space"]
         code = 4 if error.errno in FULL else 1
+    elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 40) : error.end + 40]
+        lines = [f"a name is not UTF-8: {near!r}", "it is written to a file that holds text", "rename the file or folder"]
+        code = 2
     else:
         lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
         code = 1

@@ -147,7 +147,7 @@ class Archive:
         self._zip = zipfile.ZipFile(self.path)
         total = 0
         for info in self._zip.infolist():
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
             total += info.file_size
             mode = info.external_attr >> 16

@@ -130,6 +130,18 @@ def test_labels_and_messages_are_escaped(czsl, photos):
         assert "\\" in done.stderr
 
 
+def test_a_folder_whose_name_is_not_utf8_ends_no_command_as_a_defect(czsl, tmp_path):
+    for pair in ("train/wet dog", "test/dry cat", "val/dry cat", "train/dry dog", "train/wet cat"):
+        (tmp_path / BYTES / pair).mkdir(parents=True)
+        for i in range(5):
+            toy.draw("red", "apple", seed=len(pair) + i).save(tmp_path / BYTES / pair / f"{i}.png")
+    done = czsl("data", "import", BYTES, "out", expect=2)
+    assert "a name is not UTF-8" in done.stderr
+    assert safe(done.stderr)
+    czsl("data", "import", BYTES, "out", "--name", "named")
+    czsl("data", "import", BYTES, BYTES + ".out", "--name", "named", "--json", expect=2)
+
+
 def test_pages_are_safe(czsl, photos, run):
     toy.draw("blue", "ball", seed=9).save(photos / "<script>&.png")
     done = czsl("search", "red apple", "--in", "photos", "--html", "page.html")

@@ -99,6 +99,13 @@ def test_a_name_twice_is_read_once_and_told(tmp_path):
     assert list(archive.refused) == ["a.jpg#2"]
 
 
+def test_a_member_without_a_name_is_refused(tmp_path):
+    data = make(tmp_path / "a.zip", {"a.jpg": b"x", "b.jpg": b"y"}).read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b"b.jpg", b"\0.jpg"))  # zipfile ends a name at a zero byte
+    assert list(Archive(tmp_path / "a.zip").members) == ["a.jpg"]
+    assert list(Archive(tmp_path / "a.zip").refused) == [""]
+
+
 def test_an_encrypted_member_is_told(tmp_path):
     data = bytearray(make(tmp_path / "a.zip", {"a.jpg": b"x"}).read_bytes())
     data[data.rindex(b"PK\x01\x02") + 8] |= 1
