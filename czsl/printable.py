@@ -13,7 +13,7 @@ from typing import Any
 
 # Joiners belong to words of several scripts and to emoji; all other invisible characters are escaped.
 _JOINERS = frozenset("\u200c\u200d")
-_HARMLESS = re.compile(r"[ -~]*")
+_UNUSUAL = re.compile(r"[^ -~]")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -31,9 +31,7 @@ def printable(text: str, keep: str = "") -> str:
         ``a\x1b[31mb`` for a name with an escape character, ``\u202e`` for a right-to-left override, ``\udce9`` for the byte E9 of a
         file name that is not UTF-8. Letters of all scripts, accents, emoji and spaces stay. A backslash stays single.
     """
-    if _HARMLESS.fullmatch(text):
-        return text
-    return "".join(c if c in keep or _shown(c) else _escaped(c) for c in text)
+    return _UNUSUAL.sub(lambda found: found[0] if found[0] in keep or _shown(found[0]) else _escaped(found[0]), text)
 
 
 def printable_json(content: Any, indent: int | None = None) -> str:
@@ -42,7 +40,7 @@ def printable_json(content: Any, indent: int | None = None) -> str:
     What is no Unicode (a byte of a file name that is not UTF-8) becomes a lone ``\udcXX``, which Python reads back as it was.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False)
-    return "".join(c if c == "\n" or _shown(c) else _json_escaped(c) for c in text)
+    return _UNUSUAL.sub(lambda found: found[0] if found[0] == "\n" or _shown(found[0]) else _json_escaped(found[0]), text)
 
 
 @lru_cache(4096)

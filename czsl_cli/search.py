@@ -70,8 +70,8 @@ def search(
     tell_new_words(space, run.space)
     asked = {"orientation": orientation, "background": background}
     tell_decoding(run.config.decode, asked)
-    where_to = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
-    request = Request(**where_to, wanted=[list(pair) for pair in wanted], top=1, **asked)
+    which = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
+    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:

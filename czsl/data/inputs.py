@@ -287,7 +287,9 @@ def _compact(places: dict[str, tuple[str, str]]) -> ImageSource:
 def _why_no_image(name: str, path: Path) -> str:
     if reason := _hidden(name):
         return reason
-    return "" if is_image_file(path) else _not_by_content(name)
+    if is_image_file(path):
+        return ""
+    return "an archive within a folder: name it to read it" if is_archive(path) else _not_by_content(name)
 
 
 def _hidden(name: str) -> str:

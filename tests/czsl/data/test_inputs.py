@@ -114,6 +114,11 @@ def test_patterns_are_expanded_where_the_shell_did_not(photos):
         gather(["*.webp"])
 
 
+def test_an_archive_within_a_folder_is_told_not_opened(photos):
+    archive(photos / "more" / "z.zip", ["1.png"])
+    assert gather(["more"]).left_out == {"z.zip": "an archive within a folder: name it to read it"}
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_stay_as_they_are(photos, name):
     (photos / "odd").mkdir()
