@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, printable, progress_bar, say, warn
+from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _names(paths: Sequence[str]) -> list[str]:
         twice = next(path for path in resolved if resolved.count(path) > 1)
         raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
     short = [path.name for path in resolved]
-    return [printable(name if short.count(name) == 1 else path) for name, path in zip(short, paths, strict=True)]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
 def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
@@ -187,7 +187,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
             differing.append(["" if i else difference["run"], word, _points(found["difference"]), interval, holds])
     compositions = [
         [
-            printable(label_words(pair)),
+            label_words(pair),
             "seen" if pair["seen"] else "unseen",
             pair["images"],
             *map(percent, pair["acc"]),

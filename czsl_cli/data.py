@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from czsl_cli.console import print_json, print_table, printable, progress_bar, say
+from czsl_cli.console import print_json, print_table, print_text, progress_bar, say
+from czsl_cli.options import decode_options
 from czsl_cli.partial import partial
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ data.add_command(partial)
     help="Stop if more of the images cannot be used.",
 )
 @max_pixels
+@decode_options("published benchmarks as stored, all else `exif` and `white`; the dataset remembers")
+@click.option("--all-files", is_flag=True, help="Folders: try files that do not look like images, too.")
 @click.option("--drop-duplicates", is_flag=True, help="Leave out val and test images whose bytes occur in training.")
 @click.option("--force", is_flag=True, help="Replace the dataset folder DEST.")
 @click.option("--add-to", metavar="DATASET", help="Let DEST also hold the images of this dataset folder, which stays as it is.")
@@ -121,20 +124,21 @@ def import_(source, dest, attributes, objects, classes, unseen, columns, pairs, 
     if as_json:
         print_json(report.to_json())
         return
-    click.echo(f"{printable(report.name)}: {report.layout} layout, written to {printable(report.folder or '')}")
+    print_text(f"{report.name}: {report.layout} layout, written to {report.folder or ''}")
     columns, labels = ["train", "val", "test"], report.classes or report.pairs
     counted = {"images": [report.images[c] for c in columns]}
     print_splits(columns, {**counted, "classes" if report.classes else "pairs": [labels[c] for c in columns]})
     named = f"{report.attributes} attributes, {report.objects} objects"
     if report.classes:
         named = f"{report.classes['all']} classes, {report.classes['seen']} of them seen in training"
-    click.echo(f"{named}; {report.bad} of {report.named:,} images unusable")
+    print_text(f"{named}; {report.bad} of {report.named:,} images unusable")
     if report.added_to:
-        click.echo(f"{report.named - report.bad:,} images added to those of {printable(report.added_to)}")
+        print_text(f"{report.named - report.bad:,} images added to those of {report.added_to}")
     if report.review:
         counts = report.review
-        click.echo(f"labels of the review: {counts['changed']} changed, {counts['left']} as predicted, {counts['empty']} empty")
-    click.echo(f"sha256 {report.sha256}")
+        print_text(f"labels of the review: {counts['changed']} changed, {counts['left']} as predicted, {counts['empty']} empty")
+    print_text(f"decoded with {decoded(report.decode)}")
+    print_text(f"sha256 {report.sha256}")
     print_problems(report.problems, Path(report.folder or "") / "import.json")
     if report.classes and report.classes["seen"] == report.classes["all"]:
         say("every class is seen, so nothing is zero-shot here; name unseen classes with --unseen FILE")
@@ -162,7 +166,7 @@ def _say_reading(read_as: dict) -> None:
     say(f"read as: {read_as['layout']}")
     for key, value in facts.items():
         text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        say(f"  {key}: {printable(text)}")
+        say(f"  {key}: {text}")
 
 
 def _label_names(attributes, objects, classes, unseen):
@@ -196,7 +200,7 @@ def verify(folder, max_pixels, as_json):
     else:
         print_problems(report.problems)
         number = sum(report.images.values())
-        click.echo(f"{printable(report.name)}: {number:,} images checked, {report.bad} unusable or damaged")
+        print_text(f"{report.name}: {number:,} images checked, {report.bad} unusable or damaged")
     if report.bad:
         kinds = sorted({problem.kind for problem in report.problems if problem.bad})
         raise DataError(f"{folder} does not pass: {report.bad} problems", ", ".join(kinds), "import or copy the data again")
@@ -225,20 +229,21 @@ def stats(folder, as_json):
     rows[f"images a {noun}"] = [spread(part[f"images_a_{noun}"]) for part in parts]
     rows[f"{nouns} without images"] = [part[f"{nouns}_without_images"] for part in parts]
     sizes, twins = found["image"], found["duplicates"]
-    click.echo(f"{printable(found['name'])}: {found['images']:,} images in {printable(found['folder'])}")
+    print_text(f"{found['name']}: {found['images']:,} images in {found['folder']}")
     print_splits(list(found["splits"]), rows)
     if "classes" in found:
-        click.echo(f"{found['classes']:,} classes")
+        print_text(f"{found['classes']:,} classes")
     else:
         labels = f"{found['attributes']} attributes x {found['objects']} objects"
-        click.echo(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
-    click.echo(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
-    click.echo("(three numbers: minimum, median, maximum)")
-    click.echo(
+        print_text(f"{labels}: {found['open_world']:,} pairs in the open world, {found['closed_world']:,} in the closed world")
+    print_text(f"width {spread(sizes['width'])}, height {spread(sizes['height'])}, bytes {spread(sizes['bytes'])}")
+    print_text("(three numbers: minimum, median, maximum)")
+    print_text(f"decoded with {decoded(found['decode'])}")
+    print_text(
         f"{twins['groups']} groups of identical images; {twins['across_splits']} across splits, {twins['train_and_test']} "
         f"in train and test, {twins['conflicting_labels']} with conflicting labels"
     )
-    click.echo(f"sha256 {found['sha256']}")
+    print_text(f"sha256 {found['sha256']}")
 
 
 @data.command()
@@ -271,7 +276,7 @@ def export(folder, dest, form, split, limit, seed):
             count = write_files(data, split or "test", dest, limit, seed, advance)
         else:
             count = export_dataset(data, form, dest, (split,) if split else SPLITS, limit, seed, advance)
-    click.echo(f"{count:,} images below {dest}")
+    print_text(f"{count:,} images below {dest}")
     if form != "files" and (split or limit):
         say("this is a part of the dataset: importing it gives another one")
 
@@ -298,16 +303,22 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
 
     for (_, kind), group in groupby(sorted(problems, key=order), key=order):
         found = list(group)
-        click.echo(f"\n{kind}: {len(found):,}")
+        print_text()
+        print_text(f"{kind}: {len(found):,}")
         for problem in found[:MOST_SHOWN]:
             names = ", ".join(problem.where[:MOST_NAMES]) + (", ..." if len(problem.where) > MOST_NAMES else "")
             line = f"{names} ({problem.done})" + (f": {problem.detail}" if problem.detail else "")
-            click.echo(f"  {printable(line)}")
+            print_text(f"  {line}")
         if len(found) > MOST_SHOWN:
             where = f"all in {complete}" if complete else "--json lists all"
-            click.echo(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
+            print_text(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
     if problems:
-        click.echo()
+        print_text()
+
+
+def decoded(options: dict[str, str]) -> str:
+    """How images are decoded, for people."""
+    return f"orientation {options['orientation']}, background {options['background']}"
 
 
 def spread(values: dict | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, progress_bar, warn
+from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, warn
 from czsl_cli.options import placement_options, where_of
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -200,7 +200,7 @@ def _print_classes(result: dict[str, Any], title: str) -> None:
     columns = ["percent, means over classes", *([gamma, "gamma 0"] if result["gamma"] else ["gamma 0"])]
     print_table([*columns, *(["95 % interval"] if "intervals" in result else [])], table, title)
     if result["gamma"]:
-        click.echo(f"{gamma} is taken from the scores of seen classes: the best on the validation split")
+        print_text(f"{gamma} is taken from the scores of seen classes: the best on the validation split")
 
 
 def _print_pairs(result: dict[str, Any], title: str) -> None:
@@ -223,7 +223,7 @@ def _print_pairs(result: dict[str, Any], title: str) -> None:
     columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
     print_table(columns, table, title)
     if "thresholds" in result:
-        click.echo(_threshold_in_words(result))
+        print_text(_threshold_in_words(result))
 
 
 def _threshold_in_words(result: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.inputs import tell_decoding
+from czsl_cli.options import decode_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +46,10 @@ WHOLE_SIZE = 380  # of the image itself
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
 )
+@decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(image, overrides, texts, top, html, as_json, **which) -> None:
+def explain(image, overrides, texts, top, html, as_json, orientation, background, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
@@ -58,13 +61,20 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
     the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
     from czsl.data.images import BadImage, decode, read_image_file
+    from czsl.data.photographs import AS_SHOWN, DecodeOptions
     from czsl.errors import DataError
 
-    try:
-        picture = decode(read_image_file(image))
-    except BadImage as error:
-        raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
+    def decoded(options: DecodeOptions = AS_SHOWN):
+        try:
+            return decode(read_image_file(image), options=options)
+        except BadImage as error:
+            raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
+
+    decoded()  # a bad image is told before a model is loaded
     subject = _subject(overrides, **which)
+    asked_decoding = {"orientation": orientation, "background": background}
+    tell_decoding(subject.method.decode, asked_decoding)
+    picture = decoded(subject.method.decode.changed(**asked_decoding))
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
 
@@ -309,7 +319,7 @@ def _training_gallery(title: str, part, answer: Answer, training: TrainingImages
     split, cards = training.split, []
     for row, cosine in zip(answer.rows[part.places].tolist(), part.cosines, strict=True):
         try:
-            shown = picture(decode(split.image_bytes(row)))
+            shown = picture(decode(split.image_bytes(row), options=split.decode))
         except BadImage:
             shown = ""
         cards.append(Card(shown, split.space.pair_name(split.pairs[row]), f"{cosine:.2f}"))

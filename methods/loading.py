@@ -37,6 +37,7 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
     config = run.config
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, run.space, clip, config.model)
+    method.decode = config.decode
     if method.trains:
         kept = checkpoint.load(checkpoint.find(run.checkpoints, which))
         check_fits(kept, method)

@@ -20,6 +20,7 @@ from czsl.clip.backbone import Clip
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
+from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from czsl.data.pixels import clip_pixels
 from methods.config import MethodConfig
 from methods.explanation import Explained, Explanation, Question, branch_figures
@@ -74,6 +75,7 @@ class Method(nn.Module):
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
         self.validating = False  # set by the training loop while it scores validation images
+        self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -258,6 +260,7 @@ class Method(nn.Module):
     def for_space(self, space: CompositionSpace) -> Self:
         """The same method on other labels: what was learned of a name follows it, new names start from CLIP's own words."""
         other = type(self)(space, self.clip, self.config)
+        other.decode = self.decode
         state = other.state_dict()
         for key, value in self.state_dict().items():
             if key not in self.per_primitive:
@@ -284,7 +287,7 @@ class Method(nn.Module):
         Parameters
         ----------
         images : sequence of PIL images or paths
-            Files are decoded under the limits of :mod:`czsl.data.images`.
+            Files are decoded under the limits of :mod:`czsl.data.images`, turned and put on a background as ``decode`` says.
         pairs : int array [P, 2], optional
             Candidates; the closed world by default.
         k : int, default 5
@@ -298,7 +301,7 @@ class Method(nn.Module):
         """
         from methods.parts.ranking import Ranking
 
-        opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x))) for x in images]
+        opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x)), options=self.decode) for x in images]
         prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
         if not prepared:
             return []

@@ -140,7 +140,7 @@ def answer(
 
 def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:
     """The dataset of a question; DataError where its labels are not the method's."""
-    data = open_data(question.data or run.config.data)
+    data = open_data(question.data or run.config.data, run.config.decode)
     here, there = (data.space.attributes, data.space.objects), (method.space.attributes, method.space.objects)
     if here != there:
         raise DataError(

@@ -13,7 +13,8 @@ from cluster.work.scoring import PAIR_TILE
 from czsl.clip.backbone import load_clip
 from czsl.compositions import index_pairs, label_of
 from czsl.data.files.predictions import failed
-from czsl.data.images import BadImage, decode, read_image_file
+from czsl.data.images import BadImage, decode
+from czsl.data.inputs import ImageSource, as_source
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
@@ -44,6 +45,7 @@ class Request:
     probes : cells of the index to visit, if not all that matter
     top : how many compositions, attributes and objects to name
     threads : CPU threads; 0 leaves torch's own choice
+    orientation, background : how images are decoded (`czsl.data.photographs`), if not as the run remembers
     """
 
     run: str | None = None
@@ -58,6 +60,8 @@ class Request:
     probes: int | None = None
     top: int = 5
     threads: int = 0
+    orientation: str | None = None
+    background: str | None = None
 
 
 class Predictor:
@@ -73,6 +77,7 @@ class Predictor:
         if request.threads:
             torch.set_num_threads(request.threads)
         self.request, self.method = request, _method(request).to(device).eval()
+        self.decode = self.method.decode.changed(request.orientation, request.background)
         space = self.method.space
         self.index = CompositionIndex.load(request.index) if request.index else None
         if self.index is not None:
@@ -88,12 +93,13 @@ class Predictor:
         self.wanted = space.locate(asked, self.pairs).tolist()
 
     @torch.inference_mode()
-    def predict(self, root: Path, names: list[str]) -> list[dict[str, Any]]:
-        """A record for each file below the root; one that cannot be read costs itself alone."""
+    def predict(self, source: ImageSource | Path, names: list[str]) -> list[dict[str, Any]]:
+        """A record for each of these images of a source (or below a folder); one that cannot be read costs only itself."""
+        source = as_source(source)
         prepared, good, records = [], [], {}
         for name in names:
             try:
-                prepared.append(self.method.prepare(decode(read_image_file(root / name)), name))
+                prepared.append(self.method.prepare(decode(source.open(name), options=self.decode), name))
                 good.append(name)
             except BadImage as error:
                 reason = f"{error.kind}: {error.reason}" if error.reason else error.kind

@@ -137,7 +137,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = open_data(config.data)
+    data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])

@@ -25,6 +25,7 @@ from methods.presets import load_presets
         ("data='7'", "data", "7"),
         ("data=a=b", "data", "a=b"),
         ("data=__import__('os').getcwd()", "data", "__import__('os').getcwd()"),
+        ("background=#102030", "background", "#102030"),
     ],
 )
 def test_overrides_follow_the_rules_of_yaml(text, key, value):

@@ -217,3 +217,28 @@ def test_export_and_import_again(tree, tmp_path, form):
     code, _, err = run("export", tmp_path / "data", tmp_path / "part", "--format", form, "--split", "train", "--limit", "3")
     assert code == 0 and "a part" in err
     assert run("export", tmp_path / "data", tmp_path / "part", "--format", form)[0] == 2
+
+
+def test_import_remembers_how_photographs_are_decoded(tree, tmp_path):
+    code, out, _ = run("import", tree, tmp_path / "own", "--max-bad", "0.1")
+    assert code == 0
+    assert "decoded with orientation exif, background white" in out
+    code, out, _ = run("stats", tmp_path / "own", "--json")
+    assert json.loads(out)["decode"] == {"orientation": "exif", "background": "white"}
+    code, out, _ = run(
+        "import", tree, tmp_path / "as-is", "--max-bad", "0.1", "--orientation", "ignore", "--background", "#102030"
+    )
+    assert "decoded with orientation ignore, background #102030" in out
+    assert "decoded with orientation ignore, background #102030" in run("stats", tmp_path / "as-is")[1]
+    assert run("import", tree, tmp_path / "x", "--background", "pink")[0] == 2
+
+
+def test_import_goes_by_content_and_tries_all_files_on_request(tree, tmp_path):
+    (tree / "wet dog" / "0.png").rename(tree / "wet dog" / "no-suffix")
+    (tree / "wet dog" / "notes.txt").write_text("no image")
+    code, out, _ = run("import", tree, tmp_path / "a", "--max-bad", "0.1")
+    assert code == 0
+    assert "1 of 31 images unusable" in out
+    assert "notes.txt (left out): neither its suffix nor its content" in out
+    code, out, _ = run("import", tree, tmp_path / "b", "--max-bad", "0.1", "--all-files")
+    assert "2 of 32 images unusable" in out

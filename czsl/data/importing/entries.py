@@ -45,6 +45,8 @@ class Reading:
         without it such images are listed as unusable.
     separator : {"space", "plus"}, optional
         How lists of pairs are written; default: the only way in which they can be read.
+    all_files : bool
+        Folder trees: take files that neither their suffix nor their content shows to be images.
     """
 
     names: FolderNames | ClassNames = field(default_factory=FolderNames)
@@ -55,6 +57,7 @@ class Reading:
     margin: float = 0.0
     several: str | None = None
     separator: str | None = None
+    all_files: bool = False
 
     @property
     def classes(self) -> ClassNames | None:

@@ -24,6 +24,7 @@ from czsl.data.importing.foldernames import FolderNames
 from czsl.data.importing.layouts import read_source
 from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import Record, check_destination, write_dataset
+from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.data.table import Dataset, damaged, open_data
 from czsl.errors import DataError, UsageError
 
@@ -39,10 +40,10 @@ class ImportReport:
     """What an import found and wrote.
 
     ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
-    cannot be used. ``read_as``: the layout, and what was taken for what. ``attributes``, ``objects`` and ``pairs`` (of each split)
-    count labels; of plain classes it is ``classes``: all of them, those ``seen``, and those of each split. ``review`` counts the
-    labels of a review file, see :class:`czsl.data.importing.entries.Source`; ``added_to`` is the dataset folder whose images the new
-    one also holds.
+    cannot be used. ``read_as``: the layout, and what was taken for what. ``decode``: how the images are to be decoded.
+    ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of them, those
+    ``seen``, and those of each split. ``review`` counts the labels of a review file, see
+    :class:`czsl.data.importing.entries.Source`; ``added_to`` is the dataset folder whose images the new one also holds.
     """
 
     source: str
@@ -53,6 +54,7 @@ class ImportReport:
     named: int = 0
     bad: int = 0
     read_as: dict[str, Any] = field(default_factory=dict)
+    decode: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     attributes: int = 0
@@ -103,6 +105,11 @@ class ImportOptions:
         Replace an existing dataset folder.
     add_to : str or Path, optional
         A dataset folder (or ``toy``) whose images the new dataset also holds.
+    orientation, background : str, optional
+        How the images are to be decoded (:class:`czsl.data.photographs.DecodeOptions`), which the dataset remembers. By default
+        published benchmarks are taken as stored, and all else as a viewer shows it.
+    all_files : bool
+        Folder trees: try files that neither their suffix nor their content shows to be images.
     workers : int
         Threads that decode; 0: one for each CPU, at most 8.
     columns, root, follow_links, margin, several, separator
@@ -119,6 +126,9 @@ class ImportOptions:
     drop_duplicates: bool = False
     force: bool = False
     add_to: str | Path | None = None
+    orientation: str | None = None
+    background: str | None = None
+    all_files: bool = False
     workers: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
@@ -131,7 +141,14 @@ class ImportOptions:
     def reading(self) -> Reading:
         """The part that the readers of layouts need."""
         links = "all" if self.follow_links else "top"
-        return Reading(self.names, self.seed, self.columns, self.root, links, self.margin, self.several, self.separator)
+        return Reading(
+            self.names, self.seed, self.columns, self.root, links, self.margin, self.several, self.separator, self.all_files
+        )
+
+    def decode(self, layout: str, base: Dataset | None = None) -> DecodeOptions:
+        """How images of a layout are decoded; those that are added to a dataset as it says."""
+        usual = base.decode if base is not None else AS_STORED if layout in ("published", "vaw") else AS_SHOWN
+        return usual.changed(self.orientation, self.background)
 
 
 def import_dataset(
@@ -167,6 +184,8 @@ def import_dataset(
     name = options.name or (base.name if base else _name_of(source))
     report = ImportReport(str(source), layout, name=name, problems=content.problems, review=content.review)
     report.read_as = {"layout": layout, **content.taken}
+    decode_options = options.decode(layout, base)
+    report.decode = decode_options.to_json()
     report.named = len(content.entries) + sum(problem.bad for problem in content.problems)
     if content.space is None or not content.entries:
         _stop(report, options.max_bad)
@@ -182,7 +201,9 @@ def import_dataset(
     else:
         report.attributes, report.objects, report.pairs = content.space.num_attributes, content.space.num_objects, counts
     records = _records(content, options, report, progress, base)
-    written = write_dataset(dest, content.space, records, report.name, report.problems, options.force, report.read_as)
+    written = write_dataset(
+        dest, content.space, records, report.name, report.problems, options.force, report.read_as, decode_options
+    )
     report.folder, report.sha256, report.images = str(dest), written["sha256"], written["images"]
     return report
 
@@ -230,6 +251,9 @@ def _records(
     dropped: set[str] = set()
     training: set[str] = set()
     new: set[str] = set()
+    how = options.decode(report.layout, base)
+    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that a person saw.
+    boxed = how.changed("ignore", None) if report.layout in ("coco", "vaw") else how
 
     def check(item: Entry | _Known) -> tuple[bytes, str, bool] | BadImage:
         if isinstance(item, _Known):  # decoded when it was imported
@@ -238,7 +262,7 @@ def _records(
         over = False
         try:
             data = item.image.read()
-            image = decode(data, options.max_pixels)
+            image = decode(data, options.max_pixels, how if item.box is None else boxed)
             if item.box is not None:
                 crop, over = place(item.box, options.margin, *image.size)
                 data = data if crop == (0, 0, *image.size) else cut(image, crop)

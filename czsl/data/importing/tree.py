@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from czsl.data.images import is_image_name
+from czsl.data.images import is_image_file
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.columns import split_of
 from czsl.data.importing.entries import Reading, Source
@@ -27,8 +27,8 @@ def read_tree(folder: Path, reading: Reading) -> Source:
     for name in found.files:
         if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
             source.note("hidden file", name, "of a program, not of the data")
-        elif not is_image_name(name):
-            source.note("not an image file", name, "its suffix is that of no image format")
+        elif not reading.all_files and not is_image_file(source.root / name):
+            source.note("not an image file", name, "neither its suffix nor its content is that of an image")
         else:
             images.append(name)
     tops = {name.split("/", 1)[0] for name in images}
