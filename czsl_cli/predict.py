@@ -12,6 +12,7 @@ import click
 
 from czsl_cli.console import print_table, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
+from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOWN_ROWS = 40  # of a table on stdout; files hold all
@@ -41,6 +42,8 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
     "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Compositions, attributes and objects to name."
 )
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
+@bias_option
+@doubt_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(folder, run_path, out, as_json, **options) -> None:
@@ -51,6 +54,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
       czsl predict photos/ --run RUN --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
+
+    Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
 
     An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
     is kept beside FILE, and the same command goes on behind it.
@@ -70,6 +75,7 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
+    sure: list[bool] = []
     with partial_of(out, request, root, names) if out else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
@@ -81,6 +87,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
                 bad.append(record)
             elif "retrieval" in record:
                 visited.append(record["retrieval"]["visited"])
+            if "sure" in record:
+                sure.append(record["sure"])
             if as_json:
                 print_line(record)
             elif len(shown) < SHOWN_ROWS:
@@ -89,6 +97,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
         _print(shown, len(names), options["top"])
     elif out:
         say(f"{len(names) - len(bad)} of {len(names)} images: {out}")
+    if sure:
+        say(f"{sum(sure)} of {len(sure)} images get a name")
     if visited:
         kind = "approximate" if request.probes else "exact"
         say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
@@ -132,11 +142,13 @@ def _request(run_path: Path | None, options: dict[str, Any]):
                 "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
+        common |= answer_settings(None, options)
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     usable_checkpoint(run, options["checkpoint"])
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
+    common |= answer_settings(run, options, named is not None)
     if named is None:
         index = _index(run, options) if options["open_world"] else None
         return Request(**where, **common, index=index, probes=options["probes"])
@@ -253,17 +265,18 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
     from czsl.compositions import label_words
 
     classes = bool(records) and "classes" in records[0]
-    columns = ["class", "score", "probability"] if classes else ["composition", "score", "attribute", "object"]
+    columns = ["class", "score", "probability"] if classes else ["composition", "score", "probability", "attribute", "object"]
     rows = []
     for record in records:
         if record["error"]:
             rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        row = [record["image"], label_words(best), f"{best['score']:.2f}"]
-        if classes:
-            row.append(f"{record['classes'][0]['prob']:.2f}")
-        else:
+        name = label_words(best)
+        if not record.get("sure", True):
+            name, others = "(none of these)" if record.get("rejected") else "(not sure)", record["predictions"]
+        row = [record["image"], name, f"{best['calibrated']:.2f}", f"{best['prob']:.2f}"]
+        if not classes:
             row += [f"{record[kind][0]['name']} {record[kind][0]['prob']:.2f}" for kind in ("attributes", "objects")]
         rows.append([*row, ", ".join(map(label_words, others))])
     print_table(["image", *columns, f"next {top - 1}"], rows)

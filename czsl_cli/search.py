@@ -10,6 +10,7 @@ import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
     from czsl.compositions import CompositionSpace
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--top", "-k", type=click.IntRange(1), default=12, show_default=True, help="Images to show for each composition.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
+@bias_option
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
-def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
+def search(words, folder, checkpoint, top, html, bias, as_json, **options) -> None:
     """Rank the images below a folder by how likely they show a COMPOSITION (or a plain class), seen in training or not.
 
     \b
@@ -33,8 +35,8 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
       czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --json
 
     RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
-    of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
-    are taken from CLIP.
+    of the run's label space (and those asked for) at the run's operating point: on photographs that ranks better than the bare score. Words
+    that training never saw are taken from CLIP.
     """
     where = where_of(options)
     from cluster.predict import predict_files
@@ -56,9 +58,9 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     wanted = list(dict.fromkeys(read_composition(text, run.space) for text in compositions))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
-    request = Request(
-        run=str(run.path), checkpoint=checkpoint, space=space, pairs=pairs, wanted=[list(pair) for pair in wanted], top=1
-    )
+    point = ready_point(run, checkpoint, bias)
+    asked = [list(pair) for pair in wanted]
+    request = Request(run=str(run.path), checkpoint=checkpoint, space=space, pairs=pairs, wanted=asked, top=1, bias=bias)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
@@ -69,14 +71,16 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
             if record["error"]:
                 bad.append(record)
                 continue
-            best = {key: value for key, value in record["predictions"][0].items() if key != "score"}
+            best = {key: value for key, value in record["predictions"][0].items() if key in ("attr", "obj", "class")}
             for images, answer in zip(found, record["wanted"], strict=True):
-                images.append({"image": record["image"], "prob": answer["prob"], "score": answer["score"], "best": best})
+                figures = {key: answer[key] for key in ("prob", "score", "calibrated")}
+                images.append({"image": record["image"], **figures, "best": best})
     seen = {tuple(run.space.pair_names(pair)) for pair in run.space.train_pairs}
     results = [
         {
             **label_of(*pair),
             "seen": pair in seen,
+            "operating_point": point.brief(),
             "images": sorted(images, key=lambda r: (-r["prob"], r["image"]))[:top],
         }
         for pair, images in zip(wanted, found, strict=True)

@@ -49,7 +49,7 @@ def resampled_intervals(
     Beside them ``resamples`` and ``level``. One seed draws the same images for whatever is computed of them.
     """
     rows = [numbers(weight) for weight in _resampled_counts(images, resamples, seed)]
-    intervals = {key: _interval(np.array([row[key] for row in rows]), level) for key in rows[0]}
+    intervals = {key: percentile_interval(np.array([row[key] for row in rows]), level) for key in rows[0]}
     return {"resamples": resamples, "level": level, **intervals}
 
 
@@ -92,7 +92,7 @@ def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int 
     for key, column in zip(KEYS, np.array(differences).T, strict=True):
         values = {"first": one[key], "second": other[key], "difference": other[key] - one[key]}
         result[key] = {name: float(v) if np.isfinite(v) else None for name, v in values.items()}
-        interval = _interval(column, level)
+        interval = percentile_interval(column, level)
         result[key] |= {"interval": interval, "holds": None if interval is None else interval[0] > 0 or interval[1] < 0}
     return result
 
@@ -131,7 +131,8 @@ def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.nda
         yield np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
 
 
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> list[float] | None:
+    """``[low, high]`` of resampled values; None if none is defined."""
     # A resample without an unseen (or seen) image leaves its numbers undefined; it says nothing about them.
     defined = values[np.isfinite(values)]
     if not defined.size:
