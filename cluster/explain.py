@@ -173,6 +173,6 @@ def explain(
         pair = names.pair_names((attr, obj))
         rows = training.rows(attr, obj) if training is not None else np.zeros(0, np.int64)
         why = method.explain_candidate(question, place)
-        values = (float(x[place]) for x in (scores_P, calibrated_P, prob_P))
-        answers.append(Answer(*pair, *values, int(rank_P[place]), not unseen_P[place], why, rows))
+        score, calibrated, prob = (float(x[place]) for x in (scores_P, calibrated_P, prob_P))
+        answers.append(Answer(*pair, score, calibrated, prob, int(rank_P[place]), not unseen_P[place], why, rows))
     return answers

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from czsl.classes import ClassSpace
@@ -65,8 +63,7 @@ def relabelled(data: Dataset, split: str, trained: CompositionSpace) -> Dataset:
         axis=1,
     )
     own = np.unique(own, axis=0) if len(own) else own.reshape(0, 2)
-    lists = {"train_pairs": trained.train_pairs, "val_pairs": own, "test_pairs": own[:0]}
-    space = replace(trained, **names, **lists)
+    space = type(trained)(names["attributes"], names["objects"], trained.train_pairs, own, own[:0])
     return Relabelled(data, space)
 
 

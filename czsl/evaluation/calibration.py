@@ -240,4 +240,5 @@ def _mean(values: np.ndarray) -> float:
 
 def fit_point(e: Extremes, sums: Sums, point: OperatingPoint) -> OperatingPoint:
     """The point with the scales of its probabilities, chosen on the same images."""
-    return replace(point, **{kind: fit_scaling(sums, e.true_seen, kind) for kind in KINDS})
+    composition, attribute, obj = (fit_scaling(sums, e.true_seen, kind) for kind in KINDS)
+    return replace(point, composition=composition, attribute=attribute, object=obj)

@@ -114,8 +114,18 @@ def evaluate(
         sums, marginals = _sums_of(scores, labels, candidates, point)
     elif val is not None:
         threshold = _threshold_of(val, candidates, rule, topk)
-    kept = {"point": point, "sums": sums, "marginals": marginals}
-    return report(extremes, candidates, threshold=threshold, rule=rule, **kept, bootstrap=bootstrap, seed=seed, details=details)
+    return report(
+        extremes,
+        candidates,
+        threshold=threshold,
+        rule=rule,
+        point=point,
+        sums=sums,
+        marginals=marginals,
+        bootstrap=bootstrap,
+        seed=seed,
+        details=details,
+    )
 
 
 def reduce_scores(scores, labels, candidates: Candidates, topk: int = 1, source: str = "scores") -> Extremes:

@@ -154,7 +154,7 @@ class SumsAccumulator:
         same = [self.labels_N2[rows_B, c, None] == side for c, side in ((0, attr_p), (1, obj_p))]
         for g, weights_Bp in enumerate(powers(w_Bp - top_B[:, None], self.temperatures)):
             shrink_B = np.exp(before_B / self.temperatures[g])
-            parts = [(self._total, (weights_Bp @ code_pC).reshape(-1, F, 2))]
+            parts: list[tuple[np.ndarray, np.ndarray]] = [(self._total, (weights_Bp @ code_pC).reshape(-1, F, 2))]
             parts += [
                 (kept, (weights_Bp * own) @ group_p2) for kept, own in zip((self._attribute, self._object), same, strict=True)
             ]
@@ -180,9 +180,18 @@ class SumsAccumulator:
         """The log-sums of all images."""
         with np.errstate(divide="ignore"):
             logs = [np.log(x).astype(np.float32) for x in (self._total, self._attribute, self._object)]
-        weight = (self._weight - self._top[:, None, None]).astype(np.float32)
-        fold = self.fold_O[self.labels_N2[:, 1]]
-        return Sums(self.index_N, self.temperatures, self._top, self._true - self._top, weight, self._score, *logs, fold)
+        return Sums(
+            index=self.index_N,
+            temperatures=self.temperatures,
+            top=self._top,
+            true_weight=self._true - self._top,
+            best_weight=(self._weight - self._top[:, None, None]).astype(np.float32),
+            best_score=self._score,
+            total=logs[0],
+            attribute=logs[1],
+            object=logs[2],
+            fold=self.fold_O[self.labels_N2[:, 1]],
+        )
 
 
 def powers(w_Bp: np.ndarray, temperatures: np.ndarray) -> Iterator[np.ndarray]:

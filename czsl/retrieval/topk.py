@@ -22,7 +22,7 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 IMAGES = 1024  # handled at a time
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
 FIRST_CELLS, SCAN_SHARE = 7, 0.5  # after so many cells, an image that wants more than this share of the rows scans them all
-DENSE_SHARE = 0.5  # from this share of allowed rows on, all are read
+DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
 BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
 GPU_MOST = 2048  # results a query that FAISS gives on a GPU
@@ -149,7 +149,7 @@ def _best_of_groups(index: CompositionIndex, queries_BD, terms, k: int, groups, 
         if search.k and len(queries_BD):
             search.run(probes)
         searches.append((search, value))
-    products = sum(search.products for search, _ in searches)
+    products = np.sum([search.products for search, _ in searches], axis=0)
     plain = np.concatenate([search.scores for search, _ in searches], axis=1)
     scores = np.concatenate([search.scores + value for search, value in searches], axis=1)
     places = np.concatenate([search.places for search, _ in searches], axis=1)
