@@ -275,10 +275,6 @@ def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> Reduction | No
 
 def _with_closed_scales(point: OperatingPoint, run: Run, which: str) -> OperatingPoint:
     """Probabilities of the open world take the scales of the closed one: its sums over all pairs are not taken."""
-    closed, _ = stored_point(run, which)
-    note = "probabilities of the open world use the temperature of the closed world"
-    if closed is None:
-        note = "probabilities of the open world are not calibrated: there is no operating point of the closed world"
-        closed = OperatingPoint()
-    scales = {kind: getattr(closed, kind) for kind in ("composition", "attribute", "object")}
-    return OperatingPoint(**{**vars(point), **scales, "notes": (*point.notes, note)})
+    closed = stored_point(run, which)[0] or OperatingPoint()
+    scales = {"composition": closed.composition, "attribute": closed.attribute, "object": closed.object}
+    return OperatingPoint(**{**vars(point), **scales})

@@ -174,16 +174,22 @@ def _csv(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterat
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         first, records = _first(records)
-        doubts = [name for name in DOUBTS if name in first]
-        rows.writerow(["image", "rank", *columns, *FIGURES, *doubts])
+        doubts, figures = [name for name in DOUBTS if name in first], _figures(first)
+        rows.writerow(["image", "rank", *columns, *figures, *doubts])
         for record in records:
             judged = [str(record.get(name, "")).lower() for name in doubts]
             for rank, p in enumerate(record["predictions"], 1):
-                figures = (f"{p[name]:.6g}" for name in FIGURES)
-                rows.writerow([record["image"], rank, *(p[name] for name in columns), *figures, *judged])
+                values = (f"{p[name]:.6g}" for name in figures)
+                rows.writerow([record["image"], rank, *(p[name] for name in columns), *values, *judged])
             if record["error"]:
-                rows.writerow([record["image"], "", *("" for _ in columns), *("" for _ in FIGURES), *("" for _ in doubts)])
+                rows.writerow([record["image"], "", *("" for _ in (*columns, *figures, *doubts))])
             yield record
+
+
+def _figures(record: dict[str, Any]) -> list[str]:
+    """The numbers of a record's predictions."""
+    predictions = record.get("predictions") or [dict.fromkeys(FIGURES, 0.0)]
+    return [name for name in FIGURES if name in predictions[0]]
 
 
 def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -198,7 +204,7 @@ def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[
 
 def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
     first, records = _first(records)
-    figures = [(name, pa.float64()) for name in FIGURES]
+    figures = [(name, pa.float64()) for name in _figures(first)]
     predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), *figures])
     doubts = [(name, pa.bool_()) for name in DOUBTS if name in first]
     named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
