@@ -33,9 +33,14 @@ from methods.loading import stored_point
 
 
 @pytest.fixture(scope="module")
-def trained(source):
-    """The CSP run of three epochs; training chose its point."""
-    return source
+def trained(dataset, tmp_path_factory):
+    """A CSP run of two epochs on a CLIP that knows something; training chose its point."""
+    from czsl_cli.config import resolve
+
+    config = resolve({"method": "csp", "data": str(dataset), "clip": "tiny", "epochs": 2, "batch": 32, "threads": 1})
+    run = Run.create(config, open_data(str(dataset)).space, tmp_path_factory.mktemp("trained"), "trained")
+    assert train_worker(run, Group(), torch.device("cpu")) == "done"
+    return run
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def copied(trained, tmp_path):
 def test_training_chooses_the_point_of_the_best_checkpoint(trained):
     point, why = stored_point(trained)
     assert (point.how, point.aim, why) == ("val", "hm", "")
-    assert point.bias > 0  # three epochs have learned to prefer what they saw
+    assert point.bias > 0  # training learns to prefer what it saw
     (event,) = trained.metrics("operating_point")
     assert event["bias"] == point.bias
     kept = kept_answers(trained, Calibration())
@@ -240,12 +245,12 @@ def test_kept_numbers_of_other_weights_are_not_used(copied):
     assert kept_answers(copied, asked).facts["checkpoint_sha256"] == kept.facts["checkpoint_sha256"]
 
 
-def test_without_validation_images_there_is_none_and_that_is_said(tmp_path, clip_file):
+def test_without_validation_images_there_is_none_and_that_is_said(tmp_path):
     from czsl_cli.config import resolve
 
     records = [Record(n, image, a, o, s) for n, a, o, s, image in toy.samples(scale=0.01) if s != "val"]
     write_dataset(tmp_path / "data", toy.space(), records, "no-val")
-    config = resolve({"method": "zero-shot", "data": str(tmp_path / "data"), "clip": str(clip_file), "threads": 1})
+    config = resolve({"method": "zero-shot", "data": str(tmp_path / "data"), "clip": "tiny", "threads": 1})
     run = Run.create(config, toy.space(), tmp_path, "run")
     with pytest.raises(DataError, match="has no val images"):
         calibrate_run(run, Calibration())
@@ -255,14 +260,14 @@ def test_without_validation_images_there_is_none_and_that_is_said(tmp_path, clip
     assert "there are no validation images" in ensure_point(run, "best", False, "val").notes[0]
 
 
-def test_without_one_group_the_bias_is_0_and_the_temperature_is_fitted(tmp_path, clip_file):
+def test_without_one_group_the_bias_is_0_and_the_temperature_is_fitted(tmp_path):
     from czsl_cli.config import resolve
 
     space = toy.space()
     seen = {space.pair_names(pair) for pair in space.train_pairs}
     records = [Record(n, image, a, o, s) for n, a, o, s, image in toy.samples(scale=0.01) if s != "val" or (a, o) in seen]
     write_dataset(tmp_path / "data", space, records, "only-seen")
-    config = resolve({"method": "zero-shot", "data": str(tmp_path / "data"), "clip": str(clip_file), "threads": 1})
+    config = resolve({"method": "zero-shot", "data": str(tmp_path / "data"), "clip": "tiny", "threads": 1})
     run = Run.create(config, space, tmp_path, "run")
     report = evaluate_run(run, Question())
     assert (report["op_bias"], report["operating_point"]["how"]) == (0.0, "none")
@@ -271,10 +276,10 @@ def test_without_one_group_the_bias_is_0_and_the_temperature_is_fitted(tmp_path,
     assert point.composition.bias == 0
 
 
-def test_a_method_that_trains_nothing_gets_its_point_when_it_is_first_evaluated(tmp_path, dataset, clip_file):
+def test_a_method_that_trains_nothing_gets_its_point_when_it_is_first_evaluated(tmp_path, dataset):
     from czsl_cli.config import resolve
 
-    config = resolve({"method": "zero-shot", "data": str(dataset), "clip": str(clip_file), "threads": 1})
+    config = resolve({"method": "zero-shot", "data": str(dataset), "clip": "tiny", "threads": 1})
     run = Run.create(config, open_data(str(dataset)).space, tmp_path, "run")
     assert stored_point(run) == (None, "")
     report = evaluate_run(run, Question())
