@@ -3,8 +3,8 @@
     python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
 Rows whose run is finished are not trained again, so the script can be stopped and started. In a table, `trained: nothing` has no seeds,
-`{data}` stands for the dataset folder, `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals, and `columns` names
-other keys of the reports with their headings.
+`{data}` stands for the dataset folder, `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals, and
+`columns` names other keys of the reports with their headings.
 """
 
 from __future__ import annotations

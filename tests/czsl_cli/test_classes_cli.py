@@ -84,7 +84,7 @@ def test_without_unseen_classes_gamma_is_0_and_it_is_said(czsl, drawings):
     assert result["gamma"] == 0
     assert result["S"] == result["S0"] > 0
     assert result["U"] is result["T1"] is result["H"] is None
-    assert "gamma is 0: there are no validation images of unseen classes" in done.stderr
+    assert "the bias on unseen labels is 0: no validation image shows an unseen label" in done.stderr
     czsl("evaluate", "runs/all", "--expect", "H>0", expect=2)
 
 
