@@ -63,7 +63,7 @@ def test_evaluate_prints_and_expects_the_numbers_of_classes(czsl, run, drawings)
     assert result["classes"] == 5  # three seen ones, and those of test
     table = czsl("evaluate", run, "--bootstrap", "20").stdout
     assert "harmonic mean (H)" in table
-    assert "the best on the validation split" in table
+    assert "the bias of the operating point" in table
     assert "composition" not in table
     failed = czsl("evaluate", run, "--expect", "H>=1.1", expect=5)
     assert "H is" in failed.stderr
