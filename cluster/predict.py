@@ -20,7 +20,7 @@ from czsl import __version__
 from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
 from czsl.runs.run import Run
-from methods.loading import fingerprint
+from methods.loading import fingerprint, point_for
 
 
 def predict_files(
@@ -63,6 +63,9 @@ def partial_of(out: Path, request: Request, source: ImageSource | Path, names: l
         "run": fingerprint(Run(request.run), request.checkpoint) if request.run else None,
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
         "index": index.read_text(encoding="utf-8") if index else None,
+        "point": point_for(Run(request.run), request.checkpoint, request.open_world, request.bias).to_json()
+        if request.run
+        else None,
     }
     return Partial(out, question_of(as_source(source), names, **facts))
 

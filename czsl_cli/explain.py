@@ -11,6 +11,7 @@ import click
 from czsl_cli.console import print_json, print_table, progress_bar, say
 from czsl_cli.inputs import tell_decoding
 from czsl_cli.options import decode_options
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,10 +47,11 @@ WHOLE_SIZE = 380  # of the image itself
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
 )
+@bias_option
 @decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(image, overrides, texts, top, html, as_json, orientation, background, **which) -> None:
+def explain(image, overrides, texts, top, bias, html, as_json, orientation, background, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
@@ -63,6 +65,7 @@ def explain(image, overrides, texts, top, html, as_json, orientation, background
     from czsl.data.images import BadImage, decode, read_image_file
     from czsl.data.photographs import AS_SHOWN, DecodeOptions
     from czsl.errors import DataError
+    from czsl.evaluation import OperatingPoint
 
     def decoded(options: DecodeOptions = AS_SHOWN):
         try:
@@ -79,14 +82,17 @@ def explain(image, overrides, texts, top, html, as_json, orientation, background
     from cluster.explain import training_images
 
     method, pairs, asked = _candidates(subject, texts)
+    point = OperatingPoint() if isinstance(bias, str) else OperatingPoint().given(bias)
+    if subject.run is not None:
+        point = ready_point(subject.run, which["checkpoint"], bias)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)
         answers = explain_image(
-            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space
+            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space, point=point
         )
     notes = [*([note] if note else []), *dict.fromkeys(text for answer in answers for text in answer.explanation.notes)]
     if as_json:
-        print_json(_content(image, subject, answers, training, notes))
+        print_json({**_content(image, subject, answers, training, notes), "operating_point": point.brief()})
     else:
         _print(answers)
     for text in notes:
@@ -233,7 +239,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
     run = str(subject.run.path) if subject.run else None
     compositions = [
         {
-            **label_of(a.attr, a.obj), "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
+            **label_of(a.attr, a.obj), "score": a.score, "calibrated": a.calibrated, "prob": a.prob, "rank": a.rank, "seen": a.seen,
             "explanation": _named(a.explanation.to_json(), a, training),
         }
         for a in answers
@@ -242,7 +248,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
 
 
 def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
-    rows = [[a.rank, a.name, f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
+    rows = [[a.rank, a.name, f"{a.calibrated:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
     return ["rank", "composition" if answers[0].attr else "class", "score", "probability", "seen in training"], rows
 
 

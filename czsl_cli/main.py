@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),

@@ -13,6 +13,7 @@ import click
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
 from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
 from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -48,6 +49,8 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @people_options
 @click.option("--excel", is_flag=True, help="With --out FILE.csv: for spreadsheets (byte order mark, no cell runs as a formula).")
 @decode_options("as the run remembers; without a run `exif` and `white`")
+@bias_option
+@doubt_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(images, table, column, root, all_files, run_path, out, excel, as_json, **options) -> None:
@@ -66,6 +69,8 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
     Results keep the names that were given; below one folder or archive, names are relative to it. An image that cannot be read is listed
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
+
+    Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
     where = where_of(options)
     from czsl.data.files import predictions
@@ -81,6 +86,7 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
+    sure: list[bool] = []
     with partial_of(out, request, source, names) if out else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
@@ -93,6 +99,8 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
                 bad.append(record)
             elif "retrieval" in record:
                 visited.append(record["retrieval"]["visited"])
+            if "sure" in record:
+                sure.append(record["sure"])
             if as_json:
                 print_line(record)
             elif len(shown) < SHOWN_ROWS:
@@ -102,6 +110,8 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
         _print(shown, len(names), options["top"])
     elif out:
         say(f"{len(names) - len(bad)} of {len(names)} images: {out}")
+    if sure:
+        say(f"{sum(sure)} of {len(sure)} images get a name")
     if visited:
         kind = "approximate" if request.probes else "exact"
         say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
@@ -139,6 +149,7 @@ def _request(run_path: Path | None, options: dict[str, Any]):
                 "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
+        common |= answer_settings(None, options)
         from cluster.work.predictor import Request
 
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
@@ -147,6 +158,7 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
+    common |= answer_settings(run, options, named is not None)
     from cluster.work.predictor import Request
 
     if named is None:
@@ -265,17 +277,18 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
     from czsl.compositions import label_words
 
     classes = bool(records) and "classes" in records[0]
-    columns = ["class", "score", "probability"] if classes else ["composition", "score", "attribute", "object"]
+    columns = ["class", "score", "probability"] if classes else ["composition", "score", "probability", "attribute", "object"]
     rows = []
     for record in records:
         if record["error"]:
             rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        row = [record["image"], label_words(best), f"{best['score']:.2f}"]
-        if classes:
-            row.append(f"{record['classes'][0]['prob']:.2f}")
-        else:
+        name = label_words(best)
+        if not record.get("sure", True):
+            name, others = "(none of these)" if record.get("rejected") else "(not sure)", record["predictions"]
+        row = [record["image"], name, f"{best['calibrated']:.2f}", f"{best['prob']:.2f}"]
+        if not classes:
             row += [f"{record[kind][0]['name']} {record[kind][0]['prob']:.2f}" for kind in ("attributes", "objects")]
         rows.append([*row, ", ".join(map(label_words, others))])
     print_table(["image", *columns, f"next {top - 1}"], rows)

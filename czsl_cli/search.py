@@ -12,6 +12,7 @@ import click
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
 from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
 from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,21 +34,21 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--top", "-k", type=click.IntRange(1), default=12, show_default=True, help="Images to show for each composition.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
+@bias_option
 @decode_options("as the run remembers")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
 def search(
-    words, images, table, column, root, all_files, checkpoint, top, html, as_json, orientation, background, **options
+    words, images, table, column, root, all_files, checkpoint, top, html, bias, as_json, orientation, background, **options
 ) -> None:
     """Rank images by how likely they show a COMPOSITION (or a plain class), seen in training or not.
-
     \b
       czsl search "wet dog" --in photos/ --html wet_dog.html
       czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --in more.zip --json
 
     RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
-    of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
-    are taken from CLIP.
+    of the run's label space (and those asked for) at the run's operating point: on photographs that ranks better than the bare score. Words
+    that training never saw are taken from CLIP.
     """
     where = where_of(options)
     from czsl.compositions import label_of
@@ -72,7 +73,8 @@ def search(
     asked = {"orientation": orientation, "background": background}
     tell_decoding(run.config.decode, asked)
     which = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
-    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, **asked)
+    point = ready_point(run, checkpoint, bias)
+    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
@@ -83,12 +85,14 @@ def search(
                 continue
             best = {key: value for key, value in record["predictions"][0].items() if key in ("attr", "obj", "class")}
             for ranked, answer in zip(found, record["wanted"], strict=True):
-                ranked.append({"image": record["image"], "prob": answer["prob"], "score": answer["score"], "best": best})
+                figures = {key: answer[key] for key in ("prob", "score", "calibrated")}
+                ranked.append({"image": record["image"], **figures, "best": best})
     seen = {tuple(run.space.pair_names(pair)) for pair in run.space.train_pairs}
     results = [
         {
             **label_of(*pair),
             "seen": pair in seen,
+            "operating_point": point.brief(),
             "images": sorted(ranked, key=lambda r: (-r["prob"], r["image"]))[:top],
         }
         for pair, ranked in zip(wanted, found, strict=True)

@@ -119,7 +119,7 @@ def test_what_does_not_go_together_is_refused(czsl, tmp_path, args, why):
 
 
 def test_an_empty_folder_and_a_strange_file_are_refused(czsl, tmp_path):
-    assert "no images in" in czsl("match", tmp_path, "--text", "x", expect=3).stderr
+    assert "no images below" in czsl("match", tmp_path, "--text", "x", expect=3).stderr
     (tmp_path / "f.csv").write_text("a,b\n1,2\n")
     assert "no known format" in czsl("match", "--eval", "f.csv", "--images", ".", expect=3).stderr
 

@@ -1,7 +1,9 @@
 """Predictions of a folder: a record an image, to JSON lines, CSV or Parquet, and the part of them that outlives a crash.
 
-A record is ``{"image", "predictions": [{"attr", "obj", "score", "prob"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``;
-of plain classes ``{"image", "predictions": [{"class", "score", "prob"}], "classes": [{"name", "prob"}], "error"}``.
+A record is ``{"image", "predictions": [{"attr", "obj", "score", "calibrated", "prob"}], "attributes": [{"name", "prob"}], "objects": [...],
+"operating_point": {"bias", "how", "temperature", "prob_bias"}, "error"}``; of plain classes there are ``{"class", ..}`` and ``classes``.
+``calibrated`` is the score with the bias of the operating point, which the list is ranked by. ``sure`` is there if names can be left out,
+and ``rejected`` if images can show no candidate. In Parquet the operating point is metadata of the file.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from czsl.errors import UsageError
 from czsl.printable import printable
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
+FIGURES = ("score", "calibrated", "prob")  # of each prediction
+DOUBTS = ("sure", "rejected")  # of a record, if they were asked for
 FORMATS = (".jsonl", ".csv", ".parquet")
 PARQUET_ROWS = 1024
 FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -201,12 +205,16 @@ def _csv(
     columns = _columns(classes)
     with path.open("w", encoding=encoding, errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["image", "rank", *columns, "score"])
+        first, records = _first(records)
+        doubts, figures = [name for name in DOUBTS if name in first], _figures(first)
+        rows.writerow(["image", "rank", *columns, *figures, *doubts])
         for record in records:
+            judged = [str(record.get(name, "")).lower() for name in doubts]
             for rank, p in enumerate(record["predictions"], 1):
-                rows.writerow([cell(record["image"]), rank, *(cell(p[name]) for name in columns), f"{p['score']:.6g}"])
+                values = (f"{p[name]:.6g}" for name in figures)
+                rows.writerow([cell(record["image"]), rank, *(cell(p[name]) for name in columns), *values, *judged])
             if record["error"]:
-                rows.writerow([cell(record["image"]), "", *("" for _ in columns), ""])
+                rows.writerow([cell(record["image"]), "", *("" for _ in (*columns, *figures, *doubts))])
             yield record
 
 
@@ -228,10 +236,31 @@ def _unicode(name: str) -> str:
     return name if name.isascii() else "".join(c if not "\ud800" <= c <= "\udfff" else printable(c) for c in name)
 
 
+def _figures(record: dict[str, Any]) -> list[str]:
+    """The numbers of a record's predictions."""
+    predictions = record.get("predictions") or [dict.fromkeys(FIGURES, 0.0)]
+    return [name for name in FIGURES if name in predictions[0]]
+
+
+def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """The first record of an image that could be read (empty if there is none), and all records."""
+    waiting, records = [], iter(records)
+    for record in records:
+        waiting.append(record)
+        if not record["error"]:
+            return record, chain(waiting, records)
+    return {}, chain(waiting, records)
+
+
 def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
-    predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), ("score", pa.float64())])
+    first, records = _first(records)
+    figures = [(name, pa.float64()) for name in _figures(first)]
+    predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), *figures])
+    doubts = [(name, pa.bool_()) for name in DOUBTS if name in first]
     named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
-    schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, ("error", pa.string())])
+    schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, *doubts, ("error", pa.string())])
+    if "operating_point" in first:
+        schema = schema.with_metadata({"operating_point": json.dumps(first["operating_point"])})
     file = pq.ParquetWriter(path, schema)
     try:
         waiting: list[dict[str, Any]] = []
