@@ -8,9 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from czsl.errors import UsageError
+from czsl.reading import parse_yaml, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
@@ -24,21 +23,14 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"{text!r} is not key=value", "", "write for example: epochs=5 lr=1e-4")
-        try:
-            settings[key.strip().removeprefix("model.")] = yaml.safe_load(value) if value else None
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"the value of {key} cannot be read", str(error).splitlines()[0], "quote it as YAML wants it"
-            ) from None
+        told: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
+        settings[key.strip().removeprefix("model.")] = parse_yaml(value, error=UsageError, **told) if value else None
     return settings
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """Settings of a YAML file: flat, or with the method's fields below ``model:`` as in a run's ``config.yaml``."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML", str(error).splitlines()[0], "") from None
+    content = read_yaml(path, error=UsageError, head="{path} is not YAML", fix="see a run's config.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("model") or {}, dict):
         raise UsageError(f"{path} holds no settings", "a mapping of names to values is expected", "see a run's config.yaml")
     model = content.pop("model", None) or {}

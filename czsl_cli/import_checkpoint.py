@@ -142,16 +142,13 @@ def _check_same(own: Clip, given: Clip) -> None:
 
 def _read_config(path: Path | None) -> dict[str, Any]:
     """Settings of a public program's configuration file; groups of them are flattened."""
-    import yaml
+    from czsl.errors import UsageError
+    from czsl.reading import read_yaml
 
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        _refuse(
-            f"{path} is neither YAML nor JSON", (str(error).splitlines() or [""])[0], "give the program's own configuration file"
-        )
+    told = {"head": "{path} is neither YAML nor JSON", "fix": "give the program's own configuration file"}
+    content = read_yaml(path, any_keys=True, error=UsageError, **told)
     if not isinstance(content, dict):
         _refuse(
             f"{path} holds no settings", "a mapping of names to values is expected", "give the program's own configuration file"

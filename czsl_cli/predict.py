@@ -210,8 +210,9 @@ def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]
 def read_names(path: Path) -> list[str]:
     """Names, one a line; empty lines and repetitions are left out."""
     from czsl.errors import DataError
+    from czsl.reading import read_lines
 
-    names = [*dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())]
+    names = [*dict.fromkeys(line for line in read_lines(path, fix="write one name a line, in UTF-8") if line)]
     if not names:
         raise DataError(f"{path} names nothing", "", "write one name a line")
     return names
@@ -220,12 +221,16 @@ def read_names(path: Path) -> list[str]:
 def read_pairs(path: Path) -> list[list[str]]:
     """Pairs, one a line: ``attribute,object`` (names may hold spaces) or ``attribute object``."""
     from czsl.errors import DataError
+    from czsl.reading import read_lines
 
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(read_lines(path, fix="write attribute,object a line, in UTF-8"), 1):
+        if not line:
             continue
-        parts = next(csv.reader([line])) if "," in line else line.split()
+        try:
+            parts = next(csv.reader([line])) if "," in line else line.split()
+        except csv.Error as error:
+            raise DataError(f"{path}, line {number}: it cannot be read", str(error), "write attribute,object") from None
         parts = [p.strip() for p in parts]
         if len(parts) != 2 or not all(parts):
             raise DataError(

@@ -11,6 +11,7 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
+from czsl.runs.settings import typed
 from methods.method import Method
 from methods.registry import METHODS, method_class
 
@@ -34,7 +35,7 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"did you mean {near[0]!r}?" if near else "",
                 f"its fields: {', '.join(known)}",
             )
-    return cls(space, clip, cls.Config(**cls.Config.read_files(settings)))
+    return cls(space, clip, cls.Config(**typed(cls.Config.read_files(settings), cls.Config)))
 
 
 def check_labels(name: str, space: CompositionSpace) -> None:

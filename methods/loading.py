@@ -9,6 +9,7 @@ from pathlib import Path
 
 from czsl.clip.backbone import load_clip
 from czsl.errors import UsageError
+from czsl.reading import read_json
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
@@ -101,5 +102,5 @@ def fingerprint(run: Run, which: str = "best") -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if method_class(run.config.method).trains:
         manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
-        digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
+        digest.update(read_json(manifest)["method.safetensors"].encode())
     return digest.hexdigest()

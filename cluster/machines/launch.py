@@ -17,6 +17,7 @@ from cluster.machines.session import WORKER_START_TIMEOUT_S, free_resources
 from cluster.work.comm import Group
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
+from czsl.reading import read_json
 from czsl.runs.files import FULL, no_space
 
 WorkerFunction = Callable[[dict[str, Any], Group, torch.device], None]
@@ -128,7 +129,7 @@ def _attempt(function: WorkerFunction, config: dict[str, Any], placement: Placem
                 raise no_space(cause, folder) from None  # a full disk does not empty itself
         raise
     for file in sorted(attempt.glob("error-*.json")):
-        raise error_from_words(json.loads(file.read_text(encoding="utf-8")))
+        raise error_from_words(read_json(file))
 
 
 def _no_room(placement: Placement) -> SetupError:

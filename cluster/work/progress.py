@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from czsl.errors import DataError
+from czsl.reading import read_json
 from czsl.runs.files import write_json
 
 POLL_S = 0.5
@@ -41,8 +42,8 @@ def kept(folder: Path, rank: int) -> Progress:
 
 def hand_on(folder: Path, progress: Progress) -> None:
     """Tell what :func:`kept` wrote last."""
-    with contextlib.suppress(OSError, ValueError):  # none yet
-        progress(*json.loads(_file(folder).read_text(encoding="utf-8")))
+    with contextlib.suppress(DataError, TypeError):  # none yet
+        progress(*read_json(_file(folder)))
 
 
 def _file(folder: Path) -> Path:

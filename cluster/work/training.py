@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import resource
@@ -28,12 +26,13 @@ from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
 from czsl.errors import CzslError
 from czsl.evaluation import Candidates, report
+from czsl.reading import json_record
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_json
 from czsl.runs.optimizers import make_optimizer
-from czsl.runs.run import Run
+from czsl.runs.run import Run, well_formed
 from methods.building import build, check_fits
 from methods.method import Method
 
@@ -319,5 +318,5 @@ def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         file.seek(position)
         while (line := file.readline()).endswith(b"\n"):
             position += len(line)
-            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
-                yield json.loads(line), position
+            if (record := json_record(line)) is not None and well_formed(record):  # the place may lie within a line then
+                yield record, position

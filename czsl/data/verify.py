@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from czsl.compositions import SPLITS
 from czsl.data.images import MAX_PIXELS, BadImage, decode
 from czsl.data.importing.importers import ordered_map
@@ -17,6 +15,7 @@ from czsl.data.importing.problems import Problem, Row, count_duplicates, count_k
 from czsl.data.importing.writer import data_sha256
 from czsl.data.table import Dataset, open_data, open_shard
 from czsl.errors import DataError
+from czsl.reading import parquet_errors
 
 
 class Stored(NamedTuple):
@@ -113,7 +112,7 @@ def _stored(dataset: Dataset, problems: list[Problem]) -> Iterator[Stored]:
                                 problems.append(_bad("empty cell", str(item["id"]), path.name))
                                 continue
                             yield Stored(Row(**{name: item[name] for name in Row._fields}), item["image"], split)
-            except (pa.ArrowException, OSError) as error:
+            except parquet_errors() as error:
                 problems.append(_bad("unreadable shard", path.name, " ".join(str(error).split())))
             except DataError as error:
                 problems.append(_bad("unreadable shard", path.name, error.why))

@@ -6,7 +6,6 @@ similarity of the object to objects seen with the attribute and of the attribute
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError
+from czsl.reading import read_array, read_json
 
 LONGEST_LINE = 1 << 16  # bytes; a line of 300 numbers has about 3,000
 
@@ -154,10 +154,7 @@ def _parse_vector(text: bytes, width: int, place: str) -> np.ndarray:
 
 def read_rename(path: str | Path) -> dict[str, str]:
     """Read a rename file: a JSON object of name -> words."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give a JSON object of name: words") from None
+    content = read_json(path, head="cannot read {path}", fix="give a JSON object of name: words")
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise DataError(f"{path} is not a JSON object of name: words", "", 'write {"Faux.Leather": "fake_leather"}')
     return content
@@ -171,15 +168,11 @@ def read_feasibility(path: str | Path, space: CompositionSpace) -> np.ndarray:
     DataError
         No such file, no plain numeric array, or another length.
     """
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give an .npy file of plain numbers") from None
+    values = read_array(path)
     expected = space.num_attributes * space.num_objects
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (expected,):
-        what = f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
+    if values.dtype.kind not in "fiu" or values.shape != (expected,):
         raise DataError(
-            f"{path} holds {what}",
+            f"{path} holds {values.dtype} of shape {list(values.shape)}",
             f"the space has {space.num_attributes} x {space.num_objects} = {expected} pairs",
             "give one number for each pair, attribute by attribute",
         )

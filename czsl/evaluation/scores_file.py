@@ -9,9 +9,7 @@ of each column) and, in the open world, ``feasibility`` [P]. The json holds ``at
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,14 +19,10 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
+from czsl.reading import read_arrays, read_json
 from czsl.spaces import space_from_json
 
 ARRAYS = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
-# What np.load raises on a file that is no npz, cut short, or made to look larger than memory.
-_UNREADABLE = (
-    *(OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True)
@@ -177,25 +171,10 @@ def write_scores(
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give the json of the scores or a space.json") from None
+    content = read_json(path, head="cannot read {path}", fix="give the json of the scores or a space.json")
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a label space", f"it holds a {type(content).__name__}", "give a space.json")
     return content
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an npz holds; DataError if it is no npz of plain arrays."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it holds one array, not an archive of named ones")
-        with loaded as archive:
-            return {name: archive[name] for name in names if name in archive.files}
-    except _UNREADABLE as error:
-        raise DataError(f"cannot read {path}", str(error), "give an npz of plain arrays") from None
 
 
 def _member(arrays: dict[str, np.ndarray], name: str, source: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from czsl.errors import DataError, UsageError
+from czsl.reading import read_array, read_json
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 FORMAT, VERSION = "czsl composition index", 1
@@ -76,10 +77,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str,
     for name in ARRAYS[facts["kind"]]:
         path = folder / f"{name}.npy"
         _check_file(path, content["files"].get(path.name))
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false header cannot ask for memory
-        except (OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-            raise DataError(f"cannot read {path}", str(error), _AGAIN) from None
+        array = read_array(path, mapped=True, fix=_AGAIN)
         dtype, shape = expected[name]
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             raise DataError(
@@ -97,12 +95,9 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} is not an index", "it has no index.json", "is the path right?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), _AGAIN) from None
+    if not path.exists():
+        raise DataError(f"{folder} is not an index", "it has no index.json", "is the path right?")
+    content = read_json(path, head="cannot read {path}", fix=_AGAIN)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} does not describe an index", "", "is the path right?")
     if content.get("version") != VERSION:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from czsl.errors import UsageError
+from czsl.errors import CzslError, UsageError
+from czsl.reading import read_json, read_safetensors
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 KEEP = 3
+FILES = {"method.safetensors", "optimizer.safetensors", "state.json"}  # those that every checkpoint has
+# What is read of a state, with its types; all else is only compared.
+STATE: dict[str, Any] = {"step": int, "epoch": int, "place": int, "best_auc": (int, float), "space": dict}
 log = logging.getLogger("czsl")
 
 
@@ -75,19 +77,23 @@ def mark_best(folder: Path, checkpoint: Path, **facts: Any) -> None:
 def best(folder: Path) -> dict[str, Any]:
     """What :func:`mark_best` wrote, or an empty dict."""
     file = folder / "best.json"
+    if not file.exists():
+        return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s is damaged (%s), the best checkpoint is not known", file, error)
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = read_json(file)
+        kinds: dict[str, Any] = {"checkpoint": str, "auc": (int, float, type(None)), "epoch": int, "step": int}
+        if isinstance(content, dict) and all(isinstance(content[name], kinds[name]) for name in kinds.keys() & content.keys()):
+            return content
+        why = "it is no mark of a checkpoint"
+    except CzslError as error:
+        why = error.why
+    log.warning("%s is damaged (%s), the best checkpoint is not known", file, why)
+    return {}
 
 
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d{1,18}", p.name))
 
 
 def step_of(path: Path) -> int:
@@ -98,9 +104,11 @@ def step_of(path: Path) -> int:
 def is_valid(path: Path) -> bool:
     """Whether every file of a checkpoint is there and unchanged."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest) and all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
-    except (OSError, ValueError, AttributeError):  # missing, not UTF-8, not JSON, not a mapping
+        manifest = read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
+            return False
+        return all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
+    except (OSError, ValueError, CzslError):  # missing, not JSON, a name that is none
         return False
 
 
@@ -134,7 +142,7 @@ def find(folder: Path, which: str = "best") -> Path:
         raise UsageError(
             f"{folder.parent} has no usable checkpoint", "training did not get that far", "train first, or --resume the run"
         )
-    path = folder / (f"step-{int(which):08d}" if which.isdecimal() else Path(which).name)
+    path = folder / (f"step-{int(which):08d}" if re.fullmatch(r"[0-9]{1,18}", which) else Path(which).name)
     if not is_valid(path):
         there = ", ".join(p.name for p in steps(folder)) or "none"
         raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
@@ -143,15 +151,21 @@ def find(folder: Path, which: str = "best") -> Path:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that verified."""
-    try:
-        return Checkpoint(
-            load_file(path / "method.safetensors"),
-            load_file(path / "optimizer.safetensors"),
-            json.loads((path / "state.json").read_text(encoding="utf-8")),
-            load_file(labels) if (labels := path / "labels.safetensors").exists() else {},
-        )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"checkpoint {path} cannot be read", str(error), "choose another with --checkpoint") from None
+    told: dict[str, Any] = {
+        "error": UsageError,
+        "head": f"checkpoint {path} cannot be read",
+        "fix": "choose another with --checkpoint",
+    }
+    state = read_json(path / "state.json", **told)
+    odd = [k for k, kind in STATE.items() if not isinstance(state, dict) or not isinstance(state.get(k), kind)]
+    if odd:
+        raise UsageError(told["head"], f"state.json has no {', '.join(odd)} as they are written", told["fix"])
+    return Checkpoint(
+        read_safetensors(path / "method.safetensors", **told),
+        read_safetensors(path / "optimizer.safetensors", **told),
+        state,
+        read_safetensors(labels, **told) if (labels := path / "labels.safetensors").exists() else {},
+    )
 
 
 def _prune(folder: Path) -> None:

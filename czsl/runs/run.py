@@ -16,12 +16,25 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
+from czsl.reading import json_records, read_json, read_yaml
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
+from czsl.runs.settings import check_known, typed
 from czsl.spaces import load_space
 
+MOST_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
+MOST_THREADS = 4096
+# What every line of an event has beside its numbers.
+RECORDS = {
+    "progress": ("what", "done", "total"),
+    "start": ("steps", "images", "batch", "step"),
+    "step": ("loss", "epoch", "images_per_s", "time", "step"),
+    "epoch": ("epoch", "time", "step"),
+    "end": ("status", "step"),
+}
+TEXTS = ("what", "status", "reason")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
@@ -46,13 +59,15 @@ class Run:
             raise UsageError(
                 f"{path} is not a run folder", "it has no config.yaml", "give a folder that czsl train wrote, e.g. runs/<name>"
             )
+        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand, or written by another version?"}
+        self.settings: dict[str, Any] = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
+        if not isinstance(self.settings, dict):
+            raise UsageError(told["head"], f"it holds a {type(self.settings).__name__}, not settings", told["fix"])
         try:
-            self.settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            self.config = RunConfig(**self.settings)
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"
-            ) from None
+            check_known(self.settings, [*RunConfig.field_names(), "model"], "NAME")
+            self.config = RunConfig(**typed(self.settings, RunConfig))
+        except UsageError as error:
+            raise UsageError(told["head"], f"{error.what} {error.why}".strip(), told["fix"]) from None
 
     @classmethod
     def create(
@@ -118,17 +133,10 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        """Lines of ``metrics.jsonl``, of one event if asked; a half-written last line is left out."""
-        if not self.metrics_file.exists():
-            return
-        with self.metrics_file.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if event is None or record.get("event") == event:
-                    yield record
+        """Lines of ``metrics.jsonl``, of one event if asked; half-written and damaged ones are left out."""
+        for record in json_records(self.metrics_file):
+            if well_formed(record) and (event is None or record["event"] == event):
+                yield record
 
     def cut_metrics(self, step: int) -> None:
         """Drop what was logged after a step, so that a resumed run has each step once."""
@@ -146,9 +154,22 @@ class Run:
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def environment(self) -> dict[str, Any]:
-        """The content of ``environment.json``; empty before the first worker wrote it."""
+        """The content of ``environment.json``; empty before the first worker wrote it.
+
+        Raises
+        ------
+        UsageError
+            It is damaged.
+        """
         file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not file.exists():
+            return {}
+        told: dict[str, Any] = {"head": f"{file} is damaged", "fix": "take it from a copy; without it the run works, its record is lost"}
+        content = read_json(file, error=UsageError, **told)
+        threads = content.get("threads", 0) if isinstance(content, dict) else None
+        if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
+            raise UsageError(told["head"], "it is no record of a run", told["fix"])
+        return content
 
     @property
     def threads(self) -> int:
@@ -157,6 +178,21 @@ class Run:
         The last bits of a matrix product change with their number, so what follows from a run is computed with these everywhere.
         """
         return self.config.threads or self.environment().get("threads", 0)
+
+
+def well_formed(record: dict[str, Any]) -> bool:
+    """Whether a line of metrics has what its event tells: texts where these belong, finite numbers (or None) elsewhere."""
+    if not isinstance(record.get("event"), str) or not all(name in record for name in RECORDS.get(record["event"], ())):
+        return False
+    needed = RECORDS.get(record["event"], ())
+    for name, value in record.items():
+        if name in TEXTS and not isinstance(value, str):
+            return False
+        if isinstance(value, int | float) and (isinstance(value, bool) or not abs(value) < 1e15):
+            return False
+        if name in needed and name not in TEXTS and not isinstance(value, int | float):
+            return False
+    return all(isinstance(record.get(name, 0), int) for name in ("step", "epoch", "steps", "images", "batch"))
 
 
 def latest_run(out: Path | str = "runs") -> Run | None:

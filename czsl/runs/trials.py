@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ from typing import Any, Literal
 import yaml
 
 from czsl.compositions import CompositionSpace
-from czsl.errors import UsageError
+from czsl.errors import CzslError, UsageError
+from czsl.reading import read_json, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.run import Run
+from czsl.runs.run import MOST_CONFIG, Run
 from czsl.runs.settings import check_known, typed
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
@@ -161,13 +161,18 @@ class Search:
         file = self.path / "tune.yaml"
         if not file.is_file():
             raise UsageError(f"{self.path} is no search", "it has no tune.yaml", "give a folder that czsl tune wrote")
+        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
+        content = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
         try:
-            content = dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            if not isinstance(content, dict):
+                raise TypeError(f"it holds a {type(content).__name__}, not settings")
             check_known(content, (f.name for f in fields(SearchConfig)), "NAME")
             self.config = SearchConfig(**typed(content, SearchConfig))
+            check_known(self.config.config, [*RunConfig.field_names(), "model"], "NAME")
+            typed(self.config.config, RunConfig)
             RunConfig(**self.config.config)
-        except (yaml.YAMLError, TypeError, ValueError, UsageError) as error:
-            raise UsageError(f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand?") from None
+        except (TypeError, ValueError, UsageError) as error:
+            raise UsageError(told["head"], str(error).splitlines()[0], told["fix"]) from None
 
     @classmethod
     def create(cls, config: SearchConfig, out: Path, name: str | None = None) -> Search:
@@ -220,9 +225,14 @@ class Search:
         found = []
         for file in self.folder.glob("*/trial.json"):
             try:
-                found.append(Trial(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
-            except (ValueError, TypeError) as error:
-                raise UsageError(f"{file} cannot be read", str(error), f"remove {file.parent} to repeat this trial") from None
+                content = read_json(file)
+                if not isinstance(content, dict) or not content.keys() >= {"number", "values"}:
+                    raise TypeError("it is no record of a trial")
+                check_known(content, (f.name for f in fields(Trial) if f.name != "path"), "NAME")
+                found.append(Trial(path=file.parent, **typed(content, Trial)))
+            except (TypeError, CzslError) as error:
+                why = error.why or error.what if isinstance(error, CzslError) else str(error)
+                raise UsageError(f"{file} cannot be read", why, f"remove {file.parent} to repeat this trial") from None
         return sorted(found, key=lambda t: t.number)
 
     def is_over(self) -> bool:

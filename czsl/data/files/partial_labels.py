@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Dataset
-from czsl.errors import DataError
+from czsl.errors import DataError, UsageError
+from czsl.reading import parquet_errors, parse_json, read_text
 from czsl.runs.files import write_atomically
+from czsl.runs.settings import typed
 
 FORMAT = 1
 KEY = b"czsl.partial_labels"
@@ -144,13 +146,13 @@ def _read(path: Path) -> tuple[pa.Table, Origin, str]:
         file = pq.ParquetFile(io.BytesIO(content))
         if not file.schema_arrow.equals(SCHEMA):
             raise DataError(f"{path} holds no partial labels", f"columns: {', '.join(file.schema_arrow.names)[:200]}", MAKE)
-        about = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        about = parse_json((file.schema_arrow.metadata or {}).get(KEY, b"{}"), path)
         if about.pop("format", None) != FORMAT:
             raise DataError(f"{path} holds no partial labels of format {FORMAT}", "its metadata say nothing of it", MAKE)
-        return file.read(use_threads=False), Origin(**about), hashlib.sha256(content).hexdigest()
+        return file.read(use_threads=False), Origin(**typed(about, Origin)), hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise DataError(f"no file {path}", "no partial labels there", MAKE) from None
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+    except (AttributeError, UsageError, *parquet_errors()) as error:
         raise DataError(f"{path} cannot be read as partial labels", " ".join(str(error).split())[:200], MAKE) from None
 
 
@@ -213,21 +215,11 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
 
 
 def _content(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large for candidate sets", f"limit {MAX_BYTES:,} bytes", "is it the right file?")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8", str(error), SHAPE) from None
+    return read_text(path, most=MAX_BYTES, fix=SHAPE)
 
 
 def _read_json(path: Path) -> dict[str, list]:
-    try:
-        content = json.loads(_content(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", str(error)[:200], SHAPE) from None
+    content = parse_json(_content(path), path, fix=SHAPE)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path} holds no candidate sets", "a mapping of images to lists of labels is expected", SHAPE)
     return content

@@ -21,7 +21,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from czsl.errors import UsageError
+from czsl.errors import DataError, UsageError
+from czsl.reading import parse_json
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -78,7 +79,7 @@ class Partial:
         with self.path.open("rb") as file:
             file.seek(self._first)
             for _ in range(self.done):
-                yield json.loads(file.readline())
+                yield _batch(file.readline()) or []
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Keep the next batch."""
@@ -98,12 +99,40 @@ class Partial:
 
 
 def _batch(line: bytes) -> list[dict[str, Any]] | None:
-    """The records of a line; None where it was torn off."""
-    try:
-        content = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    """The records of a line; None where it was torn off or damaged."""
+    if not line.endswith(b"\n"):
         return None
-    return content if isinstance(content, list) else None
+    try:
+        content = parse_json(line)
+    except DataError:
+        return None
+    return content if isinstance(content, list) and all(map(_is_record, content)) else None
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this has the form of an image's record: what it lacks was lost."""
+    if not isinstance(record, dict) or not isinstance(record.get("image"), str) or not {"predictions", "error"} <= record.keys():
+        return False
+    listed = {kind: record[kind] for kind in ("predictions", "attributes", "objects", "classes", "wanted") if kind in record}
+    if not all(isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in listed.values()):
+        return False
+    labels = [x for kind in ("predictions", "wanted") for x in listed.get(kind, ())]
+    named = [x for kind in ("attributes", "objects", "classes") for x in listed.get(kind, ())]
+    return (
+        isinstance(record["error"], str | None)
+        and (bool(labels) or record["error"] is not None or not named)
+        and ({"attributes", "objects"} <= record.keys() or "classes" in record)
+        and all(_texts(x, ("class",) if "class" in x else ("attr", "obj")) and _is_number(x.get("score")) for x in labels)
+        and all(_texts(x, ("name",)) and _is_number(x.get("prob")) for x in named)
+    )
+
+
+def _texts(item: dict[str, Any], names: Sequence[str]) -> bool:
+    return all(isinstance(item.get(name), str) for name in names)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def question_of(root: Path, names: list[str], **facts: Any) -> str:
