@@ -78,9 +78,11 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
 
 def fix_paths(config: RunConfig) -> None:
     """Make the paths of a run absolute: workers run in other folders."""
+    from czsl.clip.weights import absolute
+
     if config.data != "toy":
         config.data = str(Path(config.data).resolve())
     for name in ("clip", "clip_weights", "partial_labels"):
         value = getattr(config, name)
-        if value and Path(value).is_file():
-            setattr(config, name, str(Path(value).resolve()))
+        if value:
+            setattr(config, name, absolute(value))

@@ -146,13 +146,12 @@ def _newest(name: str, trains: bool) -> Run:
 
 
 def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl.spaces import space_from_json
     from czsl_cli.config import resolve
     from czsl_cli.predict import read_names, read_pairs
-    from methods.building import build
+    from methods.building import build, clip_for
 
     given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
     if len(given) > 1:
@@ -166,7 +165,7 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
         space = space_from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
-    method = build(name, space, load_clip(config.clip, config.clip_weights), config.model).eval()
+    method = build(name, space, clip_for(name, config.model, config.clip, config.clip_weights), config.model).eval()
     return Subject(method, None, f"{name} on {config.clip}")
 
 

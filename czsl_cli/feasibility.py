@@ -54,7 +54,7 @@ def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
 
         if clip is None and data != "toy":
             warn("the built-in tiny CLIP knows few words: name the CLIP of your run with --clip")
-        values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights), space)
+        values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights, features=True), space)
     _write(out, values)
     summary = _summary(values, space)
     if as_json:

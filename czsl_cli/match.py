@@ -128,11 +128,11 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
         raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
     if places == "file" and not file:
         raise UsageError("--regions file needs its file", "", "add --regions-file FILE")
-    clip = load_clip(options["clip"] or "tiny", options["clip_weights"])
+    kind = places or ("file" if file else "patch")
+    clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     table = read_regions(file) if file else None
     rule = Rule(mode=options["mode"], beta=options["beta"])
-    kind = places or ("file" if file else "patch")
     return Matcher(clip, kind, rule, options["fill"], options["relation"], table, progress=progress)
 
 

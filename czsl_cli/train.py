@@ -111,8 +111,10 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
         raise UsageError("a resumed run keeps its settings", f"given: {what}", "drop these, or start a new run")
     run = Run(path)
     ended = next(reversed(list(run.metrics("end"))), None)
-    if ended and ended["status"] == "done":
-        raise UsageError(f"{path} is finished", f"it ended at step {ended['step']}", "start a new run to train differently")
+    if ended and ended.get("status") == "done":
+        raise UsageError(
+            f"{path} is finished", f"it ended at step {ended.get('step', '?')}", "start a new run to train differently"
+        )
     return run
 
 
@@ -134,23 +136,24 @@ def _starting_point(source: Path | None, config):
     """The checkpoint that a new run starts from, if it starts from another run."""
     if source is None:
         return None
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
     from czsl.runs.run import Run
-    from methods.building import build
+    from methods.building import build, clip_for
     from methods.loading import starting_point
 
     data = open_data(config.data)
-    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    method = build(
+        config.method, data.space, clip_for(config.method, config.model, config.clip, config.clip_weights), config.model
+    )
     return starting_point(Run(source), method, data.sha256)
 
 
 def _new_run(config, out: Path, name: str | None, source: Path | None):
-    from czsl.clip.weights import find_weights, is_path
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
     from methods.building import check_labels
+    from methods.checking import check_clip
     from methods.registry import method_class
 
     data = open_data(config.data)
@@ -159,9 +162,9 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     own = method_class(config.method).Config(**config.model)
     for note in [*own.notes(data.space), *own.data_notes(data)]:
         warn(note)
-    if is_path(config.clip) or is_path(config.clip_weights or ""):
-        find_weights(config.clip, config.clip_weights)  # a wrong path is told before a cluster is started
     fix_paths(config)
+    for note in check_clip(config, data.space):
+        warn(note)
     start = _starting_point(source, config)
     run = Run.create(config, data.space, out, name, start)
     if start is not None:
@@ -292,12 +295,13 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
 
     from cluster.machines.session import planned
     from cluster.work.estimate import estimate
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
-    from methods.building import build
+    from methods.building import build, clip_for
 
     data = open_data(config.data)
-    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    method = build(
+        config.method, data.space, clip_for(config.method, config.model, config.clip, config.clip_weights), config.model
+    )
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from czsl.classes import ClassSpace
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Clip, Towers, load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
@@ -16,13 +16,30 @@ from methods.method import Method
 from methods.registry import METHODS, method_class
 
 
-def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, Any]) -> Method:
+def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None = None) -> Towers:
+    """The CLIP that a method with these settings works on: of any kind where features are enough for it.
+
+    Raises
+    ------
+    UsageError, SetupError
+        As :func:`czsl.clip.backbone.load_clip`.
+    """
+    return load_clip(clip, weights, features=needs_only_features(name, settings))
+
+
+def needs_only_features(name: str, settings: dict[str, Any]) -> bool:
+    """Whether features of images and texts are all that a method with these settings wants of CLIP."""
+    cls = method_class(name)
+    return cls.only_features(cls.Config(**typed(cls.Config.read_files(settings), cls.Config)))
+
+
+def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, Any]) -> Method:
     """A method with its own fields set; the rest take their defaults.
 
     Raises
     ------
     UsageError
-        Unknown method or field (with the nearest name), labels or a value that the method refuses.
+        Unknown method or field (with the nearest name), labels or a value that the method refuses, a CLIP of another kind than it needs.
     """
     cls = method_class(name)
     check_labels(name, space)
@@ -35,7 +52,14 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"did you mean {near[0]!r}?" if near else "",
                 f"its fields: {', '.join(known)}",
             )
-    return cls(space, clip, cls.Config(**typed(cls.Config.read_files(settings), cls.Config)))
+    config = cls.Config(**typed(cls.Config.read_files(settings), cls.Config))
+    if not isinstance(clip, Clip) and not cls.only_features(config):
+        raise UsageError(
+            f"{cls.name} cannot use {clip.name}",
+            "with these settings it opens the towers of a plain CLIP ViT",
+            "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14",
+        )
+    return cls(space, clip, config)
 
 
 def check_labels(name: str, space: CompositionSpace) -> None:

@@ -7,14 +7,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from czsl.clip.backbone import load_clip
 from czsl.errors import UsageError
 from czsl.reading import read_json
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
 from czsl.runs.run import Run
-from methods.building import build, check_fits
+from methods.building import build, check_fits, clip_for
 from methods.method import Method
 from methods.registry import method_class
 
@@ -36,7 +35,7 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
     """
     run = run if isinstance(run, Run) else Run(run)
     config = run.config
-    clip = load_clip(config.clip, config.clip_weights)
+    clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, run.space, clip, config.model)
     if method.trains:
         kept = checkpoint.load(checkpoint.find(run.checkpoints, which))

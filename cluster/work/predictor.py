@@ -131,6 +131,7 @@ class Predictor:
             self.index, parts[0], parts[1], parts[2], k=k, probes=self.request.probes, probability=asked.probability
         )
         scores_Bn = torch.from_numpy(found.scores)
+        scores_Bn = scores_Bn + asked.bias if asked.bias else scores_Bn
         prob_Bn = self.method.probabilities(scores_Bn)
         records = rank_found(scores_Bn, prob_Bn, self.pairs[found.places], self.method.space, self.request.top)
         for record, visited in zip(records, found.visited, strict=True):
@@ -145,7 +146,7 @@ def _numpy(x: Tensor):
 def _method(request: Request) -> Method:
     if request.run is None:
         assert request.space is not None
-        clip = load_clip(request.clip, request.clip_weights)
+        clip = load_clip(request.clip, request.clip_weights, features=True)
         return build("zero-shot", space_from_json(request.space), clip, {})
     method = load(Run(request.run), request.checkpoint)
     return method if request.space is None else method.for_space(space_from_json(request.space))

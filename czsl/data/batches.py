@@ -85,6 +85,8 @@ class PixelCache:
         PIL image and id -> ``{"images": uint8 [3, S, S]}``.
     progress : callable, optional
         Called with the number of images done while the cache is built.
+    kind : str, optional
+        Names what ``prepare`` does where that is not CLIP's own pipeline.
     """
 
     def __init__(
@@ -93,10 +95,11 @@ class PixelCache:
         size: int,
         prepare: Callable[[Image.Image, str], dict[str, Tensor]],
         progress: Callable[[int], None] = lambda done: None,
+        kind: str = "",
     ):
         self.split, self.size = split, size
         self.keys = id_keys(split.ids)
-        path = cache_folder() / "pixels" / f"{split_key(split)}-{size}.npy"
+        path = cache_folder() / "pixels" / f"{'-'.join(filter(None, (split_key(split), str(size), kind)))}.npy"
         shape = (len(split), 3, size, size)
         pixels = _kept(path, np.uint8, shape)
         if pixels is None:

@@ -157,7 +157,8 @@ def load(path: Path) -> Checkpoint:
         "fix": "choose another with --checkpoint",
     }
     state = read_json(path / "state.json", **told)
-    odd = [k for k, kind in STATE.items() if not isinstance(state, dict) or not isinstance(state.get(k), kind)]
+    there = state if isinstance(state, dict) else {}
+    odd = [k for k, kind in STATE.items() if (k in there or k == "step") and (not isinstance(there.get(k), kind))]
     if odd:
         raise UsageError(told["head"], f"state.json has no {', '.join(odd)} as they are written", told["fix"])
     return Checkpoint(

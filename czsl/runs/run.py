@@ -34,7 +34,7 @@ RECORDS = {
     "epoch": ("epoch", "time", "step"),
     "end": ("status", "step"),
 }
-TEXTS = ("what", "status", "reason")
+TEXTS = ("event", "what", "status", "reason")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
@@ -164,7 +164,10 @@ class Run:
         file = self.path / "environment.json"
         if not file.exists():
             return {}
-        told: dict[str, Any] = {"head": f"{file} is damaged", "fix": "take it from a copy; without it the run works, its record is lost"}
+        told: dict[str, Any] = {
+            "head": f"{file} is damaged",
+            "fix": "take it from a copy; without it the run works, its record is lost",
+        }
         content = read_json(file, error=UsageError, **told)
         threads = content.get("threads", 0) if isinstance(content, dict) else None
         if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
@@ -180,19 +183,18 @@ class Run:
         return self.config.threads or self.environment().get("threads", 0)
 
 
-def well_formed(record: dict[str, Any]) -> bool:
-    """Whether a line of metrics has what its event tells: texts where these belong, finite numbers (or None) elsewhere."""
-    if not isinstance(record.get("event"), str) or not all(name in record for name in RECORDS.get(record["event"], ())):
+def well_formed(record: dict[str, Any], whole: bool = False) -> bool:
+    """Whether a line of metrics has texts where these belong and finite numbers elsewhere; ``whole``: with all that its event tells."""
+    if not isinstance(record.get("event"), str):
         return False
-    needed = RECORDS.get(record["event"], ())
     for name, value in record.items():
-        if name in TEXTS and not isinstance(value, str):
+        if isinstance(value, str) != (name in TEXTS):
             return False
         if isinstance(value, int | float) and (isinstance(value, bool) or not abs(value) < 1e15):
             return False
-        if name in needed and name not in TEXTS and not isinstance(value, int | float):
-            return False
-    return all(isinstance(record.get(name, 0), int) for name in ("step", "epoch", "steps", "images", "batch"))
+    if whole and any(record.get(name) is None for name in RECORDS.get(record["event"], ())):
+        return False
+    return all(type(record.get(name, 0)) is int for name in ("step", "epoch", "steps", "images", "batch", "done", "total"))
 
 
 def latest_run(out: Path | str = "runs") -> Run | None:

@@ -23,7 +23,7 @@ from czsl.errors import CzslError, UsageError
 from czsl.reading import read_json, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.run import MOST_CONFIG, Run
+from czsl.runs.run import MOST_CONFIG, Run, well_formed
 from czsl.runs.settings import check_known, typed
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
@@ -96,7 +96,7 @@ class Trial:
     def status(self) -> str:
         """``done``, ``pruned`` (stopped early), ``failed``, or ``unfinished``."""
         run = self.run
-        ends = [record["status"] for record in run.metrics("end")] if run else []
+        ends = [record.get("status") for record in run.metrics("end")] if run else []
         end = ends[-1] if ends else None
         if self.reason or end == "failed":
             return "failed"
@@ -108,7 +108,9 @@ class Trial:
         """``epoch``, ``value``, ``time`` of each epoch that has the metric."""
         records = self.run.metrics("epoch") if self.run else ()
         found = ((r, r.get(METRICS[metric])) for r in records)
-        return [{"epoch": r["epoch"], "value": value, "time": r["time"]} for r, value in found if value is not None]
+        return [
+            {"epoch": r["epoch"], "value": v, "time": r["time"]} for r, v in found if v is not None and well_formed(r, whole=True)
+        ]
 
     def reports(self, metric: str) -> list[dict[str, Any]]:
         """The same with the best value up to each epoch, for its best checkpoint is what a trial leaves."""
@@ -119,7 +121,7 @@ class Trial:
     def summary(self, metric: str) -> dict[str, Any]:
         """What a table of trials shows: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
         records = list(self.run.metrics()) if self.run else []
-        epochs = [r for r in records if r.get("event") == "epoch"]
+        epochs = [r for r in records if r["event"] == "epoch" and "epoch" in r]
         key = METRICS[metric]
         best = max((e for e in epochs if e.get(key) is not None), key=lambda e: e[key], default={})
         failure = next((r["reason"] for r in reversed(records) if r.get("reason")), "")

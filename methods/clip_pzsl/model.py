@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, one_hot
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
-from methods.method import Method
+from methods.method import Method, MethodConfig
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
@@ -59,7 +59,7 @@ class ClipPzsl(Method):
     config: ClipPzslConfig
     average: Tensor
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: ClipPzslConfig):
+    def __init__(self, space: CompositionSpace, clip: Towers, config: ClipPzslConfig):
         super().__init__(space, clip, config)
         c = config
         self.blocks = nn.ModuleList(Mining(clip.dim, c) for _ in range(c.depth))
@@ -69,6 +69,11 @@ class ClipPzsl(Method):
         self.rows_of = space.train_pairs
         self.register_buffer("average", torch.zeros(len(space.train_pairs), clip.dim))
         self._words: dict[bytes, Tensor] = {}
+
+    @classmethod
+    def only_features(cls, config: MethodConfig) -> bool:
+        """Always: it trains label embeddings beside the towers."""
+        return True
 
     @property
     def frozen_images(self) -> bool:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import checked_boxes
-from czsl.data.pixels import clip_pixels
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.regions import boxes_of, region_side
@@ -176,7 +175,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain_image(
-    clip: Clip,
+    clip: Towers,
     config: LaZSLConfig,
     image: Image.Image,
     text: PhraseSide,
@@ -189,7 +188,7 @@ def explain_image(
 
     Parameters
     ----------
-    clip : Clip
+    clip : Towers
     config : LaZSLConfig
     image : PIL image
         The original.
@@ -216,8 +215,8 @@ def explain_image(
         boxes_R4, outside = checked_boxes(boxes, image.size)
     if outside:
         notes.append(f"{outside} regions lie outside the image and were dropped")
-    pixels = torch.from_numpy(clip_pixels(image, clip.image_size))[None]
-    regions = crops(image, boxes_R4, clip.image_size)[None] if len(boxes_R4) else None
+    pixels = torch.from_numpy(clip.pixels(image))[None]
+    regions = crops(image, boxes_R4, clip.pixels)[None] if len(boxes_R4) else None
     if regions is None:
         boxes_R4 = np.array([[0, 0, *image.size]])
         notes.append("no regions: the whole image is the only one")

@@ -48,7 +48,7 @@ def read_descriptors(path: str | Path) -> dict[str, Phrases]:
     DataError
         No such file, not JSON, a name twice, or something else than lists of texts.
     """
-    text = read_text(path, most=MAX_BYTES, head="cannot read the descriptors {path}")
+    text = read_text(path, most=MAX_BYTES, head="cannot read the descriptors {path}", fix=SHAPE)
     content = parse_json(text, path, pairs=_once, head="{path} is not a file of descriptors", fix=SHAPE)
     return check_descriptors(content, str(path))
 

@@ -152,7 +152,7 @@ def _read(path: Path) -> tuple[pa.Table, Origin, str]:
         return file.read(use_threads=False), Origin(**typed(about, Origin)), hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise DataError(f"no file {path}", "no partial labels there", MAKE) from None
-    except (AttributeError, UsageError, *parquet_errors()) as error:
+    except (*parquet_errors(), AttributeError, UsageError) as error:  # type: ignore[misc]
         raise DataError(f"{path} cannot be read as partial labels", " ".join(str(error).split())[:200], MAKE) from None
 
 
