@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.options import named_run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,9 +25,8 @@ WHOLE_SIZE = 380  # of the image itself
 
 
 @click.command()
-@click.argument("image", type=FILE)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Run folder.  [default: the newest in runs/]")
+@click.argument("words", nargs=-1, metavar="[RUN] IMAGE [KEY=VALUE]...")
+@named_run(beside="words")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--method", "-m", help="The newest run of this method; or without a run one that needs no training.")
 @click.option("--data", "-d", help="Labels for a method without a run: a dataset folder, or `toy`.")
@@ -46,17 +46,20 @@ WHOLE_SIZE = 380  # of the image itself
 )
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(image, overrides, texts, top, html, as_json, **which) -> None:
+def explain(words, run, texts, top, html, as_json, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
       czsl explain dog.jpg --html why.html
-      czsl explain dog.jpg --run RUN --composition "wet dog" --json
+      czsl explain RUN dog.jpg --composition "wet dog" --json
       czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
 
     msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
     the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
+    if not words:
+        raise click.UsageError("no image to explain: czsl explain [RUN] IMAGE")
+    image, overrides = FILE.convert(words[0], None, click.get_current_context()), words[1:]
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
     from czsl.data.images import BadImage, decode, read_image_file
@@ -66,7 +69,7 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
         picture = decode(read_image_file(image))
     except BadImage as error:
         raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
-    subject = _subject(overrides, **which)
+    subject = _subject(overrides, run, **which)
     method, pairs, asked = _candidates(subject, texts)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)

@@ -100,6 +100,7 @@ def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dat
 def _clip(state: dict[str, Tensor], name: str | None, weights: str | None, out: Path) -> tuple[Clip, dict[str, Any]]:
     """The CLIP to use, and the run's settings that name it; one that is given must be the one in the file."""
     from czsl.clip.backbone import load_clip
+    from czsl.clip.weights import absolute
     from methods.reference import clip_in
 
     if name is None:
@@ -115,12 +116,7 @@ def _clip(state: dict[str, Tensor], name: str | None, weights: str | None, out: 
     given, own = load_clip(name, weights), clip_in(state)
     if own is not None:
         _check_same(own, given)
-    return given, {"clip": _absolute(name), "clip_weights": _absolute(weights) if weights else None}
-
-
-def _absolute(name: str) -> str:
-    """A file's whole path; other names stay."""
-    return str(Path(name).resolve()) if Path(name).is_file() else name
+    return given, {"clip": absolute(name), "clip_weights": absolute(weights) if weights else None}
 
 
 def _check_same(own: Clip, given: Clip) -> None:

@@ -10,6 +10,7 @@ import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
 from czsl_cli.match_words import EXPLAINED, parse_in_words, region_in_words
+from czsl_cli.options import named_run
 
 if TYPE_CHECKING:
     from methods.comclip.matching import Match, Matcher
@@ -19,7 +20,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN] [IMAGE]...")
+@named_run(beside="images", default="")
 @click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
 @click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
 @click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
@@ -65,7 +67,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def match(images, texts, texts_file, eval_file, folder, html, as_json, **options) -> None:
+def match(images, run, texts, texts_file, eval_file, folder, html, as_json, **options) -> None:
     """Rank IMAGEs (files or folders) for a sentence, or sentences for an image.
 
     \b
@@ -74,10 +76,13 @@ def match(images, texts, texts_file, eval_file, folder, html, as_json, **options
       czsl match --eval ComVG.csv --images comvg/ --clip ViT-L-14 --json
 
     Entities and relations of a sentence are found in the image; each one's part of it is weighted by how well it fits its word and added to
-    the image (ComCLIP). Scores are cosines. What cannot be composed keeps plain CLIP's answer, and is counted.
+    the image (ComCLIP). Of a RUN (or --run RUN) its CLIP is used; without one, --clip. Scores are cosines. What cannot be composed keeps
+    plain CLIP's answer, and is counted.
     """
     from czsl.errors import UsageError
 
+    if run is not None:
+        options["clip"], options["clip_weights"] = _clip_of(run, options)
     if eval_file is not None:
         if images or texts or texts_file:
             raise UsageError("--eval brings its own images and sentences", "IMAGE, --text or --texts was given", "drop them")
@@ -111,6 +116,17 @@ def match(images, texts, texts_file, eval_file, folder, html, as_json, **options
     if found.errors:
         say(f"{len(found.errors)} of {len(names)} images could not be used")
         sys.exit(6)
+
+
+def _clip_of(run: Path, options: dict[str, Any]) -> tuple[str, str | None]:
+    """The CLIP of a run, which is all of it that matching uses."""
+    from czsl.errors import UsageError
+    from czsl.runs.run import Run
+
+    if options["clip"] or options["clip_weights"]:
+        raise UsageError(f"{run} brings its CLIP", "--clip or --clip-weights was given", "leave out one of the two")
+    config = Run(run).config
+    return config.clip, config.clip_weights
 
 
 def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:

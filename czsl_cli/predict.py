@@ -11,17 +11,15 @@ from typing import Any, NoReturn
 import click
 
 from czsl_cli.console import print_table, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
+from czsl_cli.options import named_run, placement_options, where_of
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOWN_ROWS = 40  # of a table on stdout; files hold all
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--run", "run_path", type=click.Path(path_type=Path), help="Run folder to predict with.  [default: the newest in runs/]"
-)
+@click.argument("words", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[RUN] FOLDER")
+@named_run(beside="words")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--zero-shot", is_flag=True, help="No run: plain CLIP with --clip and the given names.")
 @click.option("--clip", default="tiny", show_default=True, help="CLIP for --zero-shot.")
@@ -43,12 +41,12 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
-def predict(folder, run_path, out, as_json, **options) -> None:
+def predict(words, run, out, as_json, **options) -> None:
     """Name the compositions, or the plain classes, in every image below FOLDER.
 
     \b
       czsl predict photos/
-      czsl predict photos/ --run RUN --open-world --out predictions.parquet
+      czsl predict RUN photos/ --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
 
@@ -56,6 +54,9 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     is kept beside FILE, and the same command goes on behind it.
     """
     where = where_of(options)
+    if len(words) != 1:
+        raise click.UsageError(f"give one folder of images, not {len(words)}: czsl predict [RUN] FOLDER, or FOLDER --run RUN")
+    folder = words[0]
     from cluster.predict import BATCH, partial_of, predict_files
     from czsl.data.files import predictions
     from czsl.data.images import list_images
@@ -66,7 +67,7 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     names = [p.relative_to(root).as_posix() for p in list_images(root)] if folder.is_dir() else [folder.name]
     if not names:
         no_images(folder)
-    request = _request(run_path, options)
+    request = _request(run, options)
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
+from czsl_cli.options import named_run, placement_options, where_of
 
 if TYPE_CHECKING:
     from czsl.compositions import CompositionSpace
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="[RUN] COMPOSITION...")
+@click.argument("words", nargs=-1, metavar="[RUN] COMPOSITION...")
+@named_run(beside="words")
 @click.option(
     "--in", "folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Images to rank."
 )
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
-def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
+def search(words, run, folder, checkpoint, top, html, as_json, **options) -> None:
     """Rank the images below a folder by how likely they show a COMPOSITION (or a plain class), seen in training or not.
 
     \b
       czsl search "wet dog" --in photos/ --html wet_dog.html
       czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --json
 
-    RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
-    of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
-    are taken from CLIP.
+    RUN (or --run RUN) is a run folder, the newest in runs/ by default. An image's place is the probability of the composition among all
+    compositions of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training
+    never saw are taken from CLIP.
     """
     where = where_of(options)
     from cluster.predict import predict_files
@@ -48,12 +49,12 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     names = [p.relative_to(folder).as_posix() for p in list_images(folder)]
     if not names:
         no_images(folder)
-    given, compositions = (Path(words[0]), words[1:]) if (Path(words[0]) / "config.yaml").is_file() else (None, words)
-    if not compositions:
-        raise UsageError("no composition to search for", f"{words[0]} is the run", 'czsl search RUN "wet dog" --in FOLDER')
-    run = chosen_run(given)
+    if not words:
+        why = "" if run is None else f"{run} is the run"
+        raise UsageError("no composition to search for", why, 'czsl search RUN "wet dog" --in FOLDER')
+    run = chosen_run(run)
     usable_checkpoint(run, checkpoint)
-    wanted = list(dict.fromkeys(read_composition(text, run.space) for text in compositions))
+    wanted = list(dict.fromkeys(read_composition(text, run.space) for text in words))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
     request = Request(
