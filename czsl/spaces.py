@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError
-from czsl.reading import read_json
+from czsl.reading import PathLike, read_json
 
 
 def space_from_json(content: Any, source: str = "space.json") -> CompositionSpace:
@@ -25,8 +24,9 @@ def space_from_json(content: Any, source: str = "space.json") -> CompositionSpac
     return CompositionSpace.from_json(content, source)
 
 
-def load_space(path: str | os.PathLike[str]) -> CompositionSpace:
+def load_space(path: PathLike) -> CompositionSpace:
     """Read a ``space.json``; DataError where it is missing, not JSON, or not a label space."""
+    path = Path(path)
     if not Path(path).exists():
         raise DataError(f"no file {path}", "", "is the path right?")
     return space_from_json(read_json(path, head="{path} is not JSON"), str(path))

@@ -59,7 +59,11 @@ def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, 
             "with these settings it opens the towers of a plain CLIP ViT",
             "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14",
         )
-    return cls(space, clip, config)
+    try:
+        return cls(space, clip, config)
+    except (ValueError, RuntimeError, OverflowError, ZeroDivisionError, MemoryError) as error:  # of sizes that cannot be
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f"{cls.name} cannot be built with these settings", why, f"czsl methods {cls.name} lists them") from error
 
 
 def check_labels(name: str, space: CompositionSpace) -> None:

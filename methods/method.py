@@ -53,6 +53,8 @@ class MethodConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+            if name.endswith("dropout") and not 0 <= getattr(self, name) <= 1:
+                raise self.refused(name, "it is a probability: set it between 0 and 1")
 
     def refused(self, name: str, why: str) -> UsageError:
         """The error of a field whose value cannot be."""

@@ -375,9 +375,10 @@ def _as_named(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state = hugging_face.renamed(state)
     if any(k.startswith("image_encoder.model.") for k in state):
         state = open_clip.convert.convert_state_dict(model, state)
-    if "text_projection" in state and "text.text_projection" in own:
-        state = open_clip.model.convert_to_custom_text_state_dict(state)
-    elif "text.text_projection" in state and "text_projection" in own:
+    words, custom = "token_embedding.weight", "text.token_embedding.weight"
+    if words in state and custom in own:
+        state = {k if k.startswith(("visual.", "logit_")) else f"text.{k}": v for k, v in state.items()}
+    elif custom in state and words in own:
         state = {k.removeprefix("text."): v for k, v in state.items()}
     for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
         if name in state and name in own and state[name].numel() == own[name].numel():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from czsl.clip.compat import import_open_clip
 from czsl.errors import UsageError
-from czsl.reading import read_json
+from czsl.reading import PathLike, read_json
 
 MARK = "text_model.embeddings.token_embedding.weight"
 IMAGE_MARK = "vision_model.embeddings.patch_embedding.weight"
@@ -82,8 +82,9 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(folder: PathLike) -> dict[str, Any] | None:
     """The ``config.json`` of a folder; None where there is none. UsageError where it is damaged."""
+    folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -175,8 +176,9 @@ class _Tower:
         return value
 
 
-def preprocessing(folder: Path) -> dict[str, Any]:
+def preprocessing(folder: PathLike) -> dict[str, Any]:
     """What ``preprocessor_config.json`` says, in open_clip's words; empty where there is none."""
+    folder = Path(folder)
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}

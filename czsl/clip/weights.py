@@ -19,7 +19,7 @@ from torch import Tensor
 from czsl.clip.compat import import_open_clip
 from czsl.clip.kinds import program_of
 from czsl.errors import SetupError, UsageError
-from czsl.reading import read_safetensors, read_torch
+from czsl.reading import PathLike, read_safetensors, read_torch
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 HOW_TO_SUPPLY = "supply a file instead: --clip {model} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
@@ -47,7 +47,7 @@ def absolute(text: str) -> str:
     return str(Path(text).resolve()) if there and not text.startswith(HUB) else text
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: PathLike) -> list[Path]:
     """The files of tensors in a model's folder: one, or all parts of one that was cut; the safe format first.
 
     Raises
@@ -55,6 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
     UsageError
         There is none.
     """
+    folder = Path(folder)
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
@@ -68,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise UsageError(f"{folder} holds no weights", why, "give the folder of the whole model, or a weight file")
 
 
-def read_state(path: str | os.PathLike[str], what: str = "CLIP weights") -> dict[str, Tensor]:
+def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
     """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
     Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict``. OpenAI's own

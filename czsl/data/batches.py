@@ -27,7 +27,7 @@ from czsl.data.images import decode
 from czsl.data.paths import cache_folder
 from czsl.data.table import Split
 from czsl.errors import DataError
-from czsl.reading import read_array
+from czsl.reading import PathLike, read_array
 
 DECODE_CHUNK = 256
 log = logging.getLogger("czsl")
@@ -172,8 +172,9 @@ def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1
     return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{arithmetic}{kind}.npy"
 
 
-def load_features(path: Path, count: int) -> Tensor | None:
+def load_features(path: PathLike, count: int) -> Tensor | None:
     """Kept features [N, D], or None where there are none, they are of another split, or the file is damaged."""
+    path = Path(path)
     features = _kept(path, np.float32, (count, None), mapped=False)
     return None if features is None else torch.from_numpy(features)
 
@@ -191,8 +192,9 @@ def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool =
     return array if fits and array.dtype == dtype else None
 
 
-def save_features(path: Path, features_ND: Tensor) -> None:
+def save_features(path: PathLike, features_ND: Tensor) -> None:
     """Keep features; several processes may do so at once. The parts of an unfinished pass go."""
+    path = Path(path)
     _save(path, features_ND.float().cpu().numpy())
     shutil.rmtree(FeatureParts(path).folder, ignore_errors=True)
 
@@ -219,7 +221,8 @@ class FeatureParts:
 
     every = 16  # batches a part
 
-    def __init__(self, path: Path):
+    def __init__(self, path: PathLike):
+        path = Path(path)
         self.folder = path.with_suffix(".parts")
         self._waiting: dict[int, np.ndarray] = {}
 

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from czsl.data.paths import walk
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 * 2**20
@@ -73,8 +74,9 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return _open(data, max_pixels).size
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: PathLike) -> bytes:
     """The bytes of a regular file of at most `MAX_FILE_BYTES`; `BadImage` otherwise."""
+    path = Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -86,12 +88,13 @@ def read_image_file(path: Path) -> bytes:
         raise BadImage("unreadable file", error.strerror or str(error)) from None
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: PathLike) -> list[Path]:
     """The image files below a folder, sorted by their relative path.
 
     A file counts by its suffix (`SUFFIXES`, in any case). Links to folders are not followed and links out of the folder are
     left out; :func:`czsl.data.paths.walk` names them.
     """
+    folder = Path(folder)
     if not Path(folder).is_dir():
         raise DataError(f"no folder {folder}", "", "give a folder of images")
     return [Path(folder) / name for name in walk(folder).files if is_image_name(name)]

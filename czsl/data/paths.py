@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 
 def cache_folder() -> Path:
@@ -46,7 +47,7 @@ def stable_name(name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def contained(root: Path, name: str) -> Path:
+def contained(root: PathLike, name: str) -> Path:
     """The file ``name`` below ``root`` (an absolute path without links), whether or not it exists.
 
     Raises
@@ -54,6 +55,7 @@ def contained(root: Path, name: str) -> Path:
     BadPathError
         The path leaves the root: absolute, ``..``, or through a symbolic link.
     """
+    root = Path(root)
     path = root / stable_name(name)
     target = os.path.realpath(path)
     if not Path(target).is_relative_to(root):
@@ -74,8 +76,9 @@ class Walk:
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def walk(folder: Path) -> Walk:
+def walk(folder: PathLike) -> Walk:
     """List everything below ``folder``."""
+    folder = Path(folder)
     root = Path(os.path.realpath(folder))
     found = Walk()
 

@@ -23,7 +23,7 @@ from czsl.data.importing.problems import Row
 from czsl.data.importing.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.data.paths import cache_folder
 from czsl.errors import DataError, UsageError
-from czsl.reading import parquet_errors, read_json
+from czsl.reading import PathLike, parquet_errors, read_json
 from czsl.spaces import load_space
 
 __all__ = ["Dataset", "Record", "Split", "cache_folder", "open_data", "write_dataset"]
@@ -43,7 +43,8 @@ class Dataset:
     space : CompositionSpace
     """
 
-    def __init__(self, folder: Path, content: dict, space: CompositionSpace):
+    def __init__(self, folder: PathLike, content: dict, space: CompositionSpace):
+        folder = Path(folder)
         self.folder, self.space = folder, space
         self.name: str = content["name"]
         self.sha256: str = content["sha256"]
@@ -52,7 +53,7 @@ class Dataset:
         self._splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, folder: Path | str) -> Dataset:
+    def open(cls, folder: PathLike) -> Dataset:
         """Open a dataset folder.
 
         Raises
@@ -171,7 +172,7 @@ class Split:
         return images
 
 
-def open_data(where: str | Path) -> Dataset:
+def open_data(where: PathLike) -> Dataset:
     """Open a dataset folder, or the built-in data: ``toy`` (a folder of that name is ``./toy``).
 
     Raises
@@ -179,11 +180,13 @@ def open_data(where: str | Path) -> Dataset:
     DataError
         ``where`` is neither.
     """
+    where = Path(where)
     return _open_toy() if str(where) == "toy" else Dataset.open(where)
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
+def open_shard(path: PathLike) -> pq.ParquetFile:
     """Open one shard and check its columns; DataError if it is damaged."""
+    path = Path(path)
     try:
         shard = pq.ParquetFile(path)
     except parquet_errors() as error:
@@ -193,8 +196,9 @@ def open_shard(path: Path) -> pq.ParquetFile:
     return shard
 
 
-def read_labels(path: Path) -> pa.Table:
+def read_labels(path: PathLike) -> pa.Table:
     """All columns of a shard but the images."""
+    path = Path(path)
     try:
         with open_shard(path) as shard:
             table = shard.read(columns=[name for name in SCHEMA.names if name != "image"], use_threads=False)
@@ -206,8 +210,9 @@ def read_labels(path: Path) -> pa.Table:
     return table
 
 
-def damaged(where: Path, why: str) -> DataError:
+def damaged(where: PathLike, why: str) -> DataError:
     """The error of a dataset folder that is not as it was written."""
+    where = Path(where)
     why = " ".join(why.split())
     return DataError(f"{where} is damaged", why, "look with: czsl data verify FOLDER; then import or copy it again")
 

@@ -15,7 +15,7 @@ from czsl.data.importing.problems import Problem, Row, count_duplicates, count_k
 from czsl.data.importing.writer import data_sha256
 from czsl.data.table import Dataset, open_data, open_shard
 from czsl.errors import DataError
-from czsl.reading import parquet_errors
+from czsl.reading import PathLike, parquet_errors
 
 
 class Stored(NamedTuple):
@@ -49,7 +49,7 @@ class VerifyReport:
 
 
 def verify(
-    folder: str | Path,
+    folder: PathLike,
     max_pixels: int = MAX_PIXELS,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -74,6 +74,7 @@ def verify(
     DataError
         The folder is no dataset folder, or its small files are damaged.
     """
+    folder = Path(folder)
     dataset = open_data(folder)
     report = VerifyReport(str(dataset.folder), dataset.name, dataset.sha256, dict.fromkeys(SPLITS, 0))
     allowed = _allowed(dataset)

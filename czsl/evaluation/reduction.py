@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from czsl.errors import DataError
 from czsl.evaluation.extremes import Extremes
-from czsl.reading import parse_json, read_arrays
+from czsl.reading import PathLike, parse_json, read_arrays
 from czsl.runs.files import write_atomically
 
 # Type and dimensions of each array: N images, L = 1 level, k of top-k.
@@ -52,8 +51,9 @@ class Reduction:
     objects: list[str]
     facts: dict[str, Any]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the file, whole or not at all."""
+        path = Path(path)
         about = json.dumps({**{name: list(getattr(self, name)) for name in _NAMES}, "facts": self.facts}).encode()
         arrays = {field.name: getattr(self.extremes, field.name) for field in fields(Extremes)}
         buffer = io.BytesIO()
@@ -61,7 +61,7 @@ class Reduction:
         write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Reduction:
+    def load(cls, path: PathLike) -> Reduction:
         """Read what :meth:`save` wrote.
 
         Raises
@@ -69,6 +69,7 @@ class Reduction:
         DataError
             No such file, or one that is damaged, compressed or contradicts itself.
         """
+        path = Path(path)
         try:
             arrays = read_arrays(path, ["about", *_LAYOUT], stored=True)  # our own are stored plainly
             about = parse_json(arrays.pop("about").tobytes(), path)

@@ -19,7 +19,7 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
-from czsl.reading import read_arrays, read_json
+from czsl.reading import PathLike, read_arrays, read_json
 from czsl.spaces import space_from_json
 
 ARRAYS = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
@@ -67,12 +67,13 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
     return space_from_json(dict(space), source)
 
 
-def read_space(path: str | Path) -> CompositionSpace:
+def read_space(path: PathLike) -> CompositionSpace:
     """A label space from a file: ``space.json``, or the json beside a score file; DataError names file and place."""
+    path = Path(path)
     return as_space(_read_json(Path(path)), str(path))
 
 
-def read_scores(npz: str | Path, space_json: str | Path, split: str | None = None, open_world: bool | None = None) -> ScoreFile:
+def read_scores(npz: PathLike, space_json: PathLike, split: str | None = None, open_world: bool | None = None) -> ScoreFile:
     """Read scores and their label space.
 
     Parameters
@@ -90,6 +91,7 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
     DataError
         A file that is missing, broken, or contradicts itself; the message names file and place.
     """
+    npz, space_json = Path(npz), Path(space_json)
     content = _read_json(Path(space_json))
     space = as_space(content, str(space_json))
     arrays = read_arrays(Path(npz), ARRAYS)
@@ -126,7 +128,7 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
 
 
 def write_scores(
-    path: str | Path,
+    path: PathLike,
     scores,
     labels,
     space: CompositionSpace | Mapping,
@@ -143,6 +145,7 @@ def write_scores(
     tuple of Path
         The npz and the json, which :func:`read_scores` takes.
     """
+    path = Path(path)
     space = as_space(space)
     candidates = Candidates.build(space, pairs, split=split, open_world=open_world, feasibility=feasibility)
     labels_N2 = check_labels(labels, candidates)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from czsl.errors import DataError, UsageError
-from czsl.reading import read_array, read_json
+from czsl.reading import PathLike, read_array, read_json
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 FORMAT, VERSION = "czsl composition index", 1
@@ -23,8 +23,9 @@ _NAMES = {"index.json"} | {f"{name}.npy" for name in ARRAYS["ivf"]}
 _AGAIN = "build the index again"
 
 
-def write(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any], meta: dict[str, Any]) -> None:
+def write(folder: PathLike, arrays: dict[str, np.ndarray], facts: dict[str, Any], meta: dict[str, Any]) -> None:
     """Write beside the target, sync, rename. UsageError where the folder holds something else, or meta is not JSON."""
+    folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and all(path.name in _NAMES for path in folder.iterdir())):
         raise UsageError(f"{folder} exists and holds other files", "it would be replaced", "choose another folder")
     try:
@@ -60,8 +61,9 @@ def write(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any], me
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+def read(folder: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
     """Arrays (vectors memory-mapped), facts and meta; DataError names the file that is broken."""
+    folder = Path(folder)
     content = _read_json(folder)
     facts = _facts(content, folder)
     pairs, dim, cells = facts["pairs"], facts["dim"], facts["cells"]
@@ -87,8 +89,9 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str,
     return arrays, facts, content["meta"]
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: PathLike) -> dict[str, Any]:
     """``kind``, ``pairs``, ``dim``, ``cells`` and ``meta`` as written in ``index.json``; the arrays are not read."""
+    folder = Path(folder)
     content = _read_json(folder)
     return {**_facts(content, folder), "meta": content["meta"]}
 

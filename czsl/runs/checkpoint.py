@@ -14,7 +14,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from czsl.errors import CzslError, UsageError
-from czsl.reading import read_json, read_safetensors
+from czsl.reading import PathLike, read_json, read_safetensors
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 KEEP = 3
@@ -40,8 +40,9 @@ class Checkpoint:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: PathLike, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
@@ -69,13 +70,15 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def mark_best(folder: Path, checkpoint: Path, **facts: Any) -> None:
+def mark_best(folder: PathLike, checkpoint: PathLike, **facts: Any) -> None:
     """Remember which checkpoint is best and why."""
+    folder, checkpoint = Path(folder), Path(checkpoint)
     write_json(folder / "best.json", {"checkpoint": checkpoint.name, **facts})
 
 
-def best(folder: Path) -> dict[str, Any]:
+def best(folder: PathLike) -> dict[str, Any]:
     """What :func:`mark_best` wrote, or an empty dict."""
+    folder = Path(folder)
     file = folder / "best.json"
     if not file.exists():
         return {}
@@ -91,18 +94,21 @@ def best(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def steps(folder: Path) -> list[Path]:
+def steps(folder: PathLike) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
+    folder = Path(folder)
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d{1,18}", p.name))
 
 
-def step_of(path: Path) -> int:
+def step_of(path: PathLike) -> int:
     """The step in a checkpoint folder's name."""
+    path = Path(path)
     return int(path.name.removeprefix("step-"))
 
 
-def is_valid(path: Path) -> bool:
+def is_valid(path: PathLike) -> bool:
     """Whether every file of a checkpoint is there and unchanged."""
+    path = Path(path)
     try:
         manifest = read_json(path / "manifest.json")
         if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
@@ -112,8 +118,9 @@ def is_valid(path: Path) -> bool:
         return False
 
 
-def newest_valid(folder: Path) -> Path | None:
+def newest_valid(folder: PathLike) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are passed over with a warning."""
+    folder = Path(folder)
     for path in reversed(steps(folder)):
         if is_valid(path):
             return path
@@ -121,7 +128,7 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
-def find(folder: Path, which: str = "best") -> Path:
+def find(folder: PathLike, which: str = "best") -> Path:
     """A checkpoint by name: ``best`` (falls back to the newest valid one), ``last``, or ``step-NNNNNNNN`` / a step number.
 
     Raises
@@ -129,6 +136,7 @@ def find(folder: Path, which: str = "best") -> Path:
     UsageError
         If there is none, or the one asked for is damaged; lists those there are.
     """
+    folder = Path(folder)
     if which == "best":
         name = best(folder).get("checkpoint")
         if name and is_valid(folder / Path(name).name):
@@ -149,8 +157,9 @@ def find(folder: Path, which: str = "best") -> Path:
     return path
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: PathLike) -> Checkpoint:
     """Read a checkpoint that verified."""
+    path = Path(path)
     told: dict[str, Any] = {
         "error": UsageError,
         "head": f"checkpoint {path} cannot be read",

@@ -16,7 +16,7 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from czsl.reading import json_records, read_json, read_yaml
+from czsl.reading import PathLike, json_records, read_json, read_yaml
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
@@ -52,7 +52,7 @@ class Run:
         If the folder holds no ``config.yaml`` or one that cannot be read.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: PathLike):
         self.path = Path(path).resolve()
         file = self.path / "config.yaml"
         if not file.is_file():
@@ -74,7 +74,7 @@ class Run:
         cls,
         config: RunConfig,
         space: CompositionSpace,
-        out: Path | str = "runs",
+        out: PathLike = "runs",
         name: str | None = None,
         start: Checkpoint | None = None,
     ) -> Run:
@@ -82,6 +82,7 @@ class Run:
 
         ``start`` is what it begins with instead of initial weights. The run keeps a copy, so that it depends on no other run.
         """
+        out = Path(out)
         data = Path(config.data).name or "data"
         stem = name or f"{config.method}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in itertools.count(1):
@@ -197,8 +198,9 @@ def well_formed(record: dict[str, Any], whole: bool = False) -> bool:
     return all(type(record.get(name, 0)) is int for name in ("step", "epoch", "steps", "images", "batch", "done", "total"))
 
 
-def latest_run(out: Path | str = "runs") -> Run | None:
+def latest_run(out: PathLike = "runs") -> Run | None:
     """The newest run folder, or None."""
+    out = Path(out)
     found = sorted(Path(out).glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
     return Run(found[-1].parent) if found else None
 

@@ -20,7 +20,7 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import CzslError, UsageError
-from czsl.reading import read_json, read_yaml
+from czsl.reading import PathLike, read_json, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.run import MOST_CONFIG, Run, well_formed
@@ -141,7 +141,7 @@ class Trial:
 
 def _seconds(records: Sequence[dict[str, Any]]) -> float:
     """Time between a run's records, without the pauses before it was taken up again."""
-    pairs = itertools.pairwise(r for r in records if "time" in r)
+    pairs = itertools.pairwise(r for r in records if isinstance(r.get("time"), int | float))
     return round(sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "start"), 1)
 
 
@@ -177,8 +177,9 @@ class Search:
             raise UsageError(told["head"], str(error).splitlines()[0], told["fix"]) from None
 
     @classmethod
-    def create(cls, config: SearchConfig, out: Path, name: str | None = None) -> Search:
+    def create(cls, config: SearchConfig, out: PathLike, name: str | None = None) -> Search:
         """Make the folder and write ``tune.yaml``; an existing search is never overwritten."""
+        out = Path(out)
         base = config.base
         path = out / (name or f"tune-{base.method}-{Path(base.data).name}-{time.strftime('%Y%m%d-%H%M%S')}")
         try:

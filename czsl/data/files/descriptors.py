@@ -14,7 +14,7 @@ from typing import Any
 
 from czsl.compositions import prompt_name
 from czsl.errors import DataError
-from czsl.reading import parse_json, read_text
+from czsl.reading import PathLike, parse_json, read_text
 
 KINDS = ("attributes", "objects", "classes")
 MAX_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ class Matched:
     unknown: list[str]
 
 
-def read_descriptors(path: str | Path) -> dict[str, Phrases]:
+def read_descriptors(path: PathLike) -> dict[str, Phrases]:
     """Phrases by kind (``attributes``, ``objects``, ``classes``; those that the file has) and name.
 
     Raises
@@ -48,6 +48,7 @@ def read_descriptors(path: str | Path) -> dict[str, Phrases]:
     DataError
         No such file, not JSON, a name twice, or something else than lists of texts.
     """
+    path = Path(path)
     text = read_text(path, most=MAX_BYTES, head="cannot read the descriptors {path}", fix=SHAPE)
     content = parse_json(text, path, pairs=_once, head="{path} is not a file of descriptors", fix=SHAPE)
     return check_descriptors(content, str(path))

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from czsl.errors import DataError
-from czsl.reading import parse_json, read_lines, read_text
+from czsl.reading import PathLike, parse_json, read_lines, read_text
 
 MAX_BYTES = 512 * 2**20
 MAX_ITEMS = 1_000_000
@@ -54,7 +54,7 @@ class MatchFile:
     items: tuple[Item, ...]
 
 
-def read_match_file(path: str | Path) -> MatchFile:
+def read_match_file(path: PathLike) -> MatchFile:
     """Read a file of one of the formats.
 
     Raises
@@ -189,7 +189,7 @@ def all_images(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(name for item in items for name in item.images))
 
 
-def read_sentences(path: str | Path) -> list[str]:
+def read_sentences(path: PathLike) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises
@@ -197,6 +197,7 @@ def read_sentences(path: str | Path) -> list[str]:
     DataError
         It cannot be read, is no text, or has no line.
     """
+    path = Path(path)
     lines = read_lines(path, most=MAX_BYTES, fix="give one sentence a line, in UTF-8")
     if not any(lines):
         raise DataError(f"{path} has no sentence", "it is empty", "give one sentence a line")

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Dataset
 from czsl.errors import DataError, UsageError
-from czsl.reading import parquet_errors, parse_json, read_text
+from czsl.reading import PathLike, parquet_errors, parse_json, read_text
 from czsl.runs.files import write_atomically
 from czsl.runs.settings import typed
 
@@ -89,8 +89,9 @@ def padded(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
 
 
 # -- the sidecar -------------------------------------------------------------------------------------------------------
-def write_partial_labels(path: Path, labels: PartialLabels, ids: Sequence[str]) -> str:
+def write_partial_labels(path: PathLike, labels: PartialLabels, ids: Sequence[str]) -> str:
     """Write the sidecar (all or nothing); returns the SHA-256 of the file."""
+    path = Path(path)
     lists = pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], labels.sizes.cumsum()]), pa.int32()),
         pa.array(labels.index[labels.index >= 0], pa.int32()),
@@ -103,7 +104,7 @@ def write_partial_labels(path: Path, labels: PartialLabels, ids: Sequence[str]) 
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def read_partial_labels(path: str | Path, data: Dataset) -> PartialLabels:
+def read_partial_labels(path: PathLike, data: Dataset) -> PartialLabels:
     """The sidecar of a dataset, checked against it.
 
     Raises
@@ -111,6 +112,7 @@ def read_partial_labels(path: str | Path, data: Dataset) -> PartialLabels:
     DataError
         Not such a file, made for other data, or an image with no candidates, with one twice or with one outside the seen pairs.
     """
+    path = Path(path)
     path, ids = Path(path), data.split("train").ids
     table, about, sha256 = _read(path)
     for what, there, here in (
@@ -164,7 +166,7 @@ def _empty(source: str | Path, images: Sequence[str]) -> DataError:
 
 
 # -- files of a user's own ---------------------------------------------------------------------------------------------
-def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
+def partial_labels_from_file(path: PathLike, data: Dataset) -> PartialLabels:
     """Candidate sets that a user wrote; a label is a seen pair.
 
     JSON ``{image: [label, ..]}``, or CSV with a line for each candidate (image, attr, obj, or image, class).
@@ -174,6 +176,7 @@ def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
     DataError
         An unknown label or image, a training image without candidates, or a file of another form.
     """
+    path = Path(path)
     named = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     split, space = data.split("train"), data.space
     if unknown := sorted(set(named) - set(split.ids)):

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.errors import DataError, UsageError
-from czsl.reading import parse_json
+from czsl.reading import PathLike, parse_json
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -48,7 +48,8 @@ class Partial:
         If another process writes the same file.
     """
 
-    def __init__(self, out: Path, question: str):
+    def __init__(self, out: PathLike, question: str):
+        out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.done = out.with_name(f".{out.name}.partial.jsonl"), 0
         self._file = self.path.open("a+b")
@@ -135,8 +136,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def question_of(root: Path, names: list[str], **facts: Any) -> str:
+def question_of(root: PathLike, names: list[str], **facts: Any) -> str:
     """SHA-256 of what predictions follow from: files by name, size and time of change, and the given facts (plain data)."""
+    root = Path(root)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), facts], sort_keys=True).encode())
     for name in names:
         stat = (root / name).stat()
@@ -149,19 +151,21 @@ def failed(image: str, reason: str, kinds: Sequence[str] = ("attributes", "objec
     return {"image": image, "predictions": [], **{kind: [] for kind in kinds}, "error": reason}
 
 
-def check_format(path: Path) -> None:
+def check_format(path: PathLike) -> None:
     """UsageError unless the suffix names a format."""
+    path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
             f"{path}: unknown format {path.suffix!r}", "the suffix chooses the format", f"use one of {', '.join(FORMATS)}"
         )
 
 
-def write(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def write(path: PathLike, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Write records as they pass by and hand them on; the file appears under its name when the last one is written.
 
     The first record says whether labels are pairs or plain classes.
     """
+    path = Path(path)
     check_format(path)
     first = next(records := iter(records), None)
     classes = first is not None and "classes" in first

@@ -18,7 +18,7 @@ import numpy as np
 from czsl.data.images import BadImage, image_size, is_image_name
 from czsl.data.table import Dataset
 from czsl.errors import DataError
-from czsl.reading import parse_json, read_text
+from czsl.reading import PathLike, parse_json, read_text
 
 MAX_BYTES = 512 * 2**20
 MAX_REGIONS = 1000  # an image
@@ -206,7 +206,7 @@ def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
-def read_regions(path: str | Path) -> RegionTable:
+def read_regions(path: PathLike) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
 
     Formats: a record as in `SHAPE`, a list of records or one a line; boxes alone, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,

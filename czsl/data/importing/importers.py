@@ -20,6 +20,7 @@ from czsl.data.importing.layouts import Entry, Source, find_layout, read_source
 from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import Record, check_destination, write_dataset
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 
 MAX_BAD = 0.01
 
@@ -106,7 +107,7 @@ class ImportOptions:
 
 
 def import_dataset(
-    source: Path, dest: Path, options: ImportOptions | None = None, progress: Progress | None = None
+    source: PathLike, dest: PathLike, options: ImportOptions | None = None, progress: Progress | None = None
 ) -> ImportReport:
     """Import a source into the dataset folder ``dest``.
 
@@ -128,6 +129,7 @@ def import_dataset(
     UsageError
         The destination holds something, or lies in the source.
     """
+    source, dest = Path(source), Path(dest)
     options = options or ImportOptions()
     source, dest = Path(source), Path(dest)
     layout = find_layout(source) if options.layout == "auto" else options.layout

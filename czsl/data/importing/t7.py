@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 
 class Metadata(NamedTuple):
@@ -21,7 +22,7 @@ class Metadata(NamedTuple):
     set: str
 
 
-def read_metadata(path: Path) -> list[Metadata]:
+def read_metadata(path: PathLike) -> list[Metadata]:
     """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs what a pickle asks for.
 
     Raises
@@ -29,6 +30,7 @@ def read_metadata(path: Path) -> list[Metadata]:
     DataError
         The file is unreadable, or holds anything but a list of dicts of text with the four keys.
     """
+    path = Path(path)
     content = _read_json(path) if path.suffix == ".json" else _read_torch(path)
     if not isinstance(content, list):
         raise _refused(path, f"it holds a {type(content).__name__}, not a list")
