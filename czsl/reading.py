@@ -318,6 +318,15 @@ def _check_archive(path: PathLike, stored: bool = False) -> None:
         raise ValueError(f"it unfolds to {unfolded:,} bytes, more than half of the memory")
 
 
+def archive_names(path: PathLike) -> list[str]:
+    """Names of the files in a zip archive; none where it is no whole archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # a damaged directory raises many kinds
+        return []
+
+
 def memory_bytes() -> int:
     """The machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,7 +18,7 @@ from torch import Tensor
 from czsl.clip.compat import import_open_clip
 from czsl.clip.kinds import program_of
 from czsl.errors import SetupError, UsageError
-from czsl.reading import PathLike, read_safetensors, read_torch
+from czsl.reading import PathLike, archive_names, read_safetensors, read_torch
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 HOW_TO_SUPPLY = "supply a file instead: --clip {model} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
@@ -123,11 +122,7 @@ def _without_tensors(path: Path, state: dict) -> UsageError:
 
 
 def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    return any(name.endswith("constants.pkl") for name in archive_names(path))
 
 
 def _first_line(error: Exception) -> str:
