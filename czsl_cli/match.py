@@ -28,7 +28,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--images", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="--eval: its images.")
 @click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
 @click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
-@click.option("--clip", help="`tiny` (default), an open_clip model, or a weight file in OpenAI's format.")
+@click.option("--clip", help="`tiny` (default), an open_clip model, hf-hub:org/name, a model's folder, or a weight file.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
 @click.option(
     "--mode",

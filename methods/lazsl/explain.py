@@ -55,6 +55,7 @@ class Explanation:
     candidate: tuple[str, ...]
     score: float
     logit_scale: float
+    logit_bias: float
     baseline: float
     boxes: np.ndarray
     phrases: tuple[Phrase, ...]
@@ -116,7 +117,8 @@ class Explanation:
         ]
         extent = (0.0, 0.0, float(width), float(height))
         best = [(tuple(self.boxes[r].tolist()), f"{self.phrases[n].text}: {self.local[n, r]:.5f}") for n, r in self._drawn(shown)]
-        share_text = f"They add up to the score {self.score:.4f}; times {self.logit_scale:g} it is what prediction prints."
+        bias = f" and {self.logit_bias:+g}" if self.logit_bias else ""
+        share_text = f"They add up to the score {self.score:.4f}; times {self.logit_scale:g}{bias} it is what prediction prints."
         regions = [f"region {r + 1}: {box}" for r, box in enumerate(self.boxes.tolist())]
         totals = [float(self.local.sum()), float(self.whole.sum()), self.score]
         by_phrase = np.stack([self.local.sum(1), self.whole, self.by_phrase], axis=1)
@@ -252,6 +254,7 @@ def explain_image(
         candidate=candidate,
         score=float(local_NR.sum() + whole_N.sum()),
         logit_scale=float(clip.logit_scale),
+        logit_bias=0.0 if clip.logit_bias is None else float(clip.logit_bias),
         baseline=baseline,
         boxes=boxes_R4[side.kept[0].cpu().numpy()],
         phrases=tuple(phrases),
