@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cluster.machines.here import own_device
 from cluster.machines.jobs import on_workers
 from cluster.machines.nodes import Ask
 from cluster.work.comm import Group
@@ -36,10 +35,9 @@ def evaluate_run(
     :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray.
     """
     ask = Ask.of(**where)
-    if ask.this_process:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if ask.local:
         with cpu_threads(run.threads):  # several runs may be evaluated in one process
-            result, reduction = answer(run, question, Group(), device, progress)
+            result, reduction = answer(run, question, Group(), own_device(), progress)
         reduction.save(reduction_file(run, question))
     else:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
@@ -51,7 +49,7 @@ def evaluate_run(
     return result
 
 
-def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
     run, question = Run(config["run"]), Question(**config["question"])
     out = Path(config["out"])
     with cpu_threads(config["threads"]):

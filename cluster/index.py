@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cluster.machines.here import own_device
 from cluster.machines.jobs import on_workers
 from cluster.machines.nodes import Ask
 from cluster.work.comm import Group
@@ -38,17 +37,16 @@ def build_index(
     parts = parts_folder(run, plan)
     parts.mkdir(parents=True, exist_ok=True)
     ask = Ask.of(**where)
-    if ask.this_process:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if ask.local:
         with cpu_threads(run.threads):
-            compute(plan, Group(), device, progress)
+            compute(plan, Group(), own_device(), progress)
     else:
         on_workers(_worker, {**vars(plan), "threads": threads_for(run)}, parts, ask, run.config.threads, progress, notice)
     shutil.rmtree(parts, ignore_errors=True)
     return folder_of(run)
 
 
-def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
     threads = config.pop("threads")
     plan = Plan(**config)
     with cpu_threads(threads):

@@ -1,4 +1,4 @@
-"""Training as a Ray Train job: start it, follow it, stop it with a checkpoint."""
+"""Training as a job of an engine: start it, follow it, stop it with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
-from cluster.machines.launch import run_workers
-from cluster.machines.nodes import Ask, Waiting, WaitStoppedError, await_placement, silent_nodes
+from cluster.machines.jobs import engine_of
+from cluster.machines.launch import Engine, attempts_folder, run_workers
+from cluster.machines.nodes import Ask, Waiting, WaitStoppedError
 from cluster.machines.preflight import Needs
-from cluster.machines.session import session
-from cluster.work.comm import Group
 from cluster.work.placement import Placement
-from cluster.work.training import follow, train_worker
+from cluster.work.progress import follow
 from czsl.errors import CzslError, UsageError
 from czsl.runs import checkpoint
 from czsl.runs.files import held
@@ -41,6 +38,7 @@ def train(
     workers_per_node: int | None = None,
     gpus_per_node: int | None = None,
     address: str | None = None,
+    engine: str = "auto",
     threads: int = 0,
     wait_s: float = 0.0,
     max_failures: int = MAX_FAILURES,
@@ -49,7 +47,9 @@ def train(
     on_failure: Callable[[str, int], None] = lambda reason, failures: None,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> str:
-    """Train a run on a Ray cluster; returns ``done``, or ``stopped`` after SIGINT or SIGTERM with a checkpoint saved.
+    """Train a run; returns ``done``, or ``stopped`` after SIGINT or SIGTERM with a checkpoint saved.
+
+    One worker is a process of this machine; several, or a cluster that is joined, are Ray Train's.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def train(
     nodes : int or (int, int)
         Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
         losing nodes goes on with those that are left if they are not fewer.
-    workers_per_node, gpus_per_node, address
-        See :func:`cluster.machines.session.place` and :func:`cluster.machines.session.session`.
+    workers_per_node, gpus_per_node, address, engine
+        See :class:`cluster.machines.nodes.Ask`.
     threads : int
         CPU threads a worker where the run's settings leave them open.
     wait_s : float
@@ -75,6 +75,9 @@ def train(
     CzslError
         What a worker raised, or :class:`TrainingFailedError` when workers died too often.
     """
+    ask = Ask.of(
+        nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address, engine=engine
+    )
     with held(run.path, "training"):
         run.stop_file.unlink(missing_ok=True)
         newest = checkpoint.newest_valid(run.checkpoints)
@@ -84,9 +87,9 @@ def train(
             )
         run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
         position = run.metrics_file.stat().st_size
-        ask = Ask.of(nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address)
-        with session(address) as ray:
-            job = _Job(ray, run, ask, run.config.threads or threads, max_failures)
+        news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with engine_of(ask, run.config.threads or threads, news.put, run.stop_file.exists) as chosen:
+            job = _Job(chosen, run, max_failures, news)
             told: dict[type, Callable[[Any], None]] = {
                 Placement: on_placement,
                 Waiting: on_wait,
@@ -98,8 +101,8 @@ def train(
                 on_record({"event": "stopping"})
 
             def tell() -> None:
-                while not job.news.empty():
-                    item = job.news.get()
+                while not news.empty():
+                    item = news.get()
                     told[type(item)](item)
 
             with stop_on_signal(stop):
@@ -111,7 +114,7 @@ def train(
             tell()
             _forward(run, position, on_record)
         run.stop_file.unlink(missing_ok=True)
-        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        shutil.rmtree(attempts_folder(run.path), ignore_errors=True)
     return _outcome(run, job.failure)
 
 
@@ -134,25 +137,24 @@ def _outcome(run: Run, failure: BaseException | None) -> str:
 class _Job(threading.Thread):
     """Runs the workers to their end. ``news`` is for the main thread, ``failure`` what stopped it; its traceback goes into the log."""
 
-    def __init__(self, ray: Any, run: Run, ask: Ask, threads: int, max_failures: int):
+    def __init__(self, engine: Engine, run: Run, max_failures: int, news: queue.SimpleQueue[Any]):
         super().__init__(daemon=True)
-        self._ray, self._run, self._ask, self._threads, self._max_failures = ray, run, ask, threads, max_failures
-        self.news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._engine, self._run, self._max_failures, self._news = engine, run, max_failures, news
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        """Wait for nodes, start the workers, start them anew when some died."""
+        """Wait for nodes, start the workers, start them again when some died."""
         config = self._run.config
         try:
             run_workers(
+                self._engine,
                 _worker,
                 {"run": str(self._run.path)},
-                self._place(),
                 self._run.path,
                 self._max_failures,
                 needs=Needs(config.data, config.clip, config.clip_weights),
-                again=lambda: self._place(silent_nodes(self._ray)),
                 progress=self._progress,
+                on_placement=self._news.put,
                 on_failure=self._failed,
             )
         except BaseException as error:
@@ -160,19 +162,12 @@ class _Job(threading.Thread):
             if not isinstance(error, CzslError | WaitStoppedError):
                 self._log(traceback.format_exc())
 
-    def _place(self, without: frozenset[str] = frozenset()) -> Placement:
-        placement = await_placement(
-            self._ray, self._ask, self._threads, without=without, on_wait=self.news.put, stop=self._run.stop_file.exists
-        )
-        self.news.put(placement)
-        return placement
-
     def _progress(self) -> int:
         newest = checkpoint.newest_valid(self._run.checkpoints)
         return checkpoint.step_of(newest) if newest else 0
 
     def _failed(self, reason: str, failures: int) -> None:
-        self.news.put((reason, failures))
+        self._news.put((reason, failures))
         self._log(f"failure {failures} in a row: {reason}\n")
 
     def _log(self, text: str) -> None:
@@ -180,7 +175,9 @@ class _Job(threading.Thread):
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} driver\n{text}\n")
 
 
-def _worker(config: dict[str, Any], group: Group, device: torch.device) -> None:
+def _worker(config: dict[str, Any], group: Any, device: Any) -> None:
+    from cluster.work.training import train_worker
+
     train_worker(Run(config["run"]), group, device)
 
 

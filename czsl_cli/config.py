@@ -10,10 +10,13 @@ from typing import Any
 
 from czsl.errors import UsageError
 from czsl.reading import parse_yaml, read_yaml
-from czsl.runs.config import RunConfig
+from czsl.runs.config import RunConfig, as_made
 from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
-from methods.registry import canonical_name, method_class
+from methods.registry import METHODS, canonical_name, config_class
+
+# Why a method lacks a setting, where more than "others have it" is to be said.
+_REASONS = {"train_mode": ": only their public loops leave training mode after the first validation"}
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -24,7 +27,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"{text!r} is not key=value", "", "write for example: epochs=5 lr=1e-4")
         told: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
-        settings[key.strip().removeprefix("model.")] = parse_yaml(value, error=UsageError, **told) if value else None
+        # A colour such as #102030 would be a comment in YAML.
+        known = value if value.startswith("#") else parse_yaml(value, error=UsageError, **told) if value else None
+        settings[key.strip().removeprefix("model.")] = known
     return settings
 
 
@@ -33,6 +38,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     content = read_yaml(path, error=UsageError, head="{path} is not YAML", fix="see a run's config.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("model") or {}, dict):
         raise UsageError(f"{path} holds no settings", "a mapping of names to values is expected", "see a run's config.yaml")
+    if {"seed", "batch", "model"} <= content.keys():  # the config.yaml of a run
+        content = as_made(content)
     model = content.pop("model", None) or {}
     return {**{str(k): v for k, v in content.items()}, **{str(k): v for k, v in model.items()}}
 
@@ -53,12 +60,13 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
     presets = load_presets(method)
     given["method"] = method
     settings: dict[str, Any] = {}
-    # The toy's size is known; for a dataset of the user's the recipe is a choice to make.
-    for kind, default in (("preset", "default"), ("recipe", "small" if given.get("data", RunConfig.data) == "toy" else None)):
+    # The toy is known: it has its own recipe, or that of small data. For a dataset of the user's the recipe is a choice to make.
+    defaults = {"preset": ["default"], "recipe": ["toy", "small"] if given.get("data", RunConfig.data) == "toy" else []}
+    for kind, usual in defaults.items():
         known = presets[f"{kind}s"]
         name = given.get(kind)
-        if name is None and default in known:
-            name = default
+        if name is None:
+            name = next((default for default in usual if default in known), None)
         if name is None:
             continue
         if name not in known:
@@ -68,12 +76,27 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
         settings |= known[name]
         given[kind] = name
     settings |= given
-    run_fields, Config = RunConfig.field_names(), method_class(method).Config
+    run_fields, Config = RunConfig.field_names(), config_class(method)
     model_fields = [f.name for f in fields(Config)]
+    _check_own(settings, [*run_fields, *model_fields], method)
     check_known(settings, [*run_fields, *model_fields], method)
     own = Config.read_files({k: v for k, v in settings.items() if k in model_fields})
     model = asdict(Config(**typed(own, Config)))
     return RunConfig(**typed({k: v for k, v in settings.items() if k in run_fields}, RunConfig), model=model)
+
+
+def _check_own(settings: dict[str, Any], known: Sequence[str], method: str) -> None:
+    """Refuse a setting that other methods have and this one has not; names these."""
+    for key in settings:
+        if key in known:
+            continue
+        others = [name for name in METHODS if key in {f.name for f in fields(config_class(name))}]
+        if others:
+            raise UsageError(
+                f"unknown setting {key!r}",
+                f"{method} does not have it, {' and '.join(others)} {'does' if len(others) == 1 else 'do'}{_REASONS.get(key, '')}",
+                f"leave {key} out; czsl methods {method} lists all of its settings",
+            )
 
 
 def fix_paths(config: RunConfig) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
-from czsl_cli.options import named_run
+from czsl_cli.inputs import tell_decoding
+from czsl_cli.options import decode_options, named_run
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +46,11 @@ WHOLE_SIZE = 380  # of the image itself
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
 )
+@bias_option
+@decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(words, run, texts, top, html, as_json, **which) -> None:
+def explain(words, run, texts, top, bias, html, as_json, orientation, background, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
@@ -60,25 +64,37 @@ def explain(words, run, texts, top, html, as_json, **which) -> None:
     if not words:
         raise click.UsageError("no image to explain: czsl explain [RUN] IMAGE")
     image, overrides = FILE.convert(words[0], None, click.get_current_context()), words[1:]
+    from czsl.data.images import BadImage, decode, read_image_file
+    from czsl.data.photographs import AS_SHOWN, DecodeOptions
+    from czsl.errors import DataError
+    from czsl.evaluation import OperatingPoint
+
+    def decoded(options: DecodeOptions = AS_SHOWN):
+        try:
+            return decode(read_image_file(image), options=options)
+        except BadImage as error:
+            raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
+
+    decoded()  # a bad image is told before a model is loaded
+    subject = _subject(overrides, run, **which)
+    asked_decoding = {"orientation": orientation, "background": background}
+    tell_decoding(subject.method.decode, asked_decoding)
+    picture = decoded(subject.method.decode.changed(**asked_decoding))
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
-    from czsl.data.images import BadImage, decode, read_image_file
-    from czsl.errors import DataError
 
-    try:
-        picture = decode(read_image_file(image))
-    except BadImage as error:
-        raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
-    subject = _subject(overrides, run, **which)
     method, pairs, asked = _candidates(subject, texts)
+    point = OperatingPoint() if isinstance(bias, str) else OperatingPoint().given(bias)
+    if subject.run is not None:
+        point = ready_point(subject.run, which["checkpoint"], bias)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)
         answers = explain_image(
-            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space
+            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space, point=point
         )
     notes = [*([note] if note else []), *dict.fromkeys(text for answer in answers for text in answer.explanation.notes)]
     if as_json:
-        print_json(_content(image, subject, answers, training, notes))
+        print_json({**_content(image, subject, answers, training, notes), "operating_point": point.brief()})
     else:
         _print(answers)
     for text in notes:
@@ -108,8 +124,7 @@ class Subject:
 def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip, clip_weights) -> Subject:
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
-    from methods.loading import load
-    from methods.registry import canonical_name, method_class
+    from methods.registry import canonical_name, config_class
 
     name = canonical_name(method) if method else None
     loose = {
@@ -117,16 +132,18 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
         "KEY=VALUE": overrides or None,
     }  # fmt: skip
     given = [key for key, value in loose.items() if value is not None]
-    if run_path is None and name and not method_class(name).trains and (data or pairs or classes):
+    if run_path is None and name and not config_class(name).trains and (data or pairs or classes):
         return _untrained(name, overrides, data, pairs, classes, clip, clip_weights)
     if given:
-        why = f"{name} has to be trained" if name and method_class(name).trains else "a run has its own"
+        why = f"{name} has to be trained" if name and config_class(name).trains else "a run has its own"
         fix = "drop it, or name a method that needs no training with --method and its labels with --data, --pairs or --classes"
         raise UsageError(f"{given[0]} is for a method without a run", why, fix)
-    run = _newest(name, method_class(name).trains) if run_path is None and name else chosen_run(run_path)
+    run = _newest(name, config_class(name).trains) if run_path is None and name else chosen_run(run_path)
     if name and run.config.method != name:
         raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
     usable_checkpoint(run, checkpoint)
+    from methods.loading import load
+
     return Subject(load(run, checkpoint), run, f"{run.config.method}, run {run.path.name}")
 
 
@@ -223,7 +240,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
     run = str(subject.run.path) if subject.run else None
     compositions = [
         {
-            **label_of(a.attr, a.obj), "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
+            **label_of(a.attr, a.obj), "score": a.score, "calibrated": a.calibrated, "prob": a.prob, "rank": a.rank, "seen": a.seen,
             "explanation": _named(a.explanation.to_json(), a, training),
         }
         for a in answers
@@ -232,7 +249,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
 
 
 def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
-    rows = [[a.rank, a.name, f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
+    rows = [[a.rank, a.name, f"{a.calibrated:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
     return ["rank", "composition" if answers[0].attr else "class", "score", "probability", "seen in training"], rows
 
 
@@ -309,7 +326,7 @@ def _training_gallery(title: str, part, answer: Answer, training: TrainingImages
     split, cards = training.split, []
     for row, cosine in zip(answer.rows[part.places].tolist(), part.cosines, strict=True):
         try:
-            shown = picture(decode(split.image_bytes(row)))
+            shown = picture(decode(split.image_bytes(row), options=split.decode))
         except BadImage:
             shown = ""
         cards.append(Card(shown, split.space.pair_name(split.pairs[row]), f"{cosine:.2f}"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.console import print_json, print_table, print_text, progress_bar, say, warn
 from czsl_cli.options import named_run, placement_options, where_of
 
 
@@ -38,20 +38,22 @@ def build(run, kind, cells, checkpoint, **options) -> None:
     What an interrupted build has encoded is used by the next one.
     """
     where = where_of(options)
-    from cluster.index import build_index
-    from cluster.work.indexing import Plan
     from czsl.errors import UsageError
-    from czsl_cli.runs import chosen_run
+    from czsl_cli.runs import chosen_run, usable_checkpoint
 
     if cells and kind == "flat":
         raise UsageError("--cells goes with --kind ivf", "a flat index has none", "drop --cells or give --kind ivf")
     chosen = chosen_run(run)
     chosen.space.pairs(open_world=True)  # refuses plain classes, of which all are scored anyway
+    usable_checkpoint(chosen, checkpoint)
+    from cluster.index import build_index
+    from cluster.work.indexing import Plan
+
     plan = Plan(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
     with progress_bar() as bar:
         folder = build_index(plan, **where, progress=bar.update, notice=warn)
     _describe(folder)
-    click.echo(str(folder))
+    print_text(str(folder))
 
 
 @index.command()
@@ -59,12 +61,13 @@ def build(run, kind, cells, checkpoint, **options) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the index's own description.")
 def show(run, as_json) -> None:
     """Describe the index of RUN and say whether it belongs to the best checkpoint."""
-    from cluster.work.indexing import folder_of, fresh_index
     from czsl.errors import UsageError
     from czsl.retrieval.storage import describe
     from czsl_cli.runs import chosen_run
 
     chosen = chosen_run(run)
+    from cluster.work.indexing import folder_of, fresh_index
+
     folder = folder_of(chosen)
     if not (folder / "index.json").is_file():
         raise UsageError(f"{chosen.path.name} has no index", f"looked for {folder}", f"czsl index build {chosen.path}")

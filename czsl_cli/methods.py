@@ -13,15 +13,20 @@ from czsl_cli.console import print_json, print_table
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or all settings of one: `czsl methods clusPro`."""
     from methods.presets import load_presets
-    from methods.registry import METHODS, method_class
+    from methods.registry import METHODS, config_class
 
     if name is None:
         rows = []
         for known in METHODS:
-            cls, presets = method_class(known), load_presets(known)
-            first_line = (cls.__doc__ or "").strip().splitlines()[0]
+            facts, presets = config_class(known), load_presets(known)
             rows.append(
-                [known, "yes" if cls.trains else "no", ", ".join(presets["presets"]), ", ".join(presets["recipes"]), first_line]
+                [
+                    known,
+                    "yes" if facts.trains else "no",
+                    ", ".join(presets["presets"]),
+                    ", ".join(presets["recipes"]),
+                    facts.about,
+                ]
             )
         if as_json:
             keys = ("name", "trains", "presets", "recipes", "about")
@@ -38,11 +43,10 @@ def _describe(name: str, as_json: bool) -> None:
 
     from czsl.runs.config import RunConfig
     from methods.presets import load_presets, load_search
-    from methods.registry import canonical_name, method_class
+    from methods.registry import canonical_name, config_class
 
-    cls = method_class(name)
     listed = []
-    for owner, config in (("method", cls.Config), ("run", RunConfig)):
+    for owner, config in (("method", config_class(name)), ("run", RunConfig)):
         text = "\n\n".join(base.__doc__ or "" for base in reversed(config.__mro__))
         for f in fields(config):
             found = re.search(rf"^\s+{f.name}: (.*?)(?=^\s*$|^\s+\w+: |\Z)", _lines(text), re.DOTALL | re.MULTILINE)

@@ -37,7 +37,14 @@ _PLACEMENT = (
     ),
     click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs to use of each node.  [default: all]"),
     click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU."),
-    click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started)."),
+    click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS]"),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "local", "ray"]),
+        default="auto",
+        show_default=True,
+        help="local: one worker on this machine, without Ray. auto: local where one worker is asked and no cluster is joined.",
+    ),
     click.option(
         "--wait",
         "wait_s",
@@ -118,6 +125,24 @@ def is_run(word: Any) -> bool:
         return False
 
 
+def decode_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that choose how photographs are decoded, as :class:`czsl.data.photographs.DecodeOptions` takes them.
+
+    ``default`` is for the help: what counts if they are not given.
+    """
+    orientation = click.option(
+        "--orientation",
+        type=click.Choice(["exif", "ignore"]),
+        help=f"Turn photographs as EXIF says, or take them as stored.  [default: {default}]",
+    )
+    background = click.option(
+        "--background",
+        metavar="COLOUR",
+        help="Colour below transparent pixels: white, grey, black, #rrggbb; `ignore` drops transparency.  [default: as above]",
+    )
+    return lambda command: orientation(background(command))
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose a run's settings, as :func:`czsl_cli.config.resolve` takes them."""
     for option in reversed(_SETTINGS):
@@ -134,7 +159,10 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def where_of(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of :func:`placement_options` out, as :meth:`cluster.machines.nodes.Ask.of` takes them."""
-    where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "wait_s")}
+    where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "engine", "wait_s")}
     if where["gpus_per_node"] and where["workers_per_node"]:
         raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
+    from cluster.machines.nodes import Ask
+
+    Ask.of(**where)  # refuses what contradicts itself, before anything is made
     return where

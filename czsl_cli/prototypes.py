@@ -32,12 +32,13 @@ def prototypes(run, checkpoint, html, shown, per_pair, counts, as_json) -> None:
     Health compares the prototypes with balanced k-means centres of the same features: a ratio of 0.8 or more is healthy, collapsed
     prototypes come near to 1 / K.
     """
-    from cluster.prototypes import inspect_prototypes
     from czsl_cli.runs import chosen_run, usable_checkpoint
 
     asked = _counts(counts)
     chosen = chosen_run(run)
     usable_checkpoint(chosen, checkpoint)
+    from cluster.prototypes import inspect_prototypes
+
     with progress_bar() as bar:
         found = inspect_prototypes(chosen, checkpoint, per_pair=per_pair, shown=shown, counts=asked, progress=bar.update)
         page = html or (None if as_json else chosen.path / "prototypes.html")
@@ -120,7 +121,7 @@ def _write_page(path: Path, name: str, found: Inspection, progress) -> None:
     wanted = sorted({i for p in found.primitives for rows in p.nearest for i in rows})
     for done, i in enumerate(wanted, 1):  # in the order of the file, which is read by groups of rows
         try:
-            pictures[i] = picture(decode(found.split.image_bytes(int(found.rows[i]))), size=96)
+            pictures[i] = picture(decode(found.split.image_bytes(int(found.rows[i])), options=found.split.decode), size=96)
         except BadImage:
             pictures[i] = ""
         progress("drawing the page", done, len(wanted))

@@ -23,7 +23,7 @@ def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
 def usable_checkpoint(run: Run, which: str) -> None:
     """UsageError unless the run has the checkpoint (a method that trains nothing has none): before a cluster is started for nothing."""
     from czsl.runs.checkpoint import find
-    from methods.registry import method_class
+    from methods.registry import config_class
 
-    if method_class(run.config.method).trains:
+    if config_class(run.config.method).trains:
         find(run.checkpoints, which)

@@ -1,4 +1,4 @@
-"""``czsl train``: a run on a Ray cluster, or on this machine."""
+"""``czsl train``: a run on this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,10 +9,25 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
+from czsl_cli.console import (
+    Bar,
+    duration,
+    percent,
+    print_json,
+    print_lines,
+    print_table,
+    print_text,
+    progress_bar,
+    say,
+    short,
+    warn,
+)
 from czsl_cli.options import placement_options, settings_options, where_of
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
+SHORT_NAMES = (
+    27  # bytes of an attribute and an object that surely fit the tokens which the built-in CLIP reads: 32 less 5 of "a photo of"
+)
 
 
 @click.command()
@@ -63,7 +78,10 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
     """
-    where = {**where_of(options), "max_failures": max_failures}
+    asked = where_of(options)
+    where = {**asked, "max_failures": max_failures}
+    from cluster.machines.nodes import Ask
+    from cluster.machines.session import check_answers
     from cluster.train import train as train_run
 
     if resume and source:
@@ -80,6 +98,8 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
             _starting_point(source, config)
             _dry_run(config, where, as_json)
             return
+        if not Ask.of(**asked).local:
+            check_answers(where["address"])  # before there is a run that never began
         run = _new_run(config, out, name, source)
     began = time.monotonic()
     if _trains(run.config.method):
@@ -115,7 +135,24 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
         raise UsageError(
             f"{path} is finished", f"it ended at step {ended.get('step', '?')}", "start a new run to train differently"
         )
+    _say_what_is_younger(run)
     return run
+
+
+def _say_what_is_younger(run) -> None:
+    """Say which settings are younger than a run, and the values that leave it as it was."""
+    from dataclasses import fields
+
+    from methods.registry import method_class
+
+    then, own = run.settings, method_class(run.config.method).Config(**run.config.model)
+    younger = [f.name for f in fields(own) if f.name not in then.get("model", {})]
+    if younger:
+        values = ", ".join(f"{name}={getattr(own, name)}" for name in younger)
+        note = "" if "train_mode" not in younger or run.config.preset != "released" else "; preset=released has another one now"
+        say(f"the run is older than {', '.join(younger)}: it keeps {values}, as it was trained until here{note}")
+    if then.get("augment") and run.config.augment is None and own.keeps_features:
+        say("the run is older than augmentation for frozen image towers: its training images stay without, as until here")
 
 
 def _as_in(source: Path, options: dict[str, Any], overrides: tuple[str, ...], config_file: Path | None) -> dict[str, Any]:
@@ -152,24 +189,47 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
     from czsl_cli.config import fix_paths
-    from methods.building import check_labels
-    from methods.checking import check_clip
-    from methods.registry import method_class
+    from methods.registry import check_labels, config_class
 
     data = open_data(config.data)
+    config.remember(data.decode)
     _partial_labels(config, data)
     check_labels(config.method, data.space)
-    own = method_class(config.method).Config(**config.model)
-    for note in [*own.notes(data.space), *own.data_notes(data)]:
+    own = config_class(config.method)(**config.model)
+    notes = _loop_notes(config, own, data)
+    for note in [*own.notes(data.space), *own.data_notes(data), *notes]:
         warn(note)
     fix_paths(config)
-    for note in check_clip(config, data.space):
-        warn(note)
+    if _may_fail(config, data.space):
+        from methods.checking import check_clip
+
+        for note in check_clip(config, data.space):
+            warn(note)
     start = _starting_point(source, config)
     run = Run.create(config, data.space, out, name, start)
     if start is not None:
         say(f"starting from {start.state['from']['checkpoint']} of {short(Path(start.state['from']['run']))}")
     return run
+
+
+def _may_fail(config, space) -> bool:
+    """Whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
+    from czsl.compositions import prompt_name
+
+    if config.clip != "tiny" or config.clip_weights:
+        return True
+    longest = sum(max((len(prompt_name(n).encode()) for n in names), default=0) for names in (space.attributes, space.objects))
+    return longest > SHORT_NAMES
+
+
+def _loop_notes(config, own, data) -> list[str]:
+    """Warnings about settings of the training loop; UsageError for those that contradict each other."""
+    from cluster.work.augmentation import check_loop
+    from czsl.data.batches import stratified
+
+    train = data.split("train")
+    images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
+    return check_loop(config, own.keeps_features, _trains(config.method), images)
 
 
 def _partial_labels(config, data):
@@ -190,9 +250,9 @@ def _partial_labels(config, data):
 
 
 def _trains(method: str) -> bool:
-    from methods.registry import method_class
+    from methods.registry import config_class
 
-    return method_class(method).trains
+    return config_class(method).trains
 
 
 def _finish(run, status: str, seconds: float, as_json: bool) -> None:
@@ -204,13 +264,15 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
         say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
     else:
-        auc = f", best validation AUC {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
+        kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
+        what = kind[run.config.selection]
+        auc = f", {what} {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
         say(f"done in {duration(seconds)}{auc}")
         say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
     if as_json:
         print_json({"run": str(run.path), "status": status, "seconds": round(seconds, 1), "best": found})
     else:
-        click.echo(shown)
+        print_text(shown)
     if status == "stopped":
         sys.exit(130)
 
@@ -299,9 +361,11 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from methods.building import build, clip_for
 
     data = open_data(config.data)
-    method = build(
-        config.method, data.space, clip_for(config.method, config.model, config.clip, config.clip_weights), config.model
-    )
+    config.remember(data.decode)
+    clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
+    method = build(config.method, data.space, clip, config.model)
+    for note in _loop_notes(config, method.config, data):
+        warn(note)
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
@@ -318,7 +382,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"config": config.to_dict(), **plan, "placement": where})
         return
-    click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), nl=False)
+    print_lines(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
     memory = plan.pop("memory_bytes_per_worker")
     rows = [[k.replace("_", " "), f"{v:,}"] for k, v in plan.items()]
     rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import duration, percent, print_json, print_table, progress_bar, say, short
+from czsl_cli.console import duration, percent, print_json, print_lines, print_table, progress_bar, say, short, warn
 from czsl_cli.options import settings_options
 from czsl_cli.tune_watch import NAMES, Watcher, shown, shown_all
 
@@ -99,24 +99,28 @@ def _settings(options: dict[str, Any]):
     import dataclasses
 
     from cluster.tuning.tune import proposals, space_of
+    from cluster.work.augmentation import check_loop
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl.runs.search import grid
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
-    from methods.building import check_labels
-    from methods.registry import method_class
+    from methods.registry import check_labels, config_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
     chosen = {k: options[k] for k in named}
     base = resolve(chosen, options["overrides"], options["config_file"])
-    if not method_class(base.method).trains:
+    if not config_class(base.method).trains:
         raise UsageError(
             f"{base.method} needs no training", "there is nothing to tune", "choose a method that trains: czsl methods"
         )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
-    check_labels(base.method, open_data(base.data).space)
+    data = open_data(base.data)
+    base.remember(data.decode)
+    check_labels(base.method, data.space)
+    for note in check_loop(base, config_class(base.method)(**base.model).keeps_features):
+        warn(note)
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}
@@ -237,7 +241,7 @@ def _dry_run(config, as_json: bool) -> None:
     from cluster.tuning.tune import proposals, space_of
     from czsl.errors import UsageError
     from czsl.runs.search import with_values
-    from methods.registry import method_class
+    from methods.registry import config_class
 
     source = proposals(config, [])
     rows: list[dict[str, Any]] = []
@@ -245,14 +249,14 @@ def _dry_run(config, as_json: bool) -> None:
     for number in range(config.trials if known else 0):
         values, reason = source.ask(number), ""
         try:
-            with_values(config.base, values, method_class(config.base.method).Config)
+            with_values(config.base, values, config_class(config.base.method))
         except UsageError as error:
             reason = " ".join(str(error).split())
         rows.append({"trial": number, "values": values, "reason": reason})
     if as_json:
         print_json({"search": asdict(config), "trials": rows})
         return
-    click.echo(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), nl=False)
+    print_lines(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end="")
     names = list(space_of(config))
     if rows:
         lines = [[r["trial"], *(shown(r["values"][n]) for n in names), r["reason"]] for r in rows]

@@ -1,11 +1,12 @@
 """Faults at random steps of a training, which then has to end where an undisturbed one ends, byte for byte.
 
-python examples/faults.py                              # 20 faults, one worker
+python examples/faults.py                              # 20 faults, one worker: a process of the command's own
+python examples/faults.py --faults 7 --engine ray      # each kind once, one worker of Ray Train
 python examples/faults.py --faults 7 --workers 2       # each kind once, two workers
 
 Each fault is real: processes are killed, files cut and removed, the kernel refuses to write. After a fault that ends ``czsl train`` it is
 started again with ``--resume``. Printed are what was done when, and whether weights, optimizer state, progress and metrics (without the
-time they took) are the same as without faults; exit 1 if they are not. A fault costs about the start of a Ray.
+time they took) are the same as without faults; exit 1 if they are not. A fault costs about the start of a worker (and of a Ray).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--engine", default="auto", choices=("auto", "local", "ray"))
     parser.add_argument("--seed", type=int, default=0, help="of kinds and steps")
     parser.add_argument("--out", type=Path, help="folder for both runs (default: a temporary one)")
     args = parser.parse_args()
@@ -60,12 +62,13 @@ def main() -> int:
     settings = {"method": "csp", "data": "toy", "train_per_pair": 1, "val_per_pair": 1, "batch": 16, "lr": 0.01, "threads": 1}
     config = resolve({**settings, "epochs": max(FEWEST_EPOCHS, EPOCHS_A_FAULT * args.faults)})
     whole, broken = (Run.create(config, open_data("toy").space, out, name) for name in ("whole", "broken"))
-    start(whole, args.workers).wait()
+    where = ["--workers-per-node", str(args.workers), "--engine", args.engine]
+    start(whole, where).wait()
     total = next(whole.metrics("start"))["steps"]
     rng = np.random.default_rng(args.seed)
     kinds = [k for _ in range(0, args.faults, len(KINDS)) for k in rng.permutation(list(KINDS))][: args.faults]
     at = np.sort(rng.choice(np.arange(2, total - 10), args.faults, replace=False))
-    injected = disturb(broken, args.workers, list(zip(kinds, at.tolist(), strict=True)), rng)
+    injected = disturb(broken, where, args.workers, list(zip(kinds, at.tolist(), strict=True)), rng)
     print(
         f"{injected} of {args.faults} faults in {total} steps with {args.workers} worker{'s' * (args.workers > 1)}; both runs: {out}"
     )
@@ -75,17 +78,17 @@ def main() -> int:
     return 0 if all(same.values()) and injected == args.faults else 1
 
 
-def start(run: Run, workers: int) -> subprocess.Popen[bytes]:
+def start(run: Run, where: list[str]) -> subprocess.Popen[bytes]:
     """``czsl train --resume RUN``; what it says goes into the run folder."""
-    command = [str(Path(sys.executable).parent / "czsl"), "train", "--resume", str(run.path), "--workers-per-node", str(workers)]
+    command = [str(Path(sys.executable).parent / "czsl"), "train", "--resume", str(run.path), *where]
     with (run.path / "driver.txt").open("ab") as said:
         return subprocess.Popen(command, stdout=said, stderr=said)
 
 
-def disturb(run: Run, workers: int, faults: list[tuple[str, int]], rng: np.random.Generator) -> int:
+def disturb(run: Run, where: list[str], workers: int, faults: list[tuple[str, int]], rng: np.random.Generator) -> int:
     """Train to the end with faults at or soon behind the given steps; how many there were."""
     print(f"{'':>3} {'fault':54} {'at step':>8} {'goes on at':>10} {'exit':>5} {'seconds':>8}", flush=True)
-    driver, injected, since = start(run, workers), 0, 0.0
+    driver, injected, since = start(run, where), 0, 0.0
     try:
         for kind, step in faults:
             reached = wait_for_step(run, driver, step, since)
@@ -103,7 +106,7 @@ def disturb(run: Run, workers: int, faults: list[tuple[str, int]], rng: np.rando
             injected += 1
             if finished(run):  # workers whose driver was killed came to the end before they noticed
                 return injected
-            driver = start(run, workers) if code is not None else driver
+            driver = start(run, where) if code is not None else driver
             if wait_for_step(run, driver, 0, since) is None:
                 break
             again = list(run.metrics("start"))[-1]["step"]

@@ -6,14 +6,13 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from czsl.classes import ClassSpace
 from czsl.clip.backbone import Clip, Towers, load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.settings import typed
 from methods.method import Method
-from methods.registry import METHODS, method_class
+from methods.registry import check_labels, config_class, method_class
 
 
 def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None = None) -> Towers:
@@ -29,8 +28,8 @@ def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None
 
 def needs_only_features(name: str, settings: dict[str, Any]) -> bool:
     """Whether features of images and texts are all that a method with these settings wants of CLIP."""
-    cls = method_class(name)
-    return cls.only_features(cls.Config(**typed(cls.Config.read_files(settings), cls.Config)))
+    own = config_class(name)
+    return own(**typed(own.read_files(settings), own)).only_features
 
 
 def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, Any]) -> Method:
@@ -53,7 +52,7 @@ def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, 
                 f"its fields: {', '.join(known)}",
             )
     config = cls.Config(**typed(cls.Config.read_files(settings), cls.Config))
-    if not isinstance(clip, Clip) and not cls.only_features(config):
+    if not isinstance(clip, Clip) and not config.only_features:
         raise UsageError(
             f"{cls.name} cannot use {clip.name}",
             "with these settings it opens the towers of a plain CLIP ViT",
@@ -64,14 +63,6 @@ def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, 
     except (ValueError, RuntimeError, OverflowError, ZeroDivisionError, MemoryError) as error:  # of sizes that cannot be
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UsageError(f"{cls.name} cannot be built with these settings", why, f"czsl methods {cls.name} lists them") from error
-
-
-def check_labels(name: str, space: CompositionSpace) -> None:
-    """UsageError where the method needs attributes and the labels are plain classes; names the methods that do not."""
-    if isinstance(space, ClassSpace) and not (cls := method_class(name)).classes:
-        able = ", ".join(other for other in METHODS if method_class(other).classes)
-        why = f"the labels are {space.num_objects:,} plain classes"
-        raise UsageError(f"{cls.title} needs attributes and objects", why, f"methods for plain classes: {able}")
 
 
 def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:

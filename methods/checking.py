@@ -7,7 +7,7 @@ from czsl.clip.weights import HUB, find_weights, is_folder, is_path
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.runs.config import RunConfig
 from methods.building import build, needs_only_features
-from methods.registry import method_class
+from methods.registry import config_class
 
 MOST_NAMED = 5
 
@@ -35,7 +35,7 @@ def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
         sketch_clip(config.clip, config.clip_weights, features)  # the wrong kind is told before a network is asked for it
     where = find_weights(config.clip, config.clip_weights)
     notes = [f"CLIP weights: {config.clip} {where}"] if "will be" in where else []
-    trains = method_class(config.method).trains
+    trains = config_class(config.method).trains
     if "will be" in where or (named and trains):
         clip = None if config.clip.startswith(HUB) else sketch_clip(config.clip, config.clip_weights, features)
     else:

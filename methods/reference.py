@@ -26,7 +26,7 @@ from methods.registry import canonical_name, method_class
 
 # One line a method whose public checkpoints are understood: name -> "module:PublicNames".
 PUBLIC = {
-    "csp": "methods.csp:PUBLIC",
+    "csp": "methods.csp.model:PUBLIC",
     "troika": "methods.troika.reference:PUBLIC",
     "clusPro": "methods.clus_pro.reference:PUBLIC",
     "msci": "methods.msci.reference:PUBLIC",

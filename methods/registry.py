@@ -6,15 +6,18 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING
 
+from czsl.classes import ClassSpace
 from czsl.errors import UsageError
 
 if TYPE_CHECKING:
+    from czsl.compositions import CompositionSpace
+    from methods.config import MethodConfig
     from methods.method import Method
 
 # One line a method: name as printed and typed -> "module:Class".
 METHODS = {
-    "zero-shot": "methods.zero_shot:ZeroShot",
-    "csp": "methods.csp:CSP",
+    "zero-shot": "methods.zero_shot.model:ZeroShot",
+    "csp": "methods.csp.model:CSP",
     "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
     "lazsl": "methods.lazsl.model:LaZSL",
@@ -45,6 +48,28 @@ def canonical_name(name: str) -> str:
         f"did you mean {known[near[0]]!r}?" if near else "",
         f"methods: {', '.join(METHODS)}",
     )
+
+
+def config_class(name: str) -> type[MethodConfig]:
+    """The ``Config`` of a method.
+
+    Of a method in ``methods.NAME.model`` it is ``<Class>Config`` of ``methods.NAME.config``, so that looking at a method's settings
+    imports no torch.
+    """
+    module, attribute = METHODS[canonical_name(name)].split(":")
+    package, _, last = module.rpartition(".")
+    if last == "model":
+        return getattr(importlib.import_module(f"{package}.config"), f"{attribute}Config")
+    return method_class(name).Config
+
+
+def check_labels(name: str, space: CompositionSpace) -> None:
+    """UsageError if the method needs attributes and the labels are plain classes; names the methods that do not."""
+    config = config_class(name)
+    if isinstance(space, ClassSpace) and not config.classes:
+        able = ", ".join(other for other in METHODS if config_class(other).classes)
+        why = f"the labels are {space.num_objects:,} plain classes"
+        raise UsageError(f"{config.called()} needs attributes and objects", why, f"methods for plain classes: {able}")
 
 
 def method_class(name: str) -> type[Method]:

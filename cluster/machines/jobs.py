@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.launch import WorkerFunction, run_workers
-from cluster.machines.nodes import Ask, Waiting, await_placement, silent_nodes
+from cluster.machines.launch import Engine, WorkerFunction, run_workers
+from cluster.machines.local import LocalEngine
+from cluster.machines.nodes import Ask, Waiting
+from cluster.machines.on_ray import RayEngine
 from cluster.machines.session import session
-from cluster.work.placement import Placement
 from cluster.work.progress import Notice, Progress, hand_on, quiet, unnoticed
 
 POLL_S = 0.5
 MAX_FAILURES = 1
+
+
+@contextlib.contextmanager
+def engine_of(
+    ask: Ask,
+    threads: int = 0,
+    on_wait: Callable[[Waiting], None] = lambda waiting: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Engine]:
+    """The engine that an ask needs; ended with the block, and what it started with it. Arguments as of :class:`RayEngine`."""
+    if ask.local:
+        local = LocalEngine(threads)
+        try:
+            yield local
+        finally:
+            local.close()
+        return
+    with session(ask.address) as ray:
+        yield RayEngine(ray, ask, threads, on_wait, stop)
 
 
 def on_workers(
@@ -33,39 +55,31 @@ def on_workers(
     function, config
         As :func:`cluster.machines.launch.run_workers` takes them.
     folder : Path
-        Seen by all nodes; what workers have finished must lie in files, since after a death all are started anew.
+        Seen by all nodes; what workers have finished must lie in files, since after a death all are started again.
     ask : Ask
     threads : int
-        CPU threads a worker; 0 divides a node's CPUs among its workers.
+        CPU threads per worker; 0 divides a node's CPUs among its workers.
     progress, notice : callable, optional
         Called from the calling thread.
     """
-    with session(ask.address) as ray:
-        placement = placed(ray, ask, threads, progress, notice)
+    news: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-        def work() -> None:
-            run_workers(
-                function,
-                config,
-                placement,
-                folder,
-                MAX_FAILURES,
-                again=lambda: await_placement(ray, ask, threads, without=silent_nodes(ray)),
-            )
+    def look() -> None:
+        while not news.empty():
+            item = news.get()
+            if isinstance(item, Waiting):
+                tell_waiting(item, progress)
+            elif item.note:
+                notice(item.note)
+        hand_on(folder, progress)
 
-        watched(work, lambda: hand_on(folder, progress))
+    with engine_of(ask, threads, news.put) as engine:
+        watched(lambda: run_workers(engine, function, config, folder, MAX_FAILURES, on_placement=news.put), look)
 
 
-def placed(ray: Any, ask: Ask, threads: int, progress: Progress = quiet, notice: Notice = unnoticed) -> Placement:
-    """Where the workers asked for run, once their nodes are there."""
-
-    def waiting(state: Waiting) -> None:
-        progress(f"waiting for nodes, {state.waited_s:.0f} of {state.limit_s:.0f} s,", state.found, state.wanted)
-
-    placement = await_placement(ray, ask, threads, on_wait=waiting)
-    if placement.note:
-        notice(placement.note)
-    return placement
+def tell_waiting(state: Waiting, progress: Progress) -> None:
+    """Hand on the wait for nodes as progress."""
+    progress(f"waiting for nodes, {state.waited_s:.0f} of {state.limit_s:.0f} s,", state.found, state.wanted)
 
 
 def watched(work: Callable[[], None], look: Callable[[], None]) -> None:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from cluster.machines.here import gpus
 from cluster.machines.session import alive_nodes, joins, place, usable
 from cluster.work.placement import Placement
-from czsl.errors import SetupError
+from czsl.errors import SetupError, UsageError
 
 POLL_S = 1.0
 GROWTH_S = 15.0  # an elastic run that has its least waits this long for more
@@ -26,6 +28,7 @@ class Ask:
     workers_per_node, gpus_per_node : see :func:`cluster.machines.session.place`
     wait_s : longest wait for nodes, at the start and after losing one; where no cluster is joined none can come
     address : the Ray cluster to join, see :func:`cluster.machines.session.session`
+    engine : ``auto``, ``local`` (one worker here, without Ray) or ``ray``
     """
 
     most: int = 1
@@ -34,19 +37,36 @@ class Ask:
     gpus_per_node: int | None = None
     wait_s: float = 0.0
     address: str | None = None
+    engine: str = "auto"
+
+    def __post_init__(self):
+        if self.engine == "local" and (self._several or self.address):
+            what = "--address" if self.address else "more than one worker"
+            raise UsageError(
+                f"--engine local with {what}",
+                "the local engine is one worker on this machine",
+                "leave out --engine, or --nodes, --workers-per-node, --gpus-per-node and --address",
+            )
 
     @classmethod
     def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> Ask:
         """An ask in a person's words: ``nodes`` is a number, or the least and the most; the rest are the fields' names."""
         least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
         ask = cls(most, least, **where)
-        return ask if joins(ask.address) else replace(ask, wait_s=0.0)
+        return ask if joins(ask.address) and not ask.local else replace(ask, wait_s=0.0)
 
     @property
-    def this_process(self) -> bool:
-        """One worker on this machine: work that needs no Ray for that is done without it."""
-        one = (None, 1)
-        return not joins(self.address) and self.most == 1 and self.workers_per_node in one and self.gpus_per_node in one
+    def _several(self) -> bool:
+        return self.most > 1 or (self.workers_per_node or 1) > 1 or (self.gpus_per_node or 1) > 1
+
+    @cached_property
+    def local(self) -> bool:
+        """One worker on this machine, which needs no Ray: as asked, or because there is neither a cluster nor a second GPU to use."""
+        if self.engine != "auto":
+            return self.engine == "local"
+        if joins(self.address) or self._several:
+            return False
+        return bool(self.workers_per_node or self.gpus_per_node) or gpus() <= 1
 
 
 @dataclass(frozen=True)

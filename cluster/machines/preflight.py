@@ -15,6 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -112,24 +113,47 @@ def network(address: str) -> dict[str, Any]:
 
 
 def _storage(rank: int, folder: Path, words: str) -> dict[str, Any]:
-    free = None
     sees = _reads(folder / "driver", words)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"worker-{rank}").open("w", encoding="utf-8") as file:
-            file.write(words)
-            file.flush()
-            os.fsync(file.fileno())
-        free = shutil.disk_usage(folder).free
+        _write(folder / f"worker-{rank}", words)
     except OSError as error:
         if sees:
-            raise SetupError(
-                f"cannot write to {folder.parent}", str(error), "check the mount, its permissions and the free space there"
-            ) from None
-    if free is not None and free < MIN_FREE_BYTES:
-        why = f"{free / 2**20:.0f} MiB free, checkpoints need more"
-        raise SetupError(f"the disk of {folder.parent} is full", why, "free some space, or choose another --out")
+            raise _cannot_write(folder.parent, error) from None
+    else:
+        _check_free(folder.parent)
     return {"sees_driver": sees}
+
+
+def check_storage(folder: Path) -> None:
+    """SetupError if nothing can be written to the folder of a job, or next to nothing is free there."""
+    trial = folder / f".trial-{os.getpid()}"
+    try:
+        _write(trial, "trial")
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+    _check_free(folder)
+
+
+def _write(file: Path, words: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as opened:
+        opened.write(words)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _cannot_write(folder: Path, error: OSError) -> SetupError:
+    return SetupError(f"cannot write to {folder}", str(error), "check the mount, its permissions and the free space there")
+
+
+def _check_free(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        why = f"{free / 2**20:.0f} MiB free, checkpoints need more"
+        raise SetupError(f"the disk of {folder} is full", why, "free some space, or choose another --out")
 
 
 def _reads(file: Path, words: str) -> bool:

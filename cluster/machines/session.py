@@ -44,8 +44,12 @@ def joins(address: str | None) -> bool:
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
-def _check_answers(address: str) -> None:
-    """SetupError if nobody listens there: Ray itself would try for many minutes. ``auto`` and URLs are Ray's own business."""
+def check_answers(address: str | None) -> None:
+    """SetupError if no head listens at the address, else at RAY_ADDRESS: Ray itself would try for many minutes.
+
+    ``auto`` and URLs are Ray's own business.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or ""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "://" in address:
         return
@@ -73,7 +77,7 @@ def session(address: str | None = None) -> Iterator[Any]:
     import ray
 
     if address:
-        _check_answers(address)
+        check_answers(address)
     if ray.is_initialized():  # a caller's own session
         yield ray
         return

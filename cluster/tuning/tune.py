@@ -15,14 +15,14 @@ from typing import Any
 from cluster.machines.session import node_resources, place, session
 from cluster.train import POLL_S, TrainingFailedError, stop_on_signal, train
 from cluster.tuning.proposals import Drawn, Gridded, Proposals, Tpe
-from cluster.work.training import follow
+from cluster.work.progress import follow
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, SetupError
 from czsl.runs.files import held
 from czsl.runs.run import Run
 from czsl.runs.search import Space, parse_space
 from czsl.runs.trials import OVER, Search, SearchConfig, Trial
-from methods.registry import method_class
+from methods.registry import config_class
 
 TRIALS_A_NODE = 4  # without GPUs; more would each get few threads and a memory of their own
 DRIVER_FAILURES = 2  # deaths of a trial's driver that are made good
@@ -89,7 +89,7 @@ def share(ray: Any, config: SearchConfig, trials: int, threads: int = 0) -> Shar
 def space_of(config: SearchConfig) -> Space:
     """The parsed search space."""
     method = config.base.method
-    return parse_space(config.space, method, method_class(method).Config)
+    return parse_space(config.space, method, config_class(method))
 
 
 def proposals(config: SearchConfig, tried: list[Trial]) -> Proposals:
@@ -275,6 +275,7 @@ def _trial(settings: dict[str, Any]) -> None:
     try:
         train(
             run,
+            engine="ray",
             nodes=settings["nodes"],
             workers_per_node=settings["workers_per_node"],
             threads=settings["threads"],

@@ -20,7 +20,7 @@ from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl.runs.search import with_values
 from czsl.runs.trials import OVER, Search, Trial
-from methods.registry import method_class
+from methods.registry import config_class
 
 VALUE, EPOCH = "value", "epoch"  # as trials report them
 REDUCTION = 3  # of three trials at a rung, one goes on
@@ -42,7 +42,7 @@ class Queue(Searcher):
     def __init__(self, search: Search, proposals: Proposals, space: CompositionSpace, on_trial: Callable[[Trial], None]):
         super().__init__(metric=VALUE, mode="max")
         self._search, self._proposals, self._space, self._on_trial = search, proposals, space, on_trial
-        self._method = method_class(search.config.base.method).Config
+        self._method = config_class(search.config.base.method)
         begun = {t.number: t for t in search.trials()}
         self._begun = deque(t for t in begun.values() if t.status() not in OVER)
         self._new = deque(n for n in range(search.config.trials) if n not in begun)

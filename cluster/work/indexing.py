@@ -22,7 +22,7 @@ from czsl.runs.files import sha256_file, write_array
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
 from methods.method import TEXT_CHUNK, Method
-from methods.registry import method_class
+from methods.registry import config_class
 
 SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are those of one long encoding, bit for bit
 
@@ -46,7 +46,7 @@ def folder_of(run: Run) -> Path:
 def origin(run: Run, which: str = "best") -> dict[str, Any]:
     """What an index is made from: an index of another origin is stale."""
     facts = {"weights": fingerprint(run, which), "space": sha256_file(run.path / "space.json")}
-    if method_class(run.config.method).trains:
+    if config_class(run.config.method).trains:
         facts["checkpoint"] = checkpoint.find(run.checkpoints, which).name
     return facts
 

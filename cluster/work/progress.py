@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from czsl.errors import DataError
-from czsl.reading import read_json
+from czsl.reading import json_record, read_json
 from czsl.runs.files import write_json
+from czsl.runs.run import Run, well_formed
 
 POLL_S = 0.5
 
@@ -48,3 +51,18 @@ def hand_on(folder: Path, progress: Progress) -> None:
 
 def _file(folder: Path) -> Path:
     return folder / "progress.json"
+
+
+def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
+    if not run.metrics_file.exists():
+        return
+    with run.metrics_file.open("rb") as file:
+        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
+        position = min(position, file.seek(0, os.SEEK_END))
+        file.seek(position)
+        while (line := file.readline()).endswith(b"\n"):
+            position += len(line)
+            record = json_record(line)
+            if record is not None and well_formed(record, whole=True):  # the place may lie within a line then
+                yield record, position

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
+from czsl.data.augment import VERSION
 from czsl.data.batches import (
     FeatureParts,
     PixelCache,
@@ -49,6 +52,10 @@ class Source:
         Images a batch while features are computed.
     precision : str
         That of the run; features in bfloat16 are kept apart from others.
+    keep : bool, default True
+        Whether the features of a frozen tower are kept. Without, the tower encodes the (augmented) images of each batch.
+    rows : int array, optional
+        The only images that will be asked for; by default all of the split. Features of the others are not computed.
     """
 
     def __init__(
@@ -60,18 +67,51 @@ class Source:
         eval_batch: int,
         progress: Progress = quiet,
         precision: str = "float32",
+        keep: bool = True,
+        rows: np.ndarray | None = None,
     ):
         self.method, self.comm, self.split, self.precision = method, comm, data.split(name), precision
         self._progress = progress
-        self.features: Tensor | None = None
+        self.features: Tensor | None = None  # [n, D] of the n rows in use
+        self.copies: list[Tensor] = []  # the same of augmented images
         self._pixels: PixelCache | None = None
-        if method.frozen_images:
-            path = feature_file(self.split, method.clip.sha256, arithmetic(method.clip.device, precision), method.prepare_key)
-            features = load_features(path, len(self.split))
-            if not all(comm.gather_objects(features is not None)):  # on every node, or all compute
-                features = self.encode(np.arange(len(self.split)), eval_batch, FeatureParts(path)).float().cpu()
-                save_features(path, features)
-            self.features = features
+        self._rows_n = np.arange(len(self.split)) if rows is None else rows
+        self._place_N = np.full(len(self.split), -1)
+        self._place_N[self._rows_n] = np.arange(len(self._rows_n))
+        if method.frozen_images and keep:
+            self.features = self._whole() if rows is not None else None
+            if self.features is None:
+                self.features = self._kept(eval_batch)
+
+    def _file(self, key: str) -> Path:
+        clip = self.method.clip
+        return feature_file(self.split, clip.sha256, arithmetic(clip.device, self.precision), key)
+
+    def _whole(self) -> Tensor | None:
+        """Features of the rows in use out of those of all images, where every node keeps them."""
+        whole = load_features(self._file(self.method.prepare_key), len(self.split))
+        there = all(self.comm.gather_objects(whole is not None))
+        return whole[torch.from_numpy(self._rows_n)] if there and whole is not None else None
+
+    def _kept(self, eval_batch: int, augmentation: tuple[int, int] | None = None) -> Tensor:
+        """Features [n, D] of the rows in use from the cache folder, or computed now and left there."""
+        key, what = self.method.prepare_key, ""
+        if len(self._rows_n) < len(self.split):
+            key += f"|rows {hashlib.blake2b(self._rows_n.astype('<i8').tobytes(), digest_size=8).hexdigest()}"
+        if augmentation is not None:  # with the names of the images, all that their draws depend on
+            key += f"|augment {VERSION}, seed {augmentation[0]}, copy {augmentation[1]}"
+            what = f", augmented copy {augmentation[1] + 1}"
+        path = self._file(key)
+        features = load_features(path, len(self._rows_n))
+        if not all(self.comm.gather_objects(features is not None)):  # on every node, or all compute
+            features = self.encode(self._rows_n, eval_batch, FeatureParts(path), augmentation, what).float().cpu()
+            save_features(path, features)
+        assert features is not None
+        return features
+
+    def keep_copies(self, seed: int, copies: int, eval_batch: int) -> None:
+        """Keep features of ``copies`` augmentations: copy c has the draws of epoch c and is shown in the epochs c, c + copies, ..."""
+        self.copies = [self._kept(eval_batch, (seed, copy)) for copy in range(copies)]
 
     @property
     def pixels(self) -> PixelCache:
@@ -88,8 +128,15 @@ class Source:
         return self._pixels
 
     @torch.inference_mode()
-    def encode(self, rows_N: np.ndarray, eval_batch: int, kept: FeatureParts | None = None) -> Tensor:
-        """Image features [N, D] of these rows, without augmentation: batches cut once, dealt out whole, gathered on every worker.
+    def encode(
+        self,
+        rows_N: np.ndarray,
+        eval_batch: int,
+        kept: FeatureParts | None = None,
+        augmentation: tuple[int, int] | None = None,
+        what: str = "",
+    ) -> Tensor:
+        """Image features [N, D] of these rows: batches cut once, dealt out whole, gathered on every worker.
 
         With ``kept``, what an interrupted pass had computed on this machine is not computed again.
         """
@@ -99,10 +146,10 @@ class Source:
         for i in mine:
             if i in own:
                 continue
-            own[i] = self.image_features(rows_N[batches[i]]).cpu().numpy()
+            own[i] = self.image_features(rows_N[batches[i]], augmentation).cpu().numpy()
             if kept:
                 kept.add(i, own[i])
-            self._progress(f"encoding {self.split.name} images", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
+            self._progress(f"encoding {self.split.name} images{what}", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
         parts: dict[int, np.ndarray] = {}
         for share in self.comm.gather_objects(own):
             parts.update(share)
@@ -110,19 +157,22 @@ class Source:
             return torch.zeros(0, self.method.clip.dim)
         return torch.from_numpy(np.concatenate([parts[i] for i in range(len(batches))])[: len(rows_N)])
 
-    def image_features(self, rows_B: np.ndarray) -> Tensor:
+    def image_features(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> Tensor:
         """Features [B, D] of these rows as the method sees them, the tower in the run's precision."""
         with autocast(self.method.clip.device, self.precision):
-            return self.method.image_features(self.batch(rows_B))
+            return self.method.image_features(self.batch(rows_B, augmentation))
 
     def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
         """A prepared batch of these rows: ``features``, or ``images`` and what else the method prepares; ``ids``, ``index``.
 
-        Only what CLIP's own pipeline makes is augmented.
+        ``augmentation`` is (seed, epoch): of kept copies it chooses one. Only what CLIP's own pipeline makes is augmented.
         """
         out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
-        if self.features is not None:
-            out["features"] = self.features[torch.from_numpy(rows_B)]
+        place_B = torch.from_numpy(self._place_N[rows_B])
+        if self.copies and augmentation is not None:
+            out["features"] = self.copies[augmentation[1] % len(self.copies)][place_B]
+        elif self.features is not None:
+            out["features"] = self.features[place_B]
         elif self.method.prepare_key:
             out |= prepared_batch(self.split, rows_B, self.method.prepare)
         else:

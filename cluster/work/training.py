@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.work.augmentation import check_loop
+from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
 from cluster.work.progress import Progress
@@ -25,18 +26,19 @@ from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
 from czsl.errors import CzslError, UsageError
 from czsl.evaluation import Candidates, report
-from czsl.reading import json_record
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_json
 from czsl.runs.optimizers import make_optimizer
-from czsl.runs.run import Run, well_formed
+from czsl.runs.run import Run
 from methods.building import build, check_fits, clip_for
+from methods.loading import load
 from methods.method import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 PROGRESS_EVERY_S = 0.5
+LOGGED = ("auc", "auc_ref20", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1")  # figures of a validation
 
 
 class NonFiniteLossError(CzslError):
@@ -67,7 +69,7 @@ class Trainer:
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch
-    best_auc: float = -1.0
+    best_auc: float = -1.0  # the largest figure that `selection` goes by
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -118,8 +120,28 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
             return "stopped"
         trainer.epoch, trainer.place = trainer.epoch + 1, 0
         validate_and_save(trainer)
+    choose_operating_point(trainer)
     end(trainer, "done")
     return "done"
+
+
+def choose_operating_point(t: Trainer) -> None:
+    """The bias and the probabilities of the run's answers, from all validation images at the best checkpoint.
+
+    What goes wrong here costs no training: the point is chosen when it is first needed.
+    """
+    if not len(t.val.split):
+        return
+    # In float64 the towers are others than those that answer.
+    clip = None if t.config.precision == "float64" else t.method.clip
+    method = lambda: load(t.run, "best", clip).to(t.device)  # noqa: E731
+    t.method.eval()
+    try:
+        point = choose_point(t.run, Calibration(), method, t.comm, t.progress)
+    except (CzslError, StopAskedError) as error:
+        t.log(event="operating_point", error=str(error) or type(error).__name__)
+        return
+    t.log(event="operating_point", **point.brief(), **{"for": point.aim})
 
 
 def end(t: Trainer, status: str) -> None:
@@ -136,11 +158,12 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = open_data(config.data)
+    data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
     method.comm = comm
+    check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(config.optimizer, trained, config.lr, config.weight_decay)
@@ -154,14 +177,21 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             last[0] = time.monotonic()
             run.log({"event": "progress", "what": what, "done": done, "total": total, "step": 0})
 
-    train = Source(method, data, "train", comm, config.eval_batch, progress, config.precision)
-    val = Source(method, data, "val", comm, config.eval_batch, progress, config.precision)
+    train_split, val_split = data.split("train"), data.split("val")
+    rows, val_rows = np.arange(len(train_split)), stratified(val_split.attr, val_split.obj, config.val_per_pair, config.seed)
     if labels is None:
-        rows = stratified(train.split.attr, train.split.obj, config.train_per_pair, config.seed)
-    else:
-        rows = np.arange(len(train.split))
+        rows = stratified(train_split.attr, train_split.obj, config.train_per_pair, config.seed)
+    augments = config.augments(method.frozen_images)
+
+    def source(name: str, used: Any, keep: bool) -> Source:
+        part = used if len(used) < len(data.split(name)) else None
+        return Source(method, data, name, comm, config.eval_batch, progress, config.precision, keep, part)
+
+    train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
+    if augments and config.augment_copies:
+        train.keep_copies(config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
+    if labels is not None:
         method.weights = make_weights(labels, config, method, device)
-    val_rows = stratified(val.split.attr, val.split.obj, config.val_per_pair, config.seed)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
@@ -196,7 +226,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
     own = rows_B[t.comm.share(len(rows_B))]
-    augmentation = (t.config.seed, t.epoch) if t.config.augment else None
+    augmentation = (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None
     batch = t.train.batch(own, augmentation)
     split = t.train.split
     if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
@@ -245,21 +275,30 @@ def validate_and_save(t: Trainer) -> None:
     facts: dict[str, Any] = {}
     if len(t.val_rows):
         candidates = Candidates.build(t.data.space, split="val")
+        t.method.validating = True
         extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
+        t.method.validating = False
         numbers = report(extremes, candidates)
-        facts = {k: numbers[k] for k in ("auc", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1") if k in numbers}
+        facts = {k: numbers[k] for k in LOGGED if k in numbers}
     facts |= t.method.metrics()
     if t.method.weights is not None:
         facts |= disambiguation(t.method.weights, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
-    auc = facts.get("auc")
-    better = auc is None or auc > t.best_auc
+    figure = _figure(t.config.selection, t.epoch, facts)
+    better = figure is None or figure > t.best_auc
     if better:
-        t.best_auc = -1.0 if auc is None else auc
+        t.best_auc = -1.0 if figure is None else figure
     path = save(t)
     if better and path is not None:
-        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc)
+        checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=facts.get("auc"), figure=figure)
     t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
+
+
+def _figure(selection: str, epoch: int, facts: dict[str, Any]) -> float | None:
+    """What epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
+    if selection == "last":
+        return float(epoch)
+    return facts.get("auc_ref20" if selection == "auc20" else "auc")
 
 
 def save(t: Trainer) -> Any:
@@ -310,22 +349,8 @@ def restore(t: Trainer) -> None:
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)
-        marked = checkpoint.best(t.run.checkpoints).get("auc")
+        mark = checkpoint.best(t.run.checkpoints)
+        marked = mark.get("figure", mark.get("auc"))  # runs that know only one selection have no figure of their own
         if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
-            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=t.best_auc)
-
-
-def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
-    if not run.metrics_file.exists():
-        return
-    with run.metrics_file.open("rb") as file:
-        # Workers that replace dead ones cut the file back to their checkpoint; what is left was followed before.
-        position = min(position, file.seek(0, os.SEEK_END))
-        file.seek(position)
-        while (line := file.readline()).endswith(b"\n"):
-            position += len(line)
-            if (record := json_record(line)) is not None and well_formed(
-                record, whole=True
-            ):  # the place may lie within a line then
-                yield record, position
+            auc = next((e.get("auc") for e in t.run.metrics("epoch") if e["epoch"] == t.epoch), t.best_auc)
+            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc, figure=t.best_auc)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DISTORTION, MAX_DEGREES = 0.5, 5.0
+VERSION = 1  # part of the name of kept features of augmented images: counts changes of what :func:`augment` gives
 DRAWS = 11  # flip, perspective, angle, eight corner shifts
 
 
@@ -64,7 +65,7 @@ def _homographies(u_Bn: np.ndarray) -> np.ndarray:
 
 
 def augment(images_B3SS: Tensor, keys_B: np.ndarray, seed: int, epoch: int) -> Tensor:
-    """Augmented uint8 images [B, 3, S, S]; what falls outside the frame is black."""
+    """Augmented uint8 images [B, 3, S, S]; what falls outside the frame is black. ``epoch`` counts them: it may be a copy's number."""
     if not len(images_B3SS):
         return images_B3SS
     size = images_B3SS.shape[-1]

@@ -1,4 +1,7 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle."""
+"""Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle.
+
+Torch is imported where tensors are read or written: commands that only look for checkpoints start without it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save as as_bytes
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from czsl.errors import CzslError, UsageError
 from czsl.reading import PathLike, read_json, read_safetensors
 from czsl.runs.files import sha256_file, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP = 3
 FILES = {"method.safetensors", "optimizer.safetensors", "state.json"}  # those that every checkpoint has
@@ -42,6 +45,8 @@ class Checkpoint:
 
 def save(folder: PathLike, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+    from safetensors.torch import save as as_bytes
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"

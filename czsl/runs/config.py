@@ -6,11 +6,13 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from czsl.data.photographs import DecodeOptions
 from czsl.errors import UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 OPTIMIZERS = ("adam", "adamw")
 LABEL_INITS = ("clip", "uniform", "multihot")
+SELECTIONS = ("auc", "auc20", "last")
 
 
 @dataclass
@@ -32,12 +34,20 @@ class RunConfig:
     lr_step: epochs after which the learning rate falls.
     lr_gamma: by this factor.
     lr_steps_per_epoch: scheduler steps an epoch (2 imitates ClusPro's released loop).
-    augment: flip, perspective and rotation of training images (not for methods with a frozen image tower).
+    augment: flip, perspective and rotation of training images, new ones in each epoch. ``null``: if training changes the image tower, but
+        not if it is frozen and its features are kept; ``true``: always, so that a frozen tower encodes each image in every epoch.
+    augment_copies: for a frozen image tower: keep this many augmented features of each training image, drawn by seed and image, and
+        show one after the other, one an epoch. 0: encode each augmented image in the step.
     train_per_pair: use at most this many training images a pair (0: all), drawn with the seed.
     val_per_pair: the same for the validation images that choose the best checkpoint.
+    selection: the epoch that counts as best: the one of the largest ``auc`` on the validation images, of the largest ``auc20`` (in 20
+        bins, by which the public loops choose), or the ``last``.
     eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
     precision: float32, bfloat16 (matrix products of the image tower and of training; scores stay in float32) or float64.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
+    orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
+    background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
+        default as the dataset remembers it.
     threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
     partial_labels: file of candidate sets (`czsl data partial`) that training is given instead of labels.
     label_init: first weights of an image's candidates: ``clip`` (softmax of frozen CLIP's similarity less its mean over the images),
@@ -65,12 +75,16 @@ class RunConfig:
     lr_step: int = 5
     lr_gamma: float = 0.5
     lr_steps_per_epoch: int = 1
-    augment: bool = True
+    augment: bool | None = None
+    augment_copies: int = 0
     train_per_pair: int = 0
     val_per_pair: int = 0
+    selection: str = "auc"
     eval_batch: int = 64
     precision: str = "float32"
     checkpoint_blocks: bool = False
+    orientation: str | None = None
+    background: str | None = None
     threads: int = 0
     partial_labels: str | None = None
     label_init: str = "clip"
@@ -92,6 +106,7 @@ class RunConfig:
             ("lr_step", 1),
             ("lr_gamma", 0),
             ("lr_steps_per_epoch", 0),
+            ("augment_copies", 0),
             ("train_per_pair", 0),
             ("val_per_pair", 0),
             ("threads", 0),
@@ -106,7 +121,25 @@ class RunConfig:
             raise UsageError(f"unknown optimizer {self.optimizer!r}", "", f"choose one of {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
+        if self.selection not in SELECTIONS:
+            raise UsageError(f"unknown selection {self.selection!r}", "", f"choose one of {', '.join(SELECTIONS)}")
+        if self.augment_copies and self.augment is False:
+            raise UsageError(
+                f"augment_copies={self.augment_copies} without augmentation",
+                "the copies are augmented features of the training images, and augment=false makes none",
+                "set augment=true, or leave augment_copies out",
+            )
         self._check_labels()
+        DecodeOptions.from_settings(self.orientation, self.background)  # refuses unknown values
+
+    @property
+    def decode(self) -> DecodeOptions:
+        """How images are decoded, in training, evaluation and prediction; as stored for runs of before there was a choice."""
+        return DecodeOptions.from_settings(self.orientation, self.background)
+
+    def remember(self, decode: DecodeOptions) -> None:
+        """Take what is not set from the dataset that the run is trained on."""
+        self.orientation, self.background = self.orientation or decode.orientation, self.background or decode.background
 
     def _check_labels(self) -> None:
         if self.label_init not in LABEL_INITS:
@@ -127,6 +160,15 @@ class RunConfig:
         """Learning rate in an epoch, counted from 0: ``lr * gamma ** floor(epoch * steps_per_epoch / step)``."""
         return self.lr * self.lr_gamma ** (epoch * self.lr_steps_per_epoch // self.lr_step)
 
+    def augments(self, frozen: bool) -> bool:
+        """Whether training images are augmented, with an image tower that is ``frozen`` (its features could be kept) or not."""
+        return not frozen if self.augment is None else self.augment
+
+    @classmethod
+    def from_file(cls, settings: dict[str, Any]) -> RunConfig:
+        """Settings as a run folder keeps them; see :func:`as_made`."""
+        return cls(**as_made(settings))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the order of the fields."""
         return asdict(self)
@@ -135,3 +177,15 @@ class RunConfig:
     def field_names(cls) -> list[str]:
         """Names that ``key=value`` can set."""
         return [f.name for f in fields(cls) if f.name != "model"]
+
+
+def as_made(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run folder in today's terms: what has another meaning now than when the run was made is translated.
+
+    Fields that the folder lacks have defaults that leave a run as it was.
+    """
+    if (
+        isinstance(settings, dict) and "augment_copies" not in settings and settings.get("augment") is True
+    ):  # it had no effect on kept features then
+        return {**settings, "augment": None}
+    return settings

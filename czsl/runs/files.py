@@ -20,18 +20,23 @@ import numpy as np
 from czsl.errors import SetupError, UsageError
 from czsl.reading import PathLike
 
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
-def write_atomically(path: PathLike, content: bytes) -> None:
-    """Write beside the target, sync, rename: a reader never sees half a file, a full disk never costs the old one."""
+def write_atomically(path: PathLike, content: bytes, sync: bool = True) -> None:
+    """Write beside the target, sync, rename: a reader never sees half a file, a full disk never costs the old one.
+
+    Without ``sync``, for many small files that can be made again, that holds until the machine itself stops.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class Run:
             raise UsageError(told["head"], f"it holds a {type(self.settings).__name__}, not settings", told["fix"])
         try:
             check_known(self.settings, [*RunConfig.field_names(), "model"], "NAME")
-            self.config = RunConfig(**typed(self.settings, RunConfig))
+            self.config = RunConfig.from_file(typed(self.settings, RunConfig))
         except UsageError as error:
             raise UsageError(told["head"], f"{error.what} {error.why}".strip(), told["fix"]) from None
 

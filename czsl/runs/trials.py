@@ -63,7 +63,7 @@ class SearchConfig:
     @property
     def base(self) -> RunConfig:
         """``config`` as settings of a run."""
-        return RunConfig(**self.config)
+        return RunConfig.from_file(self.config)
 
 
 @dataclass

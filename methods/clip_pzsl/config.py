@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.method import MethodConfig
+from methods.config import MethodConfig
 
 Assign = Literal["argmax", "soft", "gumbel_logits", "gumbel_probs"]
 
@@ -38,6 +38,8 @@ class ClipPzslConfig(MethodConfig):
     """
 
     label: ClassVar[str] = "CLIP-PZSL"
+    about: ClassVar[str] = "Label embeddings mined from images and words, trained on weighted candidate labels; towers frozen."
+    classes: ClassVar[bool] = True
 
     depth: int = 1
     assign: Assign = "argmax"
@@ -68,3 +70,13 @@ class ClipPzslConfig(MethodConfig):
         for name in at_least_0:
             if not 0 <= getattr(self, name) < math.inf:
                 raise self.refused(name, "it must be 0 or more")
+
+    @property
+    def only_features(self) -> bool:
+        """Always: it trains label embeddings beside the towers."""
+        return True
+
+    @property
+    def keeps_features(self) -> bool:
+        """Nothing before the features is trained."""
+        return True

@@ -18,7 +18,7 @@ from czsl.compositions import CompositionSpace, prompt_name
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
-from methods.method import Method, MethodConfig
+from methods.method import Method
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
@@ -54,7 +54,6 @@ class ClipPzsl(Method):
     """
 
     name, title, Config = "clip-pzsl", "CLIP-PZSL (our reading)", ClipPzslConfig
-    classes = True
 
     config: ClipPzslConfig
     average: Tensor
@@ -69,16 +68,6 @@ class ClipPzsl(Method):
         self.rows_of = space.train_pairs
         self.register_buffer("average", torch.zeros(len(space.train_pairs), clip.dim))
         self._words: dict[bytes, Tensor] = {}
-
-    @classmethod
-    def only_features(cls, config: MethodConfig) -> bool:
-        """Always: it trains label embeddings beside the towers."""
-        return True
-
-    @property
-    def frozen_images(self) -> bool:
-        """Nothing before the features is trained."""
-        return True
 
     @property
     def layers(self) -> list[Mining]:
@@ -231,4 +220,5 @@ class ClipPzsl(Method):
             other.average[found_C[found_C >= 0]] = self.average[torch.from_numpy(found_C >= 0)]
         state = {key: value for key, value in self.state_dict().items() if key != "average"}
         other.load_state_dict({**state, "average": other.average})
+        other.answer_as(self)
         return other.train(self.training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.parts.branches import BranchesConfig
+from methods.parts.branches_config import BranchesConfig
 
 
 @dataclass
@@ -38,6 +38,8 @@ class ClusProConfig(BranchesConfig):
     pdl_estimator: of HSIC: ``biased`` (reference) or ``unbiased``.
     fusion: ``logit`` (composition logit + product of probabilities, released) or ``probability`` (sum of probabilities, eq. 13).
     """
+
+    about: ClassVar[str] = "Learned prompts and adapters with three branches, and prototypes that shape them in training."
 
     fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "momentum")
     positive: ClassVar[tuple[str, ...]] = ("entropy", "num_prototypes", "pcl_tau")
@@ -75,3 +77,8 @@ class ClusProConfig(BranchesConfig):
             raise self.refused("object_branch_bug", "it exists with assign_scope=batch and ema_assign=gumbel_on_plan only")
         if self.bn_mode == "released" and self.heads == 1:
             raise self.refused("bn_mode", "prototypes and ring buffers pass through the second MLP, which heads=1 does not have")
+
+    @property
+    def keeps_features(self) -> bool:
+        """Without adapters nothing before the MLPs is trained."""
+        return not self.adapter_dim

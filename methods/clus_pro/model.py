@@ -71,11 +71,6 @@ class ClusPro(Method):
     def _mlps(self, which: nn.ModuleDict) -> list[Disentangler]:
         return cast(list[Disentangler], list(which.values()))
 
-    @property
-    def frozen_images(self) -> bool:
-        """Without adapters nothing before the MLPs is trained."""
-        return self.adapters is None
-
     # -- images ----------------------------------------------------------------------------------------------------
     def image_features(self, batch) -> Tensor:
         """Un-normalised features [B, D] of the adapted tower."""
@@ -117,7 +112,7 @@ class ClusPro(Method):
         assert obj_BO is not None
         if c.fusion == "probability":
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
-        return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, len(text.whole))
+        return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, 1 if self.validating else len(text.whole))
 
     def log_weights(self, scores_BP: Tensor) -> Tensor:
         """Of scores that are sums of probabilities: their logarithms, so that shares are the probabilities."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from methods.comclip.algebra import Mode, Rule, Weight
+from methods.comclip.rule import Mode, Rule, Weight
 from methods.parts.region_config import RegionFileConfig
 
 Fill = Literal["black", "mean", "blur", "crop"]
@@ -33,6 +33,9 @@ class ComCLIPConfig(RegionFileConfig):
     min_score: where no word's cosine exceeds it, the score is plain CLIP's.
     guard: off follows the paper's program, whose weights may blow up.
     """
+
+    about: ClassVar[str] = "Sub-images of attribute and object, weighted by their fit, added to the image. Trains nothing."
+    trains: ClassVar[bool] = False
 
     mode: Mode = "unit"
     regions: Literal["grid", "patch", "superpixel", "file", "whole"] = "grid"
@@ -60,6 +63,11 @@ class ComCLIPConfig(RegionFileConfig):
         if "{}" not in self.phrase:
             raise UsageError(f"phrase {self.phrase!r} has no place for the word", "", "write {} where the word belongs")
         self.rule  # noqa: B018 (it checks its own fields)
+
+    @property
+    def only_features(self) -> bool:
+        """Except with CLIP's own patches as regions."""
+        return self.regions not in ("patch", "superpixel")
 
     @property
     def rule(self) -> Rule:

@@ -22,7 +22,7 @@ from methods.comclip.config import ComCLIPConfig
 from methods.comclip.explain import explain_pair
 from methods.comclip.pairs import WordSide, pair_parts
 from methods.explanation import Explanation, Question
-from methods.method import Method, MethodConfig
+from methods.method import Method
 from methods.sides import ImageSide, TextSide
 
 
@@ -33,14 +33,8 @@ class ComCLIP(Method):
     the cache folder. Prompts and bare words are encoded once for all images.
     """
 
-    name, title, trains = "comclip", "ComCLIP", False
-    Config = ComCLIPConfig
+    name, title, Config = "comclip", "ComCLIP", ComCLIPConfig
     config: ComCLIPConfig
-
-    @classmethod
-    def only_features(cls, config: MethodConfig) -> bool:
-        """Except with CLIP's own patches as regions."""
-        return not isinstance(config, ComCLIPConfig) or config.regions not in ("patch", "superpixel")
 
     # -- images ----------------------------------------------------------------------------------------------------
     @cached_property

@@ -40,6 +40,9 @@ class LaZSLConfig(RegionFileConfig):
     global_term: the whole image is compared with the ``phrases`` of a pair or class, or with the ``prompt`` "a photo of wet dog".
     """
 
+    about: ClassVar[str] = "Regions of an image matched with described labels by optimal transport. Trains nothing."
+    trains: ClassVar[bool] = False
+    classes: ClassVar[bool] = True
     reads: ClassVar[Mapping[str, Callable[[Path], Any]]] = {**RegionFileConfig.reads, "descriptors": read_descriptors}
 
     descriptors: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +73,11 @@ class LaZSLConfig(RegionFileConfig):
             raise UsageError(f"eps is {self.eps}", "it must be positive", "the paper's is 0.1")
         if self.solver == "sinkhorn" and self.eps < LEAST_EPS:
             raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"least {LEAST_EPS}", "set solver=log")
+
+    @property
+    def only_features(self) -> bool:
+        """Always."""
+        return True
 
     @cached_property
     def places(self) -> int:

@@ -20,7 +20,7 @@ from methods.lazsl.explain import Explanation, explain_image
 from methods.lazsl.phrases import make_bank
 from methods.lazsl.regions import RegionSide, prepare_views, region_side, regions_key
 from methods.lazsl.scoring import PhraseSide, mixed_scores
-from methods.method import Method, MethodConfig
+from methods.method import Method
 from methods.parts.views import encode_views
 from methods.sides import ImageSide, TextSide
 
@@ -32,14 +32,8 @@ class LaZSL(Method):
     the settings of the regions. Phrases are encoded once for all images.
     """
 
-    name, title, trains, classes = "lazsl", "LaZSL", False, True
-    Config = LaZSLConfig
+    name, title, Config = "lazsl", "LaZSL", LaZSLConfig
     config: LaZSLConfig
-
-    @classmethod
-    def only_features(cls, config: MethodConfig) -> bool:
-        """Always."""
-        return True
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property

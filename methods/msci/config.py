@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.parts.branches import BranchesConfig
+from methods.parts.branches_config import AttendingConfig
 
 LOW, HIGH = "low", "high"
 
 
 @dataclass
-class MSCIConfig(BranchesConfig):
+class MSCIConfig(AttendingConfig):
     """Fields of MSCI. Defaults are the preset ``default``.
 
     low_blocks: first blocks of the image tower whose tokens the first stage sees; 0 for a sixth of the tower (4 of 24).
@@ -29,12 +29,11 @@ class MSCIConfig(BranchesConfig):
     residual_terms: which answers join the text: ``both``, the first stage's (``q1``) or the second's (``q2``).
     gate_scale: initial weight of an answer, one number a channel.
     zero_init: start the stages as the identity, so that training starts at the cosines of CLIP's own text (not the paper's).
-    train_mode: ``correct``, or ``reference``: from the second epoch on no dropout and running batch statistics, as the public loop
-        has it, whose first validation leaves training mode for good.
     """
 
+    about: ClassVar[str] = "Learned prompts and adapters; texts attend to low, then to high layers of the image tower."
     fractions: ClassVar[tuple[str, ...]] = (
-        *BranchesConfig.fractions,
+        *AttendingConfig.fractions,
         "aggregator_dropout",
         "stage1_dropout",
         "stage2_dropout",
@@ -55,7 +54,6 @@ class MSCIConfig(BranchesConfig):
     residual_terms: Literal["both", "q1", "q2"] = "both"
     gate_scale: float = 0.1
     zero_init: bool = False
-    train_mode: Literal["correct", "reference"] = "correct"
 
     def __post_init__(self):
         super().__post_init__()

@@ -106,13 +106,6 @@ class MSCI(AttendingMethod):
             )
         return super().load_state_dict(state_dict, strict, assign)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Training mode, or with ``train_mode=reference`` what the public loop has left of it behind the first epoch."""
-        super().begin_epoch(epoch)
-        if epoch and self.config.train_mode == "reference":
-            for part in self.children():  # not the method itself: workers still share their work
-                part.eval()
-
     # -- images ----------------------------------------------------------------------------------------------------
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised class feature, then the map of each stage: [B, 1 + stages * L, D]."""

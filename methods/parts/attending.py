@@ -17,7 +17,8 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.method import Method
 from methods.parts.adapters import BlockAdapters
-from methods.parts.branches import BranchesConfig, branch_losses, encode_branches, fuse
+from methods.parts.branches import branch_losses, encode_branches, fuse
+from methods.parts.branches_config import AttendingConfig
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
 from methods.parts.traction import HEAD_WIDTH
@@ -59,9 +60,9 @@ class AttendingMethod(Method):
 
     per_primitive = ("prompts.table",)
 
-    config: BranchesConfig
+    config: AttendingConfig
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: BranchesConfig):
+    def __init__(self, space: CompositionSpace, clip: Clip, config: AttendingConfig):
         super().__init__(space, clip, config)
         c, tower = config, clip.visual
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
@@ -133,9 +134,16 @@ class AttendingMethod(Method):
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Composition logit plus product of primitive probabilities, [B, P]."""
         assert isinstance(text, CountedText)
-        return fuse(*self.logits(images, text), text.pairs, self.config, text.candidates)
+        return fuse(*self.logits(images, text), text.pairs, self.config, 1 if self.validating else text.candidates)
 
     # -- training --------------------------------------------------------------------------------------------------
+    def begin_epoch(self, epoch: int) -> None:
+        """Training mode; with ``train_mode=reference`` what the public loops leave of it after their first validation."""
+        super().begin_epoch(epoch)
+        if epoch and self.config.train_mode == "reference":
+            for part in self.children():  # not the method itself: workers still share their work
+                part.eval()
+
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the three branches."""
         return branch_losses(self.logits(images, text), targets, self.config.loss_weights)

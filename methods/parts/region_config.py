@@ -12,7 +12,7 @@ from czsl.data.files.regions import RegionTable, notes_on, read_regions
 from czsl.data.table import Dataset
 from czsl.errors import UsageError
 from czsl.reading import PathLike
-from methods.method import MethodConfig
+from methods.config import MethodConfig
 
 
 def read_records(path: PathLike) -> list[dict[str, Any]]:

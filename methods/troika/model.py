@@ -6,8 +6,6 @@ Letters: B images, P pairs, A attributes, O objects, L visual tokens (class toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +14,8 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.explanation import Explanation, Part, Question, attention_map, branch_figures
 from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.branches import BranchesConfig
 from methods.parts.traction import Memory, Traction, moved_cosines
-
-
-@dataclass
-class TroikaConfig(BranchesConfig):
-    """Fields of Troika.
-
-    traction_layers: cross-attention layers, shared by the three branches.
-    traction_heads: their heads; 0 for heads of width 64.
-    traction_dropout: dropout behind the attention, inside and behind the MLP.
-    traction_scale: initial weight of what a text makes of the image, one number a channel.
-    patch_norm: the norm of the image's tokens: ``once`` for all branches, or ``cumulative``, once more for each branch (pair,
-        attribute, object), as the public program does.
-    """
-
-    fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "traction_dropout")
-    positive: ClassVar[tuple[str, ...]] = ("traction_layers",)
-
-    traction_layers: int = 2
-    traction_heads: int = 0
-    traction_dropout: float = 0.1
-    traction_scale: float = 0.1
-    patch_norm: Literal["once", "cumulative"] = "once"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.traction_heads < 0:
-            raise self.refused("traction_heads", "it must be 0 or more")
+from methods.troika.config import TroikaConfig
 
 
 class Troika(AttendingMethod):

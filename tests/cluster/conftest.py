@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+# public_loops.py, and the plain forms that tests of methods have.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "methods")]
 
 OBJECT_STORE = 100 * 2**20
 
@@ -28,6 +33,14 @@ def ray_local(tmp_path_factory):
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+def engine(request):
+    """Each engine that can run one worker: what they promise is the same."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_local")
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,11 @@ import methods
 from czsl.errors import CzslError
 
 # Steps of importing, which only `import_dataset` calls.
-INNER = ("czsl.data.importing.layouts", "czsl.data.importing.classnames", "czsl.data.importing.foldernames")
+_STEPS = """
+    annotations classnames coco detect fiftyone foldernames imagefolder labelstudio layouts
+    parquet_images published tables textfiles tree vaw webdataset
+"""
+INNER = tuple(f"czsl.data.importing.{step}" for step in _STEPS.split())
 
 
 class OnlyFspath:

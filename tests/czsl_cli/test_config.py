@@ -6,7 +6,7 @@ import yaml
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
 from czsl_cli.config import parse_overrides, read_config_file, resolve
-from methods.csp import CSPConfig
+from methods.csp.config import CSPConfig
 from methods.presets import load_presets
 
 
@@ -25,6 +25,7 @@ from methods.presets import load_presets
         ("data='7'", "data", "7"),
         ("data=a=b", "data", "a=b"),
         ("data=__import__('os').getcwd()", "data", "__import__('os').getcwd()"),
+        ("background=#102030", "background", "#102030"),
     ],
 )
 def test_overrides_follow_the_rules_of_yaml(text, key, value):
@@ -139,6 +140,8 @@ def test_a_pair_of_numbers_may_hold_integers():
         ({}, ["epcohs=3"], "'epochs'"),
         ({}, ["num_prototype=3"], "'num_prototypes'"),
         ({"method": "csp"}, ["num_prototypes=3"], "unknown setting 'num_prototypes'"),  # another method's field
+        ({"method": "csp"}, ["train_mode=reference"], "csp does not have it, troika and msci do: only their public loops"),
+        ({}, ["traction_layers=2"], "clusPro does not have it, troika does"),
         ({}, ["model={lr: 1}"], "unknown setting 'model'"),
     ],
 )

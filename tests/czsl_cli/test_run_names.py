@@ -10,6 +10,7 @@ from czsl_cli.main import COMMANDS, cli
 from czsl_cli.options import named_run
 
 ON_RUNS = (
+    "calibrate",
     "evaluate",
     "predict",
     "search",

@@ -13,7 +13,8 @@ from czsl.compositions import CompositionSpace
 from czsl.data.images import BadImage
 from czsl.errors import UsageError
 from methods.building import build
-from methods.csp import CSP, CSPConfig
+from methods.csp.config import CSPConfig
+from methods.csp.model import CSP
 from methods.sides import ImageSide, Targets
 
 ATOL, RTOL = 2e-5, 2e-4  # what an independent implementation can be expected to reach

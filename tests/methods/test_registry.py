@@ -69,6 +69,6 @@ def test_presets_set_fields_that_exist_to_values_that_are_accepted(name):
 
 def test_presets_lie_beside_the_module():
     assert presets_file("clusPro").parts[-3:] == ("methods", "clus_pro", "presets.yaml")
-    assert presets_file("csp").parts[-2:] == ("methods", "csp.yaml")
+    assert presets_file("csp").parts[-3:] == ("methods", "csp", "presets.yaml")
     assert load_presets("csp")["recipes"]["ut-zappos"]["attr_dropout"] == 0.2
     assert load_presets("zero-shot") == {"presets": {}, "recipes": {}}

@@ -222,3 +222,35 @@ def test_without_adapters_the_tower_is_clips_own(small_space, small_clip, images
     assert not plain.frozen_images  # all tokens of all images would be kept
     expected = small_clip.visual(small_clip.normalise(images), tokens=True)
     torch.testing.assert_close(plain.image_features({"images": images}), expected)
+
+
+# -- between epochs --------------------------------------------------------------------------------------------------
+def test_the_public_loop_loses_training_mode_after_the_first_epoch(small_space, small_clip):
+    for settings, later in (({}, {True}), ({"train_mode": "reference"}, {False})):
+        made = build("troika", small_space, small_clip, {"adapter_dim": 4, "traction_heads": 2, **settings})
+        for epoch, expected in ((0, {True}), (1, later), (2, later)):
+            made.eval()  # a validation
+            made.begin_epoch(epoch)
+            assert made.training  # workers still share their work
+            assert {m.training for m in made.modules() if m is not made} == expected
+
+
+def test_released_is_the_public_loops_mode_and_default_the_correct_one():
+    from czsl_cli.config import resolve
+
+    for method in ("troika", "msci"):
+        assert resolve({"method": method, "preset": "released", "data": "mine"}).model["train_mode"] == "reference"
+        assert resolve({"method": method, "data": "mine"}).model["train_mode"] == "correct"
+
+
+def test_the_traction_starts_from_torchs_defaults():
+    """Linear layers uniform within 1 / sqrt(width of their input), norms one and zero: the public program's, which sets none of them."""
+    torch.manual_seed(0)
+    for module_ in Traction(D, 2, HEADS).modules():
+        if isinstance(module_, nn.Linear):
+            bound = module_.in_features**-0.5
+            assert 0.95 * bound < module_.weight.abs().max() <= bound
+            assert module_.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+            assert module_.bias is None or 0 < module_.bias.abs().max() <= bound
+        elif isinstance(module_, nn.LayerNorm):
+            assert torch.equal(module_.weight, torch.ones(D)) and torch.equal(module_.bias, torch.zeros(D))

@@ -68,6 +68,11 @@ def test_loss_and_gradients(method, sides, arrays, about):
         torch.testing.assert_close(gradients[name], arrays[f"tensors/grad.{name}"], **ANY)
 
 
+def test_an_imported_checkpoint_has_the_public_loops_training_mode(method):
+    assert method.config.train_mode == "reference"
+    assert method.config.patch_norm == "cumulative"
+
+
 @torch.no_grad()
 def test_the_norm_applied_once_is_something_else(method, arrays):
     """Otherwise the parity above would not tell the two forms apart."""

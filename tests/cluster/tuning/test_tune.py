@@ -20,7 +20,7 @@ from czsl.runs import checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.search import grid, parse_space
 from czsl.runs.trials import Search, SearchConfig
-from methods.csp import CSPConfig
+from methods.csp.config import CSPConfig
 
 
 def config(**settings) -> SearchConfig:

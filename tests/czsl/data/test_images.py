@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from czsl.data.images import MAX_PIXELS, BadImage, decode, image_size, list_images, read_image_file
+from czsl.data.images import MAX_PIXELS, BadImage, decode, image_size, list_images, read_image_file, thumbnail
 from czsl.errors import DataError
 
 from .conftest import encode, png_header
@@ -151,3 +151,25 @@ def test_list_images_is_sorted_and_stays_inside(tmp_path):
     assert [p.relative_to(root).as_posix() for p in list_images(root)] == ["a.jpeg", "b/1.jpg", "b/2.PNG", "inside.jpg"]
     with pytest.raises(DataError, match="no folder"):
         list_images(root / "none")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_thumbnail_is_the_decoded_image_made_small(kind):
+    x, y = np.meshgrid(np.linspace(0, 255, 1600), np.linspace(0, 255, 1200))
+    content = io.BytesIO()
+    Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8)).save(content, kind)
+    data = content.getvalue()
+    small, whole = thumbnail(data, 160), decode(data)
+    whole.thumbnail((160, 160))
+    assert small.size == whole.size == (160, 120)
+    assert np.abs(np.asarray(small, dtype=int) - np.asarray(whole, dtype=int)).max() < 12
+
+
+def test_thumbnails_obey_the_limits_of_decoding():
+    big = encode(0, (100, 101))
+    with pytest.raises(BadImage, match="too many pixels"):
+        thumbnail(big, 10, max_pixels=10_099)
+    assert thumbnail(big, 200, max_pixels=10_100).size == (100, 101)  # never enlarged
+    for damaged in (b"", b"no image", big[: len(big) // 2]):
+        with pytest.raises(BadImage):
+            thumbnail(damaged, 10)

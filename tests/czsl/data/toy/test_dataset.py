@@ -35,7 +35,7 @@ def test_the_global_random_state_plays_no_part():
 
 
 def test_another_process_draws_the_same():
-    code = "from czsl.data import toy; print(hash(tuple(toy.draw('wet', 'cup', 7).tobytes())))"
+    code = "from czsl.data.toy import dataset as toy; print(hash(tuple(toy.draw('wet', 'cup', 7).tobytes())))"
     run = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: E731
     assert run() == run() == f"{hash(tuple(toy.draw('wet', 'cup', 7).tobytes()))}\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,26 +10,18 @@ from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.method import Method, MethodConfig
+from methods.csp.config import CSPConfig
+from methods.method import Method
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import TABLE, PublicNames, State
 from methods.sides import ImageSide, Targets, TextSide
 
 
-@dataclass
-class CSPConfig(MethodConfig):
-    """Fields of CSP.
-
-    attr_dropout: dropout on the table of learned words (0.3 on MIT-States, 0.2 on UT-Zappos).
-    """
-
-    attr_dropout: float = 0.3
-
-
 class CSP(Method):
     """One trained table [A + O, W]; both towers frozen, so image features are computed once.
 
-    Costs an encoding of all training pairs a step; caches image features [N, D].
+    Costs an encoding of all training pairs a step; caches image features [N, D]. With augmentation (preset ``released``) a step also
+    costs the image tower forth, or with ``augment_copies=K`` it caches [K, N, D] more.
     """
 
     name, title, Config = "csp", "CSP", CSPConfig
@@ -39,11 +30,6 @@ class CSP(Method):
     def __init__(self, space: CompositionSpace, clip: Clip, config: CSPConfig):
         super().__init__(space, clip, config)
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, config.attr_dropout, False)
-
-    @property
-    def frozen_images(self) -> bool:
-        """Nothing before the text is trained."""
-        return True
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""

@@ -5,19 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.method import Method, MethodConfig
+from methods.method import Method
 from methods.sides import TextSide
+from methods.zero_shot.config import ZeroShotConfig
 
 
 class ZeroShot(Method):
     """CLIP as it is. Trains nothing; costs one text encoding of P prompts, kept for all images."""
 
-    name, title, trains, classes = "zero-shot", "zero-shot CLIP", False, True
-
-    @classmethod
-    def only_features(cls, config: MethodConfig) -> bool:
-        """Always."""
-        return True
+    name, title, Config = "zero-shot", "zero-shot CLIP", ZeroShotConfig
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Prompts in plain words, so names of any length count whole."""

@@ -1,0 +1,1 @@
+"""CSP: learned words on a frozen CLIP."""
