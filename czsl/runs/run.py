@@ -34,7 +34,7 @@ RECORDS = {
     "epoch": ("epoch", "time", "step"),
     "end": ("status", "step"),
 }
-TEXTS = ("event", "what", "status", "reason")
+TEXTS = ("event", "what", "status", "reason", "how", "for")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
