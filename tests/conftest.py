@@ -11,9 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run the tests of a local Ray first: Ray reads its mode of authentication once per process, and other tests change it."""
-    items.sort(key=lambda item: "ray_local" not in getattr(item, "fixturenames", ()))
+    """Tests of a local Ray are slow ones. They come first: Ray reads its mode of authentication once per process."""
+    rays = [item for item in items if "ray_local" in getattr(item, "fixturenames", ())]
+    for item in rays:
+        item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item not in rays)
 
 
 @pytest.fixture(scope="session", autouse=True)
