@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from czsl.reading import PathLike
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from typing import Any
 
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["from_reference", "load"]
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Method:
+def load(run: PathLike, checkpoint: str = "best") -> Method:
     """The trained method of a run folder, on the CPU, ready to predict; see :func:`methods.loading.load`."""
     from methods.loading import load as load_run
 

@@ -42,13 +42,15 @@ class RetrievalQuery:
     """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
 
     ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score. With
-    ``probability`` the composition term is that weight times the softmax of the inner products among all pairs.
+    ``probability`` the composition term is that weight times the softmax of the inner products among all pairs. ``bias`` is added to
+    every score (SigLIP's).
     """
 
     query: Tensor
     attribute: Tensor | None = None
     object: Tensor | None = None
     probability: float | None = None
+    bias: float = 0.0
 
 
 @dataclass
