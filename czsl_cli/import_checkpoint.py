@@ -54,8 +54,6 @@ def import_checkpoint(file, method, labels, data, clip, clip_weights, config_fil
     _check_free(out)
     space, dataset, where = _labels(labels, data)
     state = read_state(file, "a checkpoint")
-    if not state:
-        _refuse(f"{file} is not a checkpoint", "it holds no tensors", "give the state dict that the training saved")
     towers, named = _clip(state, clip, clip_weights, out)
     imported = read_reference(method, state, space, towers, _read_config(config_file))
     if dataset is not None:
