@@ -11,6 +11,7 @@ from cluster.work.calibration import Calibration, choose_point, find_point
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
 from cluster.work.threads import cpu_threads
+from czsl.errors import SetupError
 from czsl.evaluation.operating import OperatingPoint
 from czsl.runs.run import Run
 from methods.loading import load, point_for, stored_point
@@ -18,7 +19,16 @@ from methods.method import Method
 
 
 def calibrate_run(run: Run, asked: Calibration, progress: Progress = quiet) -> OperatingPoint:
-    """Choose the point and keep it in the run folder; arguments and errors as in :func:`cluster.work.calibration.choose_point`."""
+    """Choose the point and keep it in the run folder; SetupError if nothing can be written there.
+
+    Arguments and other errors are those of :func:`cluster.work.calibration.choose_point`.
+    """
+    if not run.writable:
+        raise SetupError(
+            f"the operating point of {run.path.name} cannot be kept",
+            f"{run.path} cannot be written to",
+            "copy the run folder, or change its permissions",
+        )
     with cpu_threads(run.threads):
         return choose_point(run, asked, _method(run, asked.checkpoint), Group(), progress)
 
@@ -40,6 +50,10 @@ def ensure_point(
     kept, why = stored_point(run, checkpoint, open_world)
     notes: tuple[str, ...] = ()
     if kept is None and (why or not open_world or stored_point(run, checkpoint)[0] is None):
+        if not run.writable:
+            return OperatingPoint(
+                notes=(f"the bias on unseen labels is 0: {why or 'no point is kept'}, and {run.path} cannot be written to",)
+            )
         say(
             f"choosing the operating point on the validation images first: {why or 'there is none yet'} (--bias none answers without it)"
         )

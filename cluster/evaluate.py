@@ -28,16 +28,32 @@ def evaluate_run(
     notice: Notice = unnoticed,
     **where: Any,
 ) -> dict[str, Any]:
-    """The report of a run on a split, as ``czsl evaluate --json`` prints it.
+    """The report of a run on a split, as ``czsl evaluate --json`` prints it; the rest is that of :func:`evaluation_of`."""
+    return evaluation_of(run, question, progress=progress, notice=notice, **where)[0]
 
-    Also written into the run folder (``report-test-closed.json``), with the few numbers an image that it follows from
-    (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). ``where`` are the arguments of
-    :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray.
+
+def evaluation_of(
+    run: Run,
+    question: Question,
+    *,
+    progress: Progress = quiet,
+    notice: Notice = unnoticed,
+    **where: Any,
+) -> tuple[dict[str, Any], Reduction]:
+    """The report of a run on a split, and the few numbers per image that it follows from.
+
+    Both are written into the run folder (``report-test-closed.json``, ``extremes-test-closed.npz``). If one worker answers and nothing can
+    be written there, a notice says so. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine
+    needs no Ray.
     """
     ask = Ask.of(**where)
+    if ask.local and not run.writable:
+        notice(f"nothing is kept: {run.path} cannot be written to, so the next evaluation computes everything again")
     if ask.local:
         with cpu_threads(run.threads):  # several runs may be evaluated in one process
             result, reduction = answer(run, question, Group(), own_device(), progress)
+        if not run.writable:
+            return result, reduction
         reduction.save(reduction_file(run, question))
     else:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
@@ -45,8 +61,9 @@ def evaluate_run(
             config = {"run": str(run.path), "question": vars(question), "out": str(out), "threads": threads_for(run)}
             on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
             result = read_json(out)
+        reduction = Reduction.load(reduction_file(run, question))
     run.write_report(f"report-{question.name}", result)
-    return result
+    return result, reduction
 
 
 def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
@@ -66,6 +83,5 @@ def reduction_of(
     kept, why = kept_reduction(run, question)
     if kept is None:
         say(f"evaluating {run.path.name} first: {why}")
-        evaluate_run(run, question, progress=progress)
-        kept = Reduction.load(reduction_file(run, question))
+        kept = evaluation_of(run, question, progress=progress)[1]
     return kept

@@ -93,7 +93,7 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
     _check_feasibility(options, bool(options["open_world"]))
     run = chosen_run(path)
     usable_checkpoint(run, options["checkpoint"])
-    from cluster.evaluate import evaluate_run  # torch comes with it: what can be refused was refused without
+    from cluster.evaluate import evaluation_of  # torch comes with it: what can be refused was refused without
     from cluster.work.evaluation import Question
     from czsl.data.table import open_data
 
@@ -106,16 +106,14 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     with progress_bar() as bar:
-        result = evaluate_run(run, question, **where, progress=bar.update, notice=warn)
+        result, reduction = evaluation_of(run, question, **where, progress=bar.update, notice=warn)
     if html is None:
         return result, None
 
     def page(result: dict[str, Any]) -> None:
-        from cluster.work.evaluation import reduction_file
-        from czsl.evaluation import Reduction
         from czsl_cli.point_report import write_report_page
 
-        write_report_page(html, run.path.name, result, Reduction.load(reduction_file(run, question)).extremes)
+        write_report_page(html, run.path.name, result, reduction.extremes)
 
     return result, page
 

@@ -68,7 +68,9 @@ def choose_point(
     progress: Progress = quiet,
     scored: Callable[[], Extremes] | None = None,
 ) -> OperatingPoint:
-    """Choose the point from kept numbers if they are of these weights and images, else by scoring the images; it is kept in the run.
+    """Choose the point from kept numbers if they are of these weights and images, else by scoring the images.
+
+    It is kept in the run, if the run folder can be written to.
 
     Every worker of ``comm`` returns the same.
 
@@ -118,12 +120,12 @@ def choose_point(
             extremes, sums = reduced(run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID)
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
         kept = Reduction(extremes, *names, facts, sums)
-        if comm.rank == 0:
+        if comm.rank == 0 and run.writable:
             kept.save(reduction_file(run, asked))
     point = point_from(kept.extremes, kept.sums, aim, is_classes(data.space), facts)
     if asked.open_world:
         point = _with_closed_scales(point, run, asked.checkpoint)
-    if comm.rank == 0:
+    if comm.rank == 0 and run.writable:
         point.save(point_file(run.path, asked.open_world, asked.checkpoint))
     comm.gather_objects(None)  # the file is there for all
     return point
