@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -87,6 +88,7 @@ def main(args: list[str] | None = None) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(SafeFormatter("%(message)s"))
     prepare_streams()
+    _share_cores()
     if not debug:
         for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -108,6 +110,16 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         code = _explain(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _share_cores() -> None:
+    """Let idle OpenMP threads sleep soon, in this process and in those that it starts.
+
+    By default they spin for milliseconds and wait for each other. One other busy process on the machine then makes training five to ten
+    times slower (docs/performance.md). Whoever sets a policy keeps it.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = "2000"
 
 
 def _explain(error: Exception, debug: bool) -> int:
