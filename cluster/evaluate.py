@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ def evaluate_run(
 
     Also written into the run folder (``report-test-closed.json``), with the few numbers an image that it follows from
     (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). ``where`` are the arguments of
-    :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray.
+    :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray. With an adaptation the report holds the run's numbers
+    without it too (``without_adaptation``).
     """
+    plain = _without_adaptation(run, question, progress=progress, notice=notice, **where) if question.adapt else None
     ask = Ask.of(**where)
     if ask.local:
         with cpu_threads(run.threads):  # several runs may be evaluated in one process
@@ -45,8 +49,52 @@ def evaluate_run(
             config = {"run": str(run.path), "question": vars(question), "out": str(out), "threads": threads_for(run)}
             on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
             result = read_json(out)
+    if plain is not None:
+        result["without_adaptation"] = plain
     run.write_report(f"report-{question.name}", result)
     return result
+
+
+def evaluate_orders(run: Run, question: Question, seeds: Sequence[int | None], **options: Any) -> dict[str, Any]:
+    """The report of an adapted run, or over several orders of the stream the mean of its numbers.
+
+    Several orders: ``orders`` holds their reports and ``spread`` the standard deviation, the least and the largest of each number.
+    ``options`` are those of :func:`evaluate_run`.
+    """
+    assert question.adapt is not None
+    reports = [evaluate_run(run, replace(question, adapt=replace(question.adapt, seed=seed)), **options) for seed in seeds]
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    numbers = [
+        k for k, v in first.items() if k != "threshold" and isinstance(v, float) and all(r.get(k) is not None for r in reports)
+    ]
+    values = {key: [float(report[key]) for report in reports] for key in numbers}
+    about: dict[str, Any] = {
+        k: first[k] for k in ("method", "split", "open_world", "images", "pairs", "classes", "subset") if k in first
+    }
+    spread = {key: {"sd": statistics.stdev(v), "min": min(v), "max": max(v)} for key, v in values.items()}
+    warnings = list(dict.fromkeys(text for report in reports for text in report.get("warnings", [])))
+    return {
+        **about,
+        **{key: statistics.fmean(v) for key, v in values.items()},
+        "adaptation": {**first["adaptation"], "stream_seed": list(seeds)},
+        "without_adaptation": first["without_adaptation"],
+        "spread": spread,
+        "orders": reports,
+        **({"warnings": warnings} if warnings else {}),
+    }
+
+
+def _without_adaptation(run: Run, question: Question, **options: Any) -> dict[str, Any]:
+    """Numbers of the same question without its adaptation: those of an earlier report that still holds, or evaluated now."""
+    plain = replace(question, adapt=None)
+    file, report = run.path / f"report-{plain.name}.json", None
+    if kept_reduction(run, plain)[0] is not None and file.is_file():
+        report = read_json(file)
+    if not isinstance(report, dict) or report.get("threshold_chosen") == "given" or plain.threshold is not None:
+        report = evaluate_run(run, plain, **options)
+    return {key: value for key, value in report.items() if isinstance(value, float)}
 
 
 def _worker(config: dict[str, Any], group: Group, device: Any) -> None:

@@ -16,6 +16,7 @@ class CSPConfig(MethodConfig):
     """
 
     about: ClassVar[str] = "Learned words for attributes and objects; both towers frozen."
+    adaptable: ClassVar[bool] = True
 
     attr_dropout: float = 0.3
 
