@@ -108,9 +108,10 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
         raise UsageError("a --stream-seed was given twice", "the same order gives the same numbers", "give other seeds")
     plans = [plan_of(options["adapt"], options["settings"], seed) for seed in seeds]
     run = chosen_run(path)
-    usable_checkpoint(run, options["checkpoint"])
     if plans[0]:
         check_adaptable_run(run)
+    usable_checkpoint(run, options["checkpoint"])
+    if plans[0]:
         tell_plan(plans[0])
     from cluster.evaluate import evaluate_orders, evaluate_run  # torch comes with it: what can be refused was refused without
     from cluster.work.evaluation import Question

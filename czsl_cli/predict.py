@@ -94,6 +94,8 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
     request = _request(run, options, plan)
+    if plan:
+        tell_plan(plan)
     shuffled = plan is not None and plan.seed is not None
     places = plan.order(len(names)).tolist() if plan else []
     asked = [names[i] for i in places] if shuffled else names
@@ -165,7 +167,6 @@ def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
         raise UsageError(
             "released=true with candidates of your own", "it adapts over all pairs of the dataset", "drop one of them"
         )
-    tell_plan(plan)
     return plan
 
 
@@ -193,12 +194,12 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
 
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
+    if plan:
+        check_adaptable_run(run)
     usable_checkpoint(run, options["checkpoint"])
     tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
-    if plan:
-        check_adaptable_run(run)
     common |= answer_settings(run, options, named is not None, plan)
     from cluster.work.predictor import Request
 
