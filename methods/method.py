@@ -187,6 +187,11 @@ class Method(nn.Module):
         """Whether an adaptation while testing can move the composition term: :meth:`rescored` says how the scores follow."""
         return self.indexable
 
+    @property
+    def pair_scale(self) -> float:
+        """Factor of the cosines in the composition logits of :meth:`logits`."""
+        return float(self.clip.logit_scale)
+
     def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
         """Scores [B, P] of all candidates of the text side when the composition logits of :meth:`logits` are replaced by these."""
         return pair_BP

@@ -31,7 +31,7 @@ def check_adaptable(method: Method) -> None:
         raise UsageError(
             f"{method.name} cannot be adapted while testing",
             "its scores need more than one embedding for each composition",
-            "leave out --adapt, or use a method with fixed embeddings: zero-shot, csp, clusPro",
+            "leave out --adapt, or use a method with fixed embeddings: zero-shot, csp, clusPro, clip-pzsl",
         )
 
 
@@ -57,7 +57,7 @@ class Stream:
         check_adaptable(method)
         self.method, self.text = method, text
         texts = text.pair if more_PD is None else torch.cat([text.pair, more_PD])
-        self.state: Adaptation = adaptation_class(plan.name)(texts, float(method.clip.logit_scale), plan.settings)
+        self.state: Adaptation = adaptation_class(plan.name)(texts, method.pair_scale, plan.settings)
 
     def scores(self, images: ImageSide, count: int) -> Tensor:
         """Return scores [count, P] of the first images of a padded batch, which come in this order; the rest is not looked at."""

@@ -68,7 +68,7 @@ def test_a_split_is_scored_as_the_layer_scores_its_features(zero_shot, name):
     np.testing.assert_allclose(extremes.unseen_score[:, 0, 0], scores[:, ~seen].max(1), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "csp", "clusPro"])
+@pytest.mark.parametrize("method", ["zero-shot", "csp", "clusPro", "clip-pzsl"])
 @pytest.mark.parametrize("open_world", [False, True])
 def test_settings_that_move_nothing_leave_every_number(method, open_world, dataset, tmp_path):
     run = run_of(method, dataset, tmp_path)
