@@ -20,6 +20,7 @@ from czsl import __version__
 from czsl.clip.weights import is_folder, weight_files
 from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
+from czsl.errors import UsageError
 from czsl.runs.run import Run
 from methods.loading import fingerprint, point_for
 
@@ -84,6 +85,12 @@ def _computed(
     """Records of each batch, in order."""
     if not batches:
         return
+    if request.adapt and not ask.local:
+        raise UsageError(
+            "an adaptation with several workers",
+            "its images are one sequence: each moves the next one",
+            "leave out --nodes and the like",
+        )
     if not ask.local:
         yield from dealt_out(request, source, batches, ask, progress, notice)
         return
@@ -92,3 +99,4 @@ def _computed(
         predictor = Predictor(request, own_device())
         for batch in batches:
             yield predictor.predict(source, batch)
+        predictor.save_state()

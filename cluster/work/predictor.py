@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.work.adapting import Stream
 from cluster.work.scoring import PAIR_TILE
 from czsl.clip.backbone import load_clip
 from czsl.compositions import index_pairs, label_of
@@ -20,8 +23,10 @@ from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
 from czsl.spaces import space_from_json
+from methods.adaptation.plan import Plan
+from methods.adaptation.state_file import load_state, save_state
 from methods.building import build
-from methods.loading import load, point_for
+from methods.loading import fingerprint, load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
 from methods.sides import ImageSide
@@ -49,6 +54,8 @@ class Request:
     orientation, background : how images are decoded (`czsl.data.photographs`), if not as the run remembers
     bias : on unseen pairs: ``val`` (the run's operating point, nothing without one), ``none`` or a number
     min_prob : records say whether the best composition is at least this probable (``sure``)
+    adapt : an adaptation while testing: the images are one stream, in the order in which they are asked about
+    state : file with the adaptation's state, which continues an earlier stream and is written at the end of this one
     reject : a detector of :mod:`czsl.evaluation.rejection` and the value below which an image shows no candidate (``rejected``)
     """
 
@@ -68,6 +75,8 @@ class Request:
     background: str | None = None
     bias: str | float = "val"
     min_prob: float | None = None
+    adapt: Plan | None = None
+    state: str | None = None
     reject: tuple[str, float] | None = None
 
 
@@ -98,12 +107,16 @@ class Predictor:
             self.text = self.method.encode_compositions(torch.from_numpy(encoded.copy()).to(device))
         self.point = OperatingPoint()
         if request.run is not None:
-            self.point = point_for(Run(request.run), request.checkpoint, request.open_world, request.bias)
+            layer = request.adapt.key if request.adapt else ""
+            self.point = point_for(Run(request.run), request.checkpoint, request.open_world, request.bias, layer)
         elif not isinstance(request.bias, str):
             self.point = self.point.given(request.bias)
         self.unseen = self.method.unseen(self.pairs)
         asked = index_pairs(request.wanted or (), space.attributes, space.objects)
         self.wanted = space.locate(asked, self.pairs).tolist()
+        self.stream = Stream(self.method, request.adapt, self.text) if request.adapt else None
+        if self.stream is not None and request.state is not None:
+            load_state(Path(request.state), self.stream.state, self._origin())
 
     @torch.inference_mode()
     def predict(self, source: ImageSource | Path, names: list[str]) -> list[dict[str, Any]]:
@@ -124,6 +137,23 @@ class Predictor:
             records |= {name: {"image": name, **record, "error": None} for name, record in zip(good, found, strict=True)}
         return [records[name] for name in names]
 
+    def save_state(self) -> None:
+        """Keep the state of the adaptation in the request's file."""
+        if self.stream is not None and self.request.state is not None:
+            save_state(Path(self.request.state), self.stream.state, self._origin())
+
+    def _origin(self) -> dict[str, str]:
+        """What a kept state belongs to, besides the adaptation."""
+        assert self.request.adapt is not None
+        space, request = self.method.space, self.request
+        candidates = json.dumps([list(space.attributes), list(space.objects), self.pairs.tolist()])
+        model = fingerprint(Run(request.run), request.checkpoint) if request.run else self.method.clip.sha256
+        return {
+            "adaptation": self.request.adapt.layer,
+            "weights": model,
+            "candidates": hashlib.sha256(candidates.encode()).hexdigest(),
+        }
+
     def _padded(self, count: int) -> int:
         """Images to compute for ``count``: on a CPU products of 16 rows and of 32 end in the same digits, so few images cost half."""
         return HALF if count <= HALF and self.method.clip.device.type == "cpu" else BATCH
@@ -132,8 +162,12 @@ class Predictor:
         """Records of the first ``count`` images from the scores of all candidates."""
         ranking = Ranking(self.pairs, self.method.space, self.request.top, self.point, self.unseen)
         wanted: dict[int, Tensor] = {}
+        adapted_BP = self.stream.scores(images, count) if self.stream is not None else None
         for start in range(0, len(self.text), PAIR_TILE):
-            scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
+            if adapted_BP is None:
+                scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
+            else:
+                scores_Bp = adapted_BP[:, start : start + PAIR_TILE].float()
             ranking.add(scores_Bp, self.method.log_weights(scores_Bp))
             wanted |= {p: scores_Bp[:, p - start] for p in self.wanted if start <= p < start + PAIR_TILE}
         records = ranking.records()

@@ -5,7 +5,7 @@ Letters: P pairs, A attributes, O objects, W text width, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,24 @@ class SoftPrompts(nn.Module):
     dropout : float
         On the whole table, drawn once a forward, so that all prompts of a step share the mask (CSP, ICLR 2023).
     learn_context : bool
-        Whether the three context words are trained, separately for the branches pair, attribute and object (Troika, CVPR 2024).
+        Whether the three context words are trained, separately for each of the branches (Troika, CVPR 2024).
+    branches : sequence of str, default pair, attribute and object
+        Branches that have prompts.
     """
 
     start: Tensor
     end: Tensor
     fixed_context: Tensor
 
-    def __init__(self, text: TextTower, attributes: list[str], objects: list[str], dropout: float, learn_context: bool):
+    def __init__(
+        self,
+        text: TextTower,
+        attributes: list[str],
+        objects: list[str],
+        dropout: float,
+        learn_context: bool,
+        branches: Sequence[str] = BRANCHES,
+    ):
         super().__init__()
         self.num_attributes = len(attributes)
         with torch.no_grad():
@@ -43,7 +53,7 @@ class SoftPrompts(nn.Module):
             context_3W = text.embed_tokens(torch.tensor(text.tokenizer.encode(CONTEXT))).clone()
         self.dropout = nn.Dropout(dropout)
         if learn_context:
-            self.context = nn.ParameterDict({b: nn.Parameter(context_3W.clone()) for b in BRANCHES})
+            self.context = nn.ParameterDict({b: nn.Parameter(context_3W.clone()) for b in branches})
         else:
             self.register_buffer("fixed_context", context_3W, persistent=False)
         self.register_buffer("start", text.embed_tokens(torch.tensor(text.start_id)).clone(), persistent=False)
