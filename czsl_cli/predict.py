@@ -11,7 +11,16 @@ from typing import Any
 import click
 
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
-from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.inputs import (
+    gather_images,
+    image_options,
+    images_option,
+    reading_of,
+    reading_options,
+    tell_decoding,
+    tell_left_out,
+    tell_profile,
+)
 from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
@@ -49,6 +58,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @decode_options("as the run remembers; without a run `exif` and `white`")
 @bias_option
 @doubt_options
+@reading_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(images, table, column, root, all_files, run, out, excel, as_json, **options) -> None:
@@ -71,13 +81,14 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
     where = where_of(options)
+    fast_jpeg, reading = reading_of(options, where)
     from czsl.data.files import predictions
 
     predictions.check_format(out, excel)
     inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
-    request = _request(run, options)
+    request = _request(run, {**options, "fast_jpeg": fast_jpeg})
     from cluster.predict import BATCH, partial_of, predict_files
 
     outputs.start(request)
@@ -88,7 +99,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     with partial_of(out, request, source, names) if out else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
-        stream = predict_files(request, source, names, **where, partial=partial, progress=bar.update, notice=warn)
+        stream = predict_files(request, source, names, **where, **reading, partial=partial, progress=bar.update, notice=warn)
         records = predictions.write(out, stream, excel) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
@@ -117,6 +128,9 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
     tell_left_out(inputs)
+    if fast_jpeg:
+        say("large JPEGs were decoded at a fraction of their size (--fast-jpeg): scores differ slightly from those without it")
+    tell_profile(reading["profile"])
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
     if bad or inputs.refused or not complete:
@@ -138,7 +152,7 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     if options["probes"] and (named is not None or not options["open_world"]):
         raise UsageError("--probes goes with --open-world", "it is for the index of a run's open world", "drop it")
     asked = {"orientation": options["orientation"], "background": options["background"]}
-    common = {"top": options["top"], "open_world": options["open_world"], **asked}
+    common = {"top": options["top"], "open_world": options["open_world"], "fast_jpeg": options["fast_jpeg"], **asked}
     if options["zero_shot"]:
         if named is None:
             raise UsageError(
