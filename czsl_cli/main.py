@@ -28,6 +28,7 @@ COMMANDS = {
     "index": ("czsl_cli.index", "Index the compositions of an open world."),
     "prototypes": ("czsl_cli.prototypes", "Show what a run's prototypes stand for."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
+    "cache": ("czsl_cli.cache", "Show what is kept on the disk, and empty it."),
     "doctor": ("czsl_cli.doctor", "Check this machine or a cluster, and say what to do."),
     "cluster": ("czsl_cli.cluster", "Start, show and end a Ray cluster; submit commands to it."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),

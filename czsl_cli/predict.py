@@ -12,7 +12,16 @@ import click
 
 from czsl_cli.adapt_options import adapt_option, check_adaptable_run, plan_of, split_settings, stream_seed_option, tell_plan
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
-from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.inputs import (
+    gather_images,
+    image_options,
+    images_option,
+    reading_of,
+    reading_options,
+    tell_decoding,
+    tell_left_out,
+    tell_profile,
+)
 from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
@@ -60,6 +69,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
     type=click.Path(dir_okay=False, path_type=Path),
     help="With --adapt: continue the stream of this file, and keep it there.",
 )
+@reading_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(images, table, column, root, all_files, run, out, excel, as_json, **options) -> None:
@@ -85,6 +95,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
     where = where_of(options)
+    fast_jpeg, reading = reading_of(options, where)
     from czsl.data.files import predictions
 
     predictions.check_format(out, excel)
@@ -93,7 +104,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     inputs = gather_images(tuple(images), table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
-    request = _request(run, options, plan)
+    request = _request(run, {**options, "fast_jpeg": fast_jpeg}, plan)
     if plan:
         tell_plan(plan)
     shuffled = plan is not None and plan.seed is not None
@@ -109,7 +120,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     with partial_of(out, request, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
-        stream = predict_files(request, source, asked, **where, partial=partial, progress=bar.update, notice=warn)
+        stream = predict_files(request, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
         if shuffled:
             found = dict(zip(places, stream, strict=True))
             stream = iter([found[i] for i in range(len(names))])
@@ -141,6 +152,9 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
     tell_left_out(inputs)
+    if fast_jpeg:
+        say("large JPEGs were decoded at a fraction of their size (--fast-jpeg): scores differ slightly from those without it")
+    tell_profile(reading["profile"])
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
     if bad or inputs.refused or not complete:
@@ -179,7 +193,7 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
     if options["probes"] and (named is not None or not options["open_world"]):
         raise UsageError("--probes goes with --open-world", "it is for the index of a run's open world", "drop it")
     asked = {"orientation": options["orientation"], "background": options["background"]}
-    common = {"top": options["top"], "open_world": options["open_world"], **asked}
+    common = {"top": options["top"], "open_world": options["open_world"], "fast_jpeg": options["fast_jpeg"], **asked}
     common |= {"adapt": plan, "state": str(options["state"]) if options["state"] else None}
     if options["zero_shot"]:
         if named is None:

@@ -122,7 +122,7 @@ def test_the_report_names_adaptation_order_and_the_run_without_it(copied):
 
 def test_several_orders_give_mean_and_spread(copied):
     question = replace(PLAIN, adapt=Plan.of("tomcat", LIVELY))
-    result = evaluate_orders(copied, question, [0, 1, None])
+    result = evaluate_orders(copied, question, [0, 1, None])[0]
     values = [report["auc"] for report in result["orders"]]
     assert result["auc"] == pytest.approx(np.mean(values))
     assert result["spread"]["auc"] == pytest.approx({"sd": np.std(values, ddof=1), "min": min(values), "max": max(values)})
