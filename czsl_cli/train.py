@@ -24,7 +24,6 @@ from czsl_cli.console import (
 )
 from czsl_cli.options import placement_options, settings_options, where_of
 
-LINE_EVERY_S = 10.0  # where stderr is no terminal
 SHORT_NAMES = (
     27  # bytes of an attribute and an object that surely fit the tokens which the built-in CLIP reads: 32 less 5 of "a photo of"
 )
@@ -295,7 +294,7 @@ class Watcher:
         self.epochs, self.bar = epochs, bar
         self.total = self.images = self.batch = 0
         self.first: tuple[float, int] | None = None
-        self.last_line = self.best = -1.0
+        self.best = -1.0
 
     def placed(self, placement, path: Path) -> None:
         """Say where the workers run."""
@@ -357,10 +356,7 @@ class Watcher:
         )
 
     def _show(self, what: str, done: int, total: int, note: str, line: str) -> None:
-        self.bar.update(what, done, total, note)
-        if not self.bar.visible and time.monotonic() - self.last_line > LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            say(line)
+        self.bar.update(what, done, total, note, line)
 
 
 def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
