@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "experiment": ("czsl_cli.experiment", "Fill a table: methods, seeds and data of one file, trained where missing."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "report": ("czsl_cli.report", "Write a page about a run: curves, confusions, tables, images."),
     "runs": ("czsl_cli.run_folders", "List runs, show one, tag them, and free the space of old checkpoints."),
     "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
