@@ -21,7 +21,6 @@ MOST_SHOWN = 10  # compositions in the table; --json has all
 WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
 # At each run's operating point, if all have one.
 POINT_WORDS = {"op_seen": "seen at point", "op_unseen": "unseen at point", "op_hm": "HM at point", "op_acc": "all at point"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -278,6 +277,7 @@ def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Fi
     from czsl.evaluation import Curve
     from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.curve import harmonic_mean
+    from czsl_cli.pages import COLOURS
 
     figure = Figure(figsize=(6.4, 5.2))
     axes = figure.add_subplot()

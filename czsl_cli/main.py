@@ -11,13 +11,16 @@ import click
 
 from czsl import __version__
 from czsl.printable import printable
-from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error
+from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error, signs_of_life
 
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
+    "experiment": ("czsl_cli.experiment", "Fill a table: methods, seeds and data of one file, trained where missing."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "report": ("czsl_cli.report", "Write a page about a run: curves, confusions, tables, images."),
+    "runs": ("czsl_cli.run_folders", "List runs, show one, tag them, and free the space of old checkpoints."),
     "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
@@ -94,7 +97,8 @@ def main(args: list[str] | None = None) -> None:
         for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
+        with signs_of_life():
+            code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
     except click.exceptions.Abort:
         say("interrupted")
         code = 130

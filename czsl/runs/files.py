@@ -97,6 +97,18 @@ def held(folder: PathLike, work: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: PathLike) -> bool:
+    """Return whether a process is at work on a folder, as far as its file system has locks."""
+    try:
+        with (Path(folder) / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock was ever taken, or there are none
+        return False
+    return False
+
+
 def sha256_file(path: PathLike) -> str:
     """Hex SHA-256 of a file."""
     path = Path(path)
