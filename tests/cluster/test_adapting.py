@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -134,6 +136,36 @@ def test_the_open_world_chooses_its_threshold_on_adapted_validation_images(copie
     result = evaluate_run(copied, replace(PLAIN, open_world=True, feasibility="clip", adapt=Plan.of("tomcat", LIVELY)))
     assert result["threshold_chosen"] == "val"
     assert result["operating_point"]["how"] == "val"
+
+
+class _Threads(Group):
+    """A worker of two in one process."""
+
+    def __init__(self, rank, box, barrier):
+        super().__init__(rank, 1)
+        self.world, self._box, self._barrier = 2, box, barrier
+
+    def gather_objects(self, thing):
+        self._box[self.rank] = thing
+        self._barrier.wait(timeout=60)
+        out = list(self._box)
+        self._barrier.wait(timeout=60)
+        return out
+
+
+def test_two_workers_encode_together_and_get_the_stream_of_one(zero_shot):
+    def work(comm):
+        method = methods.load(zero_shot)
+        source = Source(method, open_data(zero_shot.config.data), "test", comm, 16, keep=False)
+        return reduce_stream(method, Plan.of("tomcat", LIVELY), source, Candidates.build(method.space), 16, comm)[0]
+
+    alone = work(Group())  # first: it leaves the decoded images, which two threads of one process would write at once
+    box, barrier = [None, None], Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(work, [_Threads(rank, box, barrier) for rank in (0, 1)]))
+    for extremes in found:
+        for field in ("true_score", "seen_score", "unseen_score", "seen_pair", "unseen_pair"):
+            assert np.array_equal(getattr(extremes, field), getattr(alone, field))
 
 
 def test_released_adapts_over_all_pairs_of_the_dataset(zero_shot):
