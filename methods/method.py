@@ -132,8 +132,8 @@ class Method(nn.Module):
         """The ``pair`` rows [P, D] of :meth:`encode_compositions` alone: what a composition index holds."""
         return self.encode_compositions(pairs_P2).pair
 
-    def encode_prompts(self, prompts: PromptTree) -> Tensor:
-        """L2-normalised text features [P, D] of prompts with learned words.
+    def encode_prompts(self, prompts: PromptTree, unit: bool = True) -> Tensor:
+        """Text features [P, D] of prompts with learned words; with ``unit`` L2-normalised.
 
         In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
         """
@@ -144,7 +144,8 @@ class Method(nn.Module):
             starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
             encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
         # Autocast ends here: the norm and what is added to a text need their digits.
-        return nn.functional.normalize(encoded.to(self.clip.mean.dtype), dim=-1)
+        encoded = encoded.to(self.clip.mean.dtype)
+        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
 
     # -- scores ----------------------------------------------------------------------------------------------------
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -8,8 +8,10 @@ import re
 import socket
 import zipfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def is_path(text: str) -> bool:
 def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
     """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
-    Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict``. OpenAI's own
+    Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict`` or ``net``. OpenAI's own
     archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published. ``what`` is
     said to be in the file, for messages.
 
@@ -54,7 +56,8 @@ def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
         state = _read_openai_archive(path)
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numbers()):
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds here; all mean the same to the user
             raise UsageError(
                 f"{path} cannot be read as {what}",
@@ -63,10 +66,17 @@ def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
             ) from None
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds no weights", f"it holds a {type(state).__name__}", "save the model's state_dict()")
-    nested = state.get("state_dict")
-    state = nested if isinstance(nested, dict) else state
+    nested = [state[key] for key in ("state_dict", "net") if isinstance(state.get(key), dict)]
+    state = nested[0] if nested else state
     state = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _numbers() -> list[Any]:
+    """What unpickles a NumPy number, under its names in NumPy 1 and 2: training checkpoints keep a metric beside the weights."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("float32", "float64", "int64")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -8,14 +8,17 @@ from PIL import Image
 LONGEST = 32  # times the short side: what of a longer image the crop would drop anyway is not resized, it could take gigabytes
 
 
-def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [3, S, S] of an RGB image: bicubic resize of the shorter side to S, centre crop (OpenAI CLIP's pre-processing)."""
+def clip_pixels(
+    image: Image.Image, size: int, short: int | None = None, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
+    """uint8 [3, S, S] of an RGB image: resize of the shorter side to ``short`` (default S, OpenAI CLIP's pre-processing), centre crop."""
     image = _shorten(image)
     width, height = image.size
-    new = (size, max(size, int(size * height / width))) if width <= height else (max(size, int(size * width / height)), size)
+    short = size if short is None else short
+    new = (short, max(short, int(short * height / width))) if width <= height else (max(short, int(short * width / height)), short)
     image = image.convert("RGB")
     if image.size != new:
-        image = image.resize(new, Image.Resampling.BICUBIC)
+        image = image.resize(new, resample)
     left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,7 +1,7 @@
 """Exact top-k compositions without a matrix of images x pairs: the threshold algorithm on a :class:`CompositionIndex`.
 
-The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product of primitive
-terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32 products
+The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product (or the sum)
+of primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32 products
 only choose candidates, with a slack for their rounding; the candidates' scores are computed again in float64, pair by pair, so
 neither the answer nor its order depends on how a matrix product was cut.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -58,6 +59,7 @@ def top_compositions(
     allowed: np.ndarray | None = None,
     probes: int | None = None,
     probability: float | None = None,
+    combine: Literal["product", "sum"] = "product",
 ) -> TopCompositions:
     """The k best compositions of each image.
 
@@ -78,6 +80,8 @@ def top_compositions(
     probability : float, optional
         The composition term is this weight times the pair's probability, the softmax of its inner product among all pairs of the index,
         instead of the inner product itself. Costs a scan of its own for the sum.
+    combine : "product" or "sum", default "product"
+        How the two primitive terms of a pair become one.
 
     Raises
     ------
@@ -101,6 +105,8 @@ def top_compositions(
         raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
     if probes is not None and index.kind == "flat":
         raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+    if combine not in ("product", "sum"):
+        raise UsageError(f"combine={combine!r} is not known", "primitive terms are multiplied or added", "give product or sum")
     if probability is not None and (probes is not None or not probability > 0):
         why = "a probability needs the products of all pairs" if probes else f"its weight is {probability}"
         raise UsageError("this composition term cannot be searched", why, "leave probes out, and give a weight above 0")
@@ -114,7 +120,8 @@ def top_compositions(
     parts = []
     for start in range(0, len(queries_BD), IMAGES):
         some = slice(start, start + IMAGES)
-        search = _Search(index, queries_BD[some], None if terms is None else (terms[0][some], terms[1][some]), k, allowed_P, rows)
+        some_terms = None if terms is None else (terms[0][some], terms[1][some])
+        search = _Search(index, queries_BD[some], some_terms, k, allowed_P, rows, combine)
         if probability is not None and k:
             search.normalise(probability)
         if k:
@@ -133,8 +140,9 @@ def top_compositions(
 class _Search:
     """The search for some images: the best found so far, and what bounds the rest."""
 
-    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows):
+    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows, combine: str = "product"):
         self.index, self.queries, self.terms, self.k = index, queries_BD, terms, k
+        self.combine = np.add if combine == "sum" else np.multiply
         self.allowed, self.rows = allowed_P, rows  # rows: the allowed ones, ascending
         B = len(queries_BD)
         self.scores = np.full((B, k), -np.inf)
@@ -144,7 +152,7 @@ class _Search:
         self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
         largest = self.lengths * index.longest
         if terms is not None:
-            largest = largest + terms[0].max(1).astype(np.float64) * terms[1].max(1)
+            largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))
         if (largest > 1e30).any():
             raise DataError(
                 f"scores of image {int(largest.argmax())} reach {largest.max():.1e}", "", "are the embeddings scaled?"
@@ -206,7 +214,7 @@ class _Search:
             ranked = np.take_along_axis(term, order, axis=1).astype(np.float64)
             after.append((ranked[:, 0], ranked[:, SEED_PRIMITIVES] if ranked.shape[1] > SEED_PRIMITIVES else np.zeros(len(term))))
         (first_a, next_a), (first_o, next_o) = after
-        self.rest = np.maximum(next_a * first_o, first_a * next_o)
+        self.rest = np.maximum(self.combine(next_a, first_o), self.combine(first_a, next_o))
         pairs = np.stack(np.broadcast_arrays(best[0][:, :, None], best[1][:, None, :]), axis=-1).reshape(len(self.queries), -1, 2)
         places = self.index.locate(pairs)
         images, columns = np.nonzero((places >= 0) & self.allowed[places])
@@ -292,9 +300,8 @@ class _Search:
         bound_bn = self.composition_term(images, products_bn.astype(np.float64))
         if self.terms is not None:
             pairs = self.index.pairs[places]
-            bound_bn += (
-                self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64) * self.terms[1][images[:, None], pairs[..., 1]]
-            )
+            attribute_bn = self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64)
+            bound_bn += self.combine(attribute_bn, self.terms[1][images[:, None], pairs[..., 1]])
         self.offer_above(images, places, np.where(self.allowed[places], bound_bn, -np.inf))
         if products_bn.shape[1] == count:
             return np.zeros(len(images), bool)
@@ -306,7 +313,7 @@ class _Search:
         scores_bn = self.composition_term(images, (vectors_nD @ self.queries[images].T).T)
         if self.terms is not None:
             attributes_n, objects_n = self.index.pairs[places].T
-            scores_bn += self.terms[0][images][:, attributes_n] * self.terms[1][images][:, objects_n]
+            scores_bn += self.combine(self.terms[0][images][:, attributes_n], self.terms[1][images][:, objects_n])
         self.offer_above(images, np.broadcast_to(places, scores_bn.shape), scores_bn)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -354,7 +361,7 @@ class _Search:
             value = self.composition_term(i, (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1))
             if self.terms is not None:
                 a, o = self.index.pairs[p].T
-                value += self.terms[0][i, a].astype(np.float64) * self.terms[1][i, o]
+                value += self.combine(self.terms[0][i, a].astype(np.float64), self.terms[1][i, o])
             scores[start : start + DENSE_ROWS] = value
         return scores
 

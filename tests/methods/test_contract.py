@@ -81,7 +81,8 @@ def test_a_question_to_an_index_is_the_score(method, images):
         scores = asked.probability * scores.softmax(1)
     if asked.attribute is not None:
         assert asked.attribute.min() >= 0 and asked.object.min() >= 0
-        scores = scores + asked.attribute[:, pairs[:, 0]] * asked.object[:, pairs[:, 1]]
+        join = torch.add if asked.combine == "sum" else torch.mul
+        scores = scores + join(asked.attribute[:, pairs[:, 0]], asked.object[:, pairs[:, 1]])
     torch.testing.assert_close(scores, method.scores(*sides), rtol=1e-5, atol=1e-5)
 
 
