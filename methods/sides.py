@@ -42,7 +42,8 @@ class RetrievalQuery:
     """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
 
     ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score; with
-    ``combine="sum"`` their sum joins the score instead of their product. With ``probability`` the composition term is that weight times the softmax of the inner products among all pairs.
+    ``combine="sum"`` their sum joins the score instead of their product. With ``probability`` the composition term is that weight times
+    the softmax of the inner products among all pairs.
     """
 
     query: Tensor

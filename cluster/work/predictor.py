@@ -132,8 +132,14 @@ class Predictor:
         # Few candidates are all ranked, so that the probabilities are among all of them.
         k = len(self.pairs) if len(self.pairs) <= PAIR_TILE else max(FOUND, self.request.top)
         assert parts[0] is not None
-        settings = {"probes": self.request.probes, "probability": asked.probability, "combine": asked.combine}
-        found = top_compositions(self.index, parts[0], parts[1], parts[2], k=k, **settings)
+        found = top_compositions(
+            self.index,
+            *parts,
+            k=k,
+            probes=self.request.probes,
+            probability=asked.probability,
+            combine=asked.combine,
+        )
         scores_Bn = torch.from_numpy(found.scores)
         prob_Bn = self.method.probabilities(scores_Bn)
         records = rank_found(scores_Bn, prob_Bn, self.pairs[found.places], self.method.space, self.request.top)

@@ -15,7 +15,9 @@ def clip_pixels(
     image = _shorten(image)
     width, height = image.size
     short = size if short is None else short
-    new = (short, max(short, int(short * height / width))) if width <= height else (max(short, int(short * width / height)), short)
+    new = (
+        (short, max(short, int(short * height / width))) if width <= height else (max(short, int(short * width / height)), short)
+    )
     image = image.convert("RGB")
     if image.size != new:
         image = image.resize(new, resample)

@@ -1,7 +1,8 @@
 """Exact top-k compositions without a matrix of images x pairs: the threshold algorithm on a :class:`CompositionIndex`.
 
 The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product (or the sum)
-of primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32 products
+of primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001).
+float32 products
 only choose candidates, with a slack for their rounding; the candidates' scores are computed again in float64, pair by pair, so
 neither the answer nor its order depends on how a matrix product was cut.
 

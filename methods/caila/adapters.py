@@ -77,7 +77,9 @@ class TowerAdapters(nn.Module):
         up = mixture.up(torch.stack([mixture.latent(h), *latents]).mean(0))
         return torch.stack([up, *(adapter.up(z) for adapter, z in zip(others, latents, strict=True))]).mean(0)
 
-    def run(self, blocks: Any, start: int, stop: int, concept: str, x_BLV: Tensor, causal: bool = False, recompute=False) -> Tensor:
+    def run(
+        self, blocks: Any, start: int, stop: int, concept: str, x_BLV: Tensor, causal: bool = False, recompute=False
+    ) -> Tensor:
         """Tokens [B, L, V] after layers start..stop-1; ``recompute`` keeps no activations for the backward pass."""
         for i in range(start, stop):
             if recompute and torch.is_grad_enabled():

@@ -72,7 +72,9 @@ class CailaNames(PublicNames):
         if unknown or not out.origin:
             raise UsageError(
                 f"this is not a checkpoint of the public {self.program} program",
-                f"unknown tensors: {', '.join(sorted(unknown)[:5])}" if unknown else "it has no adapters (clip_model...adapter1...)",
+                f"unknown tensors: {', '.join(sorted(unknown)[:5])}"
+                if unknown
+                else "it has no adapters (clip_model...adapter1...)",
                 "give the file as its training saved it (ckpt_best_auc.t7), and its method",
             )
         return out

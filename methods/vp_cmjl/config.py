@@ -21,7 +21,7 @@ class VPCMJLConfig(BranchesConfig):
     """
 
     label: ClassVar[str] = "VP-CMJL"
-    about: ClassVar[str] = "Learned prompts and adapters with three branches, and learned visual proxies of attributes and objects."
+    about: ClassVar[str] = "Learned prompts and adapters with three branches, and learned visual proxies of primitives."
     positive: ClassVar[tuple[str, ...]] = ("attention_heads",)
 
     proxy_weight: float = 0.3

@@ -49,8 +49,8 @@ class ProxyText(TextSide):
 
     def tile(self, start: int, stop: int) -> Self:
         """The text side of pairs ``start:stop``; primitives stay whole."""
-        parts = {k: None if x is None else x[start:stop] for k, x in (("texts", self.texts), ("proxies", self.proxies))}
-        return replace(super().tile(start, stop), **parts)
+        texts, proxies = (None if x is None else x[start:stop] for x in (self.texts, self.proxies))
+        return replace(super().tile(start, stop), texts=texts, proxies=proxies)
 
 
 class PrototypeAttention(nn.Module):
