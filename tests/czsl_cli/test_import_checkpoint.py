@@ -235,12 +235,17 @@ def test_a_file_of_caila_imports_evaluates_predicts_and_is_indexed(dataset, tmp_
     assert facts["used"]["attribute_scale"] == ["attr_logit_scale"]
     assert (run / "clip.safetensors").is_file()
     report = json.loads(czsl("evaluate", run, "--engine", "local", "--json").stdout)
-    assert 0 <= report["closed"]["auc"] <= 1 if "closed" in report else report
+    assert report["method"] == "caila" and 0 <= report["auc"] <= 1
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "a.png")
     record = json.loads(czsl("predict", folder, "--run", run, "--engine", "local", "--json").stdout.splitlines()[0])
     assert record["error"] is None and len(record["predictions"]) == 5
+    czsl("index", "build", run, "--engine", "local")
+    found = json.loads(
+        czsl("predict", folder, "--run", run, "--open-world", "--engine", "local", "--json").stdout.splitlines()[0]
+    )
+    assert found["retrieval"]["exact"]
     # The same numbers as the method itself gives.
     named = [(p["attr"], p["obj"]) for p in load(run).predict([folder / "a.png"])[0]["predictions"]]
     assert named == [(p["attr"], p["obj"]) for p in record["predictions"]]
