@@ -54,10 +54,11 @@ def import_checkpoint(file, method, labels, data, clip, clip_weights, config_fil
     public = public_names(method)  # a method without public checkpoints is refused before anything is read
     out = (out or Path("runs") / f"{method}-{file.stem}").resolve()
     _check_free(out)
-    space, dataset, where = _labels(labels, data)
+    space, dataset, where = _labels(labels, data, has_rows=public.table is not None)
     state = read_state(file, "a checkpoint")
     if not state:
         _refuse(f"{file} is not a checkpoint", "it holds no tensors", "give the state dict that the training saved")
+    public.translate(state)  # another program's file is refused before its CLIP is looked for
     towers, named = _clip(state, public, clip, clip_weights, out)
     imported = read_reference(method, state, space, towers, _read_config(config_file))
     if dataset is not None:
@@ -80,8 +81,8 @@ def _check_free(out: Path) -> None:
         _refuse(f"{out} exists", "a run is never overwritten", "choose another --out")
 
 
-def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dataset | None, str]:
-    """The label space of the checkpoint's rows, the dataset, and how the run names it."""
+def _labels(labels: str | None, data: str | None, has_rows: bool) -> tuple[CompositionSpace, Dataset | None, str]:
+    """The label space of the checkpoint's rows (if it has any), the dataset, and how the run names it."""
     from czsl.data.table import open_data
     from czsl.spaces import load_space
 
@@ -94,7 +95,7 @@ def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dat
     dataset = open_data(data) if data else None
     space = load_space(labels) if is_file and labels else open_data(labels or data or "").space
     for what, names in (("attributes", space.attributes), ("objects", space.objects)):
-        if list(names) not in (sorted(names), sorted(names, key=str.lower)):
+        if has_rows and list(names) not in (sorted(names), sorted(names, key=str.lower)):
             warn(f"the {what} are not sorted: rows are taken in the order given (public programs sort theirs)")
     return space, dataset, "toy" if data == "toy" else str(Path(data or labels or "").resolve())
 
@@ -228,7 +229,7 @@ def _print(facts: dict[str, Any], out: Path, as_json: bool) -> None:
         rows.setdefault(public if len(names) == 1 else public.rstrip("0123456789") + "*", []).append(own)
     table = [[public, _common(own), sum(len(facts["used"][k]) for k in own)] for public, own in rows.items()]
     unread = Counter(name.split(".")[0].rstrip("0123456789") for name in facts["ignored"])
-    towers = {"clip": "(the CLIP)", "text_encoder": "(the CLIP again)"}
+    towers = {"clip": "(the CLIP)", "clip_model": "(the CLIP)", "text_encoder": "(the CLIP again)"}
     table += [[public, towers.get(public, "(not read by its program)"), count] for public, count in sorted(unread.items())]
     print_table(["in the file", "here", "tensors"], table, err=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
@@ -240,4 +241,8 @@ def _common(names: list[str]) -> str:
     """The parts that several names begin with."""
     from os.path import commonpath
 
-    return names[0] if len(names) == 1 else commonpath([name.replace(".", "/") for name in names]).replace("/", ".") + ".*"
+    if len(names) == 1:
+        return names[0]
+    heads = sorted({name.split(".")[0] for name in names})
+    common = commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
+    return common + ".*" if common else ", ".join(f"{head}.*" for head in heads)

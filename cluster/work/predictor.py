@@ -134,7 +134,9 @@ class Predictor:
         assert parts[0] is not None
         found = top_compositions(
             self.index,
-            *parts,
+            parts[0],
+            parts[1],
+            parts[2],
             k=k,
             probes=self.request.probes,
             probability=asked.probability,
