@@ -18,6 +18,7 @@ from czsl.compositions import CompositionSpace, index_pairs, label_of, label_wor
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data
 from czsl.errors import CzslError
+from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from czsl.runs.run import Run
 from methods.explanation import Examples, Explained
 from methods.method import Method
@@ -29,12 +30,14 @@ EXAMPLES = 10  # training images a pair that are looked at where each costs a pa
 class Answer:
     """A composition of the image (or a class, without an attribute): its names, score, probability among the candidates, rank from 1, why.
 
+    calibrated : score with the bias of the operating point, which the rank is by
     seen : whether training saw it; ``rows``: rows of the training split behind the places that the explanation names
     """
 
     attr: str
     obj: str
     score: float
+    calibrated: float
     prob: float
     rank: int
     seen: bool
@@ -67,7 +70,8 @@ class TrainingImages:
         config = run.config
         self.method, self.config = method, config
         with cpu_threads(run.threads):  # features are kept for each number of threads
-            self.source = Source(method, open_data(config.data), "train", Group(), config.eval_batch, progress, config.precision)
+            data = open_data(config.data, config.decode)
+            self.source = Source(method, data, "train", Group(), config.eval_batch, progress, config.precision)
         self.space: CompositionSpace = run.space
         # Drawn once for all compositions, so that a prototype has the same images wherever it is shown.
         per_pair = 0 if method.frozen_images else EXAMPLES
@@ -124,6 +128,7 @@ def explain(
     top: int = 3,
     training: TrainingImages | None = None,
     space: CompositionSpace | None = None,
+    point: OperatingPoint | None = None,
 ) -> list[Answer]:
     """The best compositions of an image, or those asked for, explained.
 
@@ -142,6 +147,8 @@ def explain(
     training : TrainingImages, optional
     space : CompositionSpace, optional
         Whose training pairs count as seen; the method's by default.
+    point : OperatingPoint, optional
+        Bias of the ranking and scale of the probabilities; by default there is none.
     """
     text = method.encode_compositions(torch.from_numpy(pairs.copy()).to(method.clip.device))
     question = method.question(image, image_id, text)
@@ -149,21 +156,24 @@ def explain(
         question = replace(question, examples=training.examples)
     tiles = [text.tile(s, s + PAIR_TILE) for s in range(0, len(text), PAIR_TILE)]
     scores_P = torch.cat([method.scores(question.side, tile) for tile in tiles], dim=1)[0].double().cpu()
-    order_P = torch.argsort(scores_P, descending=True, stable=True)
+    names, known, point = method.space, space or method.space, point or OperatingPoint()
+    unseen_P = torch.from_numpy(unseen_mask(names, pairs, seen_names(known))).double()
+    calibrated_P = scores_P + point.bias * unseen_P
+    order_P = torch.argsort(calibrated_P, descending=True, stable=True)
     rank_P = torch.empty_like(order_P)
     rank_P[order_P] = torch.arange(1, len(order_P) + 1)
-    prob_P = method.probabilities(scores_P[None])[0]
+    scaling = point.composition
+    prob_P = (method.log_weights(scores_P[None])[0] / scaling.temperature + scaling.bias * unseen_P).softmax(0)
     if asked:
         wanted = method.space.locate(index_pairs(asked, method.space.attributes, method.space.objects), pairs).tolist()
     else:
         wanted = order_P[:top].tolist()
-    names, known = method.space, space or method.space
-    seen = {known.pair_names(pair) for pair in known.train_pairs}
     answers = []
     for place in wanted:
         attr, obj = pairs[place].tolist()
         pair = names.pair_names((attr, obj))
         rows = training.rows(attr, obj) if training is not None else np.zeros(0, np.int64)
         why = method.explain_candidate(question, place)
-        answers.append(Answer(*pair, float(scores_P[place]), float(prob_P[place]), int(rank_P[place]), pair in seen, why, rows))
+        score, calibrated, prob = (float(x[place]) for x in (scores_P, calibrated_P, prob_P))
+        answers.append(Answer(*pair, score, calibrated, prob, int(rank_P[place]), not unseen_P[place], why, rows))
     return answers

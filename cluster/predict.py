@@ -18,13 +18,14 @@ from cluster.work.progress import Notice, Progress, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl import __version__
 from czsl.data.files.predictions import Partial, question_of
+from czsl.data.inputs import ImageSource, as_source
 from czsl.runs.run import Run
-from methods.loading import fingerprint
+from methods.loading import fingerprint, point_for
 
 
 def predict_files(
     request: Request,
-    root: Path,
+    source: ImageSource | Path,
     names: list[str],
     *,
     partial: Partial | None = None,
@@ -32,24 +33,25 @@ def predict_files(
     notice: Notice = unnoticed,
     **where: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Records of files below a root, in the order of ``names``, as they become ready.
+    """Records of images of a source (or below a folder), in the order of ``names``, as they become ready.
 
-    The root must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
+    The source's files must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
     ``notice`` are told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
     """
+    source = as_source(source)
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
     if partial is not None:
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(_pinned(request), root, batches, Ask.of(**where), progress, notice):
+    for records in _computed(_pinned(request), source, batches, Ask.of(**where), progress, notice):
         if partial is not None:
             partial.add(records)
         yield from records
 
 
-def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Partial:
+def partial_of(out: Path, request: Request, source: ImageSource | Path, names: list[str]) -> Partial:
     """What an interrupted prediction of the same files with the same weights and options left beside ``out``."""
     weights = [Path(x) for x in (request.clip, request.clip_weights) if x and Path(x).is_file()]
     index = Path(request.index) / "index.json" if request.index else None
@@ -61,8 +63,11 @@ def partial_of(out: Path, request: Request, root: Path, names: list[str]) -> Par
         "run": fingerprint(Run(request.run), request.checkpoint) if request.run else None,
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
         "index": index.read_text(encoding="utf-8") if index else None,
+        "point": point_for(Run(request.run), request.checkpoint, request.open_world, request.bias).to_json()
+        if request.run
+        else None,
     }
-    return Partial(out, question_of(root, names, **facts))
+    return Partial(out, question_of(as_source(source), names, **facts))
 
 
 def _pinned(request: Request) -> Request:
@@ -72,16 +77,16 @@ def _pinned(request: Request) -> Request:
 
 
 def _computed(
-    request: Request, root: Path, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
+    request: Request, source: ImageSource, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch, in order."""
     if not batches:
         return
     if not ask.local:
-        yield from dealt_out(request, root, batches, ask, progress, notice)
+        yield from dealt_out(request, source, batches, ask, progress, notice)
         return
     check_packages()
     with cpu_threads(request.threads):
         predictor = Predictor(request, own_device())
         for batch in batches:
-            yield predictor.predict(root, batch)
+            yield predictor.predict(source, batch)

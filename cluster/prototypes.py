@@ -73,7 +73,7 @@ def inspect_prototypes(
     method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(method, ClusPro):
         raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")
-    data = open_data(config.data)
+    data = open_data(config.data, config.decode)
     source = Source(method, data, "train", Group(), config.eval_batch, progress, config.precision)
     split = source.split
     rows = stratified(split.attr, split.obj, per_pair, config.seed)

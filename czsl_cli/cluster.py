@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from czsl_cli.console import print_json, print_table, say, warn
+from czsl_cli.console import print_json, print_lines, print_table, print_text, say, warn
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
@@ -64,7 +64,7 @@ def up(join, host, port, dashboard_port, cpus, gpus, as_json) -> None:
     if as_json:
         print_json(asdict(state))
     else:
-        click.echo(state.address)
+        print_text(state.address)
 
 
 @cluster.command()
@@ -138,10 +138,10 @@ def submit(dashboard, folder, no_wait, words) -> None:
     job = jobs_module.submit(jobs, list(words), folder or Path.cwd())
     say(f"job {job}: czsl {shlex.join(words)}")
     if no_wait:
-        click.echo(job)
+        print_text(job)
         return
     try:
-        code = jobs_module.follow(jobs, job, lambda text: click.echo(text, nl=False))
+        code = jobs_module.follow(jobs, job, lambda text: print_lines(click.unstyle(text), end=""))
     except KeyboardInterrupt:
         say(f"the job goes on: ray job logs {job} --follow; ray job stop {job}")
         raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, printable, progress_bar, say, warn
+from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 10  # compositions in the table; --json has all
 WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
+# At each run's operating point, if all have one.
+POINT_WORDS = {"op_seen": "seen at point", "op_unseen": "unseen at point", "op_hm": "HM at point", "op_acc": "all at point"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -61,12 +63,14 @@ def compare(runs, split, open_world, data, per_pair, checkpoint, scores, space, 
     if plot and plot.suffix not in (".svg", ".png"):
         raise UsageError(f"--plot {plot} is neither .svg nor .png", "", f"--plot {plot.stem}.svg")
     names = _names(runs)
+    biases = None
     if scores:
         reductions = [_of_scores(Path(file), space, split, open_world) for file in runs]
     else:
         asked = {"split": split or "test", "open_world": open_world, "data": data, "checkpoint": checkpoint, "per_pair": per_pair}
         reductions = _of_runs(runs, asked)
-    result = _compare(names, reductions, resamples, seed)
+        biases = _biases(runs, asked)
+    result = _compare(names, reductions, resamples, seed, biases)
     result["runs"] = [{"path": str(path), **row} for path, row in zip(runs, result["runs"], strict=True)]
     if as_json:
         print_json(result)
@@ -89,7 +93,7 @@ def _names(paths: Sequence[str]) -> list[str]:
         twice = next(path for path in resolved if resolved.count(path) > 1)
         raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
     short = [path.name for path in resolved]
-    return [printable(name if short.count(name) == 1 else path) for name, path in zip(short, paths, strict=True)]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
 def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
@@ -115,6 +119,17 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
     return [reduction.arranged(found[0].ids) for reduction in found]
 
 
+def _biases(paths: Sequence[str], asked: dict[str, Any]) -> list[float] | None:
+    """The biases of the runs' operating points; None in the open world, where these are without a threshold, or if a run has none."""
+    from czsl.runs.run import Run
+    from methods.loading import stored_point
+
+    points = [stored_point(Run(path), asked["checkpoint"])[0] for path in paths]
+    if asked["open_world"] or None in points:
+        return None
+    return [point.bias for point in points if point is not None]
+
+
 def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> Reduction:
     from czsl.evaluation import Candidates, Reduction, read_scores, reduce_scores
 
@@ -125,11 +140,14 @@ def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> 
     return Reduction(extremes, ids, *names, {"split": read.split, "open_world": read.open_world})
 
 
-def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: int, seed: int) -> dict[str, Any]:
+def _compare(
+    names: Sequence[str], reductions: Sequence[Reduction], resamples: int, seed: int, biases: Sequence[float] | None = None
+) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON."""
     from czsl.compositions import label_of
     from czsl.evaluation import Curve, pair_accuracies
     from czsl.evaluation import compare as paired
+    from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.report import plain
 
     first = reductions[0]
@@ -137,10 +155,15 @@ def _compare(names: Sequence[str], reductions: Sequence[Reduction], resamples: i
     for name, reduction in zip(names, reductions, strict=True):
         known: dict[str, Any] = {k: reduction.facts[k] for k in ("method", "threshold", "rule") if k in reduction.facts}
         rows.append({"name": name, **known, **{k: plain(v) for k, v in Curve(reduction.extremes).numbers().items()}})
+        if biases is not None:
+            at = accuracies(reduction.extremes, biases[len(rows) - 1])
+            rows[-1] |= {"op_bias": biases[len(rows) - 1], **{f"op_{key}": plain(value) for key, value in at.items()}}
+    words = WORDS if biases is None else {**WORDS, **POINT_WORDS}
     differences: list[dict[str, Any]] = []
-    for name, other in zip(names[1:], reductions[1:], strict=True):
-        found = paired(first.extremes, other.extremes, resamples, seed)
-        differences.append({"run": name, "to": names[0], **{key: found[key] for key in WORDS}})
+    for i, (name, other) in enumerate(zip(names[1:], reductions[1:], strict=True), 1):
+        points = None if biases is None else (biases[0], biases[i])
+        found = paired(first.extremes, other.extremes, resamples, seed, biases=points)
+        differences.append({"run": name, "to": names[0], **{key: found[key] for key in words}})
     pairs = [
         {**label_of(first.attributes[a], first.objects[o]), **row}
         for row in pair_accuracies([r.extremes for r in reductions])
@@ -172,22 +195,23 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
     if any("class" in pair for pair in result["pairs"]):
         noun, world = "class", "plain classes"
     methods, cut = any("method" in run for run in runs), any("threshold" in run for run in runs)
-    columns = ["percent", *(["method"] if methods else []), *WORDS.values(), *(["feasibility threshold"] if cut else [])]
+    words = {**WORDS, **POINT_WORDS} if all("op_hm" in run for run in runs) else WORDS
+    columns = ["percent", *(["method"] if methods else []), *words.values(), *(["feasibility threshold"] if cut else [])]
     rows = []
     for run in runs:
         threshold = "none" if run.get("threshold") is None else f"{run['threshold']:.4f}"
-        row = [run["name"], *([run.get("method", "")] if methods else []), *(percent(run[key]) for key in WORDS)]
+        row = [run["name"], *([run.get("method", "")] if methods else []), *(percent(run[key]) for key in words)]
         rows.append([*row, *([threshold] if cut else [])])
     differing = []
     for difference in result["differences"]:
-        for i, (key, word) in enumerate(WORDS.items()):
+        for i, (key, word) in enumerate(words.items()):
             found = difference[key]
             interval = "-" if found["interval"] is None else " to ".join(_points(v) for v in found["interval"])
             holds = {True: "yes", False: "no", None: "-"}[found["holds"]]
             differing.append(["" if i else difference["run"], word, _points(found["difference"]), interval, holds])
     compositions = [
         [
-            printable(label_words(pair)),
+            label_words(pair),
             "seen" if pair["seen"] else "unseen",
             pair["images"],
             *map(percent, pair["acc"]),
@@ -216,11 +240,15 @@ def _points(value: float | None) -> str:
 
 
 def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Figure:
-    """The exact seen/unseen curves, closed towards the axes, so that the area under a line is its AUC; a dot at the best HM."""
+    """The exact seen/unseen curves, closed towards the axes, so that the area under a line is its AUC.
+
+    A dot marks the best HM, a diamond the operating point.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
     from czsl.evaluation import Curve
+    from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.curve import harmonic_mean
 
     figure = Figure(figsize=(6.4, 5.2))
@@ -234,11 +262,15 @@ def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Fi
         if run["hm"]:
             best = int(np.argmax(harmonic_mean(seen, unseen)))
             axes.plot(seen[best], unseen[best], "o", color=colour, markersize=5)
+        if run.get("op_bias") is not None:
+            at = accuracies(e, run["op_bias"])
+            axes.plot(100 * at["seen"], 100 * at["unseen"], "D", color=colour, markersize=6, markerfacecolor="none")
     axes.set(xlabel="accuracy on images of seen pairs (%)", ylabel="accuracy on images of unseen pairs (%)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, title="dot: best harmonic mean", fontsize="small", title_fontsize="small")
+    marks = "dot: best harmonic mean" + ("; diamond: operating point" if any("op_bias" in run for run in runs) else "")
+    axes.legend(frameon=False, title=marks, fontsize="small", title_fontsize="small")
     return figure
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from czsl_cli.console import print_lines
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -21,4 +23,4 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "czsl", "_CZSL_COMPLETE").source())
+    print_lines(kind(cli, {}, "czsl", "_CZSL_COMPLETE").source())

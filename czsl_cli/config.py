@@ -28,7 +28,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"{text!r} is not key=value", "", "write for example: epochs=5 lr=1e-4")
         try:
-            settings[key.strip().removeprefix("model.")] = yaml.safe_load(value) if value else None
+            # A colour such as #102030 would be a comment in YAML.
+            known = value if value.startswith("#") else yaml.safe_load(value) if value else None
+            settings[key.strip().removeprefix("model.")] = known
         except yaml.YAMLError as error:
             raise UsageError(
                 f"the value of {key} cannot be read", str(error).splitlines()[0], "quote it as YAML wants it"

@@ -1,9 +1,12 @@
-"""What every command prints with: tables and JSON on stdout, everything else on stderr, bars only on a terminal."""
+"""What every command prints with: tables and JSON on stdout, everything else on stderr, bars only on a terminal.
+
+The only place of this package that writes: names, labels and messages are escaped here (:mod:`czsl.printable`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,17 +15,37 @@ from typing import Any
 
 import click
 
+from czsl.printable import printable, printable_json
+
 WIDE_ENOUGH = 200  # columns where stdout is no terminal: a table in a file is not wrapped
 
 
 def say(text: str = "") -> None:
     """A line for a person, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+def print_text(text: object = "") -> None:
+    """A line on stdout: an answer, or the name of what was made."""
+    click.echo(printable(str(text)))
+
+
+def print_lines(text: str, end: str = "\n") -> None:
+    """Text of several lines on stdout, for example settings as YAML."""
+    click.echo(printable(text, keep="\n\t") + end, nl=False)
 
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
-    click.echo(coloured("warning: ", "yellow") + text, err=True)
+    click.echo(coloured("warning: ", "yellow") + printable(text), err=True)
+
+
+def say_error(lines: Sequence[str]) -> None:
+    """What happened, why and what to do, on stderr; empty lines are left out."""
+    head, *rest = [printable(line) for line in lines if line]
+    click.echo(coloured("error: ", "red") + head, err=True)
+    for line in rest:
+        click.echo(f"  {line}", err=True)
 
 
 def coloured(text: str, colour: str) -> str:
@@ -32,7 +55,12 @@ def coloured(text: str, colour: str) -> str:
 
 def print_json(content: Any) -> None:
     """JSON on stdout."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    click.echo(printable_json(content, indent=2))
+
+
+def print_json_line(content: Any) -> None:
+    """A JSON object as one line on stdout."""
+    click.echo(printable_json(content))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None, err: bool = False) -> None:
@@ -46,26 +74,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
         numeric = all(
             isinstance(row[i], int | float) or str(row[i])[:1] in "0123456789-+." for row in rows if row[i] not in ("", None)
         )
-        table.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+        table.add_column(printable(name), justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     stream = sys.stderr if err else sys.stdout
     columns_asked = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(columns_asked) if columns_asked.isdecimal() else WIDE_ENOUGH
     console = Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
     if title:
-        console.print(title, style="bold")
+        console.print(printable(title), style="bold")
     console.print(table)
 
 
 def percent(value: float | None) -> str:
     """A fraction as people print it in this field: ``23.8``; ``-`` where it is undefined."""
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def printable(text: str) -> str:
-    """Names from files, safe to show: control characters and those that turn the direction of text are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -83,6 +106,21 @@ def short(path: Path) -> str:
         return str(path)
 
 
+class SafeFormatter(logging.Formatter):
+    """Log messages, escaped; lines stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message as text."""
+        return printable(super().format(record), keep="\n\t")
+
+
+def prepare_streams() -> None:
+    """What a terminal's encoding does not have is escaped instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Bar:
     """A progress bar on a terminal, silent elsewhere."""
 
@@ -93,6 +131,7 @@ class Bar:
         """Show how far a piece of work is; a new ``what`` starts a new bar."""
         if self._progress is None:
             return
+        what, note = printable(what), printable(note)
         if what != self._what:
             if self._task is not None:
                 self._progress.remove_task(self._task)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, progress_bar, warn
+from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -24,7 +24,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--data", help="Another dataset with the run's label space.")
 @click.option("--scores", type=FILE, help="Evaluate a score file (.npz: scores, attr, obj, pair_attr, pair_obj) of any method.")
 @click.option("--space", type=FILE, help="Label space of --scores: its JSON, or a dataset's space.json.")
-@click.option("--val-scores", type=FILE, help="--scores: choose the feasibility threshold, or gamma of plain classes, on these.")
+@click.option(
+    "--val-scores", type=FILE, help="--scores: choose the operating point on these, in the open world the feasibility threshold."
+)
 @click.option("--feasibility", type=FILE, help="Open world: feasibility of the pairs (.npy).  [default: from the run's CLIP]")
 @click.option("--glove", type=FILE, help="Open world: feasibility from these word vectors (lines of a word and numbers).")
 @click.option("--rename", type=FILE, help="JSON of names that --glove does not have: the words to look up instead.")
@@ -41,9 +43,10 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the tables and the curves.")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON (fractions).")
-def evaluate(run, scores, space, expect, as_json, **options) -> None:
+def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
     """Evaluate RUN (a folder that `czsl train` wrote; the newest one by default), or a score file.
 
     \b
@@ -54,21 +57,33 @@ def evaluate(run, scores, space, expect, as_json, **options) -> None:
     AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print. In the open world, pairs
     below a feasibility threshold cannot be predicted; the threshold with the best AUC on the validation split is used.
 
-    Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the gamma that is best on
-    the validation split.
+    The operating point is what the run's answers use: a bias on unseen pairs and a temperature, chosen on the validation split (czsl
+    calibrate). A run that has none yet gets one first.
+
+    Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the bias of the operating point as
+    gamma.
     """
+    from czsl.errors import UsageError
+
     checks = [_parse_expectation(text) for text in expect]
-    result = _evaluate_file(scores, space, run, options) if scores else _evaluate_run(run, options)
+    if html and scores:
+        raise UsageError(
+            "--html goes with a run", "a score file was given", "drop it, or compare score files: czsl compare --scores"
+        )
+    result, page = (_evaluate_file(scores, space, run, options), None) if scores else _evaluate_run(run, options, html)
     if as_json:
         print_json(result)
     else:
         _print(result)
     for warning in result.get("warnings", []):
         warn(warning)
+    if page:
+        page(result)
+        say(f"page: {html}")
     _check(result, checks)
 
 
-def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None) -> tuple[dict[str, Any], Any]:
     where = where_of(options)
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
@@ -91,7 +106,18 @@ def _evaluate_run(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     with progress_bar() as bar:
-        return evaluate_run(run, question, **where, progress=bar.update, notice=warn)
+        result = evaluate_run(run, question, **where, progress=bar.update, notice=warn)
+    if html is None:
+        return result, None
+
+    def page(result: dict[str, Any]) -> None:
+        from cluster.work.evaluation import reduction_file
+        from czsl.evaluation import Reduction
+        from czsl_cli.point_report import write_report_page
+
+        write_report_page(html, run.path.name, result, Reduction.load(reduction_file(run, question)).extremes)
+
+    return result, page
 
 
 def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +204,13 @@ def _print(result: dict[str, Any]) -> None:
         _print_classes(result, title)
     else:
         _print_pairs(result, title)
+    if "operating_point" in result:
+        from czsl_cli.point_report import point_lines, point_table
+
+        title, columns, rows = point_table(result)
+        print_table(columns, rows, title)
+        for line in point_lines(result):
+            print_text(line)
 
 
 def _print_classes(result: dict[str, Any], title: str) -> None:
@@ -200,7 +233,7 @@ def _print_classes(result: dict[str, Any], title: str) -> None:
     columns = ["percent, means over classes", *([gamma, "gamma 0"] if result["gamma"] else ["gamma 0"])]
     print_table([*columns, *(["95 % interval"] if "intervals" in result else [])], table, title)
     if result["gamma"]:
-        click.echo(f"{gamma} is taken from the scores of seen classes: the best on the validation split")
+        print_text(f"{gamma} is taken from the scores of seen classes: the bias of the operating point")
 
 
 def _print_pairs(result: dict[str, Any], title: str) -> None:
@@ -223,7 +256,7 @@ def _print_pairs(result: dict[str, Any], title: str) -> None:
     columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
     print_table(columns, table, title)
     if "thresholds" in result:
-        click.echo(_threshold_in_words(result))
+        print_text(_threshold_in_words(result))
 
 
 def _threshold_in_words(result: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.inputs import tell_decoding
+from czsl_cli.options import decode_options
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +47,11 @@ WHOLE_SIZE = 380  # of the image itself
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
 )
+@bias_option
+@decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(image, overrides, texts, top, html, as_json, **which) -> None:
+def explain(image, overrides, texts, top, bias, html, as_json, orientation, background, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
@@ -58,25 +63,36 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
     the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
     from czsl.data.images import BadImage, decode, read_image_file
+    from czsl.data.photographs import AS_SHOWN, DecodeOptions
     from czsl.errors import DataError
+    from czsl.evaluation import OperatingPoint
 
-    try:
-        picture = decode(read_image_file(image))
-    except BadImage as error:
-        raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
+    def decoded(options: DecodeOptions = AS_SHOWN):
+        try:
+            return decode(read_image_file(image), options=options)
+        except BadImage as error:
+            raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
+
+    decoded()  # a bad image is told before a model is loaded
     subject = _subject(overrides, **which)
+    asked_decoding = {"orientation": orientation, "background": background}
+    tell_decoding(subject.method.decode, asked_decoding)
+    picture = decoded(subject.method.decode.changed(**asked_decoding))
     from cluster.explain import explain as explain_image
     from cluster.explain import training_images
 
     method, pairs, asked = _candidates(subject, texts)
+    point = OperatingPoint() if isinstance(bias, str) else OperatingPoint().given(bias)
+    if subject.run is not None:
+        point = ready_point(subject.run, which["checkpoint"], bias)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)
         answers = explain_image(
-            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space
+            method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space, point=point
         )
     notes = [*([note] if note else []), *dict.fromkeys(text for answer in answers for text in answer.explanation.notes)]
     if as_json:
-        print_json(_content(image, subject, answers, training, notes))
+        print_json({**_content(image, subject, answers, training, notes), "operating_point": point.brief()})
     else:
         _print(answers)
     for text in notes:
@@ -223,7 +239,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
     run = str(subject.run.path) if subject.run else None
     compositions = [
         {
-            **label_of(a.attr, a.obj), "score": a.score, "prob": a.prob, "rank": a.rank, "seen": a.seen,
+            **label_of(a.attr, a.obj), "score": a.score, "calibrated": a.calibrated, "prob": a.prob, "rank": a.rank, "seen": a.seen,
             "explanation": _named(a.explanation.to_json(), a, training),
         }
         for a in answers
@@ -232,7 +248,7 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
 
 
 def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
-    rows = [[a.rank, a.name, f"{a.score:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
+    rows = [[a.rank, a.name, f"{a.calibrated:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
     return ["rank", "composition" if answers[0].attr else "class", "score", "probability", "seen in training"], rows
 
 
@@ -309,7 +325,7 @@ def _training_gallery(title: str, part, answer: Answer, training: TrainingImages
     split, cards = training.split, []
     for row, cosine in zip(answer.rows[part.places].tolist(), part.cosines, strict=True):
         try:
-            shown = picture(decode(split.image_bytes(row)))
+            shown = picture(decode(split.image_bytes(row), options=split.decode))
         except BadImage:
             shown = ""
         cards.append(Card(shown, split.space.pair_name(split.pairs[row]), f"{cosine:.2f}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, printable, say, warn
+from czsl_cli.console import print_json, print_table, print_text, say, warn
 
 MOST_SHOWN = 10
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -112,11 +112,11 @@ def _print(summary: dict[str, Any]) -> None:
 
     title = f"{summary['pairs']:,} pairs, {summary['unseen']:,} unseen"
     if not summary["unseen"]:
-        click.echo(f"{title}: every pair occurs in training, nothing is left to judge")
+        print_text(f"{title}: every pair occurs in training, nothing is left to judge")
         return
     title += f"; feasibility of the unseen from {summary['min']:.4f} to {summary['max']:.4f}"
     rows = []
     for most, least in zip(summary["most"], summary["least"], strict=True):
-        ends = [(printable(f"{p['attr']} {p['obj']}"), f"{p['feasibility']:.4f}") for p in (most, least)]
+        ends = [(f"{p['attr']} {p['obj']}", f"{p['feasibility']:.4f}") for p in (most, least)]
         rows.append([*ends[0], *ends[1]])
     print_table(["most feasible", "", "least feasible", ""], rows, title)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, say, warn
+from czsl_cli.console import print_json, print_table, print_text, say, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,6 +191,7 @@ def _write(out: Path, imported: Imported, file: Path, data: str, clip: dict[str,
 
     from safetensors.torch import save_file
 
+    from czsl.data.photographs import AS_STORED
     from czsl.runs import checkpoint
     from czsl.runs.config import RunConfig
     from czsl.runs.files import sha256_file
@@ -198,6 +199,7 @@ def _write(out: Path, imported: Imported, file: Path, data: str, clip: dict[str,
 
     method, translation = imported.method, imported.translation
     config = RunConfig(method=method.name, data=data, **clip, epochs=0, model=asdict(method.config))
+    config.remember(AS_STORED)  # as the public programs read images
     run = Run.create(config, method.space, out.parent, out.name)
     if kept:
         save_file({k: v.clone() for k, v in kept.items()}, out / CLIP_FILE)
@@ -234,7 +236,7 @@ def _print(facts: dict[str, Any], out: Path, as_json: bool) -> None:
     print_table(["in the file", "here", "tensors"], table, err=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
-    click.echo(shown)
+    print_text(shown)
 
 
 def _common(names: list[str]) -> str:

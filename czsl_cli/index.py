@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.console import print_json, print_table, print_text, progress_bar, say, warn
 from czsl_cli.options import placement_options, where_of
 
 RUN = click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
@@ -55,7 +55,7 @@ def build(run, kind, cells, checkpoint, **options) -> None:
     with progress_bar() as bar:
         folder = build_index(plan, **where, progress=bar.update, notice=warn)
     _describe(folder)
-    click.echo(str(folder))
+    print_text(str(folder))
 
 
 @index.command()

@@ -9,13 +9,15 @@ import sys
 import click
 
 from czsl import __version__
-from czsl_cli.console import coloured
+from czsl.printable import printable
+from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error
 
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
     "predict": ("czsl_cli.predict", "Name the compositions in a folder of images."),
@@ -81,20 +83,24 @@ def cli(debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Entry point: an error is three lines and an exit code; a traceback only with ``--debug``."""
     debug = "--debug" in (sys.argv[1:] if args is None else args)
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(SafeFormatter("%(message)s"))
+    prepare_streams()
     if not debug:
         for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
+        say("interrupted")
         code = 130
     except click.ClickException as error:
+        error.message = printable(error.message, keep="\n")  # type: ignore[misc]
         error.show()
         code = error.exit_code
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        say("interrupted")
         code = 130
     except BrokenPipeError:  # the reader of stdout went away (`czsl ... | head`)
         sys.stderr.close()
@@ -119,13 +125,14 @@ def _explain(error: Exception, debug: bool) -> int:
 
         lines = [f"{error.strerror or error}", str(error.filename or ""), "check the path, its permissions and the free space"]
         code = 4 if error.errno in (*FULL, *FORBIDDEN) else 1
+    elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 40) : error.end + 40]
+        lines = [f"a name is not UTF-8: {near!r}", "it is written to a file that holds text", "rename the file or folder"]
+        code = 2
     else:
         lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
         code = 1
-    head, *rest = [line for line in lines if line]
-    click.echo(coloured("error: ", "red") + head, err=True)
-    for line in rest:
-        click.echo(f"  {line}", err=True)
+    say_error(lines)
     return code
 
 

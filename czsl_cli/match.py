@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
+from czsl_cli.inputs import gather_images, image_options, tell_left_out
 from czsl_cli.match_words import EXPLAINED, parse_in_words, region_in_words
+from czsl_cli.options import decode_options
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from methods.comclip.matching import Match, Matcher
     from methods.comclip.parse import Composition
 
@@ -19,11 +24,17 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGE]...")
+@click.argument("images", nargs=-1, metavar="[IMAGES]...")
 @click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
 @click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
 @click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
-@click.option("--images", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="--eval: its images.")
+@click.option(
+    "--images",
+    "where",
+    type=click.Path(exists=True, path_type=Path),
+    help="--eval: the folder of its images. Else a table with a column of file names (CSV, JSON lines, Parquet).",
+)
+@image_options
 @click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
 @click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
 @click.option("--clip", help="`tiny` (default), an open_clip model, or a weight file in OpenAI's format.")
@@ -62,11 +73,14 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--rerank", type=click.IntRange(1), help="Compose CLIP's first N alone.  [default: all; retrieval: 10]")
 @click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
+@decode_options("`exif` and `white`; --eval: as stored, as the field does")
 @click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def match(images, texts, texts_file, eval_file, folder, html, as_json, **options) -> None:
-    """Rank IMAGEs (files or folders) for a sentence, or sentences for an image.
+def match(
+    images, texts, texts_file, eval_file, where, column, root, all_files, html, as_json, orientation, background, **options
+) -> None:
+    """Rank IMAGES (files, folders, archives, patterns, `-` for a list on stdin) for a sentence, or sentences for an image.
 
     \b
       czsl match photos/ --text "a dog chases a cat" --clip ViT-B-16
@@ -76,12 +90,15 @@ def match(images, texts, texts_file, eval_file, folder, html, as_json, **options
     Entities and relations of a sentence are found in the image; each one's part of it is weighted by how well it fits its word and added to
     the image (ComCLIP). Scores are cosines. What cannot be composed keeps plain CLIP's answer, and is counted.
     """
+    from czsl.data.images import decode
+    from czsl.data.photographs import AS_SHOWN, AS_STORED
     from czsl.errors import UsageError
 
+    how = (AS_SHOWN if eval_file is None else AS_STORED).changed(orientation, background)
     if eval_file is not None:
         if images or texts or texts_file:
             raise UsageError("--eval brings its own images and sentences", "IMAGE, --text or --texts was given", "drop them")
-        if folder is None:
+        if where is None or not where.is_dir():
             raise UsageError("--eval needs the folder of its images", "", "add --images DIR")
         if html or options["explain"]:
             raise UsageError("--eval has no page", "", "drop --html and --explain, or match single images")
@@ -89,27 +106,34 @@ def match(images, texts, texts_file, eval_file, folder, html, as_json, **options
 
         with progress_bar() as bar:
             matcher = make_matcher(options, bar.update)
-            result = evaluate_file(matcher, eval_file, folder.resolve(), options)
+            result = evaluate_file(matcher, eval_file, where.resolve(), options, how)
         _finish_eval(result, as_json)
         return
     for name in ("limit", "clean_triplets"):
         if options[name]:
             raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "", "drop it")
-    if folder is not None:
-        raise UsageError("--images goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
+    if where is not None and where.is_dir():
+        raise UsageError("--images DIR goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
     sentences = _sentences(texts, texts_file)
-    names = _names(images)
+    inputs = gather_images(images, where, column=column, root=root, all_files=all_files, full_names=True)
+    names = inputs.source.names
+
+    def load(name: str):
+        return decode(inputs.source.open(name), options=how)
+
     with progress_bar() as bar:
         matcher = make_matcher(options, bar.update)
-        found = rank(matcher, names, sentences, options["rerank"], bool(html) or options["explain"])
+        found = rank(matcher, names, sentences, options["rerank"], load, bool(html) or options["explain"])
     _show(found, matcher, options, as_json)
     if html:
         from czsl_cli.match_page import write_match_page
 
-        write_match_page(html, found.questions(options["top"]), matcher, load_file)
+        write_match_page(html, found.questions(options["top"]), matcher, load)
         say(f"page: {html}")
+    tell_left_out(inputs)
     if found.errors:
         say(f"{len(found.errors)} of {len(names)} images could not be used")
+    if found.errors or inputs.refused:
         sys.exit(6)
 
 
@@ -136,13 +160,6 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     return Matcher(clip, kind, rule, options["fill"], options["relation"], table, progress=progress)
 
 
-def load_file(name: str):
-    """An image file, under the limits of :mod:`czsl.data.images`."""
-    from czsl.data.images import decode, read_image_file
-
-    return decode(read_image_file(Path(name)))
-
-
 def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     from czsl.data.files.match import read_sentences
     from czsl.errors import UsageError
@@ -153,18 +170,6 @@ def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     if not lines:
         raise UsageError("no sentence", "", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE')
     return [parse(line) for line in lines]
-
-
-def _names(images: tuple[Path, ...]) -> list[str]:
-    from czsl.data.images import list_images
-    from czsl.errors import DataError, UsageError
-
-    if not images:
-        raise UsageError("no image", "", "give image files or folders")
-    names = [str(p) for image in images for p in (list_images(image) if image.is_dir() else [image])]
-    if not names:
-        raise DataError(f"no images in {', '.join(map(str, images))}", "", "give image files, or a folder that holds some")
-    return list(dict.fromkeys(names))
 
 
 class Ranking:
@@ -205,11 +210,18 @@ class Ranking:
         return found
 
 
-def rank(matcher: Matcher, names: list[str], sentences: list[Composition], rerank: int | None, masks: bool) -> Ranking:
-    """Scores of images and sentences; with ``rerank`` the first of each sentence (or image) alone are composed."""
+def rank(
+    matcher: Matcher,
+    names: list[str],
+    sentences: list[Composition],
+    rerank: int | None,
+    load: Callable[[str], Image.Image],
+    masks: bool,
+) -> Ranking:
+    """Scores of images and sentences; with ``rerank`` only the first of each sentence (or image) are composed."""
     from czsl.errors import DataError
 
-    features, errors = matcher.whole(names, load_file)
+    features, errors = matcher.whole(names, load)
     for name, why in errors.items():
         warn(f"{name}: {why}")
     good = [name for name in names if name in features]
@@ -223,7 +235,7 @@ def rank(matcher: Matcher, names: list[str], sentences: list[Composition], reran
         name: [s for c, s in enumerate(sentences) if (c in best[0] if by_image else n in best[:, c])]
         for n, name in enumerate(good)
     }
-    found = matcher.matches(wanted, features, load_file, masks)
+    found = matcher.matches(wanted, features, load, masks)
     for name, why in matcher.failed.items():
         warn(f"{name}: plain CLIP's scores: {why}")
     matches = {(name, s.sentence): m for name, ms in found.items() for s, m in zip(wanted[name], ms, strict=True)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from czsl.data.photographs import AS_STORED, DecodeOptions
 from czsl_cli.console import percent, print_table, say, warn
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ NAMES = {
 }
 
 
-def evaluate_file(matcher: Matcher, path: Path, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def evaluate_file(
+    matcher: Matcher, path: Path, folder: Path, options: dict[str, Any], how: DecodeOptions = AS_STORED
+) -> dict[str, Any]:
     """Numbers of a match file, of ComCLIP and of plain CLIP on the same items.
 
     An item counts in any case: where it cannot be composed with plain CLIP's answer, where an image cannot be read as wrong for both.
@@ -39,6 +42,8 @@ def evaluate_file(matcher: Matcher, path: Path, folder: Path, options: dict[str,
         Absolute; no image outside of it is opened.
     options : dict
         ``limit``, ``rerank``, ``clean_triplets``, and those that the result repeats.
+    how : DecodeOptions
+        Of the images; by default as stored, as the field does.
     """
     from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file
@@ -46,7 +51,7 @@ def evaluate_file(matcher: Matcher, path: Path, folder: Path, options: dict[str,
     from methods.comclip.parse import parse
 
     def load(name: str):
-        return decode(read_image_file(contained(folder, name)))
+        return decode(read_image_file(contained(folder, name)), options=how)
 
     file = read_match_file(path)
     total = len(file.items)

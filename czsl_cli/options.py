@@ -74,6 +74,24 @@ _SETTINGS = (
 )
 
 
+def decode_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that choose how photographs are decoded, as :class:`czsl.data.photographs.DecodeOptions` takes them.
+
+    ``default`` is for the help: what counts if they are not given.
+    """
+    orientation = click.option(
+        "--orientation",
+        type=click.Choice(["exif", "ignore"]),
+        help=f"Turn photographs as EXIF says, or take them as stored.  [default: {default}]",
+    )
+    background = click.option(
+        "--background",
+        metavar="COLOUR",
+        help="Colour below transparent pixels: white, grey, black, #rrggbb; `ignore` drops transparency.  [default: as above]",
+    )
+    return lambda command: orientation(background(command))
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose a run's settings, as :func:`czsl_cli.config.resolve` takes them."""
     for option in reversed(_SETTINGS):

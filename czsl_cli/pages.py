@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup
 
+from czsl.printable import printable
 from czsl.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def plot_svg(figure: Figure) -> Markup:
     with matplotlib.rc_context({"svg.hashsalt": "czsl", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+    return Markup(printable(text[text.index("<svg") :], keep="\n\t"))
 
 
 def render(title: str, sections: Sequence[Gallery | Table | Plot], intro: Sequence[str] = ()) -> str:
@@ -144,4 +145,10 @@ td.number { text-align: right; } .plot svg { max-width: 100%; height: auto; back
 </html>
 """
 
-_templates = Environment(loader=DictLoader({"page": _PAGE}), autoescape=True, trim_blocks=True)
+
+def _safe(value: Any) -> Any:
+    """Text as it may stand in a page; what is markup already stays."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+
+
+_templates = Environment(loader=DictLoader({"page": _PAGE}), autoescape=True, trim_blocks=True, finalize=_safe)

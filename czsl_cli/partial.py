@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from czsl_cli.console import percent, print_json, print_table, warn
+from czsl_cli.console import percent, print_json, print_table, print_text, warn
 
 MOST_ROWS = 12  # of the law of |S|
 
@@ -89,7 +89,7 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
             f"the true label is not among the candidates of {percent(1 - law['true_inside'])} % of the images: methods take it to be; "
             "label_rescue=0.05 lets training look beyond the candidates"
         )
-    click.echo(path)
+    print_text(path)
 
 
 def _similarity(space, clip: str, clip_weights: str | None):
@@ -133,7 +133,7 @@ def _print_law(law: dict) -> None:
         rows.append([str(first) if step == 1 else f"{first}-{first + step - 1}", f"{inside:,}", percent(inside / images)])
     print_table(["candidates", "images", "%"], rows)
     mean = f"{law['candidates']['mean']:.2f}" + (f" ({law['expected_mean']:.2f} expected)" if law["expected_mean"] else "")
-    click.echo(
+    print_text(
         f"{images:,} training images, {law['seen']} seen {law['labels']}; candidates an image: {mean}, at most {law['candidates']['max']}; "
         f"{percent(law['single'])} % have a single one"
     )

@@ -1,4 +1,4 @@
-"""``czsl predict``: the compositions in a folder of images."""
+"""``czsl predict``: the compositions in images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import csv
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from czsl_cli.console import print_table, printable, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
+from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
+from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -19,7 +21,9 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.argument("images", nargs=-1, metavar="[IMAGES]...")
+@images_option
+@image_options
 @click.option(
     "--run", "run_path", type=click.Path(path_type=Path), help="Run folder to predict with.  [default: the newest in runs/]"
 )
@@ -43,31 +47,38 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 )
 @click.option("--out", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to FILE.jsonl, .csv or .parquet.")
 @people_options
+@click.option("--excel", is_flag=True, help="With --out FILE.csv: for spreadsheets (byte order mark, no cell runs as a formula).")
+@decode_options("as the run remembers; without a run `exif` and `white`")
+@bias_option
+@doubt_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
-def predict(folder, run_path, out, as_json, **options) -> None:
-    """Name the compositions, or the plain classes, in every image below FOLDER.
+def predict(images, table, column, root, all_files, run_path, out, excel, as_json, **options) -> None:
+    """Name the compositions, or the plain classes, in IMAGES: files, folders, zip or tar archives, patterns, or `-` for a list on stdin.
 
     \b
       czsl predict photos/
+      czsl predict *.jpg more.zip
+      find . -name '*.jpg' | czsl predict -
+      czsl predict --images table.csv --column photo
       czsl predict photos/ --run RUN --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
       czsl predict photos/ --html page.html --sort-into sorted --review doubtful.csv
 
-    An image that cannot be read costs that image: it is listed and the exit code is 6. With --out, what was done before an interruption
-    is kept beside FILE, and the same command goes on behind it.
+    Results keep the names that were given; below one folder or archive, names are relative to it. An image that cannot be read is listed
+    and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
+    repeating the command.
+
+    Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
     where = where_of(options)
     from czsl.data.files import predictions
 
-    if out:
-        predictions.check_format(out)
-    root = folder if folder.is_dir() else folder.parent
-    names = images_below(root) if folder.is_dir() else [folder.name]
-    if not names:
-        no_images(folder)
-    outputs = PeopleOutputs(options, folder, root, names, out)
+    predictions.check_format(out, excel)
+    inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
+    source, names = inputs.source, inputs.source.names
+    outputs = PeopleOutputs(options, source, out)
     request = _request(run_path, options)
     from cluster.predict import BATCH, partial_of, predict_files
 
@@ -75,11 +86,12 @@ def predict(folder, run_path, out, as_json, **options) -> None:
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
-    with partial_of(out, request, root, names) if out else nullcontext() as partial, progress_bar() as bar:
+    sure: list[bool] = []
+    with partial_of(out, request, source, names) if out else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
-        stream = predict_files(request, root.resolve(), names, **where, partial=partial, progress=bar.update, notice=warn)
-        records = predictions.write(out, stream) if out else stream
+        stream = predict_files(request, source, names, **where, partial=partial, progress=bar.update, notice=warn)
+        records = predictions.write(out, stream, excel) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
             outputs.add(record)
@@ -87,6 +99,8 @@ def predict(folder, run_path, out, as_json, **options) -> None:
                 bad.append(record)
             elif "retrieval" in record:
                 visited.append(record["retrieval"]["visited"])
+            if "sure" in record:
+                sure.append(record["sure"])
             if as_json:
                 print_line(record)
             elif len(shown) < SHOWN_ROWS:
@@ -96,43 +110,25 @@ def predict(folder, run_path, out, as_json, **options) -> None:
         _print(shown, len(names), options["top"])
     elif out:
         say(f"{len(names) - len(bad)} of {len(names)} images: {out}")
+    if sure:
+        say(f"{sum(sure)} of {len(sure)} images get a name")
     if visited:
         kind = "approximate" if request.probes else "exact"
         say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
     complete = outputs.tell()
     for record in bad:
-        warn(f"{printable(record['image'])}: {record['error']}")
+        warn(f"{record['image']}: {record['error']}")
+    tell_left_out(inputs)
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
-    if bad or not complete:
+    if bad or inputs.refused or not complete:
         sys.exit(6)
-
-
-def images_below(folder: Path) -> list[str]:
-    """Names of the images below a folder, sorted; warns about those that are left out (links that lead out, unusable names)."""
-    from czsl.data.images import is_image_name
-    from czsl.data.paths import walk
-
-    found = walk(folder)
-    for name, (_, why) in found.refused.items():
-        if is_image_name(name) or (folder / name).is_dir():
-            warn(f"{printable(name)}: left out: {why}")
-    return [name for name in found.files if is_image_name(name)]
 
 
 def print_line(record: dict[str, Any]) -> None:
     """A JSON line on stdout."""
-    import json
 
-    click.echo(json.dumps(record, ensure_ascii=False))
-
-
-def no_images(folder: Path) -> NoReturn:
-    """Say that a folder has none."""
-    from czsl.data.images import SUFFIXES
-    from czsl.errors import DataError
-
-    raise DataError(f"no images below {folder}", f"looked for {', '.join(sorted(SUFFIXES))}", "is it the right folder?")
+    print_json_line(record)
 
 
 def _request(run_path: Path | None, options: dict[str, Any]):
@@ -143,7 +139,8 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     named = _candidates(options)
     if options["probes"] and (named is not None or not options["open_world"]):
         raise UsageError("--probes goes with --open-world", "it is for the index of a run's open world", "drop it")
-    common = {"top": options["top"], "open_world": options["open_world"]}
+    asked = {"orientation": options["orientation"], "background": options["background"]}
+    common = {"top": options["top"], "open_world": options["open_world"], **asked}
     if options["zero_shot"]:
         if named is None:
             raise UsageError(
@@ -152,13 +149,16 @@ def _request(run_path: Path | None, options: dict[str, Any]):
                 "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
+        common |= answer_settings(None, options)
         from cluster.work.predictor import Request
 
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     usable_checkpoint(run, options["checkpoint"])
+    tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
+    common |= answer_settings(run, options, named is not None)
     from cluster.work.predictor import Request
 
     if named is None:
@@ -277,17 +277,18 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
     from czsl.compositions import label_words
 
     classes = bool(records) and "classes" in records[0]
-    columns = ["class", "score", "probability"] if classes else ["composition", "score", "attribute", "object"]
+    columns = ["class", "score", "probability"] if classes else ["composition", "score", "probability", "attribute", "object"]
     rows = []
     for record in records:
         if record["error"]:
-            rows.append([printable(record["image"]), *("" for _ in columns), f"({record['error']})"])
+            rows.append([record["image"], *("" for _ in columns), f"({record['error']})"])
             continue
         best, *others = record["predictions"]
-        row = [printable(record["image"]), label_words(best), f"{best['score']:.2f}"]
-        if classes:
-            row.append(f"{record['classes'][0]['prob']:.2f}")
-        else:
+        name = label_words(best)
+        if not record.get("sure", True):
+            name, others = "(none of these)" if record.get("rejected") else "(not sure)", record["predictions"]
+        row = [record["image"], name, f"{best['calibrated']:.2f}", f"{best['prob']:.2f}"]
+        if not classes:
             row += [f"{record[kind][0]['name']} {record[kind][0]['prob']:.2f}" for kind in ("attributes", "objects")]
         rows.append([*row, ", ".join(map(label_words, others))])
     print_table(["image", *columns, f"next {top - 1}"], rows)

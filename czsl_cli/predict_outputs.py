@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import printable, say, warn
+from czsl.printable import printable
+from czsl_cli.console import say, warn
 
 if TYPE_CHECKING:
     from cluster.work.predictor import Request
+    from czsl.data.inputs import ImageSource
+    from czsl.data.photographs import DecodeOptions
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 _OPTIONS = (
@@ -52,10 +56,8 @@ class PeopleOutputs:
     ----------
     options : dict
         Of the command; those of :func:`people_options` are taken out.
-    folder, root : Path
-        What was to be predicted (a folder or a file), and the folder that ``names`` are relative to.
-    names : sequence of str
-        All images.
+    source : ImageSource
+        The images.
     out : Path, optional
         File of predictions that the command writes as well.
 
@@ -65,19 +67,23 @@ class PeopleOutputs:
         If an output would overwrite something, or would lie among the images. Nothing is written then.
     """
 
-    def __init__(self, options: dict[str, Any], folder: Path, root: Path, names: Sequence[str], out: Path | None = None):
+    def __init__(self, options: dict[str, Any], source: ImageSource, out: Path | None = None):
+        from czsl.errors import UsageError
         from czsl_cli.sorting import check_apart
 
         self._html, self._dest = options.pop("html"), options.pop("sort_into")
         self._link, self._file, self._size = options.pop("link"), options.pop("review"), options.pop("review_size")
-        self._root, self._names = root, names
+        self._source = source
         if self._link and not self._dest:
             raise click.UsageError("--link goes with --sort-into")
         if self._size and not self._file:
             raise click.UsageError("--review-size goes with --review")
-        if self._dest:
+        folders = [Path(_shown(root)) for root in source.folders if os.path.isdir(root)]  # noqa: PTH112
+        for folder in folders if self._dest else ():
             check_apart(self._dest, folder)
-        _check_files(self._html, self._file, out, folder, self._dest)
+        _check_files(self._html, self._file, out, folders, self._dest)
+        if self._file and any(os.path.isfile(root) for root in source.roots):  # noqa: PTH113
+            raise UsageError("--review with an archive", "the corrected file names images that must be files", "unpack it first")
         self._page: Any = None
         self._sorter: Any = None
         self._review: Any = None
@@ -88,15 +94,15 @@ class PeopleOutputs:
         if self._html:
             from czsl_cli.predict_page import PredictionPage
 
-            self._page, self._about = PredictionPage(self._html, self._root), _about(request)
+            self._page, self._about = PredictionPage(self._html, self._source, _decoding(request)), _about(request)
         if self._dest:
             from czsl_cli.sorting import Sorter
 
-            self._sorter = Sorter(self._dest, self._root, self._names, _vocabulary(request), self._link)
+            self._sorter = Sorter(self._dest, self._source, self._source.names, _vocabulary(request), self._link)
         if self._file:
             from czsl_cli.review import Review
 
-            self._review = Review(self._file, self._root, self._size)
+            self._review = Review(self._file, self._source, self._size)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Hand on a record."""
@@ -121,12 +127,18 @@ class PeopleOutputs:
         if self._sorter is None:
             return True
         for name, reason in self._sorter.failed.items():
-            warn(f"{printable(name)}: {printable(reason)}")
+            warn(f"{name}: {reason}")
         say(self._sorter.summary())
         return not self._sorter.failed
 
 
-def _check_files(html: Path | None, review: Path | None, out: Path | None, folder: Path, dest: Path | None) -> None:
+def _shown(path: str) -> str:
+    """A path as people write it: relative to this folder, if it lies below."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _check_files(html: Path | None, review: Path | None, out: Path | None, folders: Sequence[Path], dest: Path | None) -> None:
     from czsl.errors import UsageError
     from czsl_cli.predict_page import check_free, files_folder
     from czsl_cli.review import check_new
@@ -134,7 +146,8 @@ def _check_files(html: Path | None, review: Path | None, out: Path | None, folde
     if html:
         check_free(html)
         thumbnails = files_folder(html).resolve()
-        for place, reader in ((folder if folder.is_dir() else None, "the next prediction"), (dest, "an import of the folders")):
+        readers = [*((folder, "the next prediction") for folder in folders), (dest, "an import of the folders")]
+        for place, reader in readers:
             if place is not None and thumbnails.is_relative_to(place.resolve()):
                 raise UsageError(
                     f"--html {html} lies inside {place}", f"{reader} would find its thumbnails", "give a file outside of it"
@@ -143,6 +156,15 @@ def _check_files(html: Path | None, review: Path | None, out: Path | None, folde
         if out and review.resolve() == out.resolve():
             raise UsageError(f"{out} is given as --out and as --review", "they have different columns", "give two files")
         check_new(review)
+
+
+def _decoding(request: Request) -> DecodeOptions:
+    """How the images are decoded."""
+    from czsl.data.photographs import AS_SHOWN
+    from czsl.runs.run import Run
+
+    usual = Run(request.run).config.decode if request.run else AS_SHOWN
+    return usual.changed(request.orientation, request.background)
 
 
 def _vocabulary(request: Request) -> Mapping[str, Sequence[str]]:

@@ -25,7 +25,9 @@ from urllib.parse import quote
 from jinja2 import DictLoader, Environment
 
 from czsl.compositions import label_words
-from czsl.data.images import BadImage, read_image_file, thumbnail
+from czsl.data.images import BadImage, thumbnail
+from czsl.data.inputs import ImageSource, as_source
+from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from czsl.errors import UsageError
 from czsl.runs.files import write_atomically
 from czsl_cli.answers import candidate_words, doubt, percentage
@@ -64,8 +66,10 @@ class PredictionPage:
     ----------
     path : Path
         The page. Its thumbnails and plain lists go to the folder ``<stem>.files`` beside it.
-    root : Path
-        Folder of the images.
+    source : ImageSource or Path
+        The images, or the folder of them.
+    decode : DecodeOptions, optional
+        How thumbnails are decoded; by default as a viewer shows the image.
 
     Raises
     ------
@@ -73,12 +77,12 @@ class PredictionPage:
         If a file of that name is no such page, or the folder holds other files.
     """
 
-    def __init__(self, path: Path, root: Path):
-        self.path, self._root = path, root.resolve()
+    def __init__(self, path: Path, source: ImageSource | Path, decode: DecodeOptions = AS_SHOWN):
+        self.path, self._source, self._decode = path, as_source(source), decode
         self.folder = files_folder(path)
         check_free(path)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._link = quote(os.path.relpath(self._root, path.parent.resolve()).replace(os.sep, "/"))
+        self._from = path.parent.resolve()
         self.rows: list[Row] = []
         self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))  # Pillow decodes outside the interpreter lock
         self._waiting: deque[tuple[int, Future[str]]] = deque()  # places of rows whose thumbnails are being made
@@ -95,7 +99,7 @@ class PredictionPage:
         keys = ("class",) if "class" in record["predictions"][0] else ("attr", "obj")
         candidates = tuple(({key: p[key] for key in keys}, float(p["prob"])) for p in record["predictions"])
         self._waiting.append((len(self.rows), self._pool.submit(self._thumbnail, name)))
-        self.rows.append(Row(name, f"{self._link}/{quote(name)}", "", candidates, doubt(record)))
+        self.rows.append(Row(name, self._link(name), "", candidates, doubt(record)))
         self._collect(WAITING)
 
     def write(self, about: str) -> None:
@@ -123,15 +127,19 @@ class PredictionPage:
             place, made = self._waiting.popleft()
             self.rows[place] = self.rows[place]._replace(thumb=made.result())
 
+    def _link(self, name: str) -> str:
+        """The address of the image's file, or of the archive that it lies in."""
+        root, _ = self._source.places.get(name, (self._source.root, name))
+        file = self._source.file(name) or root
+        return quote(os.path.relpath(file, self._from).replace(os.sep, "/"))
+
     def _thumbnail(self, name: str) -> str:
-        source = self._root / name
         try:
-            status = source.stat()
-            key = json.dumps([str(source), status.st_size, status.st_mtime_ns, SIZE])
+            key = json.dumps([*self._source.stamp(name), SIZE, self._decode.key])
             file = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jpg"
             if not (self.folder / file).exists():
                 content = io.BytesIO()
-                thumbnail(read_image_file(source), SIZE).save(content, "JPEG", quality=82)
+                thumbnail(self._source.open(name), SIZE, options=self._decode).save(content, "JPEG", quality=82)
                 write_atomically(self.folder / file, content.getvalue(), sync=False)
             return file
         except (BadImage, FileNotFoundError):  # it changed after its prediction

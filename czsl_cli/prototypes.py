@@ -120,7 +120,7 @@ def _write_page(path: Path, name: str, found: Inspection, progress) -> None:
     wanted = sorted({i for p in found.primitives for rows in p.nearest for i in rows})
     for done, i in enumerate(wanted, 1):  # in the order of the file, which is read by groups of rows
         try:
-            pictures[i] = picture(decode(found.split.image_bytes(int(found.rows[i]))), size=96)
+            pictures[i] = picture(decode(found.split.image_bytes(int(found.rows[i])), options=found.split.decode), size=96)
         except BadImage:
             pictures[i] = ""
         progress("drawing the page", done, len(wanted))

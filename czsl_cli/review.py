@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from czsl.compositions import label_words
-from czsl.data.importing.layouts import CLASS_COLUMNS, COLUMNS, PREDICTED
+from czsl.data.importing.items import PREDICTED
+from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import DataError, UsageError
 from czsl_cli.answers import candidate_words, confidence, doubt
 
+COLUMNS = ("image", "attr", "obj", "split")
+CLASS_COLUMNS = ("image", "class", "split")
 SIZE = 20  # images of a review file if no number is given and no threshold says which are doubtful
 
 
@@ -26,15 +29,15 @@ class Review:
     ----------
     path : Path
         The CSV file to write; it must not exist, for a person may have worked on it.
-    root : Path
-        Folder of the images.
+    source : ImageSource or Path
+        The images, or the folder of them.
     size : int, optional
         Images to keep, least sure first. None: those that are not sure, or `SIZE` if there is no threshold.
     """
 
-    def __init__(self, path: Path, root: Path, size: int | None = None):
+    def __init__(self, path: Path, source: ImageSource | Path, size: int | None = None):
         check_new(path)
-        self.path, self._root, self._size = path, root, size
+        self.path, self._source, self._size = path, as_source(source), size
         self._threshold = False
         self._least: list[tuple[float, _Last, dict[str, Any]]] = []  # a heap, the surest first
         self._unsure: list[tuple[float, _Last, dict[str, Any]]] = []
@@ -66,7 +69,8 @@ class Review:
             If the file appeared in the meantime.
         """
         records = self.records
-        text = review_table(records, self.images_folder)
+        below = {record["image"]: os.path.relpath(self._file(record["image"]), self._root) for record in records}
+        text = review_table([{**record, "image": below[record["image"]]} for record in records], self.images_folder)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_text(text, encoding="utf-8", newline="")
@@ -81,16 +85,27 @@ class Review:
             temporary.unlink(missing_ok=True)
         return len(records)
 
+    def _file(self, name: str) -> Path:
+        file = self._source.file(name)
+        assert file is not None  # archives are refused before anything is predicted
+        return file
+
+    @property
+    def _root(self) -> Path:
+        """The folder that holds all images."""
+        roots = self._source.roots
+        return Path(os.path.commonpath(roots) if len(roots) > 1 else roots[0] if roots else self._source.root).resolve()
+
     @property
     def images_folder(self) -> str | None:
         """Path from the file's folder to the images' folder; None if the images do not lie below the file's folder."""
-        folder, root = self.path.parent.resolve(), self._root.resolve()
+        folder, root = self.path.parent.resolve(), self._root
         return root.relative_to(folder).as_posix() if root.is_relative_to(folder) else None
 
     @property
     def next_step(self) -> str:
         """The command that reads the corrected file."""
-        where = "" if self.images_folder is not None else f" --images {shlex.quote(str(self._root))}"
+        where = "" if self.images_folder is not None else f" --root {shlex.quote(str(self._root))}"
         return f"czsl data import {shlex.quote(str(self.path))} NEW{where} --add-to MYDATA"
 
 

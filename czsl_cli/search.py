@@ -1,51 +1,64 @@
-"""``czsl search``: the images of a folder that show a composition."""
+"""``czsl search``: the images that show a composition."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
+from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from czsl.compositions import CompositionSpace
 
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="[RUN] COMPOSITION...")
 @click.option(
-    "--in", "folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Images to rank."
+    "--in",
+    "images",
+    multiple=True,
+    metavar="IMAGES",
+    help="Images to rank: a file, folder, archive, pattern, or - for a list on stdin; may be given several times.",
 )
+@images_option
+@image_options
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--top", "-k", type=click.IntRange(1), default=12, show_default=True, help="Images to show for each composition.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
+@bias_option
+@decode_options("as the run remembers")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
-def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
-    """Rank the images below a folder by how likely they show a COMPOSITION (or a plain class), seen in training or not.
-
+def search(
+    words, images, table, column, root, all_files, checkpoint, top, html, bias, as_json, orientation, background, **options
+) -> None:
+    """Rank images by how likely they show a COMPOSITION (or a plain class), seen in training or not.
     \b
       czsl search "wet dog" --in photos/ --html wet_dog.html
-      czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --json
+      czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --in more.zip --json
 
     RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
-    of the run's label space (and those asked for): on photographs that ranks better than the bare score. Words that training never saw
-    are taken from CLIP.
+    of the run's label space (and those asked for) at the run's operating point: on photographs that ranks better than the bare score. Words
+    that training never saw are taken from CLIP.
     """
     where = where_of(options)
     from czsl.compositions import label_of
-    from czsl.data.images import list_images
+    from czsl.data.images import decode
     from czsl.errors import UsageError
-    from czsl_cli.predict import no_images, tell_new_words
+    from czsl_cli.predict import tell_new_words
     from czsl_cli.runs import chosen_run, usable_checkpoint
 
-    names = [p.relative_to(folder).as_posix() for p in list_images(folder)]
-    if not names:
-        no_images(folder)
+    inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
+    source, names = inputs.source, inputs.source.names
     given, compositions = (Path(words[0]), words[1:]) if (Path(words[0]) / "config.yaml").is_file() else (None, words)
     if not compositions:
         raise UsageError("no composition to search for", f"{words[0]} is the run", 'czsl search RUN "wet dog" --in FOLDER')
@@ -57,42 +70,47 @@ def search(words, folder, checkpoint, top, html, as_json, **options) -> None:
     from cluster.predict import predict_files
     from cluster.work.predictor import Request
 
-    request = Request(
-        run=str(run.path), checkpoint=checkpoint, space=space, pairs=pairs, wanted=[list(pair) for pair in wanted], top=1
-    )
+    asked = {"orientation": orientation, "background": background}
+    tell_decoding(run.config.decode, asked)
+    which = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
+    point = ready_point(run, checkpoint, bias)
+    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
-        for done, record in enumerate(
-            predict_files(request, folder.resolve(), names, **where, progress=bar.update, notice=warn), 1
-        ):
+        for done, record in enumerate(predict_files(request, source, names, **where, progress=bar.update, notice=warn), 1):
             bar.update("searching", done, len(names))
             if record["error"]:
                 bad.append(record)
                 continue
-            best = {key: value for key, value in record["predictions"][0].items() if key != "score"}
-            for images, answer in zip(found, record["wanted"], strict=True):
-                images.append({"image": record["image"], "prob": answer["prob"], "score": answer["score"], "best": best})
+            best = {key: value for key, value in record["predictions"][0].items() if key in ("attr", "obj", "class")}
+            for ranked, answer in zip(found, record["wanted"], strict=True):
+                figures = {key: answer[key] for key in ("prob", "score", "calibrated")}
+                ranked.append({"image": record["image"], **figures, "best": best})
     seen = {tuple(run.space.pair_names(pair)) for pair in run.space.train_pairs}
     results = [
         {
             **label_of(*pair),
             "seen": pair in seen,
-            "images": sorted(images, key=lambda r: (-r["prob"], r["image"]))[:top],
+            "operating_point": point.brief(),
+            "images": sorted(ranked, key=lambda r: (-r["prob"], r["image"]))[:top],
         }
-        for pair, images in zip(wanted, found, strict=True)
+        for pair, ranked in zip(wanted, found, strict=True)
     ]
     if as_json:
         print_json(results)
     else:
         _print(results)
     if html:
-        _write_page(html, folder, run.path.name, results, len(names) - len(bad))
+        how = run.config.decode.changed(**asked)
+        _write_page(html, lambda name: decode(source.open(name), options=how), run.path.name, results, len(names) - len(bad))
         say(f"page: {html}")
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
+    tell_left_out(inputs)
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
+    if bad or inputs.refused:
         sys.exit(6)
 
 
@@ -150,8 +168,7 @@ def _title(result: dict[str, Any]) -> str:
     return label_words(result) + ("" if result["seen"] else " (never seen in training)")
 
 
-def _write_page(path: Path, folder: Path, run: str, results: list[dict[str, Any]], images: int) -> None:
-    from czsl.data.images import decode, read_image_file
+def _write_page(path: Path, load: Callable[[str], Image.Image], run: str, results: list[dict[str, Any]], images: int) -> None:
     from czsl_cli.pages import Card, Gallery, picture, write_page
 
     sections = []
@@ -159,7 +176,7 @@ def _write_page(path: Path, folder: Path, run: str, results: list[dict[str, Any]
         cards = []
         for r in result["images"]:
             hit = all(result[key] == value for key, value in r["best"].items())
-            shown = picture(decode(read_image_file(folder / r["image"])))
+            shown = picture(load(r["image"]))
             cards.append(Card(shown, r["image"], f"{100 * r['prob']:.1f} %", "good" if hit else ""))
         sections.append(Gallery(_title(result), cards))
     intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other label is likelier."]

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from czsl.data.images import BadImage
+from czsl.data.inputs import ImageSource, as_source
 from czsl.data.paths import BadPathError, contained
 from czsl.errors import SetupError, UsageError
 from czsl.runs.files import FULL
@@ -66,10 +68,10 @@ class Sorter:
     ----------
     dest : Path
         Folder to sort into; made if it does not exist.
-    root : Path
-        Folder of the images.
+    source : ImageSource or Path
+        The images, or the folder of them.
     names : sequence of str
-        Paths of all images below the root.
+        Names of all images.
     vocabulary : mapping
         Names of labels, see :class:`LabelFolders`.
     link : bool
@@ -83,9 +85,16 @@ class Sorter:
         Reason by name of image, for those that could not be placed.
     """
 
-    def __init__(self, dest: Path, root: Path, names: Sequence[str], vocabulary: Mapping[str, Sequence[str]], link: bool = False):
+    def __init__(
+        self,
+        dest: Path,
+        source: ImageSource | Path,
+        names: Sequence[str],
+        vocabulary: Mapping[str, Sequence[str]],
+        link: bool = False,
+    ):
         dest.mkdir(parents=True, exist_ok=True)
-        self.dest, self._root, self._link = dest.resolve(), root.resolve(), link
+        self.dest, self._source, self._link = dest.resolve(), as_source(source), link
         self._folders = LabelFolders(vocabulary)
         self._shared = {n for n, count in Counter(_folded(PurePosixPath(name).name) for name in names).items() if count > 1}
         self.placed = self.kept = self.unreadable = 0
@@ -105,9 +114,13 @@ class Sorter:
             return
         folder = UNSURE if doubt(record) else self._folders.folder(record["predictions"][0])
         try:
-            self._place(self._root / name, self._folder(folder), name)
-        except (BadPathError, _NotPlacedError) as error:
-            self.failed[name] = f"not sorted: {error.why if isinstance(error, BadPathError) else error}"
+            file = self._source.file(name)
+            if file is not None:
+                self._place(file, self._folder(folder), name)
+            else:
+                self._unpack(self._folder(folder), name)
+        except (BadPathError, BadImage, _NotPlacedError) as error:
+            self.failed[name] = f"not sorted: {error if isinstance(error, _NotPlacedError) else error.why}"
         except OSError as error:
             if error.errno in FULL:
                 raise SetupError(
@@ -132,6 +145,17 @@ class Sorter:
             if not _alive(left):
                 left.unlink(missing_ok=True)
         return path
+
+    def _unpack(self, folder: Path, name: str) -> None:
+        """Place the member of an archive."""
+        if self._link:
+            raise _NotPlacedError("it lies in an archive, which links cannot lead into")
+        copy = folder / f".czsl-{os.getpid()}.member.tmp"
+        try:
+            copy.write_bytes(self._source.open(name))
+            self._place(copy, folder, name)
+        finally:
+            copy.unlink(missing_ok=True)
 
     def _place(self, source: Path, folder: Path, name: str) -> None:
         """Put an image in its folder under the first name that is free, or holds the same image."""

@@ -9,7 +9,19 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import Bar, duration, percent, print_json, print_table, progress_bar, say, short, warn
+from czsl_cli.console import (
+    Bar,
+    duration,
+    percent,
+    print_json,
+    print_lines,
+    print_table,
+    print_text,
+    progress_bar,
+    say,
+    short,
+    warn,
+)
 from czsl_cli.options import placement_options, settings_options, where_of
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
@@ -174,6 +186,7 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     from methods.registry import check_labels, config_class
 
     data = open_data(config.data)
+    config.remember(data.decode)
     _partial_labels(config, data)
     check_labels(config.method, data.space)
     own = config_class(config.method)(**config.model)
@@ -248,7 +261,7 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(run.path), "status": status, "seconds": round(seconds, 1), "best": found})
     else:
-        click.echo(shown)
+        print_text(shown)
     if status == "stopped":
         sys.exit(130)
 
@@ -338,6 +351,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from methods.building import build
 
     data = open_data(config.data)
+    config.remember(data.decode)
     method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
     for note in _loop_notes(config, method.config, data):
         warn(note)
@@ -357,7 +371,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"config": config.to_dict(), **plan, "placement": where})
         return
-    click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), nl=False)
+    print_lines(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
     memory = plan.pop("memory_bytes_per_worker")
     rows = [[k.replace("_", " "), f"{v:,}"] for k, v in plan.items()]
     rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]

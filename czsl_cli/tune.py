@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import duration, percent, print_json, print_table, progress_bar, say, short, warn
+from czsl_cli.console import duration, percent, print_json, print_lines, print_table, progress_bar, say, short, warn
 from czsl_cli.options import settings_options
 from czsl_cli.tune_watch import NAMES, Watcher, shown, shown_all
 
@@ -116,7 +116,9 @@ def _settings(options: dict[str, Any]):
         )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
-    check_labels(base.method, open_data(base.data).space)
+    data = open_data(base.data)
+    base.remember(data.decode)
+    check_labels(base.method, data.space)
     for note in check_loop(base, config_class(base.method)(**base.model).keeps_features):
         warn(note)
     fix_paths(base)
@@ -256,7 +258,7 @@ def _dry_run(config, as_json: bool) -> None:
     if as_json:
         print_json({"search": asdict(config), "trials": rows})
         return
-    click.echo(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), nl=False)
+    print_lines(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end="")
     names = list(space_of(config))
     if rows:
         lines = [[r["trial"], *(shown(r["values"][n]) for n in names), r["reason"]] for r in rows]

@@ -3,7 +3,8 @@
     python examples/results_table.py examples/tables/photographs.yaml --data mydata --clip clip_b16_128.pt --out runs/photographs
 
 Rows whose run is finished are not trained again, so the script can be stopped and started. In a table, `trained: nothing` has no seeds,
-`{data}` stands for the dataset folder, `per_pair` evaluates a stratified part of the test images, and `bootstrap` adds intervals.
+`{data}` stands for the dataset folder, `per_pair` evaluates a stratified part of the test images, `bootstrap` adds intervals, and
+`columns` names other keys of the reports with their headings.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Table:
         self.options, self.rows, self.differences = options, content["rows"], content.get("compare", [])
         self.common = shlex.split(content.get("common", ""))
         self.per_pair, self.bootstrap = options.per_pair or content.get("per_pair", 0), content.get("bootstrap", 0)
-        self.columns = COLUMNS if open_data(options.data).space.noun == "pair" else CLASSES
+        usual = COLUMNS if open_data(options.data).space.noun == "pair" else CLASSES
+        self.columns = content.get("columns", usual)
 
     def run(self, row: str, seed: int) -> Path:
         """The run folder of a row; what trains nothing is the same for all seeds."""
@@ -112,7 +114,8 @@ class Table:
 def cell(report: dict, key: str) -> str:
     """Percent, with the interval of the number that rows are compared by where there is one."""
     low_high = report.get("intervals", {}).get(key) if key in ("auc", "H") else None
-    return f"{100 * report[key]:.1f}" + (f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else "")
+    shown = "-" if report[key] is None else f"{100 * report[key]:.1f}"
+    return shown + (f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else "")
 
 
 def events(run: Path) -> list[dict]:
@@ -135,7 +138,7 @@ def main() -> None:
     """Fill the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="a file of examples/tables")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="a dataset folder, or toy")
     parser.add_argument("--clip", default="tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -150,6 +153,8 @@ def main() -> None:
     print("|" + " --- |" * len(head))
     for row in rows:
         print(table.line(row), flush=True)
+    if not table.differences:
+        return
     print("\n| difference | AUC [95 %] | holds | HM [95 %] | holds |\n| --- | --- | --- | --- | --- |")
     for first, second in table.differences:
         if first in rows and second in rows:

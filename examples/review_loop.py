@@ -149,7 +149,7 @@ class Loop:
             writer = csv.DictWriter(opened, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        import_dataset(file, folder / "data", ImportOptions(images=photos, add_to=data.folder, max_bad=0.0, force=True))
+        import_dataset(file, folder / "data", ImportOptions(root=photos, add_to=data.folder, max_bad=0.0, force=True))
         return open_data(folder / "data"), right
 
     @torch.inference_mode()

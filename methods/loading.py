@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from czsl.clip.backbone import load_clip
-from czsl.errors import UsageError
+from czsl.clip.backbone import Clip, load_clip
+from czsl.data.table import open_data
+from czsl.errors import CzslError, DataError, UsageError
+from czsl.evaluation.candidates import Candidates
+from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
@@ -18,8 +22,8 @@ from methods.method import Method
 from methods.registry import config_class
 
 
-def load(run: str | Path | Run, which: str = "best") -> Method:
-    """The method of a run, on the CPU, in evaluation mode.
+def load(run: str | Path | Run, which: str = "best", clip: Clip | None = None) -> Method:
+    """The method of a run, on the CPU, in evaluation mode, with the run's operating point if it has one.
 
     Parameters
     ----------
@@ -27,6 +31,8 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
         A run folder.
     which : str, default "best"
         ``best``, ``last`` or a step.
+    clip : Clip, optional
+        The run's CLIP if it is in memory already; the method stays on its device.
 
     Raises
     ------
@@ -35,13 +41,76 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
     """
     run = run if isinstance(run, Run) else Run(run)
     config = run.config
-    clip = load_clip(config.clip, config.clip_weights)
+    clip = load_clip(config.clip, config.clip_weights) if clip is None else clip
     method = build(config.method, run.space, clip, config.model)
+    method.decode = config.decode
     if method.trains:
         kept = checkpoint.load(checkpoint.find(run.checkpoints, which))
         check_fits(kept, method)
         method.load_state_dict(kept.method)
-    return method.eval()
+    method.operating_point, method.stale_point = stored_point(run, which)
+    method.trained_on = seen_names(run.space)
+    return method.to(clip.device).eval()
+
+
+def stored_point(run: Run, which: str = "best", open_world: bool = False) -> tuple[OperatingPoint | None, str]:
+    """The operating point that a run keeps for a checkpoint and a world; None and why if there is one that does not hold any more.
+
+    It holds for the checkpoint, the candidates and, if the dataset is still at its place, the data that it was chosen on.
+    """
+    file = point_file(run.path, open_world, which)
+    if not file.exists():
+        return None, ""
+    try:
+        point = OperatingPoint.load(file)
+    except DataError as error:
+        return None, f"{file.name} is damaged ({error.why})"
+    facts = point.facts
+    if facts["checkpoint_sha256"] != fingerprint(run, which):
+        return None, f"{file.name} was chosen for another checkpoint"
+    if not facts.get("own_data"):
+        candidates = Candidates.build(run.space, split="val", open_world=open_world)
+        if facts["candidates_sha256"] != candidates_sha256(candidates):
+            return None, f"{file.name} was chosen among other candidates"
+    with suppress(CzslError, OSError):
+        if open_data(str(facts.get("data"))).sha256 != facts["data_sha256"]:
+            return None, f"{file.name} was chosen on other data"
+    return point, ""
+
+
+def point_for(run: Run, which: str = "best", open_world: bool = False, bias: str | float = "val") -> OperatingPoint:
+    """The operating point of a run's answers.
+
+    In the open world that of the closed one stands in until one is chosen among all pairs.
+
+    Parameters
+    ----------
+    run : Run
+    which : str
+        Checkpoint.
+    open_world : bool
+    bias : "val", "none" or float
+        The kept point; no bias and no temperature; or this bias instead of the kept one.
+
+    Raises
+    ------
+    DataError
+        The kept point does not hold any more.
+    """
+    if bias == "none":
+        return OperatingPoint()
+    point, why = stored_point(run, which, open_world)
+    if point is None and not why and open_world:
+        point, why = stored_point(run, which)
+        if point is not None:
+            note = "the bias was chosen in the closed world; among all pairs: czsl calibrate RUN --open-world"
+            point = replace(point, notes=(*point.notes, note))
+    if why:
+        raise DataError(
+            f"the operating point of {run.path.name} cannot be used", why, f"czsl calibrate {run.path}, or --bias none"
+        )
+    point = point or OperatingPoint()
+    return point if bias == "val" else point.given(float(bias))
 
 
 def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from czsl.clip.backbone import Clip
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
+from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from czsl.data.pixels import clip_pixels
+from czsl.errors import DataError, UsageError
+from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from methods.config import MethodConfig
 from methods.explanation import Explained, Explanation, Question, branch_figures
 from methods.parts.comm import Communicator
@@ -63,6 +66,11 @@ class Method(nn.Module):
     # Whether :meth:`explain_candidate` shows training images where it is given some.
     explains_by_examples: ClassVar[bool] = False
 
+    # Set by methods.load: the run's operating point, why it cannot be used, and the training pairs by name (None: those of the space).
+    operating_point: OperatingPoint | None = None
+    stale_point: str = ""
+    trained_on: frozenset[tuple[str, str]] | None = None
+
     clip: Clip
 
     def __init_subclass__(cls, **options: Any):
@@ -74,6 +82,7 @@ class Method(nn.Module):
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
         self.validating = False  # set by the training loop while it scores validation images
+        self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -259,6 +268,7 @@ class Method(nn.Module):
     def for_space(self, space: CompositionSpace) -> Self:
         """The same method on other labels: what was learned of a name follows it, new names start from CLIP's own words."""
         other = type(self)(space, self.clip, self.config)
+        other.decode = self.decode
         state = other.state_dict()
         for key, value in self.state_dict().items():
             if key not in self.per_primitive:
@@ -273,33 +283,52 @@ class Method(nn.Module):
                     if prompt_name(name) in place:
                         state[key][offset_there + i] = value[place[prompt_name(name)]]
         other.load_state_dict(state)
+        other.answer_as(self)
         return other.to(self.clip.device).train(self.training)
+
+    def answer_as(self, other: Method) -> None:
+        """Take over another method's operating point and what it was trained on."""
+        self.operating_point, self.stale_point = other.operating_point, other.stale_point
+        self.trained_on = seen_names(other.space) if other.trained_on is None else other.trained_on
 
     # -- prediction ------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def predict(
-        self, images: Sequence[Image.Image | str | Path], pairs: np.ndarray | None = None, k: int = 5
+        self,
+        images: Sequence[Image.Image | str | Path],
+        pairs: np.ndarray | None = None,
+        k: int = 5,
+        bias: Literal["val", "none"] | float = "val",
     ) -> list[dict[str, Any]]:
         """The k best compositions of each image, with marginal probabilities of attributes and objects.
 
         Parameters
         ----------
         images : sequence of PIL images or paths
-            Files are decoded under the limits of :mod:`czsl.data.images`.
+            Files are decoded under the limits of :mod:`czsl.data.images`, turned and put on a background as ``decode`` says.
         pairs : int array [P, 2], optional
             Candidates; the closed world by default.
         k : int, default 5
+        bias : "val", "none" or float, default "val"
+            What is added to the scores of pairs that training never saw: as the run's operating point has it (nothing without one),
+            nothing, or a number.
 
         Returns
         -------
         list of dict
-            ``{"predictions": [{"attr", "obj", "score"}], "attributes": [{"name", "prob"}], "objects": [...]}`` an image, best
-            first; of plain classes ``{"predictions": [{"class", "score"}], "classes": [{"name", "prob"}]}``. A probability is the sum
-            of :meth:`probabilities` over the candidates.
+            ``{"predictions": [{"attr", "obj", "score", "calibrated", "prob"}], "attributes": [{"name", "prob"}], "objects": [...],
+            "operating_point": {...}}`` per image, best ``calibrated`` score first; of plain classes ``{"predictions": [{"class", ..}],
+            "classes": [{"name", "prob"}], ..}``. Probabilities are among the candidates.
+
+        Raises
+        ------
+        DataError
+            The run's operating point was chosen for other weights or candidates.
         """
         from methods.parts.ranking import Ranking
 
-        opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x))) for x in images]
+        point = self.point(bias)
+        opened = [x if isinstance(x, Image.Image) else decode(read_image_file(Path(x)), options=self.decode) for x in images]
         prepared = [self.prepare(image.convert("RGB"), str(i)) for i, image in enumerate(opened)]
         if not prepared:
             return []
@@ -310,11 +339,30 @@ class Method(nn.Module):
         try:
             text = self.encode_compositions(torch.tensor(pairs, device=self.clip.device))
             scores_BP = self.scores(self.encode_images(batch), text)
-            ranking = Ranking(pairs, self.space, k)
+            ranking = Ranking(pairs, self.space, k, point, self.unseen(pairs))
             ranking.add(scores_BP, self.log_weights(scores_BP))
-            return ranking.records()
+            return [{**record, "operating_point": point.brief()} for record in ranking.records()]
         finally:
             self.train(was_training)
+
+    def point(self, bias: str | float = "val") -> OperatingPoint:
+        """The operating point of answers: as ``bias`` of :meth:`predict` names it."""
+        if bias == "none":
+            return OperatingPoint()
+        if self.stale_point:
+            raise DataError(
+                "the operating point of the run cannot be used", self.stale_point, 'czsl calibrate RUN, or bias="none"'
+            )
+        point = self.operating_point or OperatingPoint()
+        if bias == "val":
+            return point
+        if isinstance(bias, str) or not np.isfinite(bias):
+            raise UsageError(f"bias={bias!r} is no bias", "", 'give "val", "none" or a number')
+        return point.given(bias)
+
+    def unseen(self, pairs: np.ndarray) -> np.ndarray:
+        """Which pairs [P, 2] of the method's space training never saw, new words included. bool [P]."""
+        return ~self.space.seen_mask(pairs) if self.trained_on is None else unseen_mask(self.space, pairs, self.trained_on)
 
     # -- explanation -----------------------------------------------------------------------------------------------
     @torch.inference_mode()

@@ -16,6 +16,9 @@ MODULES = {
 }
 # Where Ray may be imported: how machines are reached, and the search.
 RAY = ("cluster.machines.", "cluster.tuning.")
+# Where Ray may be imported: how machines are reached, the search, and the one job that Ray Data distributes.
+RAY = ("cluster.machines.", "cluster.tuning.", "cluster.predict")
+WRITERS = ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write")
 ROOMS = ("cluster.work", "cluster.machines", "cluster.tuning")
 
 
@@ -162,3 +165,13 @@ def test_only_the_four_floors_are_installed():
 def test_every_module_says_what_it_is_for():
     undocumented = [name for path, name in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert not undocumented
+
+
+def test_the_command_line_writes_in_one_place():
+    """Names and messages from outside are escaped in `czsl_cli.console`; nothing else writes to a terminal."""
+    for path in (ROOT / "czsl_cli").glob("*.py"):
+        if path.name == "console.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in WRITERS:
+                raise AssertionError(f"{path.name}, line {node.lineno}: print with czsl_cli.console")

@@ -6,7 +6,6 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,15 @@ from cluster.machines.session import joins, session
 from cluster.work.placement import Placement
 from cluster.work.predictor import Predictor, Request
 from cluster.work.progress import Notice, Progress
+from czsl.data.inputs import ImageSource
 from czsl.errors import CzslError
 
 
 class _Actor:
     """What Ray Data starts on each worker: a row is a whole batch of file names, so that batches are the same everywhere."""
 
-    def __init__(self, request: Request, root: str, placement: Placement):
-        self.root, self.error = Path(root), ""
+    def __init__(self, request: Request, source: ImageSource, placement: Placement):
+        self.source, self.error = source, ""
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
@@ -36,14 +36,14 @@ class _Actor:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            out = [self.error or json.dumps(self.predictor.predict(self.root, json.loads(names))) for names in rows["names"]]
+            out = [self.error or json.dumps(self.predictor.predict(self.source, json.loads(names))) for names in rows["names"]]
         except CzslError as error:
             out = [json.dumps(error_in_words(error))] * len(rows["index"])
         return {"index": rows["index"], "records": np.array(out, dtype=object)}
 
 
 def dealt_out(
-    request: Request, root: Path, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
+    request: Request, source: ImageSource, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch of file names, in order, as they become ready."""
     with session(ask.address) as connected:
@@ -63,7 +63,7 @@ def dealt_out(
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(request, str(root), placement),
+                fn_constructor_args=(request, source, placement),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,

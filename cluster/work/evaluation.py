@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from cluster.work.calibration import Calibration, find_point, open_sha256
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
-from cluster.work.scoring import encode_candidates, score_split
+from cluster.work.scoring import encode_candidates, reduce_split
 from cluster.work.source import Source
-from czsl.classes import ClassSpace
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.subset import Subset
 from czsl.data.table import Dataset, open_data
@@ -22,17 +23,19 @@ from czsl.errors import DataError, UsageError
 from czsl.evaluation import (
     Candidates,
     Extremes,
+    OperatingPoint,
     Reduction,
     at_threshold,
-    choose_gamma,
     choose_threshold,
     report,
     threshold_rows,
 )
+from czsl.evaluation.calibration import temperatures_of
+from czsl.evaluation.operating import is_classes
+from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
 from methods.method import Method
-from methods.sides import TextSide
 
 SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 
@@ -100,47 +103,68 @@ def answer(
     )
     text = encode_candidates(method, candidates)
 
-    def reduced(split: str, among: Candidates = candidates, text: TextSide = text) -> Extremes:
+    def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
         source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
         rows = np.arange(len(source.split))
-        return score_split(method, source, among, rows, run.config.eval_batch, comm, progress, question.topk, text)
+        return reduce_split(
+            method, source, candidates, rows, run.config.eval_batch, comm, progress, question.topk, text, collectors
+        )
 
-    extremes, chosen = reduced(question.split), _Choice(question.threshold, "given")
-    if isinstance(data.space, ClassSpace):
-        chosen = _choose_gamma(question, extremes, data, lambda own: reduced("val", own, encode_candidates(method, own)))
-    elif question.threshold is None:
-        chosen = _choose(question, candidates, data, reduced)
+    # In the open world all pairs compete, whatever the split: candidates and text serve both, and one pass serves threshold and point.
+    val = cache(lambda: reduced("val")[0])
+    own_val = question.open_world and not question.per_pair and question.topk == 1 and data.sha256 == open_sha256(run)
+    asked = Calibration(question.checkpoint, question.open_world)
+    scored = (lambda: at_threshold(val(), candidates, None)) if own_val else None
+    point = find_point(run, asked, lambda: method, comm, progress, scored)
+    measure = not question.open_world and question.topk == 1
+    extremes, found = reduced(question.split, _collectors(candidates, point) if measure else ())
+    sums = Sums.concatenate(found[0]) if found else None
+    marginals = join_marginals(found[1]) if len(found) > 1 else None
+    chosen = _Choice(question.threshold, "given")
+    if not is_classes(data.space) and question.threshold is None:
+        chosen = _choose(question, candidates, data, val)
     threshold, rule = chosen.threshold, question.rule
     numbers = report(
         extremes,
         candidates,
         threshold=threshold,
         rule=rule,
-        gamma=chosen.gamma,
+        point=point,
+        sums=sums,
+        marginals=marginals,
         bootstrap=question.bootstrap,
         seed=run.config.seed,
     )
-    if warnings := [*numbers.pop("warnings", []), *chosen.notes]:
+    if warnings := [*numbers.pop("warnings", []), *chosen.notes, *point.notes]:
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
     result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers}
     if question.per_pair:
         result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
     facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
-    if isinstance(data.space, ClassSpace):
-        result["gamma_chosen"] = chosen.how
-        facts["gamma"] = chosen.gamma
+    if is_classes(data.space):
+        result["gamma_chosen"] = point.how if point.how == "val" else None
     if len(candidates.thresholds):
         result["threshold_chosen"] = chosen.how
         facts |= {"threshold": threshold, "rule": rule, "threshold_chosen": chosen.how}
     in_use = at_threshold(extremes, candidates, threshold, rule)
     names = data.split(question.split).ids, list(data.space.attributes), list(data.space.objects)
-    return result, Reduction(in_use, *names, facts)
+    return result, Reduction(in_use, *names, facts, sums)
+
+
+def _collectors(candidates: Candidates, point: OperatingPoint) -> list[Any]:
+    """What the quality of probabilities follows from, without a point and at this one."""
+    points = [OperatingPoint(), point]
+    temperatures, scalings = temperatures_of(points), [(p.attribute, p.object) for p in points]
+    found: list[Any] = [lambda labels, index: SumsAccumulator(candidates, labels, temperatures, index)]
+    if not is_classes(candidates.space):
+        found.append(lambda labels, index: Marginals(candidates, labels, scalings, index))
+    return found
 
 
 def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:
     """The dataset of a question; DataError where its labels are not the method's."""
-    data = open_data(question.data or run.config.data)
+    data = open_data(question.data or run.config.data, run.config.decode)
     here, there = (data.space.attributes, data.space.objects), (method.space.attributes, method.space.objects)
     if here != there:
         raise DataError(
@@ -154,39 +178,23 @@ def open_evaluation_data(run: Run, question: Question, method: Method) -> Datase
 # -- feasibility ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Choice:
-    """A feasibility threshold, or the gamma of plain classes, and where it comes from: ``given``, ``val``, or None: none in use."""
+    """A feasibility threshold and where it comes from: ``given``, ``val``, or None: none in use."""
 
     threshold: float | None = None
     how: str | None = None
-    gamma: float | None = None
     notes: tuple[str, ...] = ()
 
 
-def _choose(question: Question, candidates: Candidates, data: Dataset, reduced: Callable[[str], Extremes]) -> _Choice:
+def _choose(question: Question, candidates: Candidates, data: Dataset, val: Callable[[], Extremes]) -> _Choice:
     """The threshold with the best AUC on the validation split; none where that split is the one asked about."""
     if not len(candidates.thresholds) or question.split == "val":
         return _Choice()
     if not len(data.split("val")):
         return _Choice(notes=("no feasibility threshold was chosen: there are no validation images",))
-    # In the open world all pairs compete, whatever the split: candidates and text serve both.
-    threshold = choose_threshold(threshold_rows(reduced("val"), candidates, question.rule), question.rule)
+    threshold = choose_threshold(threshold_rows(val(), candidates, question.rule), question.rule)
     if threshold is None:
         return _Choice(notes=("no feasibility threshold was chosen: every AUC on the validation split is 0 or undefined",))
     return _Choice(threshold, "val")
-
-
-def _choose_gamma(question: Question, extremes: Extremes, data: Dataset, reduced: Callable[[Candidates], Extremes]) -> _Choice:
-    """The gamma with the best H on the validation split, whose unseen classes are others than those of test; 0 where it has none."""
-    if question.split != "val":
-        seen_N = data.space.seen_mask(data.split("val").pairs)
-        if seen_N.all() or not seen_N.any():
-            missing = "seen" if len(seen_N) and not seen_N.any() else "unseen"
-            return _Choice(notes=(f"gamma is 0: there are no validation images of {missing} classes to choose it on",))
-        extremes = reduced(Candidates.build(data.space, split="val"))
-    gamma = choose_gamma(extremes)
-    if gamma is None:
-        return _Choice(notes=("gamma is 0: H is 0 or undefined on the validation split, whatever gamma is",))
-    return _Choice(how="val", gamma=gamma)
 
 
 def _feasibility(question: Question, method: Method, data: Dataset, comm: Group) -> np.ndarray | None:

@@ -13,13 +13,15 @@ from cluster.work.scoring import PAIR_TILE
 from czsl.clip.backbone import load_clip
 from czsl.compositions import index_pairs, label_of
 from czsl.data.files.predictions import failed
-from czsl.data.images import BadImage, decode, read_image_file
+from czsl.data.images import BadImage, decode
+from czsl.data.inputs import ImageSource, as_source
+from czsl.evaluation.operating import OperatingPoint
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
 from czsl.spaces import space_from_json
 from methods.building import build
-from methods.loading import load
+from methods.loading import load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
 from methods.sides import ImageSide
@@ -44,6 +46,10 @@ class Request:
     probes : cells of the index to visit, if not all that matter
     top : how many compositions, attributes and objects to name
     threads : CPU threads; 0 leaves torch's own choice
+    orientation, background : how images are decoded (`czsl.data.photographs`), if not as the run remembers
+    bias : on unseen pairs: ``val`` (the run's operating point, nothing without one), ``none`` or a number
+    min_prob : records say whether the best composition is at least this probable (``sure``)
+    reject : a detector of :mod:`czsl.evaluation.rejection` and the value below which an image shows no candidate (``rejected``)
     """
 
     run: str | None = None
@@ -58,6 +64,11 @@ class Request:
     probes: int | None = None
     top: int = 5
     threads: int = 0
+    orientation: str | None = None
+    background: str | None = None
+    bias: str | float = "val"
+    min_prob: float | None = None
+    reject: tuple[str, float] | None = None
 
 
 class Predictor:
@@ -73,6 +84,7 @@ class Predictor:
         if request.threads:
             torch.set_num_threads(request.threads)
         self.request, self.method = request, _method(request).to(device).eval()
+        self.decode = self.method.decode.changed(request.orientation, request.background)
         space = self.method.space
         self.index = CompositionIndex.load(request.index) if request.index else None
         if self.index is not None:
@@ -84,16 +96,23 @@ class Predictor:
         with torch.inference_mode():
             encoded = self.pairs[:0] if self.index is not None else self.pairs
             self.text = self.method.encode_compositions(torch.from_numpy(encoded.copy()).to(device))
+        self.point = OperatingPoint()
+        if request.run is not None:
+            self.point = point_for(Run(request.run), request.checkpoint, request.open_world, request.bias)
+        elif not isinstance(request.bias, str):
+            self.point = self.point.given(request.bias)
+        self.unseen = self.method.unseen(self.pairs)
         asked = index_pairs(request.wanted or (), space.attributes, space.objects)
         self.wanted = space.locate(asked, self.pairs).tolist()
 
     @torch.inference_mode()
-    def predict(self, root: Path, names: list[str]) -> list[dict[str, Any]]:
-        """A record for each file below the root; one that cannot be read costs itself alone."""
+    def predict(self, source: ImageSource | Path, names: list[str]) -> list[dict[str, Any]]:
+        """A record for each of these images of a source (or below a folder); one that cannot be read costs only itself."""
+        source = as_source(source)
         prepared, good, records = [], [], {}
         for name in names:
             try:
-                prepared.append(self.method.prepare(decode(read_image_file(root / name)), name))
+                prepared.append(self.method.prepare(decode(source.open(name), options=self.decode), name))
                 good.append(name)
             except BadImage as error:
                 reason = f"{error.kind}: {error.reason}" if error.reason else error.kind
@@ -111,18 +130,37 @@ class Predictor:
 
     def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the scores of all candidates."""
-        ranking = Ranking(self.pairs, self.method.space, self.request.top)
+        ranking = Ranking(self.pairs, self.method.space, self.request.top, self.point, self.unseen)
         wanted: dict[int, Tensor] = {}
         for start in range(0, len(self.text), PAIR_TILE):
             scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
             ranking.add(scores_Bp, self.method.log_weights(scores_Bp))
             wanted |= {p: scores_Bp[:, p - start] for p in self.wanted if start <= p < start + PAIR_TILE}
         records = ranking.records()
+        detected = None if self.request.reject is None else ranking.detectors()[self.request.reject[0]]
+        self._judge(records, ranking.confidence(), detected)
         for (a, o), p in zip(self.request.wanted or (), self.wanted, strict=True):
-            prob_B = ranking.probability(self.method.log_weights(wanted[p][:, None]))[:, 0]
+            unseen = torch.tensor([bool(self.unseen[p])], device=wanted[p].device)
+            prob_B = ranking.probability(self.method.log_weights(wanted[p][:, None]), unseen)[:, 0]
             for record, score, prob in zip(records, wanted[p].tolist(), prob_B.tolist(), strict=True):
-                record.setdefault("wanted", []).append({**label_of(a, o), "score": score, "prob": prob})
+                calibrated = score + self.point.bias * bool(self.unseen[p])
+                found = {**label_of(a, o), "score": score, "calibrated": calibrated, "prob": prob}
+                record.setdefault("wanted", []).append(found)
         return records
+
+    def _judge(self, records: list[dict[str, Any]], confidence_B: Tensor, detected_B: Tensor | None) -> None:
+        """Note in each record whether its best composition is sure, if that was asked, and the operating point."""
+        request = self.request
+        for b, record in enumerate(records):
+            doubts = []
+            if request.min_prob is not None:
+                doubts.append(float(confidence_B[b]) < request.min_prob)
+            if request.reject is not None and detected_B is not None:
+                record["rejected"] = float(detected_B[b]) < request.reject[1]
+                doubts.append(record["rejected"])
+            if doubts:
+                record["sure"] = not any(doubts)
+            record["operating_point"] = self.point.brief()
 
     def _retrieved(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the best candidates that the index finds."""
@@ -141,10 +179,14 @@ class Predictor:
             probes=self.request.probes,
             probability=asked.probability,
             combine=asked.combine,
+            bias=None if not self.point.bias else (self.point.bias, self.unseen),
         )
-        scores_Bn = torch.from_numpy(found.scores)
-        prob_Bn = self.method.probabilities(scores_Bn)
-        records = rank_found(scores_Bn, prob_Bn, self.pairs[found.places], self.method.space, self.request.top)
+        calibrated_Bn, unseen_Bn = torch.from_numpy(found.scores), self.unseen[found.places]
+        scores_Bn = torch.from_numpy(found.plain)
+        weights_Bn = self.method.log_weights(scores_Bn)
+        values, space = (scores_Bn, calibrated_Bn, weights_Bn), self.method.space
+        records, confidence_B = rank_found(values, self.pairs[found.places], unseen_Bn, space, self.request.top, self.point)
+        self._judge(records, confidence_B, None)
         for record, visited in zip(records, found.visited, strict=True):
             record["retrieval"] = {"exact": found.exact, "visited": round(float(visited), 4)}
         return records

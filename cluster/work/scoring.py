@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 
@@ -27,7 +30,16 @@ def encode_candidates(method: Method, candidates: Candidates) -> TextSide:
     return text
 
 
-@torch.inference_mode()
+class Collector(Protocol):
+    """What takes in the tiles of a split beside the extremes: :class:`czsl.evaluation.sums.SumsAccumulator` and its like."""
+
+    def update(self, rows, pairs, log_weights_Bp: np.ndarray, scores_Bp: np.ndarray) -> None:
+        """Take in log-weights and scores [B, p] of images (places in the labels) for columns of the candidates."""
+
+    def result(self) -> Any:
+        """What is gathered from all workers."""
+
+
 def score_split(
     method: Method,
     source: Source,
@@ -56,6 +68,26 @@ def score_split(
     text : TextSide, optional
         What :func:`encode_candidates` made of these candidates, where several splits share them.
     """
+    return reduce_split(method, source, candidates, rows, eval_batch, comm, progress, topk, text)[0]
+
+
+@torch.inference_mode()
+def reduce_split(
+    method: Method,
+    source: Source,
+    candidates: Candidates,
+    rows: np.ndarray,
+    eval_batch: int,
+    comm: Group,
+    progress: Progress = quiet,
+    topk: int = 1,
+    text: TextSide | None = None,
+    collectors: Sequence[Callable[[np.ndarray, np.ndarray], Collector]] = (),
+) -> tuple[Extremes, list[list[Any]]]:
+    """:func:`score_split`, and for each of ``collectors`` the results of all workers.
+
+    A collector is made from the labels [n, 2] of a worker's images and their places [n] in the split.
+    """
     was_training = method.training
     method.eval()
     tiles = list(candidates.tiles(PAIR_TILE))
@@ -68,6 +100,7 @@ def score_split(
     accumulator = (
         ExtremesAccumulator(candidates, source.split.pairs[rows[own]], topk, rows[own], source.split.name) if mine else None
     )
+    collecting = [make(source.split.pairs[rows[own]], rows[own]) for make in collectors] if mine else []
     done = 0
     for i, places, unpadded in mine:
         images = method.image_side(source.image_features(rows[places]))
@@ -75,10 +108,19 @@ def score_split(
         for tile in tiles:
             scores_Bp = method.scores(images, text.tile(start, start + len(tile)))[: len(unpadded)]
             assert accumulator is not None
-            accumulator.update(filled, tile, scores_Bp.float().cpu().numpy())
+            as_numpy = scores_Bp.float().cpu().numpy()
+            accumulator.update(filled, tile, as_numpy)
+            if collecting:
+                log_weights_Bp = method.log_weights(scores_Bp.float()).cpu().numpy()
+                for collector in collecting:
+                    collector.update(filled, tile, log_weights_Bp, as_numpy)
             start += len(tile)
         done = filled.stop
         progress(f"scoring {source.split.name} images", min((i + 1) * eval_batch, len(rows)), len(rows))
     method.train(was_training)
     found = comm.gather_objects(None if accumulator is None else accumulator.result())
-    return Extremes.concatenate([part for part in found if part is not None])
+    extremes = Extremes.concatenate([part for part in found if part is not None])
+    if not collectors:
+        return extremes, []
+    shares = [share for share in comm.gather_objects([c.result() for c in collecting]) if share]
+    return extremes, [[share[i] for share in shares] for i in range(len(collectors))]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cluster.work.augmentation import check_loop
+from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
 from cluster.work.progress import Progress
@@ -33,6 +34,7 @@ from czsl.runs.files import write_json
 from czsl.runs.optimizers import make_optimizer
 from czsl.runs.run import Run
 from methods.building import build, check_fits
+from methods.loading import load
 from methods.method import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -119,8 +121,28 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
             return "stopped"
         trainer.epoch, trainer.place = trainer.epoch + 1, 0
         validate_and_save(trainer)
+    choose_operating_point(trainer)
     end(trainer, "done")
     return "done"
+
+
+def choose_operating_point(t: Trainer) -> None:
+    """The bias and the probabilities of the run's answers, from all validation images at the best checkpoint.
+
+    What goes wrong here costs no training: the point is chosen when it is first needed.
+    """
+    if not len(t.val.split):
+        return
+    # In float64 the towers are others than those that answer.
+    clip = None if t.config.precision == "float64" else t.method.clip
+    method = lambda: load(t.run, "best", clip).to(t.device)  # noqa: E731
+    t.method.eval()
+    try:
+        point = choose_point(t.run, Calibration(), method, t.comm, t.progress)
+    except (CzslError, StopAskedError) as error:
+        t.log(event="operating_point", error=str(error) or type(error).__name__)
+        return
+    t.log(event="operating_point", **point.brief(), **{"for": point.aim})
 
 
 def end(t: Trainer, status: str) -> None:
@@ -137,7 +159,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = open_data(config.data)
+    data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = load_clip(config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])

@@ -109,7 +109,8 @@ class PixelCache:
 
             def fill(item: tuple[int, bytes]) -> None:
                 row, content = item
-                pixels[row] = prepare(decode(content), self.split.ids[row])["images"].numpy()
+                image = decode(content, options=self.split.decode)
+                pixels[row] = prepare(image, self.split.ids[row])["images"].numpy()
 
             images = self.split.iter_images()
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes outside the interpreter lock
@@ -135,7 +136,8 @@ def prepared_batch(
     """What ``prepare`` makes of these rows, stacked by key [B, ...]; nothing is kept, a repeated row is prepared once."""
     contents = {row: split.image_bytes(row) for row in sorted(set(rows_B.tolist()))}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        prepared = dict(zip(contents, pool.map(lambda r: prepare(decode(contents[r]), split.ids[r]), contents), strict=True))
+        images = pool.map(lambda r: prepare(decode(contents[r], options=split.decode), split.ids[r]), contents)
+        prepared = dict(zip(contents, images, strict=True))
     rows = [prepared[row] for row in rows_B.tolist()]
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
@@ -146,10 +148,12 @@ def _beside(path: Path) -> Path:
 
 
 def split_key(split: Split) -> str:
-    """Names the images of a split in their order; caches of rows are kept under it."""
+    """Names the images of a split in their order and how they are decoded; caches of rows are kept under it."""
     digest = hashlib.blake2b(digest_size=10)
     for name, sha256 in zip(split.ids, split.sha256, strict=True):
         digest.update(f"{name}\n{sha256}\n".encode())
+    if split.decode.key:
+        digest.update(split.decode.key.encode())
     return f"{split.name}-{digest.hexdigest()}"
 
 

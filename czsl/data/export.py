@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from czsl.data.table import Dataset
+from czsl.data.table import Dataset, Split
 from czsl.errors import DataError
 
 
@@ -41,7 +41,7 @@ def export(
     images = data.split(split)
     if not len(images):
         raise DataError(f"{data.folder} has no {split} images", "the split is empty", "choose another --split")
-    rows = _spread_over_pairs(images.pairs, np.random.Generator(np.random.Philox(seed)))[:limit]
+    rows = choose(images, limit, seed)
     for done, row in enumerate(sorted(rows), 1):
         folder = dest / _safe(data.space.pair_name(images.pairs[row]))
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,11 @@ def export(
         (folder / f"{_safe(name.stem)}-{row}{name.suffix}").write_bytes(images.image_bytes(row))
         progress(done, len(rows))
     return len(rows)
+
+
+def choose(images: Split, limit: int | None, seed: int) -> list[int]:
+    """Rows of a split, at most ``limit``: one image of each pair in an order drawn with the seed, then a second, and so on."""
+    return _spread_over_pairs(images.pairs, np.random.Generator(np.random.Philox(seed)))[:limit].tolist()
 
 
 def _spread_over_pairs(pairs_N2: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -6,19 +6,39 @@ import io
 import stat
 import threading
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from czsl.data.paths import walk
+from czsl.data.photographs import AS_STORED, SIDEWAYS, DecodeOptions, has_transparency, on_background, orientation_of, upright
 from czsl.errors import DataError
 
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 * 2**20
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES |= {".avif", ".avifs", ".heic", ".heif", ".hif"}
+# Cameras' raw files begin like TIFF, and would be read as their small preview.
+RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".crw", ".dcr", ".dng", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw"})
+RAW_SUFFIXES |= {".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw"}
 # Only formats that Pillow decodes itself; EPS, for one, would start Ghostscript on a foreign file.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+HEIC_FORMAT = "HEIF"  # by the package pillow-heif, which the extra czsl[heic] brings
+HEAD_BYTES = 64  # of a file, enough to tell its format
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 # Pillow's own pixel limit is a global of its module and catching warnings is not safe across threads.
 _OPENING = threading.Lock()
@@ -30,7 +50,8 @@ class BadImage(DataError):  # noqa: N818 (it names the thing)
     Parameters
     ----------
     kind : str
-        ``empty file``, ``not an image``, ``too many pixels``, ``damaged image``, ``unsupported image``, ``unreadable file``.
+        ``empty file``, ``not an image``, ``too many pixels``, ``damaged image``, ``unsupported image``, ``unreadable file``,
+        ``HEIC image`` (its reader is not installed).
     reason : str
         More about it.
     """
@@ -40,11 +61,12 @@ class BadImage(DataError):  # noqa: N818 (it names the thing)
         self.kind, self.reason = kind, reason
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, options: DecodeOptions = AS_STORED) -> Image.Image:
     """Decode the first frame of an image file to RGB, at its full size.
 
-    Greyscale, palette, CMYK, alpha (dropped, not blended) and 16-bit images (their upper eight bits) all become 8-bit RGB. The
-    EXIF orientation and colour profiles are ignored, as in the public programs of this field.
+    Greyscale, palette, CMYK, alpha and 16-bit images (their upper eight bits) all become 8-bit RGB. By default orientation and
+    transparency are ignored, as in the public programs of this field. Colour profiles always are. TIFF and HEIC are turned by their
+    decoders in any case.
 
     Parameters
     ----------
@@ -52,6 +74,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         The file's content.
     max_pixels : int
         Width times height above which nothing is decoded.
+    options : DecodeOptions
+        What of orientation and transparency is applied.
 
     Raises
     ------
@@ -61,19 +85,43 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image = _open(data, max_pixels)
     try:
         _load(image)
-        return _rgb(image)
+        return _flat(image, options)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on broken data
         raise BadImage("damaged image", _one_line(error)) from None
 
 
-def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height from the header alone; raises `BadImage` as :func:`decode` does."""
-    return _open(data, max_pixels).size
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS, options: DecodeOptions = AS_STORED) -> tuple[int, int]:
+    """Width and height of what :func:`decode` gives, from the header; raises `BadImage` as it does."""
+    image = _open(data, max_pixels)
+    width, height = image.size
+    if options.orientation == "exif" and image.format != "TIFF" and _orientation(image) in SIDEWAYS:  # TIFF: turned already
+        return height, width
+    return width, height
 
 
-def thumbnail(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def image_format(head: bytes) -> str | None:
+    """The format that the first `HEAD_BYTES` of a file show, whatever its suffix: ``JPEG``, ``PNG``, ..., ``HEIF``; else None."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and head[14:15] in (b"\x0c", b"(", b"4", b"8", b"@", b"l", b"|") and head[15:18] == b"\0\0\0":
+        return "BMP"
+    if head[4:8] == b"ftyp":
+        size = int.from_bytes(head[:4], "big")
+        box = head[8 : max(12, min(size, len(head)))]
+        brands = {box[:4], *(box[i : i + 4] for i in range(8, len(box) - 3, 4))}
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        if brands & _HEIC_BRANDS or box[:4] in (b"mif1", b"msf1"):
+            return HEIC_FORMAT
+    return None
+
+
+def thumbnail(data: bytes, size: int, max_pixels: int = MAX_PIXELS, options: DecodeOptions = AS_STORED) -> Image.Image:
     """The first frame as RGB, shrunk to ``size`` pixels on its longer side; raises `BadImage` as :func:`decode` does.
 
     JPEGs are decoded at a fraction of their size, which takes a tenth of the time and memory of a photograph.
@@ -82,7 +130,7 @@ def thumbnail(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Image.Ima
     try:
         image.draft("RGB", (size, size))  # of JPEGs; at least this size
         _load(image)
-        small = _rgb(image)
+        small = _flat(image, options)
         small.thumbnail((size, size))
         return small
     except (BadImage, MemoryError):
@@ -107,29 +155,54 @@ def read_image_file(path: Path) -> bytes:
 def list_images(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by their relative path.
 
-    A file counts by its suffix (`SUFFIXES`, in any case). Links to folders are not followed and links out of the folder are
-    left out; :func:`czsl.data.paths.walk` names them.
+    A file counts by its suffix or its content (:func:`is_image_file`). Links to folders are not followed and links out of the folder
+    are left out; :func:`czsl.data.inputs.gather` names what is.
     """
     if not Path(folder).is_dir():
         raise DataError(f"no folder {folder}", "", "give a folder of images")
-    return [Path(folder) / name for name in walk(folder).files if is_image_name(name)]
+    return [Path(folder) / name for name in walk(folder).files if is_image_file(Path(folder) / name)]
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's suffix is that of a known image format."""
+    """True if a file's suffix is that of a known image format."""
     return Path(name).suffix.lower() in SUFFIXES
+
+
+def is_image_file(path: Path) -> bool:
+    """True if a regular file's suffix is that of a known image format, or its content is one; raw files of cameras are none."""
+    if is_image_name(path.name):
+        return True
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return False
+    try:
+        with path.open("rb") as file:
+            return image_format(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _flat(image: Image.Image, options: DecodeOptions) -> Image.Image:
+    """A loaded image as RGB, with what the options say of orientation and transparency applied."""
+    orientation = _orientation(image) if options.orientation == "exif" else 1
+    colour = options.colour
+    flat = _rgb(image) if colour is None or not has_transparency(image) else on_background(image, colour)
+    return upright(flat, orientation)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BadImage("empty file", "zero bytes")
+    formats: tuple[str, ...] = FORMATS
+    if image_format(data[:HEAD_BYTES]) == HEIC_FORMAT:
+        _read_heic()
+        formats = (HEIC_FORMAT,)
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our limit stands in for Pillow's
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
         except UnidentifiedImageError:
-            raise BadImage("not an image", f"begins with {data[:8]!r}") from None
+            raise BadImage("not an image", _what_it_is(data)) from None
         except Exception as error:
             raise BadImage("damaged image", _one_line(error)) from None
         finally:
@@ -139,6 +212,39 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         pixels = f"{width} x {height} = {width * height / 1e6:,.0f} megapixels, limit {max_pixels / 1e6:,g}"
         raise BadImage("too many pixels", pixels, "scale the image down or raise --max-pixels")
     return image
+
+
+@lru_cache(1)
+def _heic_opener() -> bool:
+    """Register the reader of HEIC files; False if the package is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return True
+
+
+def _read_heic() -> None:
+    with _OPENING:
+        there = _heic_opener()
+    if not there:
+        fix = "pip install 'czsl[heic]'"
+        raise BadImage("HEIC image", f"the package pillow-heif, which reads it, is not installed: {fix}", fix)
+
+
+def _what_it_is(data: bytes) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: the image itself was not downloaded"
+    if image_format(data[:HEAD_BYTES]) == "AVIF" and not features.check("avif"):
+        return "AVIF, which this Pillow cannot read: pip install -U pillow"
+    return f"begins with {data[:8]!r}"
+
+
+def _orientation(image: Image.Image) -> int:
+    with _OPENING, warnings.catch_warnings():  # broken tags make Pillow warn
+        warnings.simplefilter("ignore")
+        return orientation_of(image)
 
 
 def _load(image: Image.Image) -> None:

@@ -46,19 +46,35 @@ def stable_name(name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def contained(root: Path, name: str) -> Path:
+# How far symbolic links are followed: not out of the root; also out of it by a link that lies directly in it; everywhere.
+LINKS = ("inside", "top", "all")
+
+
+def contained(root: Path, name: str, links: str = "inside") -> Path:
     """The file ``name`` below ``root`` (an absolute path without links), whether or not it exists.
+
+    Parameters
+    ----------
+    root : Path
+    name : str
+    links : {"inside", "top", "all"}
+        Which symbolic links may lead out of the root: none; one that lies directly in the root; any.
 
     Raises
     ------
     BadPathError
-        The path leaves the root: absolute, ``..``, or through a symbolic link.
+        The path leaves the root: absolute, ``..``, or through a symbolic link that may not.
     """
-    path = root / stable_name(name)
-    target = os.path.realpath(path)
-    if not Path(target).is_relative_to(root):
-        raise BadPathError("path leaves the root", name, f"a symbolic link leads out to {target}")
-    return path
+    stable = stable_name(name)
+    path = root / stable
+    target = Path(os.path.realpath(path))
+    if links == "all" or target.is_relative_to(root):
+        return path
+    top = root / stable.split("/", 1)[0]
+    if links == "top" and top.is_symlink() and target.is_relative_to(os.path.realpath(top)):
+        return path
+    hint = "" if links == "inside" else "; accept it with --follow-links"
+    raise BadPathError("path leaves the root", name, f"a symbolic link leads out to {target}{hint}")
 
 
 @dataclass
@@ -66,31 +82,36 @@ class Walk:
     """What lies below a folder, as names relative to it, sorted.
 
     ``files``: regular files (links to files inside the root included). ``refused``: everything else, with its kind (of
-    `BadPathError`) and cause: links to folders (never followed, so there are no loops), links out of the root, pipes,
-    unreadable folders, names that are not UTF-8.
+    `BadPathError`) and cause: links to folders that are not followed, links out of the root, pipes, unreadable folders, names that
+    are not UTF-8.
     """
 
     files: list[str] = field(default_factory=list)
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def walk(folder: Path) -> Walk:
-    """List everything below ``folder``."""
+def walk(folder: Path, links: str = "inside") -> Walk:
+    """List everything below ``folder``; ``links`` as for :func:`contained`, and no folder is listed a second time through a link."""
     root = Path(os.path.realpath(folder))
     found = Walk()
+    visited = {str(root)}
 
     def unreadable(error: OSError) -> None:
         found.refused[os.path.relpath(error.filename, root)] = ("unusable file", error.strerror or "unreadable")
 
-    for place, folders, files in os.walk(root, onerror=unreadable):
+    for place, folders, files in os.walk(root, onerror=unreadable, followlinks=links != "inside"):
         folders.sort()
-        for name in folders:
-            if (Path(place) / name).is_symlink():
-                found.refused[_relative(root, place, name)] = ("unusable file", "links to folders are not followed")
+        for name in list(folders):
+            relative = _relative(root, place, name)
+            if (Path(place) / name).is_symlink() and (why := _why_not(root, relative, links, visited)):
+                found.refused[relative] = ("unusable file", why)
+                folders.remove(name)
+            elif links != "inside":
+                visited.add(os.path.realpath(Path(place) / name))
         for name in files:
             relative = _relative(root, place, name)
             try:
-                path = contained(root, relative)
+                path = contained(root, relative, links)
             except BadPathError as error:
                 found.refused[relative] = (error.kind, error.why)
                 continue
@@ -100,6 +121,18 @@ def walk(folder: Path) -> Walk:
                 found.refused[relative] = ("unusable file", "not a regular file, or a broken link")
     found.files.sort()
     return found
+
+
+def _why_not(root: Path, relative: str, links: str, visited: set[str]) -> str:
+    """The reason not to follow a link to a folder, or nothing."""
+    target = os.path.realpath(root / relative)
+    if links == "inside":
+        return "links to folders are not followed"
+    if target in visited or root.is_relative_to(target):
+        return "it leads to a folder that is listed already"
+    if links == "all" or ("/" not in relative and not Path(target).is_relative_to(root)):
+        return ""
+    return "links to folders are not followed; accept them with --follow-links"
 
 
 def _relative(root: Path, place: str, name: str) -> str:

@@ -19,7 +19,8 @@ def stats(dataset: Dataset, progress: Callable[[int, int], None] | None = None) 
     Returns
     -------
     dict
-        ``name``, ``sha256``, ``attributes``, ``objects``, ``open_world`` (A * O), ``closed_world`` (pairs of any split),
+        ``name``, ``sha256``, ``decode`` (how images are decoded), ``attributes``, ``objects``, ``open_world`` (A * O),
+        ``closed_world`` (pairs of any split),
         ``splits`` (for each: ``images``, ``pairs``, ``images_a_pair``, each with ``seen`` and ``unseen``), ``duplicates``
         (groups of identical images) and ``image`` (``width``, ``height``, ``bytes``, each min, median, max). Of plain classes there are
         ``classes`` instead of attributes, objects and worlds, and each split has ``classes``, ``classes_without_images``,
@@ -32,6 +33,7 @@ def stats(dataset: Dataset, progress: Callable[[int, int], None] | None = None) 
         "name": dataset.name,
         "folder": str(dataset.folder),
         "sha256": dataset.sha256,
+        "decode": dataset.decode.to_json(),
         **{kind: len(names) for kind, names in space.vocabulary.items()},
         **({} if isinstance(space, ClassSpace) else worlds),
         "images": sum(map(len, splits)),
@@ -71,7 +73,7 @@ def _sizes(splits: list[Split], progress: Callable[[int, int], None] | None) -> 
         for _, data in split.iter_images():
             done += 1
             try:
-                found.append((*image_size(data), len(data)))
+                found.append((*image_size(data, options=split.decode), len(data)))
             except BadImage:
                 unreadable += 1
             if progress:

@@ -37,7 +37,7 @@ class SplitPart(Split):
     """Some rows of a split, numbered anew from 0."""
 
     def __init__(self, whole: Split, rows_n: np.ndarray):
-        self.name, self.space, self.paths = whole.name, whole.space, whole.paths
+        self.name, self.space, self.paths, self.decode = whole.name, whole.space, whole.paths, whole.decode
         self.ids = [whole.ids[row] for row in rows_n]
         self.sha256 = [whole.sha256[row] for row in rows_n]
         self.attr, self.obj = whole.attr[rows_n], whole.obj[rows_n]

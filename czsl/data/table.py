@@ -1,7 +1,7 @@
 """Reading a dataset folder: labels as arrays, image bytes streamed or one at a time.
 
 The folder holds Parquet shards of each split (`train-00000.parquet`, ...; columns id, image, attr, obj, split, sha256),
-`space.json`, `dataset.json` (format, name, counts, hash of the data, shards) and `import.json` (problems found on import).
+`space.json`, `dataset.json` (format, name, counts, hash of the data, shards, how to decode) and `import.json` (problems found on import).
 `czsl.data.importing.writer` writes it.
 """
 
@@ -23,6 +23,7 @@ from czsl.compositions import SPLITS, CompositionSpace
 from czsl.data.importing.problems import Row
 from czsl.data.importing.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.data.paths import cache_folder
+from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.errors import DataError, UsageError
 from czsl.spaces import load_space
 
@@ -41,6 +42,9 @@ class Dataset:
     sha256 : str
         Identity of the data: ids, image hashes, labels, splits and the space, independent of shards and order.
     space : CompositionSpace
+    decode : DecodeOptions
+        How its images are meant to be decoded; as stored if ``dataset.json`` does not say. A run overrides it with its own
+        (:func:`open_data`). The hash does not depend on it.
     """
 
     def __init__(self, folder: Path, content: dict, space: CompositionSpace):
@@ -49,6 +53,7 @@ class Dataset:
         self.sha256: str = content["sha256"]
         self.counts: dict[str, int] = content["images"]
         self.shards: dict[str, int] = content["shards"]
+        self.decode = DecodeOptions(**content.get("decode", AS_STORED.to_json()))
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -96,10 +101,12 @@ class Split:
         Indices into the space's attributes and objects.
     sha256 : list of str
         Of each image's bytes.
+    decode : DecodeOptions
+        How the images are decoded.
     """
 
     def __init__(self, dataset: Dataset, name: str):
-        self.name, self.space = name, dataset.space
+        self.name, self.space, self.decode = name, dataset.space, dataset.decode
         self.paths = dataset.shard_paths(name)
         tables = [read_labels(path) for path in self.paths]
         table = pa.concat_tables(tables) if tables else SCHEMA.empty_table().drop_columns(["image"])
@@ -168,15 +175,23 @@ class Split:
             raise damaged(path, str(error)) from None
 
 
-def open_data(where: str | Path) -> Dataset:
+def open_data(where: str | Path, decode: DecodeOptions | None = None) -> Dataset:
     """Open a dataset folder, or the built-in data: ``toy`` (a folder of that name is ``./toy``).
+
+    Parameters
+    ----------
+    where : str or path
+    decode : DecodeOptions, optional
+        Those of a run, whose images are decoded as when it was trained; by default the dataset's own.
 
     Raises
     ------
     DataError
         ``where`` is neither.
     """
-    return _open_toy() if str(where) == "toy" else Dataset.open(where)
+    data = _open_toy() if str(where) == "toy" else Dataset.open(where)
+    data.decode = decode or data.decode
+    return data
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
@@ -217,8 +232,9 @@ def _read_description(path: Path) -> dict:
             raise ValueError("unknown splits or shard names")
         if not all(isinstance(n, int) for part in ("images", "shards") for n in content[part].values()):
             raise TypeError("counts are numbers")
+        DecodeOptions(**content.get("decode", {}))
         return content
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from None
 
 
@@ -241,7 +257,7 @@ def _open_toy() -> Dataset:
             shutil.rmtree(folder)
     records = (Record(name, png, attr, obj, split) for name, attr, obj, split, png in toy.samples())
     try:
-        write_dataset(folder, toy.space(), records, "toy")
+        write_dataset(folder, toy.space(), records, "toy", decode=AS_SHOWN)
     except (UsageError, OSError):
         if not (folder / "dataset.json").is_file():  # else another process was faster
             raise

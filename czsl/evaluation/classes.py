@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from czsl.evaluation.curve import Curve, harmonic_mean, right_among_own, right_at
+from czsl.evaluation.curve import harmonic_mean, right_among_own, right_at
 from czsl.evaluation.extremes import Extremes
 
 
@@ -41,16 +41,6 @@ def class_numbers(e: Extremes, gamma: float = 0.0, weight: np.ndarray | None = N
         seen, unseen = (_class_mean(right, e.true_pair, weight_N * group) for group in (seen_N, ~seen_N))
         values |= {f"S{suffix}": seen, f"U{suffix}": unseen, f"H{suffix}": float(harmonic_mean(*np.array([seen, unseen])))}
     return {**values, "gamma": gamma}
-
-
-def choose_gamma(e: Extremes) -> float | None:
-    """The gamma with the best H: the middle of the first interval of biases that reaches it; None where H is 0 or undefined.
-
-    Meant for the validation split, whose unseen classes are others than those of test.
-    """
-    _, class_N, count = np.unique(e.true_pair, return_inverse=True, return_counts=True)
-    found = Curve(e).numbers(1 / count[class_N])
-    return float(found["bias"]) if found["hm"] > 0 else None
 
 
 def _class_mean(right_N: np.ndarray, class_N: np.ndarray, weight_N: np.ndarray) -> float:

@@ -92,7 +92,7 @@ class Curve:
         best = int(np.argmax(hm))
         # The first point may lie right of 0 (images right at every bias); the curve is level up to there.
         auc = np.trapezoid(seen, unseen) + seen[0] * unseen[0]
-        bias = self._middle(best) if hm[best] > 0 else hm[best]
+        bias = self.middle(best) if hm[best] > 0 else hm[best]
         return {"auc": auc, "hm": hm[best], "seen": seen[0], "unseen": unseen[-1], "bias": bias}
 
     def right_at_best(self) -> np.ndarray:
@@ -102,12 +102,13 @@ class Curve:
         right[self._flipping] = np.where(self._lost, self._step >= best, self._step < best)
         return right
 
-    def _middle(self, interval: int) -> float:
+    def middle(self, interval: int) -> float:
+        """The bias in the middle of an interval between flips, counted from the left end as in :meth:`points`."""
         if not len(self.flips):
             return 0.0
         low = self.flips[interval - 1] if interval else self.flips[0] - 2
         high = self.flips[interval] if interval < len(self.flips) else self.flips[-1] + 2
-        return (low + high) / 2
+        return float(low + high) / 2
 
 
 def reference_curve(e: Extremes) -> dict[str, float]:

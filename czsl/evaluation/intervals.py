@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from czsl.errors import DataError, UsageError
-from czsl.evaluation.curve import Curve, primitive_hits
+from czsl.evaluation.curve import Curve, harmonic_mean, primitive_hits, right_at
 from czsl.evaluation.extremes import Extremes
 
 KEYS = ("auc", "hm", "seen", "unseen")
+POINT_KEYS = ("op_seen", "op_unseen", "op_hm", "op_acc")
 
 
 def bootstrap_intervals(e: Extremes, pairs: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict:
@@ -49,11 +50,18 @@ def resampled_intervals(
     Beside them ``resamples`` and ``level``. One seed draws the same images for whatever is computed of them.
     """
     rows = [numbers(weight) for weight in _resampled_counts(images, resamples, seed)]
-    intervals = {key: _interval(np.array([row[key] for row in rows]), level) for key in rows[0]}
+    intervals = {key: percentile_interval(np.array([row[key] for row in rows]), level) for key in rows[0]}
     return {"resamples": resamples, "level": level, **intervals}
 
 
-def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict:
+def compare(
+    first: Extremes,
+    second: Extremes,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    biases: tuple[float, float] | None = None,
+) -> dict:
     """Second run minus first run on the same images, by paired bootstrap: both are resampled alike.
 
     Parameters
@@ -62,12 +70,15 @@ def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int 
         Of the same images in the same order; candidates and thresholds may differ. Their level 0 is used.
     resamples, seed, level
         As in :func:`bootstrap_intervals`.
+    biases : (float, float), optional
+        Of the runs' operating points.
 
     Returns
     -------
     dict
-        For ``auc, hm, seen, unseen``: ``{"first", "second", "difference", "interval": [low, high], "holds"}``, and ``resamples``,
-        ``level``, ``images``. An interval that contains 0 shows no difference: ``holds`` is False then, None where undefined.
+        For ``auc, hm, seen, unseen`` and, with biases, ``op_seen, op_unseen, op_hm, op_acc``: ``{"first", "second", "difference",
+        "interval": [low, high], "holds"}``, and ``resamples``, ``level``, ``images``. An interval that contains 0 shows no
+        difference: ``holds`` is False then, None where undefined.
 
     Raises
     ------
@@ -82,19 +93,38 @@ def compare(first: Extremes, second: Extremes, resamples: int = 1000, seed: int 
         )
     if not np.array_equal(first.true_seen, second.true_seen):
         raise DataError("the two runs do not agree which pairs are seen", "", "evaluate both in one label space")
-    curves = Curve(first), Curve(second)
+    runs = [_Measured(e, bias) for e, bias in zip((first, second), biases or (None, None), strict=True)]
+    keys = KEYS if biases is None else (*KEYS, *POINT_KEYS)
     differences = []
     for weight in _resampled_counts(len(first), resamples, seed):
-        one, other = (curve.numbers(weight) for curve in curves)
-        differences.append([other[key] - one[key] for key in KEYS])
-    one, other = (curve.numbers() for curve in curves)
+        one, other = (run.numbers(weight) for run in runs)
+        differences.append([other[key] - one[key] for key in keys])
+    one, other = (run.numbers(np.ones(len(first))) for run in runs)
     result: dict = {"images": len(first), "resamples": resamples, "level": level}
-    for key, column in zip(KEYS, np.array(differences).T, strict=True):
+    for key, column in zip(keys, np.array(differences).T, strict=True):
         values = {"first": one[key], "second": other[key], "difference": other[key] - one[key]}
         result[key] = {name: float(v) if np.isfinite(v) else None for name, v in values.items()}
-        interval = _interval(column, level)
+        interval = percentile_interval(column, level)
         result[key] |= {"interval": interval, "holds": None if interval is None else interval[0] > 0 or interval[1] < 0}
     return result
+
+
+class _Measured:
+    """The numbers of one run for weights of its images, with those at a bias if there is one."""
+
+    def __init__(self, e: Extremes, bias: float | None):
+        self.curve, self.seen = Curve(e), e.true_seen
+        self.right = None if bias is None else right_at(e, bias)
+
+    def numbers(self, weight: np.ndarray) -> dict[str, float]:
+        """Those of :data:`KEYS` and, with a bias, of :data:`POINT_KEYS`."""
+        values = self.curve.numbers(weight)
+        if self.right is None:
+            return values
+        with np.errstate(invalid="ignore", divide="ignore"):
+            seen, unseen = (weight[g] @ self.right[g] / weight[g].sum() for g in (self.seen, ~self.seen))
+        at_point = (seen, unseen, float(harmonic_mean(*np.array([seen, unseen]))), weight @ self.right / weight.sum())
+        return values | dict(zip(POINT_KEYS, at_point, strict=True))
 
 
 def pair_accuracies(runs: Sequence[Extremes]) -> list[dict]:
@@ -131,7 +161,8 @@ def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.nda
         yield np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
 
 
-def _interval(values: np.ndarray, level: float) -> list[float] | None:
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> list[float] | None:
+    """``[low, high]`` of resampled values; None if none is defined."""
     # A resample without an unseen (or seen) image leaves its numbers undefined; it says nothing about them.
     defined = values[np.isfinite(values)]
     if not defined.size:

@@ -1,4 +1,4 @@
-"""What stays of an evaluation: a few numbers an image, so that runs can be compared without scoring an image again.
+"""A kept evaluation: a few numbers per image, enough to compute all metrics again without scoring an image.
 
 ``extremes-test-closed.npz`` in a run folder: the arrays of :class:`Extremes` and ``about``, the bytes of JSON with the images' ids, the
 names of primitives and what was evaluated. Nothing is unpickled, and a file that does not hold together is refused.
@@ -19,6 +19,7 @@ import numpy as np
 from czsl.errors import DataError
 from czsl.evaluation.extremes import Extremes
 from czsl.evaluation.scores_file import read_arrays
+from czsl.evaluation.sums import Sums
 from czsl.runs.files import write_atomically
 
 # Type and dimensions of each array: N images, L = 1 level, k of top-k.
@@ -26,6 +27,12 @@ _LAYOUT = {
     "index": (np.int64, "N"), "labels": (np.int64, "N2"), "true_pair": (np.int64, "N"), "true_seen": (np.bool_, "N"),
     "true_score": (np.float32, "N"), "seen_score": (np.float32, "Nk"), "seen_pair": (np.int32, "Nk"),
     "unseen_score": (np.float32, "NLk"), "unseen_pair": (np.int32, "NLk"), "shifted_pair": (np.int32, "NLk"),
+}  # fmt: skip
+# The same of Sums, if the evaluation took any: G temperatures, F folds.
+_SUMS = {
+    "index": (np.int64, "N"), "temperatures": (np.float64, "G"), "top": (np.float64, "N"), "true_weight": (np.float64, "N"),
+    "best_weight": (np.float32, "NF2"), "best_score": (np.float32, "NF2"), "total": (np.float32, "NGF2"),
+    "attribute": (np.float32, "NG2"), "object": (np.float32, "NG2"), "fold": (np.int64, "N"),
 }  # fmt: skip
 _NAMES = ("ids", "attributes", "objects")
 
@@ -44,6 +51,8 @@ class Reduction:
         What the labels index.
     facts : dict
         What was evaluated, as text, numbers and None: method, split, open_world, threshold, the SHA-256 of data and checkpoint.
+    sums : Sums, optional
+        What probabilities follow from, of the same images in the same order.
     """
 
     extremes: Extremes
@@ -51,11 +60,14 @@ class Reduction:
     attributes: list[str]
     objects: list[str]
     facts: dict[str, Any]
+    sums: Sums | None = None
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         about = json.dumps({**{name: list(getattr(self, name)) for name in _NAMES}, "facts": self.facts}).encode()
         arrays = {field.name: getattr(self.extremes, field.name) for field in fields(Extremes)}
+        if self.sums is not None:
+            arrays |= {f"sums_{field.name}": getattr(self.sums, field.name) for field in fields(Sums)}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, about=np.frombuffer(about, np.uint8), **arrays)
         write_atomically(path, buffer.getvalue())
@@ -73,14 +85,17 @@ class Reduction:
             with zipfile.ZipFile(path) as archive:  # a few bytes may unfold to more than memory; our own are stored plainly
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise ValueError("it is compressed")
-            arrays = read_arrays(path, ["about", *_LAYOUT])
+            arrays = read_arrays(path, ["about", *_LAYOUT, *(f"sums_{name}" for name in _SUMS)])
+            sums = {name.removeprefix("sums_"): arrays.pop(name) for name in list(arrays) if name.startswith("sums_")}
             about = json.loads(arrays.pop("about").tobytes())
             ids, attributes, objects = (about[name] for name in _NAMES)
             _check_about([ids, attributes, objects], about["facts"])
             _check(arrays, len(ids), len(attributes), len(objects))
+            if sums:
+                _check_sums(sums, len(ids))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read {path}", f"{type(error).__name__}: {error}", "evaluate the run again") from None
-        return cls(Extremes(**arrays), ids, attributes, objects, about["facts"])
+        return cls(Extremes(**arrays), ids, attributes, objects, about["facts"], Sums(**sums) if sums else None)
 
     def arranged(self, ids: Sequence[str]) -> Reduction:
         """The same with the images in the order of ``ids``; DataError if they are others."""
@@ -94,7 +109,8 @@ class Reduction:
             )
         order = np.array([place[name] for name in ids], np.int64)
         arrays = {field.name: getattr(self.extremes, field.name)[order] for field in fields(Extremes)}
-        return replace(self, extremes=Extremes(**{**arrays, "index": np.arange(len(ids))}), ids=list(ids))
+        sums = None if self.sums is None else self.sums.arranged(order)
+        return replace(self, extremes=Extremes(**{**arrays, "index": np.arange(len(ids))}), ids=list(ids), sums=sums)
 
 
 def _check_about(names: list, facts: Any) -> None:
@@ -125,3 +141,18 @@ def _check(arrays: dict[str, np.ndarray], images: int, attributes: int, objects:
             raise ValueError(f"{name} holds a negative index")
     if (arrays["labels"] >= [attributes, objects]).any():
         raise ValueError("labels holds an index beyond the names")
+
+
+def _check_sums(arrays: dict[str, np.ndarray], images: int) -> None:
+    """ValueError unless the arrays are the sums of this many images."""
+    if set(arrays) != set(_SUMS) or arrays["total"].ndim != 4:
+        raise ValueError(f"sums are {', '.join(arrays)}")
+    sizes = {"N": images, "G": arrays["total"].shape[1], "F": arrays["total"].shape[2], "2": 2}
+    for name, (dtype, letters) in _SUMS.items():
+        values, shape = arrays[name], tuple(sizes[letter] for letter in letters)
+        if values.dtype != dtype or values.shape != shape:
+            raise ValueError(f"the sums' {name} is {values.dtype} of shape {list(values.shape)}, not {list(shape)}")
+        if np.issubdtype(dtype, np.floating) and (np.isnan(values).any() or np.isposinf(values).any()):
+            raise ValueError(f"the sums' {name} contains a value that is no log-sum")
+    if not sizes["G"] or not sizes["F"] or not (np.isfinite(arrays["temperatures"]) & (arrays["temperatures"] > 0)).all():
+        raise ValueError("the sums' temperatures are not positive")

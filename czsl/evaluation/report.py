@@ -9,13 +9,18 @@ import numpy as np
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
+from czsl.evaluation.at_point import RESAMPLES, point_numbers
 from czsl.evaluation.breakdown import breakdown
+from czsl.evaluation.calibration import calibration_numbers, fit_point, temperatures_of
 from czsl.evaluation.candidates import Candidates
-from czsl.evaluation.classes import choose_gamma, class_numbers
+from czsl.evaluation.classes import class_numbers
 from czsl.evaluation.curve import Curve, primitive_hits, reference_curve
 from czsl.evaluation.extremes import BLOCK, Extremes, ExtremesAccumulator
 from czsl.evaluation.intervals import bootstrap_intervals, resampled_intervals
+from czsl.evaluation.operating import Aim, OperatingPoint, choose_bias
+from czsl.evaluation.rejection import DETECTORS, best_detector, rejection_numbers
 from czsl.evaluation.scores_file import ScoreFile, as_space
+from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator
 from czsl.evaluation.thresholds import at_threshold, check_rule, choose_threshold
 
 NUMBERS = (
@@ -36,6 +41,7 @@ def evaluate(
     feasibility=None,
     threshold: float | None = None,
     val=None,
+    aim: str = "hm",
     rule: str = "exclude",
     topk: int = 1,
     bootstrap: int = 0,
@@ -64,7 +70,10 @@ def evaluate(
     threshold : float, optional
         The threshold in use; default none.
     val : ScoreFile or tuple (scores, labels), optional
-        Scores of the validation split: in the open world its best threshold is the one in use, of plain classes its best gamma.
+        Scores of the validation split. In the closed world they choose the operating point (bias, and the scale of probabilities as the
+        softmax of scores), in the open world the feasibility threshold in use.
+    aim : str
+        What the bias is chosen for: ``hm``, ``accuracy``, ``unseen-share=0.3`` or ``seen>=0.5``.
     rule : {"exclude", "reference"}
         What becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`).
     topk : int
@@ -89,10 +98,9 @@ def evaluate(
         Options that contradict each other; scores, labels, pairs or feasibility that cannot be used.
     """
     space = as_space(space)
-    classes = isinstance(space, ClassSpace)
-    if val is not None and not classes and (feasibility is None or threshold is not None):
+    if val is not None and open_world and (feasibility is None or threshold is not None):
         raise UsageError(
-            "validation scores choose a threshold",
+            "validation scores choose a threshold in the open world",
             "no feasibility was given" if feasibility is None else "a threshold was given as well",
             "give a feasibility and no threshold",
         )
@@ -100,13 +108,23 @@ def evaluate(
         space, pairs, split=split, open_world=open_world, feasibility=feasibility, threshold=threshold, source=source
     )
     extremes = reduce_scores(scores, labels, candidates, topk, source)
-    gamma = None
-    if val is not None and classes:
-        gamma = _gamma_of(val, candidates, topk)
+    point = sums = marginals = None
+    if val is not None and not open_world:
+        point = _point_of(val, candidates, topk, aim)
+        sums, marginals = _sums_of(scores, labels, candidates, point)
     elif val is not None:
         threshold = _threshold_of(val, candidates, rule, topk)
     return report(
-        extremes, candidates, threshold=threshold, rule=rule, gamma=gamma, bootstrap=bootstrap, seed=seed, details=details
+        extremes,
+        candidates,
+        threshold=threshold,
+        rule=rule,
+        point=point,
+        sums=sums,
+        marginals=marginals,
+        bootstrap=bootstrap,
+        seed=seed,
+        details=details,
     )
 
 
@@ -129,14 +147,24 @@ def report(
     *,
     threshold: float | None = None,
     rule: str = "exclude",
-    gamma: float | None = None,
+    point: OperatingPoint | None = None,
+    sums: Sums | None = None,
+    marginals: np.ndarray | None = None,
     bootstrap: int = 0,
     seed: int = 0,
     details: bool = False,
 ) -> dict:
     """The numbers of :func:`evaluate` from extremes.
 
-    ``gamma``, of plain classes, is taken from the scores of seen ones; None: none was chosen, and it is 0.
+    Parameters
+    ----------
+    point : OperatingPoint, optional
+        Reported beside the best over all biases; in the open world without a feasibility threshold, as predictions are. Of plain classes
+        its bias is gamma; None: gamma is 0.
+    sums : Sums, optional
+        At the temperatures that :func:`czsl.evaluation.calibration.temperatures_of` the point and of no point names.
+    marginals : float [N, 2, 2, 4], optional
+        See :func:`czsl.evaluation.calibration.calibration_numbers`.
 
     Returns
     -------
@@ -144,7 +172,8 @@ def report(
         The fifteen keys of :func:`numbers`, of plain classes with those of :func:`czsl.evaluation.class_numbers` instead of ``attr_acc,
         obj_acc``; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
         ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a bootstrap; ``macro``, ``per_attribute``,
-        ``per_object`` (or ``per_class``) with ``details``; ``warnings`` where there are any.
+        ``per_object`` (or ``per_class``) with ``details``; with a point ``operating_point``, the keys of :func:`point_numbers` and, with
+        sums, of :func:`calibration_numbers`, ``reject_auroc``, ``reject_fpr95`` and ``rejection``; ``warnings`` where there are any.
         Undefined numbers are None.
     """
     check_rule(rule)
@@ -160,7 +189,9 @@ def report(
     if bootstrap:
         result["intervals"] = bootstrap_intervals(in_use, candidates.pairs, bootstrap, seed)
     if isinstance(candidates.space, ClassSpace):
-        result = _of_classes(result, in_use, gamma or 0.0, bootstrap, seed)
+        result = _of_classes(result, in_use, point.bias if point else 0.0, bootstrap, seed)
+    if point is not None:
+        result |= _at_point(at_threshold(extremes, candidates, None), candidates, point, sums, marginals, bootstrap, seed)
     if details:
         result |= breakdown(in_use, candidates)
     if warnings := find_warnings(extremes, candidates):
@@ -177,6 +208,22 @@ def _of_classes(result: dict, e: Extremes, gamma: float, bootstrap: int, seed: i
         own = {key: value for key, value in result["intervals"].items() if key not in ("attr_acc", "obj_acc")}
         result["intervals"] = own | {key: value for key, value in found.items() if key != "gamma"}
     return result
+
+
+def _at_point(
+    e: Extremes, candidates: Candidates, point: OperatingPoint, sums: Sums | None, marginals, bootstrap: int, seed: int
+) -> dict:
+    """What :func:`czsl.evaluation.at_point.point_numbers` and, with sums, the calibration and the rejection give, ready for JSON."""
+    found: dict = {"operating_point": {**point.brief(), "for": point.aim}}
+    found |= point_numbers(e, point, isinstance(candidates.space, ClassSpace), bootstrap or RESAMPLES, seed)
+    if sums is not None and e.k == 1:
+        found |= calibration_numbers(e, sums, marginals, OperatingPoint(), point)
+        rejection = rejection_numbers(sums, point)
+        if rejection is not None:
+            chosen = point.facts.get("rejection", {}).get("best") or best_detector(rejection) or DETECTORS[0]
+            found |= {"reject_auroc": rejection[chosen]["auroc"], "reject_fpr95": rejection[chosen]["fpr95"]}
+            found["rejection"] = {"detector": chosen, **rejection}
+    return {key: plain(value) if isinstance(value, float) else value for key, value in found.items()}
 
 
 def numbers(e: Extremes, pairs: np.ndarray) -> dict:
@@ -219,13 +266,39 @@ def find_warnings(extremes: Extremes, candidates: Candidates) -> list[str]:
     return warnings
 
 
-def _gamma_of(val, candidates: Candidates, topk: int) -> float | None:
-    """The best gamma of validation scores of plain classes, given as a ScoreFile or (scores, labels)."""
+def _point_of(val, candidates: Candidates, topk: int, aim: str) -> OperatingPoint:
+    """The operating point of validation scores, given as a ScoreFile or (scores, labels)."""
     pairs, source = candidates.pairs, "val scores"
     if isinstance(val, ScoreFile):
         pairs, source, val = val.pairs, val.source, (val.scores, val.labels)
     own = Candidates.build(candidates.space, pairs, split="val", source=source)
-    return choose_gamma(reduce_scores(val[0], val[1], own, topk, source))
+    extremes = reduce_scores(val[0], val[1], own, topk, source)
+    bias, note = choose_bias(extremes, Aim.parse(aim), isinstance(candidates.space, ClassSpace))
+    point = OperatingPoint(bias, "none" if note else "val", aim, notes=(note,) if note else ())
+    sums = _collect(val[0], SumsAccumulator(own, val[1]))
+    point = fit_point(extremes, sums, point)
+    point.facts["rejection"] = {"best": best_detector(rejection_numbers(sums, point))}
+    return point
+
+
+def _sums_of(scores, labels, candidates: Candidates, point: OperatingPoint):
+    """Sums and marginals of scores [N, P] at no point and at this one; None for marginals of plain classes."""
+    points = [OperatingPoint(), point]
+    sums = _collect(scores, SumsAccumulator(candidates, labels, temperatures_of(points)))
+    if isinstance(candidates.space, ClassSpace):
+        return sums, None
+    _, marginals = _collect(scores, Marginals(candidates, labels, [(p.attribute, p.object) for p in points]))
+    return sums, marginals
+
+
+def _collect(scores, accumulator):
+    """Feed scores [N, P], which are their own log-weights, to an accumulator of sums or marginals."""
+    columns, step = np.arange(np.shape(scores)[1]), max(BLOCK // max(np.shape(scores)[1], 1), 1)
+    for start in range(0, len(scores), step):
+        rows = slice(start, min(start + step, len(scores)))
+        block = np.asarray(scores[rows], np.float32)
+        accumulator.update(rows, columns, block, block)
+    return accumulator.result()
 
 
 def _threshold_of(val, candidates: Candidates, rule: str, topk: int) -> float | None:

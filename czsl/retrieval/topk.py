@@ -24,6 +24,7 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 IMAGES = 1024  # handled at a time
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
 FIRST_CELLS, SCAN_SHARE = 7, 0.5  # after so many cells, an image that wants more than this share of the rows scans them all
+DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
 BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
 GPU_MOST = 2048  # results a query that FAISS gives on a GPU
@@ -37,6 +38,9 @@ class TopCompositions:
     Attributes
     ----------
     scores : float64 [B, k]
+        With the bias, if there is one.
+    plain : float64 [B, k]
+        The same without it.
     places : int64 [B, k]
         Indices into the index's ``pairs``.
     visited : float64 [B]
@@ -46,6 +50,7 @@ class TopCompositions:
     """
 
     scores: np.ndarray
+    plain: np.ndarray
     places: np.ndarray
     visited: np.ndarray
     exact: bool
@@ -61,6 +66,7 @@ def top_compositions(
     probes: int | None = None,
     probability: float | None = None,
     combine: Literal["product", "sum"] = "product",
+    bias: tuple[float, np.ndarray] | None = None,
 ) -> TopCompositions:
     """The k best compositions of each image.
 
@@ -83,6 +89,9 @@ def top_compositions(
         instead of the inner product itself. Costs a scan of its own for the sum.
     combine : "product" or "sum", default "product"
         How the two primitive terms of a pair become one.
+    bias : (float, bool [P]), optional
+        Added in float64 to the scores of the marked pairs before ranking. It reorders neither them nor the others, so that the best of both
+        parts are found apart and merged: the answer stays exact.
 
     Raises
     ------
@@ -116,26 +125,45 @@ def top_compositions(
         raise UsageError(
             f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}", f"the index holds {len(index)} pairs", "give bool [P]"
         )
-    rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
-    k = min(k, len(rows))
+    groups = [(allowed_P, 0.0)]
+    if bias is not None:
+        value, marked_P = float(bias[0]), np.asarray(bias[1])
+        if not np.isfinite(value) or marked_P.shape != (len(index),) or marked_P.dtype != bool:
+            raise UsageError(
+                f"a bias of {value} on {marked_P.dtype} {list(marked_P.shape)}", f"the index has {len(index)} pairs", ""
+            )
+        groups = [(allowed_P & ~marked_P, 0.0), (allowed_P & marked_P, value)]
+    k = min(k, int(allowed_P.sum()))
     parts = []
-    for start in range(0, len(queries_BD), IMAGES):
+    for start in range(0, max(len(queries_BD), 1), IMAGES):
         some = slice(start, start + IMAGES)
-        some_terms = None if terms is None else (terms[0][some], terms[1][some])
-        search = _Search(index, queries_BD[some], some_terms, k, allowed_P, rows, combine)
-        if probability is not None and k:
-            search.normalise(probability)
-        if k:
+        own = None if terms is None else (terms[0][some], terms[1][some])
+        parts.append(_best_of_groups(index, queries_BD[some], own, k, groups, probes, probability, combine))
+    scores, plain, places, products = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    visited = np.minimum(products / len(index), 1.0)
+    return TopCompositions(scores, plain, places, visited, probes is None or probes >= index.cells)
+
+
+def _best_of_groups(
+    index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability, combine
+) -> tuple[np.ndarray, ...]:
+    """Scores with and without the bias, places [B, k] and products [B] of the best of groups of pairs, each with a bias of its own."""
+    searches: list[tuple[_Search, float]] = []
+    for allowed_P, value in groups:
+        rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
+        search = _Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
+        if search.k and len(queries_BD) and probability is not None:
+            first = next((s for s, _ in searches if s.weight), None)
+            search.normalise(probability, first)
+        if search.k and len(queries_BD):
             search.run(probes)
-        parts.append(search)
-    if not parts:
-        parts = [_Search(index, queries_BD, None, k, allowed_P, rows)]
-    return TopCompositions(
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.places for part in parts]),
-        np.concatenate([np.minimum(part.products / len(index), 1.0) for part in parts]),
-        probes is None or probes >= index.cells,
-    )
+        searches.append((search, value))
+    products = np.sum([search.products for search, _ in searches], axis=0)
+    plain = np.concatenate([search.scores for search, _ in searches], axis=1)
+    scores = np.concatenate([search.scores + value for search, value in searches], axis=1)
+    places = np.concatenate([search.places for search, _ in searches], axis=1)
+    order = np.lexsort((places, -scores), axis=1)[:, :k]
+    return *(np.take_along_axis(x, order, axis=1) for x in (scores, plain, places)), products
 
 
 class _Search:
@@ -162,8 +190,12 @@ class _Search:
         self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
         self.weight, self.log_sum = 0.0, np.zeros(0)  # without a probability
 
-    def normalise(self, weight: float) -> None:
-        """Let the composition term be ``weight`` times the softmax of the inner product among all rows."""
+    def normalise(self, weight: float, same: _Search | None = None) -> None:
+        """Let the composition term be ``weight`` times the softmax of the inner product among all rows; ``same`` has the sums already."""
+        if same is not None:
+            self.weight, self.log_sum = weight, same.log_sum
+            self.slack = self.slack + weight * np.expm1(self.slack)
+            return
         peak, total = np.full(len(self.queries), -np.inf), np.zeros(len(self.queries))
         queries_BD = self.queries.astype(np.float64)  # the sum weighs the two terms of every score
         for start in range(0, len(self.index), DENSE_ROWS):
@@ -224,8 +256,14 @@ class _Search:
 
     def visit_all(self, images: np.ndarray) -> None:
         """All allowed rows, block by block."""
-        for start in range(0, len(self.rows) if images.size else 0, BLOCK):
-            self.visit(images, self.rows[start : start + BLOCK])
+        if not images.size or not self.rows.size:
+            return
+        rows = self.rows
+        # Where few are missing, whole blocks are read: a view costs less than a copy, and what is not allowed is not offered.
+        if len(rows) > DENSE_SHARE * (rows[-1] + 1 - rows[0]):
+            rows = np.arange(rows[0], rows[-1] + 1)
+        for start in range(0, len(rows), BLOCK):
+            self.visit(images, rows[start : start + BLOCK])
 
     def visit_gpu(self) -> np.ndarray:
         """FAISS's best inner products; returns the images for which they do not settle the answer."""
@@ -315,6 +353,7 @@ class _Search:
         if self.terms is not None:
             attributes_n, objects_n = self.index.pairs[places].T
             scores_bn += self.combine(self.terms[0][images][:, attributes_n], self.terms[1][images][:, objects_n])
+        scores_bn = np.where(self.allowed[places], scores_bn, -np.inf)
         self.offer_above(images, np.broadcast_to(places, scores_bn.shape), scores_bn)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:

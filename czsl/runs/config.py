@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from czsl.data.photographs import DecodeOptions
 from czsl.errors import UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float64")
@@ -44,6 +45,9 @@ class RunConfig:
     eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
     precision: float32, bfloat16 (matrix products of the image tower and of training; scores stay in float32) or float64.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
+    orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
+    background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
+        default as the dataset remembers it.
     threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
     partial_labels: file of candidate sets (`czsl data partial`) that training is given instead of labels.
     label_init: first weights of an image's candidates: ``clip`` (softmax of frozen CLIP's similarity less its mean over the images),
@@ -79,6 +83,8 @@ class RunConfig:
     eval_batch: int = 64
     precision: str = "float32"
     checkpoint_blocks: bool = False
+    orientation: str | None = None
+    background: str | None = None
     threads: int = 0
     partial_labels: str | None = None
     label_init: str = "clip"
@@ -124,6 +130,16 @@ class RunConfig:
                 "set augment=true, or leave augment_copies out",
             )
         self._check_labels()
+        DecodeOptions.from_settings(self.orientation, self.background)  # refuses unknown values
+
+    @property
+    def decode(self) -> DecodeOptions:
+        """How images are decoded, in training, evaluation and prediction; as stored for runs of before there was a choice."""
+        return DecodeOptions.from_settings(self.orientation, self.background)
+
+    def remember(self, decode: DecodeOptions) -> None:
+        """Take what is not set from the dataset that the run is trained on."""
+        self.orientation, self.background = self.orientation or decode.orientation, self.background or decode.background
 
     def _check_labels(self) -> None:
         if self.label_init not in LABEL_INITS:

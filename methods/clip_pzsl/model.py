@@ -220,4 +220,5 @@ class ClipPzsl(Method):
             other.average[found_C[found_C >= 0]] = self.average[torch.from_numpy(found_C >= 0)]
         state = {key: value for key, value in self.state_dict().items() if key != "average"}
         other.load_state_dict({**state, "average": other.average})
+        other.answer_as(self)
         return other.train(self.training)

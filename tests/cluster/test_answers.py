@@ -84,6 +84,26 @@ def test_prediction_is_the_same_on_several_workers_and_as_the_method_alone(train
         assert [(p["attr"], p["obj"]) for p in record["predictions"]] == [(p["attr"], p["obj"]) for p in expected["predictions"]]
 
 
+def test_images_in_archives_are_read_by_every_worker(trained, photos, tmp_path):
+    import tarfile
+    import zipfile
+
+    from czsl.data.inputs import gather
+
+    names = [p.relative_to(photos).as_posix() for p in list_images(photos)]
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as packed, tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tarred:
+        for name in names:
+            packed.write(photos / name, name)
+            tarred.add(photos / name, name)
+    request = Request(run=str(trained.path), top=3)
+    expected = json.dumps(list(predict_files(request, photos, names)))
+    for archive in ("z.zip", "t.tar.gz"):
+        found = gather([tmp_path / archive])
+        assert sorted(found.source.names) == sorted(names)
+        answers = list(predict_files(request, found.source, names, workers_per_node=2))
+        assert json.dumps(answers) == expected
+
+
 def test_a_worker_says_why_it_cannot_predict(trained, photos):
     request = Request(run=str(trained.path), checkpoint="step-00000077")
     with pytest.raises(CzslError, match="no usable checkpoint"):

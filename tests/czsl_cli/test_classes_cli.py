@@ -63,7 +63,7 @@ def test_evaluate_prints_and_expects_the_numbers_of_classes(czsl, run, drawings)
     assert result["classes"] == 5  # three seen ones, and those of test
     table = czsl("evaluate", run, "--bootstrap", "20").stdout
     assert "harmonic mean (H)" in table
-    assert "the best on the validation split" in table
+    assert "the bias of the operating point" in table
     assert "composition" not in table
     failed = czsl("evaluate", run, "--expect", "H>=1.1", expect=5)
     assert "H is" in failed.stderr
@@ -84,7 +84,7 @@ def test_without_unseen_classes_gamma_is_0_and_it_is_said(czsl, drawings):
     assert result["gamma"] == 0
     assert result["S"] == result["S0"] > 0
     assert result["U"] is result["T1"] is result["H"] is None
-    assert "gamma is 0: there are no validation images of unseen classes" in done.stderr
+    assert "the bias on unseen labels is 0: no validation image shows an unseen label" in done.stderr
     czsl("evaluate", "runs/all", "--expect", "H>0", expect=2)
 
 

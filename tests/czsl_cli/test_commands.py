@@ -130,7 +130,7 @@ def test_predict_writes_tables_and_files_and_counts_broken_images(run, work):
     done = czsl("predict", "photos", "--run", "runs/csp", "--pairs", "pairs.txt", "--out", "found.csv", cwd=work, expect=6)
     assert "shiny new" in done.stderr  # a word that training never saw
     rows = (work / "found.csv").read_text().splitlines()
-    assert rows[0] == "image,rank,attr,obj,score"
+    assert rows[0] == "image,rank,attr,obj,score,calibrated,prob"
     assert len(rows) == 1 + 5 * 2 + 1
 
 

@@ -142,10 +142,13 @@ def test_the_area_under_the_drawn_line_is_the_auc(czsl, folder):
         seen, unseen = line.get_data()
         assert np.trapezoid(seen, unseen) / 1e4 == pytest.approx(run["auc"])
         assert line.get_label() == f"{run['name']} (AUC {100 * run['auc']:.1f})"
-    dots = [line for line in lines if len(line.get_xdata()) == 1]
+    dots, diamonds = ([line for line in lines if line.get_marker() == mark] for mark in "oD")
     for run, dot in zip(shown["runs"], dots, strict=True):
         s, u = dot.get_xdata()[0], dot.get_ydata()[0]
         assert 2 * s * u / (s + u) / 100 == pytest.approx(run["hm"])
+    for run, diamond in zip(shown["runs"], diamonds, strict=True):  # at each run's operating point
+        assert (diamond.get_xdata()[0], diamond.get_ydata()[0]) == pytest.approx((100 * run["op_seen"], 100 * run["op_unseen"]))
+    assert {"op_seen", "op_unseen", "op_hm", "op_acc"} <= set(shown["differences"][0])
 
 
 def test_other_data_is_refused_before_anything_is_scored(czsl, folder, made):

@@ -25,6 +25,7 @@ from methods.presets import load_presets
         ("data='7'", "data", "7"),
         ("data=a=b", "data", "a=b"),
         ("data=__import__('os').getcwd()", "data", "__import__('os').getcwd()"),
+        ("background=#102030", "background", "#102030"),
     ],
 )
 def test_overrides_follow_the_rules_of_yaml(text, key, value):
@@ -73,8 +74,9 @@ def test_the_default_preset_is_named_where_there_is_one():
     assert resolve({"method": "csp", "data": "mine"}) == RunConfig(method="csp", data="mine", model=model)
 
 
-def test_the_toy_takes_the_small_recipe_and_a_users_data_none():
-    assert resolve({}).recipe == resolve({"method": "csp"}).recipe == "small"
+def test_the_toy_takes_its_own_recipe_or_that_of_small_data_and_a_users_data_none():
+    assert resolve({}).recipe == "toy"
+    assert resolve({"method": "csp"}).recipe == "small"
     assert resolve({"method": "csp"}).epochs == 20
     assert resolve({"data": "mine"}).recipe is None
     assert resolve({"method": "zero-shot"}).recipe is None

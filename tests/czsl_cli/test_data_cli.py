@@ -144,3 +144,101 @@ def test_a_progress_bar_only_on_a_terminal(tree, tmp_path, monkeypatch):
         with progress("importing") as advance:
             advance(1, 2)
         assert ("importing" in stream.getvalue()) == shown
+
+
+# -- tables, annotations, exports ----------------------------------------------------------------------------------
+@pytest.fixture
+def table(tree, tmp_path):
+    """The tree's images in a table with other names of columns."""
+    path = tmp_path / "tree" / "list.csv"
+    rows = [(f"{p.parent.name}/{p.name}", *p.parent.name.split(), "training") for p in sorted(tree.glob("*/*.png"))]
+    path.write_text("where;Colour;noun;phase\n" + "\n".join(";".join(row) for row in rows) + "\n")
+    return path
+
+
+def test_what_was_taken_for_what_is_printed(table, tmp_path):
+    code, out, err = run("import", table, tmp_path / "out", "--columns", "image=where, attr=colour")
+    assert code == 0
+    assert "sha256" in out and "read as" not in out
+    assert err.splitlines() == [
+        "read as: manifest",
+        "  columns: image=where, attr=Colour, obj=noun, split=phase",
+        "  separated by: semicolons",
+        "  splits: training=train",
+    ]
+    code, out, _ = run("import", table, tmp_path / "json", "--columns", "image=where,attr=colour", "--json")
+    assert json.loads(out)["read_as"]["columns"] == {"image": "where", "attr": "Colour", "obj": "noun", "split": "phase"}
+
+
+@pytest.mark.parametrize("columns", ["image", "image=", "image=where,image=x", "picture=where", "image=nowhere", "=where"])
+def test_wrong_columns(table, tmp_path, columns):
+    assert run("import", table, tmp_path / "out", "--columns", columns)[0] == 2
+
+
+def test_names_of_columns_may_hold_signs(table, tmp_path):
+    table.write_text(table.read_text().replace("Colour", "a, b=c"))
+    code, _, err = run("import", table, tmp_path / "out", "--columns", "image=where,attr=a, b=c,obj=noun")
+    assert code == 2  # b=c is taken for a role
+    table.write_text(table.read_text().replace("a, b=c", "a, b"))
+    code, _, err = run("import", table, tmp_path / "out", "--columns", "image=where,attr=a, b,obj=noun")
+    assert code == 0 and "attr=a, b" in err
+
+
+def test_control_characters_of_columns_are_escaped(table, tmp_path):
+    table.write_text(table.read_text().replace("noun", "no\x1b[31mun"))
+    code, _, err = run("import", table, tmp_path / "out", "--columns", "image=where,attr=Colour,obj=no\x1b[31mun")
+    assert code == 0 and "\x1b" not in err and "no\\x1b[31mun" in err
+
+
+def test_options_of_reading_reach_the_readers(tree, tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "wet cat/0.png", "width": 9, "height": 9}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 5, "image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "attributes": ["wet", "old"], "split": "train"}
+        ],
+    }
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.json").write_text(json.dumps(content))
+    assert run("import", tmp_path / "notes" / "a.json", tmp_path / "x", "--root", tree)[0] == 3  # several attributes
+    options = ("--root", tree, "--several", "each", "--margin", "0.25", "--layout", "coco")
+    code, _, err = run("import", tmp_path / "notes" / "a.json", tmp_path / "out", *options)
+    assert code == 0 and "margin of 0.25" in err and "several attributes: each" in err
+    assert run("stats", tmp_path / "out")[1].count("width 6 / 6 / 6") == 1
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "table", "coco"])
+def test_export_and_import_again(tree, tmp_path, form):
+    _, out, _ = run("import", tree, tmp_path / "data", "--max-bad", "0.1", "--json")
+    code, text, err = run("export", tmp_path / "data", tmp_path / form, "--format", form)
+    assert (code, err) == (0, "") and "30 images" in text
+    code, again, _ = run("import", tmp_path / form, tmp_path / "again", "--json")
+    assert (code, json.loads(again)["sha256"]) == (0, json.loads(out)["sha256"])
+    code, _, err = run("export", tmp_path / "data", tmp_path / "part", "--format", form, "--split", "train", "--limit", "3")
+    assert code == 0 and "a part" in err
+    assert run("export", tmp_path / "data", tmp_path / "part", "--format", form)[0] == 2
+
+
+def test_import_remembers_how_photographs_are_decoded(tree, tmp_path):
+    code, out, _ = run("import", tree, tmp_path / "own", "--max-bad", "0.1")
+    assert code == 0
+    assert "decoded with orientation exif, background white" in out
+    code, out, _ = run("stats", tmp_path / "own", "--json")
+    assert json.loads(out)["decode"] == {"orientation": "exif", "background": "white"}
+    code, out, _ = run(
+        "import", tree, tmp_path / "as-is", "--max-bad", "0.1", "--orientation", "ignore", "--background", "#102030"
+    )
+    assert "decoded with orientation ignore, background #102030" in out
+    assert "decoded with orientation ignore, background #102030" in run("stats", tmp_path / "as-is")[1]
+    assert run("import", tree, tmp_path / "x", "--background", "pink")[0] == 2
+
+
+def test_import_goes_by_content_and_tries_all_files_on_request(tree, tmp_path):
+    (tree / "wet dog" / "0.png").rename(tree / "wet dog" / "no-suffix")
+    (tree / "wet dog" / "notes.txt").write_text("no image")
+    code, out, _ = run("import", tree, tmp_path / "a", "--max-bad", "0.1")
+    assert code == 0
+    assert "1 of 31 images unusable" in out
+    assert "notes.txt (left out): neither its suffix nor its content" in out
+    code, out, _ = run("import", tree, tmp_path / "b", "--max-bad", "0.1", "--all-files")
+    assert "2 of 32 images unusable" in out

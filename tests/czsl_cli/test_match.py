@@ -108,17 +108,18 @@ def test_regions_from_a_file(photos, czsl, tmp_path):
         (["--eval", "f.csv", "--images", ".", "--html", "x.html"], "has no page"),
         ([".", "--text", "x", "--limit", "3"], "goes with --eval"),
         ([".", "--text", "x", "--images", "."], "goes with --eval"),
-        (["f.csv", "--text", "x", "--regions", "file"], "needs its file"),
-        (["f.csv", "--text", "x", "--regions", "grid", "--regions-file", "f.csv"], "reads no file"),
+        (["f.png", "--text", "x", "--regions", "file"], "needs its file"),
+        (["f.png", "--text", "x", "--regions", "grid", "--regions-file", "f.csv"], "reads no file"),
     ],
 )
 def test_what_does_not_go_together_is_refused(czsl, tmp_path, args, why):
-    (tmp_path / "f.csv").write_text("x")
+    for name in ("f.csv", "f.png"):
+        (tmp_path / name).write_text("x")
     assert why in czsl("match", *args, expect=2).stderr
 
 
 def test_an_empty_folder_and_a_strange_file_are_refused(czsl, tmp_path):
-    assert "no images in" in czsl("match", tmp_path, "--text", "x", expect=3).stderr
+    assert "no images below" in czsl("match", tmp_path, "--text", "x", expect=3).stderr
     (tmp_path / "f.csv").write_text("a,b\n1,2\n")
     assert "no known format" in czsl("match", "--eval", "f.csv", "--images", ".", expect=3).stderr
 

@@ -157,14 +157,14 @@ def test_adding_refuses_what_cannot_be(photos, tmp_path, dataset):
 def test_images_may_lie_elsewhere_than_the_file(photos, tmp_path):
     (tmp_path / "tables").mkdir()
     review, _ = written(photos, [record("0.png", 0.1), record("1.png", 0.2)], tmp_path / "tables" / "review.csv")
-    assert f"--images {photos}" in review.next_step
+    assert f"--root {photos}" in review.next_step
     assert rows_of(review.path)[0]["image"] == "0.png"
-    report = import_dataset(review.path, tmp_path / "data", ImportOptions(images=photos))
+    report = import_dataset(review.path, tmp_path / "data", ImportOptions(root=photos))
     assert report.images == {"train": 2, "val": 0, "test": 0}
-    with pytest.raises(UsageError, match="goes with a manifest"):
-        import_dataset(photos, tmp_path / "other", ImportOptions(images=photos))
+    with pytest.raises(UsageError, match="--root with the layout tree"):
+        import_dataset(photos, tmp_path / "other", ImportOptions(root=photos))
     with pytest.raises(DataError, match="no folder"):
-        import_dataset(review.path, tmp_path / "other", ImportOptions(images=tmp_path / "none"))
+        import_dataset(review.path, tmp_path / "other", ImportOptions(root=tmp_path / "none"))
 
 
 def test_names_with_spaces_at_their_ends_are_found(tmp_path, photos):

@@ -192,7 +192,7 @@ def test_predict_names_the_best_first(method, images):
         everything = method.predict(pictures[:1], k=1000)[0]
         for kind in method.space.vocabulary:
             assert sum(x["prob"] for x in everything[kind]) == pytest.approx(1, abs=1e-4)
-        assert record.keys() == {"predictions", *method.space.vocabulary}
+        assert record.keys() == {"predictions", *method.space.vocabulary, "operating_point"}
     assert method.predict([]) == []
 
 

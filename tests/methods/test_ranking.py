@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from czsl.evaluation.operating import OperatingPoint, Scaling
 from methods.parts.ranking import Ranking, top_pairs
 
 
@@ -83,3 +84,36 @@ def test_more_than_there_are_gives_all(small_space):
 
 def test_no_images_give_no_records(small_space):
     assert ranked(torch.zeros(0, 2), np.array([[0, 0], [1, 1]]), small_space, 5) == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 29), st.floats(-3, 3))
+def test_a_point_ranks_with_its_bias_and_scales_probabilities(small_space, seed, cut, bias):
+    """Against the softmax, written out; log-weights that are not the scores, any tiles."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation(small_space.open_pairs)
+    scores = torch.from_numpy(rng.integers(1, 9, (2, len(pairs))) * rng.choice([1.0, 30.0])).float()
+    unseen = ~small_space.seen_mask(pairs)
+    point = OperatingPoint(bias, "val", composition=Scaling(0.5, 1.0), attribute=Scaling(2.0, -0.5), object=Scaling(0.5, 1.0))
+    ranking = Ranking(pairs, small_space, 4, point, unseen)
+    weights = scores.double().log()
+    for tile, own in zip(scores.split([cut, len(pairs) - cut], 1), weights.split([cut, len(pairs) - cut], 1), strict=True):
+        ranking.add(tile, own)
+    probs = [(weights / s.temperature + s.bias * torch.from_numpy(unseen).double()).softmax(1) for s in point.scalings]
+    calibrated = scores.double() + bias * torch.from_numpy(unseen).double()
+    detectors = ranking.detectors()
+    for b, record in enumerate(ranking.records()):
+        order = sorted(range(len(pairs)), key=lambda i: (-float(calibrated[b, i]), i))[:4]
+        for found, i in zip(record["predictions"], order, strict=True):
+            assert (found["attr"], found["obj"]) == small_space.pair_names(pairs[i])
+            assert found["score"] == float(scores[b, i])
+            assert found["calibrated"] == float(calibrated[b, i])
+            assert found["prob"] == pytest.approx(float(probs[0][b, i]), abs=2e-6)
+        assert float(ranking.confidence()[b]) == pytest.approx(float(probs[0][b, order[0]]))
+        for kind, column, prob in (("attributes", 0, probs[1]), ("objects", 1, probs[2])):
+            names = small_space.vocabulary[kind]
+            share = {name: float(prob[b, pairs[:, column] == i].sum()) for i, name in enumerate(names)}
+            assert all(x["prob"] == pytest.approx(share[x["name"]], abs=2e-6) for x in record[kind])
+        z = weights[b] / 0.5 + torch.from_numpy(unseen)
+        assert float(detectors["energy"][b]) == pytest.approx(float(z.logsumexp(0)))
+        assert float(detectors["probability"][b]) == pytest.approx(float(probs[0][b].max()))
+        assert float(detectors["score"][b]) == float(calibrated[b].max())

@@ -1,7 +1,9 @@
 """Predictions of a folder: a record an image, to JSON lines, CSV or Parquet, and the part of them that outlives a crash.
 
-A record is ``{"image", "predictions": [{"attr", "obj", "score", "prob"}], "attributes": [{"name", "prob"}], "objects": [...], "error"}``;
-of plain classes ``{"image", "predictions": [{"class", "score", "prob"}], "classes": [{"name", "prob"}], "error"}``.
+A record is ``{"image", "predictions": [{"attr", "obj", "score", "calibrated", "prob"}], "attributes": [{"name", "prob"}], "objects": [...],
+"operating_point": {"bias", "how", "temperature", "prob_bias"}, "error"}``; of plain classes there are ``{"class", ..}`` and ``classes``.
+``calibrated`` is the score with the bias of the operating point, which the list is ranked by. ``sure`` is there if names can be left out,
+and ``rejected`` if images can show no candidate. In Parquet the operating point is metadata of the file.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -21,11 +23,16 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import UsageError
+from czsl.printable import printable
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
+FIGURES = ("score", "calibrated", "prob")  # of each prediction
+DOUBTS = ("sure", "rejected")  # of a record, if they were asked for
 FORMATS = (".jsonl", ".csv", ".parquet")
 PARQUET_ROWS = 1024
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 class Partial:
@@ -82,7 +89,7 @@ class Partial:
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Keep the next batch."""
-        self._append(json.dumps(records, ensure_ascii=False).encode() + b"\n")
+        self._append(json.dumps(records).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
         self._file.write(line)
@@ -106,12 +113,12 @@ def _batch(line: bytes) -> list[dict[str, Any]] | None:
     return content if isinstance(content, list) else None
 
 
-def question_of(root: Path, names: list[str], **facts: Any) -> str:
-    """SHA-256 of what predictions follow from: files by name, size and time of change, and the given facts (plain data)."""
-    digest = hashlib.sha256(json.dumps([str(root.resolve()), facts], sort_keys=True).encode())
+def question_of(source: ImageSource | Path, names: list[str], **facts: Any) -> str:
+    """SHA-256 of what predictions follow from: images by name, place, size and time of change, and the given facts (plain data)."""
+    source = as_source(source)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in names:
-        stat = (root / name).stat()
-        digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
+        digest.update(json.dumps([name, *source.stamp(name)]).encode())
     return digest.hexdigest()
 
 
@@ -120,24 +127,37 @@ def failed(image: str, reason: str, kinds: Sequence[str] = ("attributes", "objec
     return {"image": image, "predictions": [], **{kind: [] for kind in kinds}, "error": reason}
 
 
-def check_format(path: Path) -> None:
-    """UsageError unless the suffix names a format."""
+def check_format(path: Path | None, excel: bool = False) -> None:
+    """UsageError unless the suffix names a format, and for spreadsheets CSV; None is no file."""
+    if excel and (path is None or path.suffix.lower() != ".csv"):
+        raise UsageError("--excel goes with --out FILE.csv", "spreadsheets read CSV", "name a .csv file, or drop --excel")
+    if path is None:
+        return
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
             f"{path}: unknown format {path.suffix!r}", "the suffix chooses the format", f"use one of {', '.join(FORMATS)}"
         )
 
 
-def write(path: Path, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def write(path: Path, records: Iterable[dict[str, Any]], excel: bool = False) -> Iterator[dict[str, Any]]:
     """Write records as they pass by and hand them on; the file appears under its name when the last one is written.
 
-    The first record says whether labels are pairs or plain classes.
+    The first record says whether labels are pairs or plain classes. Names of files that are not UTF-8 keep their bytes in CSV and JSON
+    (as ``\\udcXX``); Parquet, whose text is Unicode, holds them escaped.
+
+    Parameters
+    ----------
+    path : Path
+    records : iterable of dict
+    excel : bool
+        CSV for spreadsheets: with a byte order mark, and a ``'`` before text that would run as a formula.
     """
-    check_format(path)
+    check_format(path, excel)
     first = next(records := iter(records), None)
     classes = first is not None and "classes" in first
     with _whole(path) as temporary:
-        writer = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
+        csv_writer = _excel if excel else _csv
+        writer = {".jsonl": _jsonl, ".csv": csv_writer, ".parquet": _parquet}[path.suffix.lower()]
         yield from writer(temporary, records if first is None else chain([first], records), classes)
 
 
@@ -160,33 +180,92 @@ def _columns(classes: bool) -> tuple[str, ...]:
 def _jsonl(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json_line(record) + "\n")
             yield record
 
 
-def _csv(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
-    """One row an image and rank; an image that could not be read has a row without a rank."""
+def json_line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON that UTF-8 can hold: what is no Unicode is written as an escape."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record)
+    return line
+
+
+def _csv(
+    path: Path,
+    records: Iterable[dict[str, Any]],
+    classes: bool,
+    encoding: str = "utf-8",
+    cell: Callable[[str], str] = lambda text: text,
+) -> Iterator[dict[str, Any]]:
+    """One row per image and rank; an image that could not be read has a row without a rank."""
     columns = _columns(classes)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding=encoding, errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["image", "rank", *columns, "score"])
+        first, records = _first(records)
+        doubts, figures = [name for name in DOUBTS if name in first], _figures(first)
+        rows.writerow(["image", "rank", *columns, *figures, *doubts])
         for record in records:
+            judged = [str(record.get(name, "")).lower() for name in doubts]
             for rank, p in enumerate(record["predictions"], 1):
-                rows.writerow([record["image"], rank, *(p[name] for name in columns), f"{p['score']:.6g}"])
+                values = (f"{p[name]:.6g}" for name in figures)
+                rows.writerow([cell(record["image"]), rank, *(cell(p[name]) for name in columns), *values, *judged])
             if record["error"]:
-                rows.writerow([record["image"], "", *("" for _ in columns), ""])
+                rows.writerow([cell(record["image"]), "", *("" for _ in (*columns, *figures, *doubts))])
             yield record
+
+
+def _excel(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
+    yield from _csv(path, records, classes, "utf-8-sig", excel_cell)
+
+
+def excel_cell(text: str) -> str:
+    """Text that a spreadsheet shows as it is: with a ``'`` before what it would run as a formula or a command.
+
+    Source: OWASP, CSV injection.
+    """
+    runs = text.lstrip().startswith(FORMULA_STARTS) or text.startswith(("\t", "\r", "\n"))
+    return f"'{text}" if runs else text
+
+
+def _unicode(name: str) -> str:
+    """A name that UTF-8 can hold."""
+    return name if name.isascii() else "".join(c if not "\ud800" <= c <= "\udfff" else printable(c) for c in name)
+
+
+def _figures(record: dict[str, Any]) -> list[str]:
+    """The numbers of a record's predictions."""
+    predictions = record.get("predictions") or [dict.fromkeys(FIGURES, 0.0)]
+    return [name for name in FIGURES if name in predictions[0]]
+
+
+def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """The first record of an image that could be read (empty if there is none), and all records."""
+    waiting, records = [], iter(records)
+    for record in records:
+        waiting.append(record)
+        if not record["error"]:
+            return record, chain(waiting, records)
+    return {}, chain(waiting, records)
 
 
 def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
-    predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), ("score", pa.float64())])
+    first, records = _first(records)
+    figures = [(name, pa.float64()) for name in _figures(first)]
+    predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), *figures])
+    doubts = [(name, pa.bool_()) for name in DOUBTS if name in first]
     named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
-    schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, ("error", pa.string())])
+    schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, *doubts, ("error", pa.string())])
+    if "operating_point" in first:
+        schema = schema.with_metadata({"operating_point": json.dumps(first["operating_point"])})
     file = pq.ParquetWriter(path, schema)
     try:
         waiting: list[dict[str, Any]] = []
         for record in records:
-            waiting.append(record)
+            waiting.append({**record, "image": _unicode(record["image"])})
             if len(waiting) == PARQUET_ROWS:
                 file.write_table(pa.Table.from_pylist(waiting, schema))
                 waiting = []

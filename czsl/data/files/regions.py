@@ -151,7 +151,7 @@ def notes_on(table: RegionTable, data: Dataset) -> list[str]:
             regions = found[row]
             if regions is not None and regions.regions:
                 with suppress(BadImage):  # `czsl data verify` tells of it
-                    outside += regions.boxes(image_size(content), 0)[1]
+                    outside += regions.boxes(image_size(content, options=split.decode), 0)[1]
     notes = (
         [f"{without:,} of {sum(data.counts.values()):,} images have no regions and are looked at as a whole"] if without else []
     )

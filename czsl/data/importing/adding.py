@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS, CompositionSpace, index_pairs, prompt_name
-from czsl.data.importing.layouts import Source
+from czsl.data.importing.entries import Source
 from czsl.data.importing.problems import Problem
 from czsl.errors import DataError
 

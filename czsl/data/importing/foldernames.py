@@ -1,4 +1,4 @@
-"""Which attribute and object a folder's name means: ``wet dog``, ``wet_dog`` or ``wet/dog``."""
+"""Which attribute and object a folder's name (or another text) means: ``wet dog``, ``wet_dog``, ``wet+dog`` or ``wet/dog``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from czsl.data.importing.textfiles import short
 from czsl.errors import DataError
 
 Pair = tuple[str, str]
+
+MOST_NAMED = 100  # in an error
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class FolderNames:
     """The known names, as far as they are given.
 
     With a list, a name in a folder may have spaces where the list has ``_``, or the reverse; the list's spelling is the label.
-    Without lists, a folder with exactly one space splits there, else a folder with exactly one ``_`` there.
+    Without lists, a folder with exactly one space splits there, else a folder with exactly one ``_`` there. Where a name holds a ``+``,
+    all of them must hold exactly one, and it separates, unless they might as well be split at their only space.
 
     Parameters
     ----------
@@ -39,32 +43,44 @@ class FolderNames:
         DataError
             Lists the folders that can be read in several ways, or, without lists, in none.
         """
-        readings = {parts: self._readings(parts) for parts in sorted(set(folders))}
+        listed = sorted(set(folders))
+        plus = _plus_separates([parts[0] for parts in listed if len(parts) == 1])
+        readings = {parts: self._readings(parts, plus) for parts in listed}
         unclear = [parts for parts, found in readings.items() if len(found) > 1]
         if self.attributes is None and self.objects is None:
             unclear += [parts for parts, found in readings.items() if not found]
         if unclear:
-            names = ", ".join(repr("/".join(parts)) for parts in unclear)
+            names = ", ".join(repr(short("/".join(parts))) for parts in unclear[:MOST_NAMED])
+            names += f" and {len(unclear) - MOST_NAMED} more" if len(unclear) > MOST_NAMED else ""
             raise DataError(
-                "cannot tell attribute and object in the names of folders",
+                "cannot tell attribute and object in names",
                 f"unclear ({len(unclear)}): {names}",
                 "give --attributes FILE and --objects FILE (one name a line), or use folders attribute/object/; or --classes, where a "
                 "folder is a plain class",
             )
         return {parts: found[0] if found else None for parts, found in readings.items()}
 
-    def _readings(self, parts: tuple[str, ...]) -> list[Pair]:
-        cuts = [(parts[0], parts[1])] if len(parts) == 2 else self._cuts(parts[0])
+    def _readings(self, parts: tuple[str, ...], plus: bool) -> list[Pair]:
+        cuts = [(parts[0], parts[1])] if len(parts) == 2 else self._cuts(parts[0], plus)
         pairs = ((_listed(a, self.attributes), _listed(o, self.objects)) for a, o in cuts)
         return sorted({(a, o) for a, o in pairs if a and o})
 
-    def _cuts(self, name: str) -> list[Pair]:
+    def _cuts(self, name: str, plus: bool) -> list[Pair]:
         if self.attributes is None and self.objects is None:
-            separator = " " if " " in name else "_"
-            places = [i for i, sign in enumerate(name) if sign == separator]
+            signs = "+" if plus else " " if " " in name else "_"
+            if not plus and "+" in name:
+                signs = "+" + signs  # all readings, so that the name is listed as unclear
         else:
-            places = [i for i, sign in enumerate(name) if sign in " _"]
-        return [(name[:i], name[i + 1 :]) for i in places]
+            signs = " _+"
+        places = [i for i, sign in enumerate(name) if sign in signs]
+        cuts = [(name[:i], name[i + 1 :]) for i in places]
+        return [(attr.strip(), obj.strip()) for attr, obj in cuts] if plus else cuts
+
+
+def _plus_separates(names: list[str]) -> bool:
+    """True if every name holds one ``+``, and not all of them could be split at an only space or ``_`` instead."""
+    other = all(name.count(" ") == 1 or (" " not in name and name.count("_") == 1) for name in names)
+    return bool(names) and all(name.count("+") == 1 for name in names) and not other
 
 
 def _listed(name: str, known: tuple[str, ...] | None) -> str | None:

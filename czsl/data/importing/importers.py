@@ -6,21 +6,25 @@ import hashlib
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS
-from czsl.data.images import MAX_PIXELS, BadImage, decode, read_image_file
+from czsl.data.images import MAX_PIXELS, BadImage, decode
 from czsl.data.importing.adding import add_to
+from czsl.data.importing.boxes import cut, place
 from czsl.data.importing.classnames import ClassNames
+from czsl.data.importing.detect import describe, find_layout
+from czsl.data.importing.entries import Entry, Reading, Source
 from czsl.data.importing.foldernames import FolderNames
-from czsl.data.importing.layouts import Entry, Source, find_layout, read_source
+from czsl.data.importing.layouts import read_source
 from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import Record, check_destination, write_dataset
+from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.data.table import Dataset, damaged, open_data
 from czsl.errors import DataError, UsageError
 
@@ -36,9 +40,10 @@ class ImportReport:
     """What an import found and wrote.
 
     ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
-    cannot be used. ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of
-    them, those ``seen``, and those of each split. ``review`` counts the labels of a review file, see
-    :class:`czsl.data.importing.layouts.Source`; ``added_to`` is the dataset folder whose images the new one also holds.
+    cannot be used. ``read_as``: the layout, and what was taken for what. ``decode``: how the images are to be decoded.
+    ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of them, those
+    ``seen``, and those of each split. ``review`` counts the labels of a review file, see
+    :class:`czsl.data.importing.entries.Source`; ``added_to`` is the dataset folder whose images the new one also holds.
     """
 
     source: str
@@ -48,6 +53,8 @@ class ImportReport:
     sha256: str | None = None
     named: int = 0
     bad: int = 0
+    read_as: dict[str, Any] = field(default_factory=dict)
+    decode: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     attributes: int = 0
@@ -96,12 +103,18 @@ class ImportOptions:
         Leave out images of val and test whose bytes occur in training.
     force : bool
         Replace an existing dataset folder.
-    images : Path, optional
-        Manifests: the folder that paths of images are relative to; default: the manifest's.
     add_to : str or Path, optional
         A dataset folder (or ``toy``) whose images the new dataset also holds.
+    orientation, background : str, optional
+        How the images are to be decoded (:class:`czsl.data.photographs.DecodeOptions`), which the dataset remembers. By default
+        published benchmarks are taken as stored, and all else as a viewer shows it.
+    all_files : bool
+        Folder trees: try files that neither their suffix nor their content shows to be images.
     workers : int
         Threads that decode; 0: one for each CPU, at most 8.
+    columns, root, follow_links, margin, several, separator
+        How to read tables, annotations and links, see :class:`czsl.data.importing.entries.Reading`; with ``follow_links`` every
+        symbolic link is followed.
     """
 
     layout: str = "auto"
@@ -112,9 +125,30 @@ class ImportOptions:
     max_pixels: int = MAX_PIXELS
     drop_duplicates: bool = False
     force: bool = False
-    images: Path | None = None
     add_to: str | Path | None = None
+    orientation: str | None = None
+    background: str | None = None
+    all_files: bool = False
     workers: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    follow_links: bool = False
+    margin: float = 0.0
+    several: str | None = None
+    separator: str | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """The part that the readers of layouts need."""
+        links = "all" if self.follow_links else "top"
+        return Reading(
+            self.names, self.seed, self.columns, self.root, links, self.margin, self.several, self.separator, self.all_files
+        )
+
+    def decode(self, layout: str, base: Dataset | None = None) -> DecodeOptions:
+        """How images of a layout are decoded; those that are added to a dataset as it says."""
+        usual = base.decode if base is not None else AS_STORED if layout in ("published", "vaw") else AS_SHOWN
+        return usual.changed(self.orientation, self.background)
 
 
 def import_dataset(
@@ -146,9 +180,12 @@ def import_dataset(
     check_destination(dest, options.force)
     _check_apart(source, dest, layout)
     base = _base(options, dest)
-    content = read_source(source, layout, options.names, options.seed, options.images)
+    content = _read(source, layout, options)
     name = options.name or (base.name if base else _name_of(source))
     report = ImportReport(str(source), layout, name=name, problems=content.problems, review=content.review)
+    report.read_as = {"layout": layout, **content.taken}
+    decode_options = options.decode(layout, base)
+    report.decode = decode_options.to_json()
     report.named = len(content.entries) + sum(problem.bad for problem in content.problems)
     if content.space is None or not content.entries:
         _stop(report, options.max_bad)
@@ -164,9 +201,25 @@ def import_dataset(
     else:
         report.attributes, report.objects, report.pairs = content.space.num_attributes, content.space.num_objects, counts
     records = _records(content, options, report, progress, base)
-    written = write_dataset(dest, content.space, records, report.name, report.problems, options.force)
+    written = write_dataset(
+        dest, content.space, records, report.name, report.problems, options.force, report.read_as, decode_options
+    )
     report.folder, report.sha256, report.images = str(dest), written["sha256"], written["images"]
     return report
+
+
+def _read(source: Path, layout: str, options: ImportOptions) -> Source:
+    """Read a source; where a folder was taken for a tree only because it fits no other layout, the error says what it looks like."""
+    guessed = options.layout == "auto" and layout == "tree"
+    try:
+        content = read_source(source, layout, options.reading)
+    except DataError as error:
+        if guessed and (seen := describe(source)):
+            raise DataError(f"{source} fits no layout", f"it looks like {seen[0]}; as folders: {error.what}", seen[1]) from None
+        raise
+    if guessed and not content.entries and (seen := describe(source)):
+        raise DataError(f"{source} fits no layout", f"it looks like {seen[0]}", seen[1])
+    return content
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 0) -> Iterator[R]:
@@ -198,15 +251,22 @@ def _records(
     dropped: set[str] = set()
     training: set[str] = set()
     new: set[str] = set()
+    how = options.decode(report.layout, base)
+    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that a person saw.
+    boxed = how.changed("ignore", None) if report.layout in ("coco", "vaw") else how
 
-    def check(item: Entry | _Known) -> tuple[bytes, str] | BadImage:
+    def check(item: Entry | _Known) -> tuple[bytes, str, bool] | BadImage:
         if isinstance(item, _Known):  # decoded when it was imported
             data = item.read()
-            return data, hashlib.sha256(data).hexdigest()
+            return data, hashlib.sha256(data).hexdigest(), False
+        over = False
         try:
-            data = read_image_file(item.path)
-            decode(data, options.max_pixels)
-            return data, hashlib.sha256(data).hexdigest()
+            data = item.image.read()
+            image = decode(data, options.max_pixels, how if item.box is None else boxed)
+            if item.box is not None:
+                crop, over = place(item.box, options.margin, *image.size)
+                data = data if crop == (0, 0, *image.size) else cut(image, crop)
+            return data, hashlib.sha256(data).hexdigest(), over
         except BadImage as error:
             return error
 
@@ -217,7 +277,9 @@ def _records(
         if isinstance(result, BadImage):
             source.skip(result.kind, item.id, result.reason)
             continue
-        data, digest = result
+        data, digest, over = result
+        if over:
+            source.problems.append(Problem("box over the edge", (item.id,), "cut at the edge of the image"))
         if isinstance(item, _Known):
             item.check(digest)
         else:
@@ -270,8 +332,8 @@ class _Known:
 
 def _known_rows(base: Dataset) -> Iterator[_Known]:
     for split in SPLITS:
-        for place, row in enumerate(base.split(split).rows()):
-            yield _Known(row, place, base)
+        for i, row in enumerate(base.split(split).rows()):
+            yield _Known(row, i, base)
 
 
 def _base(options: ImportOptions, dest: Path) -> Dataset | None:
@@ -304,7 +366,8 @@ def _stop(report: ImportReport, max_bad: float) -> None:
 
 def _check_apart(source: Path, dest: Path, layout: str) -> None:
     folder, target = source.resolve(), dest.resolve()
-    if folder.is_relative_to(target) or (layout == "tree" and target.is_relative_to(folder)):
+    whole = layout not in ("published", "manifest") and source.is_dir()  # other files than those of the layout are read too
+    if folder.is_relative_to(target) or (whole and target.is_relative_to(folder)):
         raise UsageError(f"{dest} and {source} overlap", "the import would read what it writes", "give another DEST")
 
 

@@ -52,7 +52,7 @@ def split_by_pair(images: Sequence[tuple[str, str, str]], seed: int = 0) -> list
         raise DataError(
             f"cannot split {len(by_pair)} pairs into seen and unseen ones",
             "a held-out pair needs other pairs with its attribute and with its object",
-            "add pairs, or sort the images below train/, val/ and test/",
+            "add pairs, or sort the images below train/, val/ and test/ (in a table: add a column split)",
         )
     split_of = {name: unseen.get(pair, "train") for pair, names in by_pair.items() for name in names}
     givers = _shuffled((p for p in by_pair if p not in unseen and len(by_pair[p]) > 1), f"{seed}/seen")

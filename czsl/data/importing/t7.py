@@ -1,24 +1,31 @@
-"""The metadata of the published benchmarks: a list of ``{image, attr, obj, set}``, in a `.t7` (torch) or `.json` file."""
+"""The metadata of the published benchmarks: a list of ``{image, attr, obj, set}``, in a `.t7` (torch) or `.json` file.
+
+UT-Zappos' records also hold ``_image``, the path in its download.
+"""
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from czsl.data.importing.textfiles import read_json
 from czsl.errors import DataError
 
 
 class Metadata(NamedTuple):
-    """One labelled image as published; ``set`` is its split."""
+    """One labelled image as published; ``set`` is its split, ``original`` its path in the download."""
 
     image: str
     attr: str
     obj: str
     set: str
+    original: str = ""
+
+
+_KEYS = ("image", "attr", "obj", "set")
 
 
 def read_metadata(path: Path) -> list[Metadata]:
@@ -29,7 +36,7 @@ def read_metadata(path: Path) -> list[Metadata]:
     DataError
         The file is unreadable, or holds anything but a list of dicts of text with the four keys.
     """
-    content = _read_json(path) if path.suffix == ".json" else _read_torch(path)
+    content = read_json(path, "download it again") if path.suffix == ".json" else _read_torch(path)
     if not isinstance(content, list):
         raise _refused(path, f"it holds a {type(content).__name__}, not a list")
     return [_record(path, place, item) for place, item in enumerate(content)]
@@ -38,10 +45,11 @@ def read_metadata(path: Path) -> list[Metadata]:
 def _record(path: Path, place: int, item: object) -> Metadata:
     if not isinstance(item, dict):
         raise _refused(path, f"record {place} is a {type(item).__name__}, not a dict")
-    for key in Metadata._fields:
+    for key in _KEYS:
         if type(item.get(key)) is not str:
             raise _refused(path, f"record {place}: {key!r} is {type(item[key]).__name__ if key in item else 'missing'}")
-    return Metadata(item["image"], item["attr"], item["obj"], item["set"])
+    original = item.get("_image")
+    return Metadata(item["image"], item["attr"], item["obj"], item["set"], original if type(original) is str else "")
 
 
 def _read_torch(path: Path) -> object:
@@ -56,13 +64,6 @@ def _read_torch(path: Path) -> object:
         detail = f"it asks for {found[1]}" if found else "it is no plain data"
         raise _refused(path, detail) from None
     except Exception as error:  # torch raises errors of many kinds on foreign files
-        raise DataError(f"cannot read {path}", _first_line(error), "download it again") from None
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}", _first_line(error), "download it again") from None
 
 

@@ -8,16 +8,17 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.compositions import SPLITS, CompositionSpace
 from czsl.data.importing.problems import Problem, Row
+from czsl.data.photographs import DecodeOptions
 from czsl.errors import DataError, UsageError
 
 FORMAT = 1
@@ -56,6 +57,8 @@ def write_dataset(
     name: str,
     problems: Sequence[Problem] = (),
     force: bool = False,
+    read_as: Mapping[str, Any] | None = None,
+    decode: DecodeOptions | None = None,
 ) -> dict:
     """Write a dataset folder and return the content of its ``dataset.json``.
 
@@ -76,6 +79,10 @@ def write_dataset(
         Written to ``import.json`` after the last record, so ``records`` may still add to it.
     force : bool
         Replace an existing dataset folder.
+    read_as : mapping, optional
+        What an import took for what, kept in ``dataset.json``.
+    decode : DecodeOptions, optional
+        How the images are meant to be decoded; remembered in ``dataset.json``. Without it, as stored.
 
     Raises
     ------
@@ -90,7 +97,7 @@ def write_dataset(
     temporary = dest.parent / f".{dest.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
     temporary.mkdir()
     try:
-        content = _write_files(temporary, space, records, name, problems)
+        content = _write_files(temporary, space, records, name, problems, read_as, decode)
         _replace(temporary, dest, force)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,7 +119,7 @@ def check_destination(dest: Path, force: bool = False) -> None:
         raise UsageError(f"{dest} already holds a dataset", "", "give a new folder, or --force to replace it")
 
 
-def _write_files(folder, space, records, name, problems) -> dict:
+def _write_files(folder, space, records, name, problems, read_as, decode) -> dict:
     allowed = {
         split: {(space.attributes[a], space.objects[o]) for a, o in getattr(space, f"{split}_pairs").tolist()} for split in SPLITS
     }
@@ -143,7 +150,10 @@ def _write_files(folder, space, records, name, problems) -> dict:
         "sha256": data_sha256(space, rows.values()),
         "images": {split: Counter(row.split for row in rows.values())[split] for split in SPLITS},
         "shards": {file: count for split in SPLITS for file, count in writers[split].shards.items()},
+        **({"read_as": dict(read_as)} if read_as else {}),
     }
+    if decode is not None:
+        content["decode"] = decode.to_json()
     space.save(folder / "space.json")
     _write_json(folder / "import.json", {"problems": [problem.to_json() for problem in problems]})
     _write_json(folder / "dataset.json", content)

@@ -29,6 +29,7 @@ from czsl.data.batches import (
 )
 from czsl.data.images import decode
 from czsl.data.importing.writer import Record, write_dataset
+from czsl.data.photographs import AS_SHOWN, AS_STORED
 from czsl.data.pixels import clip_pixels
 from czsl.data.table import Dataset
 
@@ -194,15 +195,15 @@ def test_an_empty_split_has_an_empty_cache(cache):
         def __len__(self):
             return 0
 
-    empty: Any = Empty(name="val", ids=[], sha256=[], iter_images=lambda: iter(()))
+    empty: Any = Empty(name="val", ids=[], sha256=[], iter_images=lambda: iter(()), decode=AS_STORED)
     pixels = PixelCache(empty, SIZE, prepare)
     assert pixels.pixels.shape == (0, 3, SIZE, SIZE)
 
 
 # -- keys and features ---------------------------------------------------------------------------------------------
 def test_a_split_is_named_by_its_images_in_order():
-    def key(ids, sha256, name="train"):
-        images: Any = SimpleNamespace(name=name, ids=ids, sha256=sha256)
+    def key(ids, sha256, name="train", decode=AS_STORED):
+        images: Any = SimpleNamespace(name=name, ids=ids, sha256=sha256, decode=decode)
         return split_key(images)
 
     base = key(["a", "b"], ["1", "2"])
@@ -213,8 +214,10 @@ def test_a_split_is_named_by_its_images_in_order():
         key(["a", "c"], ["1", "2"]),
         key(["a"], ["1"]),
         key(["a", "b"], ["1", "2"], "val"),
+        key(["a", "b"], ["1", "2"], decode=AS_SHOWN),
+        key(["a", "b"], ["1", "2"], decode=AS_SHOWN.changed(background="black")),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 8
 
 
 def test_features_are_kept_for_their_split_and_backbone(split, cache):

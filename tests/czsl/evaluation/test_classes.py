@@ -5,7 +5,7 @@ import pytest
 
 from czsl.classes import ClassSpace
 from czsl.errors import UsageError
-from czsl.evaluation import Candidates, choose_gamma, class_numbers, evaluate, read_scores, reduce_scores, write_scores
+from czsl.evaluation import Candidates, choose_bias, class_numbers, evaluate, read_scores, reduce_scores, write_scores
 
 
 def space_of(seen=6, val=3, test=4):
@@ -71,7 +71,7 @@ def test_no_gamma_has_a_better_h_than_the_chosen_one(seed):
     space = space_of()
     scores, labels = drawn(space, "val", seed=seed)
     extremes = reduce_scores(scores, labels, Candidates.build(space, split="val"))
-    best = class_numbers(extremes, choose_gamma(extremes))["H"]
+    best = class_numbers(extremes, choose_bias(extremes, classes=True)[0])["H"]
     tried = [class_numbers(extremes, gamma)["H"] for gamma in np.linspace(-4, 6, 2001)]
     assert best >= max(tried) - 1e-12
     assert best == pytest.approx(max(tried), abs=0.01)
@@ -81,8 +81,9 @@ def test_gamma_is_chosen_on_val_and_its_classes(tmp_path):
     space = space_of()
     test, val = drawn(space, "test"), drawn(space, "val", seed=1)
     result = evaluate(*test, space, val=val)
-    gamma = choose_gamma(reduce_scores(*val, Candidates.build(space, split="val")))
-    assert result["gamma"] == gamma != 0
+    gamma, _ = choose_bias(reduce_scores(*val, Candidates.build(space, split="val")), classes=True)
+    assert result["gamma"] == gamma == result["op_bias"] != 0
+    assert (result["op_seen"], result["op_unseen"], result["op_hm"]) == (result["S"], result["U"], result["H"])
     assert {k: result[k] for k in ("T1", "S", "U", "H", "S0", "top1")} == pytest.approx(
         {k: v for k, v in dense(space, *test, "test", gamma).items() if k in ("T1", "S", "U", "H", "S0", "top1")}
     )
@@ -117,6 +118,8 @@ def test_what_is_undefined_is_none_and_said():
     assert only_unseen["T1"] is not None
     assert only_unseen["S"] is only_unseen["H"] is None
     extremes = reduce_scores(scores[seen], labels[seen], Candidates.build(space))
-    assert choose_gamma(extremes) is None
+    bias, note = choose_bias(extremes, classes=True)
+    assert bias == 0
+    assert "no validation image shows an unseen label" in note
     with pytest.raises(UsageError, match="no open world"):
         evaluate(scores, labels, space, open_world=True)

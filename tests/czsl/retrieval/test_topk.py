@@ -9,7 +9,7 @@ from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 
 
-def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None, probability=None, combine="product"):
+def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None, probability=None, combine="product", bias=None):
     """Every score in float64, every pair sorted: scores and places."""
     scores = queries_BD.astype(np.float32).astype(np.float64) @ vectors_PD.astype(np.float64).T
     if probability is not None:
@@ -19,6 +19,8 @@ def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None
         alpha, beta = (term.astype(np.float32).astype(np.float64) for term in terms)
         alpha, beta = alpha[:, pairs_P2[:, 0]], beta[:, pairs_P2[:, 1]]
         scores += alpha + beta if combine == "sum" else alpha * beta
+    if bias is not None:
+        scores[:, bias[1]] += bias[0]
     if allowed is not None:
         scores[:, ~allowed] = -np.inf
         k = min(k, int(allowed.sum()))
@@ -325,3 +327,28 @@ def test_values_that_have_no_order(name, value):
     arguments[name][1, 2] = value
     with pytest.raises(DataError, match="image 1"):
         top_compositions(index, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("value", [-3.0, 0.5, 4.0, 1e4])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize(("with_terms", "probability"), [(False, None), (True, None), (True, 0.7)])
+def test_a_bias_on_marked_pairs_keeps_the_answer_exact(kind, value, share, with_terms, probability, monkeypatch):
+    monkeypatch.setattr(topk, "DENSE_ROWS", 100)
+    vectors, pairs, queries, terms = world(clusters=6, share=0.8)
+    make = np.random.default_rng(3)
+    bias, terms = (value, make.random(len(pairs)) < share), terms if with_terms else None
+    index = CompositionIndex.build(vectors, pairs, kind)
+    for k, allowed in ((1, None), (10, None), (10, make.random(len(pairs)) < 0.9), (10, make.random(len(pairs)) < 0.01)):
+        result = top_compositions(index, queries, *(terms or ()), k=k, allowed=allowed, probability=probability, bias=bias)
+        oracle = brute_force(vectors, pairs, queries, terms, k, allowed, probability, bias)
+        assert_equal(result, oracle)
+        np.testing.assert_allclose(result.plain, oracle[0] - value * bias[1][oracle[1]], rtol=1e-9, atol=1e-9)
+
+
+def test_a_bias_that_cannot_be_added_is_refused():
+    vectors, pairs, queries, _ = world()
+    index = CompositionIndex.build(vectors, pairs)
+    for bias in ((float("nan"), np.ones(len(pairs), bool)), (1.0, np.ones(3, bool)), (1.0, np.ones(len(pairs)))):
+        with pytest.raises(UsageError, match="a bias of"):
+            top_compositions(index, queries, bias=bias)

@@ -30,7 +30,7 @@ def save(path, content, **options):
 def test_t7_and_json_agree(tmp_path, zipped):
     path = save(tmp_path / "m.t7", RECORDS, _use_new_zipfile_serialization=zipped)
     (tmp_path / "m.json").write_text(json.dumps(RECORDS))
-    wanted = [Metadata("a b/1.jpg", "wet", "dog", "train")]
+    wanted = [Metadata("a b/1.jpg", "wet", "dog", "train", "extra")]
     assert read_metadata(path) == read_metadata(tmp_path / "m.json") == wanted
 
 

@@ -1,0 +1,56 @@
+"""The operating point of a run, chosen in this process: at once from what is kept, else by scoring labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cluster.work.calibration import Calibration, choose_point, find_point
+from cluster.work.comm import Group
+from cluster.work.progress import Progress, quiet
+from cluster.work.threads import cpu_threads
+from czsl.evaluation.operating import OperatingPoint
+from czsl.runs.run import Run
+from methods.loading import load, point_for, stored_point
+from methods.method import Method
+
+
+def calibrate_run(run: Run, asked: Calibration, progress: Progress = quiet) -> OperatingPoint:
+    """Choose the point and keep it in the run folder; arguments and errors as in :func:`cluster.work.calibration.choose_point`."""
+    with cpu_threads(run.threads):
+        return choose_point(run, asked, _method(run, asked.checkpoint), Group(), progress)
+
+
+def ensure_point(
+    run: Run,
+    checkpoint: str,
+    open_world: bool,
+    bias: str | float,
+    progress: Progress = quiet,
+    say: Callable[[str], Any] = lambda text: None,
+) -> OperatingPoint:
+    """The point that answers of a run use, which is chosen now if the run keeps none that holds.
+
+    ``say`` is called with a sentence before images are scored. In the open world the point of the closed one is enough.
+    """
+    if bias == "none":
+        return OperatingPoint()
+    kept, why = stored_point(run, checkpoint, open_world)
+    notes: tuple[str, ...] = ()
+    if kept is None and (why or not open_world or stored_point(run, checkpoint)[0] is None):
+        say(
+            f"choosing the operating point on the validation images first: {why or 'there is none yet'} (--bias none answers without it)"
+        )
+        world = open_world and bool(why)
+        with cpu_threads(run.threads):
+            found = find_point(run, Calibration(checkpoint, world), _method(run, checkpoint), Group(), progress)
+        notes = found.notes
+    point = point_for(run, checkpoint, open_world, bias)
+    return point if point.notes else OperatingPoint(**{**vars(point), "notes": notes})
+
+
+def _method(run: Run, checkpoint: str) -> Callable[[], Method]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return lambda: load(run, checkpoint).to(device)

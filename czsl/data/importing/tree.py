@@ -1,0 +1,69 @@
+"""Images in folders that name their pair or class."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from czsl.data.images import is_image_file
+from czsl.data.importing.classnames import ClassNames
+from czsl.data.importing.columns import split_of
+from czsl.data.importing.entries import Reading, Source
+from czsl.data.importing.splitting import split_by_class, split_by_pair
+from czsl.data.paths import walk
+
+
+def read_tree(folder: Path, reading: Reading) -> Source:
+    """Images sorted into folders that name their pair or class, below ``train/ val/ test/`` or, without these, split by it.
+
+    Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
+    class is named by one folder. Folders of splits may have their other usual names, as ``validation/``.
+    """
+    names, seed = reading.names, reading.seed
+    source, classes = Source(folder.resolve(), links=reading.links), isinstance(names, ClassNames)
+    found = walk(folder, reading.links)
+    for name, (kind, why) in found.refused.items():
+        source.skip(kind, name, why)
+    images = []
+    for name in found.files:
+        if any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+            source.note("hidden file", name, "of a program, not of the data")
+        elif not reading.all_files and not is_image_file(source.root / name):
+            source.note("not an image file", name, "neither its suffix nor its content is that of an image")
+        else:
+            images.append(name)
+    tops = {name.split("/", 1)[0] for name in images}
+    split_folders = {top: split for top in tops if (split := split_of(top))}
+    # A folder `train` that holds images itself is a class: the vehicle.
+    has_splits = "train" in split_folders.values() or tops <= set(split_folders)
+    has_splits &= not classes or any(name.count("/") > 1 for name in images if name.split("/", 1)[0] in split_folders)
+    offset = 1 if has_splits else 0
+    depths = [name.count("/") - offset for name in images]
+    depth = 2 if not classes and 2 * sum(d == 2 for d in depths) > sum(d in (1, 2) for d in depths) else 1
+    expected = "one folder that names the class" if classes else "attr/obj" if depth == 2 else "one folder that names the pair"
+    labelled = []
+    for name, levels in zip(images, depths, strict=True):
+        parts = PurePosixPath(name).parts[offset:-1]
+        if has_splits and name.split("/", 1)[0] not in split_folders:
+            source.skip("unknown split", name, "outside train, val, test")
+        elif levels != depth:
+            source.skip("no class" if classes else "no pair", name, f"expected {expected}")
+        else:
+            labelled.append((name, parts))
+    pair_of = names.resolve({parts for _, parts in labelled})
+    usable = []
+    for name, parts in labelled:
+        pair = pair_of[parts]
+        if pair is None:
+            source.skip("unknown pair", name, f"{'/'.join(parts)!r} is no listed attribute and object")
+        else:
+            usable.append((name, *pair))
+    if isinstance(names, ClassNames):
+        source.unseen = names.unseen_among(obj for _, _, obj in usable)
+    if has_splits or not usable:
+        splits = [split_folders[name.split("/", 1)[0]] for name, _, _ in usable]
+    else:
+        splits = split_by_pair(usable, seed) if source.unseen is None else split_by_class(usable, source.unseen, seed)
+    for (name, attr, obj), split in zip(usable, splits, strict=True):
+        source.add((name,), attr, obj, split)
+    source.close()
+    return source

@@ -1,0 +1,109 @@
+"""What images a command works on: the same options, and the same words about what was left out, for all commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from czsl_cli.console import say, warn
+
+if TYPE_CHECKING:
+    from czsl.data.inputs import Gathered
+    from czsl.data.photographs import DecodeOptions
+
+MOST_NAMED = 10  # of what was left out for one reason
+TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of :func:`gather_images`, besides the images themselves."""
+    for option in reversed(
+        (
+            click.option("--column", metavar="NAME", help="--images: the column of file names.  [default: image, path, ...]"),
+            click.option(
+                "--root",
+                type=click.Path(exists=True, file_okay=False, path_type=Path),
+                help="--images: folder that its names are relative to.  [default: that of the table]",
+            ),
+            click.option("--all-files", is_flag=True, help="Folders and archives: also try files that do not look like images."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def images_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that names a table of images."""
+    return click.option("--images", "table", type=TABLE, help="Images named by a column of a table (CSV, JSON lines, Parquet).")(
+        command
+    )
+
+
+def gather_images(
+    given: Sequence[str],
+    table: Path | None,
+    *,
+    column: str | None,
+    root: Path | None,
+    all_files: bool,
+    full_names: bool = False,
+) -> Gathered:
+    """The images that arguments and options name; ``-`` reads a list from stdin.
+
+    Raises
+    ------
+    UsageError
+        None are named, arguments and a table together, or options of a table without one.
+    DataError
+        There are none, or an archive or table is refused.
+    """
+    from czsl.data.inputs import gather, gather_table, listed, no_images
+    from czsl.errors import UsageError
+
+    if table is not None:
+        if given:
+            raise UsageError("images and --images were given", f"{given[0]} and {table}", "give one of the two")
+        found = gather_table(table, column, root)
+    else:
+        if column or root:
+            raise UsageError("--column and --root go with --images", "there is no table", "add --images FILE, or drop them")
+        if not given:
+            raise UsageError(
+                "no images were given", "", "give images, folders, archives, `-` for a list on stdin, or --images TABLE"
+            )
+        lines = listed(sys.stdin.buffer.read()) if "-" in given else []
+        paths = [path for path in given if path != "-"]
+        found = gather(paths, lines=lines, all_files=all_files, full_names=full_names)
+    if not found.source.names:
+        raise no_images(found, ", ".join(map(str, given)) or str(table))
+    return found
+
+
+def tell_left_out(found: Gathered) -> None:
+    """Count and name what was not read: files that look like no image, and what cannot be used."""
+    _tell("left out", found.left_out, say, "; --all-files tries them")
+    _tell("refused", found.refused, warn, "")
+
+
+def _tell(what: str, names: dict[str, str], write: Callable[[str], None], advice: str) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name, why in names.items():
+        reasons.setdefault(why, []).append(name)
+    for why, group in reasons.items():
+        more = f" and {len(group) - MOST_NAMED:,} more" if len(group) > MOST_NAMED else ""
+        write(f"{what}: {len(group):,} ({why}): {', '.join(group[:MOST_NAMED])}{more}{advice}")
+
+
+def tell_decoding(used: DecodeOptions, asked: dict[str, Any]) -> None:
+    """A line where a run takes photographs as stored, which surprises with those of a phone."""
+    ignored = [
+        name for name, value in (("orientation", used.orientation), ("transparency", used.background)) if value == "ignore"
+    ]
+    if ignored and not any(asked.values()):
+        say(
+            f"as in this run's training, {' and '.join(ignored)} of photographs are ignored (--orientation exif --background white)"
+        )
