@@ -341,7 +341,7 @@ def test_a_bias_on_marked_pairs_keeps_the_answer_exact(kind, value, share, with_
     index = CompositionIndex.build(vectors, pairs, kind)
     for k, allowed in ((1, None), (10, None), (10, make.random(len(pairs)) < 0.9), (10, make.random(len(pairs)) < 0.01)):
         result = top_compositions(index, queries, *(terms or ()), k=k, allowed=allowed, probability=probability, bias=bias)
-        oracle = brute_force(vectors, pairs, queries, terms, k, allowed, probability, bias)
+        oracle = brute_force(vectors, pairs, queries, terms, k, allowed, probability, bias=bias)
         assert_equal(result, oracle)
         np.testing.assert_allclose(result.plain, oracle[0] - value * bias[1][oracle[1]], rtol=1e-9, atol=1e-9)
 
