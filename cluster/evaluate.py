@@ -16,6 +16,7 @@ from cluster.work.evaluation import Question, answer, kept_reduction, reduction_
 from cluster.work.progress import Notice, Progress, kept, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl.evaluation import Reduction
+from czsl.reading import read_json
 from czsl.runs.run import Run
 
 
@@ -43,7 +44,7 @@ def evaluate_run(
             out = Path(folder) / "report.json"
             config = {"run": str(run.path), "question": vars(question), "out": str(out), "threads": threads_for(run)}
             on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
-            result = json.loads(out.read_text(encoding="utf-8"))
+            result = read_json(out)
     run.write_report(f"report-{question.name}", result)
     return result
 

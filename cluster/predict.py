@@ -17,6 +17,7 @@ from cluster.work.predictor import BATCH, Predictor, Request
 from cluster.work.progress import Notice, Progress, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl import __version__
+from czsl.clip.weights import is_folder, weight_files
 from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
 from czsl.runs.run import Run
@@ -53,7 +54,8 @@ def predict_files(
 
 def partial_of(out: Path, request: Request, source: ImageSource | Path, names: list[str]) -> Partial:
     """What an interrupted prediction of the same files with the same weights and options left beside ``out``."""
-    weights = [Path(x) for x in (request.clip, request.clip_weights) if x and Path(x).is_file()]
+    given = [x for x in (request.clip, request.clip_weights) if x]
+    weights = [Path(x) for x in given if Path(x).is_file()] + [w for x in given if is_folder(x) for w in weight_files(Path(x))]
     index = Path(request.index) / "index.json" if request.index else None
     facts = {
         "czsl": __version__,

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 
 SPLITS = ("train", "val", "test")
 
@@ -192,8 +193,9 @@ class CompositionSpace:
         pairs = {f"{s}_pairs": index_pairs(lists[f"{s}_pairs"], attributes, objects, source) for s in SPLITS}
         return cls(attributes, objects, **pairs)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: PathLike) -> None:
         """Write ``space.json``."""
+        path = Path(path)
         Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

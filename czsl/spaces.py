@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError
+from czsl.reading import PathLike, read_json
 
 
 def space_from_json(content: Any, source: str = "space.json") -> CompositionSpace:
@@ -25,12 +24,9 @@ def space_from_json(content: Any, source: str = "space.json") -> CompositionSpac
     return CompositionSpace.from_json(content, source)
 
 
-def load_space(path: str | os.PathLike[str]) -> CompositionSpace:
+def load_space(path: PathLike) -> CompositionSpace:
     """Read a ``space.json``; DataError where it is missing, not JSON, or not a label space."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no file {path}", "", "is the path right?") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise DataError(f"{path} is not JSON", str(error), "") from None
-    return space_from_json(content, str(path))
+    path = Path(path)
+    if not Path(path).exists():
+        raise DataError(f"no file {path}", "", "is the path right?")
+    return space_from_json(read_json(path, head="{path} is not JSON"), str(path))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
+from czsl_cli.options import named_run
 
 if TYPE_CHECKING:
     from czsl.evaluation import OperatingPoint
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+@named_run()
 @click.option(
     "--for",
     "aim",

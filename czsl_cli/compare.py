@@ -26,6 +26,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="RUN_A RUN_B [RUN_C]...")
+@click.option("--run", "more", multiple=True, metavar="RUN", help="One more run, behind those that are given as words.")
 @click.option("--split", type=click.Choice(["test", "val"]), help="Images to compare on.  [default: test]")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--data", help="Another dataset with the runs' label space.")
@@ -42,7 +43,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--html", type=FILE, help="Write a page with the tables and the curves.")
 @click.option("--plot", type=FILE, help="Write the seen/unseen curves (.svg or .png).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (fractions).")
-def compare(runs, split, open_world, data, per_pair, checkpoint, scores, space, resamples, seed, html, plot, as_json) -> None:
+def compare(
+    runs, more, split, open_world, data, per_pair, checkpoint, scores, space, resamples, seed, html, plot, as_json
+) -> None:
     """Compare runs on the same images, with 95 % intervals of their differences.
 
     \b
@@ -55,6 +58,7 @@ def compare(runs, split, open_world, data, per_pair, checkpoint, scores, space, 
     """
     from czsl.errors import UsageError
 
+    runs = (*runs, *more)
     if len(runs) < 2:
         raise UsageError(f"{len(runs) or 'no'} runs to compare", "a comparison takes two or more", "czsl compare RUN_A RUN_B")
     if bool(space) != scores:

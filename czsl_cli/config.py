@@ -8,9 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from czsl.errors import UsageError
+from czsl.reading import parse_yaml, read_yaml
 from czsl.runs.config import RunConfig, as_made
 from czsl.runs.settings import check_known, typed
 from methods.presets import load_presets
@@ -27,23 +26,16 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"{text!r} is not key=value", "", "write for example: epochs=5 lr=1e-4")
-        try:
-            # A colour such as #102030 would be a comment in YAML.
-            known = value if value.startswith("#") else yaml.safe_load(value) if value else None
-            settings[key.strip().removeprefix("model.")] = known
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"the value of {key} cannot be read", str(error).splitlines()[0], "quote it as YAML wants it"
-            ) from None
+        told: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
+        # A colour such as #102030 would be a comment in YAML.
+        known = value if value.startswith("#") else parse_yaml(value, error=UsageError, **told) if value else None
+        settings[key.strip().removeprefix("model.")] = known
     return settings
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """Settings of a YAML file: flat, or with the method's fields below ``model:`` as in a run's ``config.yaml``."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML", str(error).splitlines()[0], "") from None
+    content = read_yaml(path, error=UsageError, head="{path} is not YAML", fix="see a run's config.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("model") or {}, dict):
         raise UsageError(f"{path} holds no settings", "a mapping of names to values is expected", "see a run's config.yaml")
     if {"seed", "batch", "model"} <= content.keys():  # the config.yaml of a run
@@ -109,9 +101,11 @@ def _check_own(settings: dict[str, Any], known: Sequence[str], method: str) -> N
 
 def fix_paths(config: RunConfig) -> None:
     """Make the paths of a run absolute: workers run in other folders."""
+    from czsl.clip.weights import absolute
+
     if config.data != "toy":
         config.data = str(Path(config.data).resolve())
     for name in ("clip", "clip_weights", "partial_labels"):
         value = getattr(config, name)
-        if value and Path(value).is_file():
-            setattr(config, name, str(Path(value).resolve()))
+        if value:
+            setattr(config, name, absolute(value))

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
+from czsl_cli.options import named_run, placement_options, where_of
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+@named_run()
 @click.option("--split", type=click.Choice(["test", "val"]), help="Images to evaluate on.  [default: test]")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")

@@ -10,7 +10,7 @@ import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
 from czsl_cli.inputs import tell_decoding
-from czsl_cli.options import decode_options
+from czsl_cli.options import decode_options, named_run
 from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ WHOLE_SIZE = 380  # of the image itself
 
 
 @click.command()
-@click.argument("image", type=FILE)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Run folder.  [default: the newest in runs/]")
+@click.argument("words", nargs=-1, metavar="[RUN] IMAGE [KEY=VALUE]...")
+@named_run(beside="words")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--method", "-m", help="The newest run of this method; or without a run one that needs no training.")
 @click.option("--data", "-d", help="Labels for a method without a run: a dataset folder, or `toy`.")
@@ -51,17 +50,20 @@ WHOLE_SIZE = 380  # of the image itself
 @decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything numeric as JSON, heat maps included.")
-def explain(image, overrides, texts, top, bias, html, as_json, orientation, background, **which) -> None:
+def explain(words, run, texts, top, bias, html, as_json, orientation, background, **which) -> None:
     """Show what the best compositions of IMAGE (or those given) owe their scores to.
 
     \b
       czsl explain dog.jpg --html why.html
-      czsl explain dog.jpg --run RUN --composition "wet dog" --json
+      czsl explain RUN dog.jpg --composition "wet dog" --json
       czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
 
     msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
     the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
     """
+    if not words:
+        raise click.UsageError("no image to explain: czsl explain [RUN] IMAGE")
+    image, overrides = FILE.convert(words[0], None, click.get_current_context()), words[1:]
     from czsl.data.images import BadImage, decode, read_image_file
     from czsl.data.photographs import AS_SHOWN, DecodeOptions
     from czsl.errors import DataError
@@ -74,7 +76,7 @@ def explain(image, overrides, texts, top, bias, html, as_json, orientation, back
             raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
 
     decoded()  # a bad image is told before a model is loaded
-    subject = _subject(overrides, **which)
+    subject = _subject(overrides, run, **which)
     asked_decoding = {"orientation": orientation, "background": background}
     tell_decoding(subject.method.decode, asked_decoding)
     picture = decoded(subject.method.decode.changed(**asked_decoding))
@@ -164,13 +166,12 @@ def _newest(name: str, trains: bool) -> Run:
 
 
 def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
     from czsl.errors import UsageError
     from czsl.spaces import space_from_json
     from czsl_cli.config import resolve
     from czsl_cli.predict import read_names, read_pairs
-    from methods.building import build
+    from methods.building import build, clip_for
 
     given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
     if len(given) > 1:
@@ -184,7 +185,7 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
         space = space_from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
-    method = build(name, space, load_clip(config.clip, config.clip_weights), config.model).eval()
+    method = build(name, space, clip_for(name, config.model, config.clip, config.clip_weights), config.model).eval()
     return Subject(method, None, f"{name} on {config.clip}")
 
 

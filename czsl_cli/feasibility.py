@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from czsl_cli.console import print_json, print_table, print_text, say, warn
+from czsl_cli.options import named_run
 
 MOST_SHOWN = 10
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("data", metavar="DATA|SPACE.json")
+@click.argument("words", nargs=-1, metavar="[RUN|DATA|SPACE.json]")
+@named_run(beside="words")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The vector, as .npy.")
 @click.option(
     "--glove", type=FILE, help="Word vectors: a text file of lines with a word and numbers.  [default: CLIP's text tower]"
@@ -23,10 +25,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--clip", default=None, help="CLIP whose text tower compares names.  [default: tiny]")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
-    """Write the feasibility of every attribute-object pair of DATA (a dataset folder, toy) or of a label space.
+def feasibility(words, run, out, glove, rename, clip, clip_weights, as_json) -> None:
+    """Write the feasibility of every attribute-object pair of RUN (the newest one by default), of DATA (a dataset folder, toy) or of a
+    label space.
 
     \b
+      czsl feasibility RUN --out feasibility.npy
       czsl feasibility mydata --clip ViT-L-14 --out feasibility.npy
       czsl feasibility mydata --glove glove.6B.300d.txt --out feasibility.npy
       czsl evaluate RUN --open-world --feasibility feasibility.npy
@@ -35,6 +39,7 @@ def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
     mean of the two best cosines, 0 for pairs seen in training. The file holds A * O float32 numbers, attribute by attribute.
     """
     from czsl.errors import UsageError
+    from czsl_cli.runs import chosen_run
 
     if glove and (clip or clip_weights):
         raise UsageError("--glove and --clip were given", "names are compared by one of them", "keep one")
@@ -42,7 +47,16 @@ def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
         raise UsageError("--rename goes with --glove", "CLIP has a vector for every name", "add --glove FILE, or drop it")
     if out.suffix != ".npy":
         raise UsageError(f"--out {out} is no .npy file", "the vector is written as plain NumPy", f"--out {out.stem}.npy")
-    space = _space(data)
+    if len(words) + (run is not None) > 1:
+        raise UsageError("more than one label space was named", " ".join(map(str, [*words, *([run] if run else [])])), "name one")
+    data = words[0] if words else None
+    if data is None:
+        chosen = chosen_run(run)
+        space = chosen.space
+        if clip is None and not glove:  # as `czsl evaluate --open-world` does by default
+            clip, clip_weights = chosen.config.clip, chosen.config.clip_weights or clip_weights
+    else:
+        space = _space(data)
     space.pairs(open_world=True)  # refuses plain classes
     if glove:
         from czsl.evaluation.feasibility import feasibility_from_glove, read_rename
@@ -52,9 +66,9 @@ def feasibility(data, out, glove, rename, clip, clip_weights, as_json) -> None:
         from czsl.clip.backbone import load_clip
         from czsl.clip.feasibility import feasibility_from_clip
 
-        if clip is None and data != "toy":
+        if clip is None and data not in (None, "toy"):
             warn("the built-in tiny CLIP knows few words: name the CLIP of your run with --clip")
-        values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights), space)
+        values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights, features=True), space)
     _write(out, values)
     summary = _summary(values, space)
     if as_json:

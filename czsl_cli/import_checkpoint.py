@@ -105,6 +105,7 @@ def _clip(
 ) -> tuple[Clip, dict[str, Any]]:
     """The CLIP to use, and the run's settings that name it; one that is given must be the one in the file."""
     from czsl.clip.backbone import load_clip
+    from czsl.clip.weights import absolute
     from methods.reference import clip_in
 
     if name is None:
@@ -120,12 +121,7 @@ def _clip(
     given, own = load_clip(name, weights), clip_in(state, public)
     if own is not None:
         _check_same(own, given)
-    return given, {"clip": _absolute(name), "clip_weights": _absolute(weights) if weights else None}
-
-
-def _absolute(name: str) -> str:
-    """A file's whole path; other names stay."""
-    return str(Path(name).resolve()) if Path(name).is_file() else name
+    return given, {"clip": absolute(name), "clip_weights": absolute(weights) if weights else None}
 
 
 def _check_same(own: Clip, given: Clip) -> None:
@@ -147,16 +143,13 @@ def _check_same(own: Clip, given: Clip) -> None:
 
 def _read_config(path: Path | None) -> dict[str, Any]:
     """Settings of a public program's configuration file; groups of them are flattened."""
-    import yaml
+    from czsl.errors import UsageError
+    from czsl.reading import read_yaml
 
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        _refuse(
-            f"{path} is neither YAML nor JSON", (str(error).splitlines() or [""])[0], "give the program's own configuration file"
-        )
+    told = {"head": "{path} is neither YAML nor JSON", "fix": "give the program's own configuration file"}
+    content = read_yaml(path, any_keys=True, error=UsageError, **told)
     if not isinstance(content, dict):
         _refuse(
             f"{path} holds no settings", "a mapping of names to values is expected", "give the program's own configuration file"

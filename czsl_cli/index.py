@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from czsl_cli.console import print_json, print_table, print_text, progress_bar, say, warn
-from czsl_cli.options import placement_options, where_of
-
-RUN = click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+from czsl_cli.options import named_run, placement_options, where_of
 
 
 @click.group()
@@ -23,7 +21,7 @@ def index() -> None:
 
 
 @index.command()
-@RUN
+@named_run()
 @click.option(
     "--kind",
     type=click.Choice(["flat", "ivf"]),
@@ -59,7 +57,7 @@ def build(run, kind, cells, checkpoint, **options) -> None:
 
 
 @index.command()
-@RUN
+@named_run()
 @click.option("--json", "as_json", is_flag=True, help="Print the index's own description.")
 def show(run, as_json) -> None:
     """Describe the index of RUN and say whether it belongs to the best checkpoint."""

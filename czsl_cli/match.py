@@ -12,7 +12,7 @@ import click
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
 from czsl_cli.inputs import gather_images, image_options, tell_left_out
 from czsl_cli.match_words import EXPLAINED, parse_in_words, region_in_words
-from czsl_cli.options import decode_options
+from czsl_cli.options import decode_options, named_run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("images", nargs=-1, metavar="[IMAGES]...")
+@click.argument("images", nargs=-1, metavar="[RUN] [IMAGES]...")
+@named_run(beside="images", default="")
 @click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
 @click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
 @click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
@@ -37,7 +38,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @image_options
 @click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
 @click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
-@click.option("--clip", help="`tiny` (default), an open_clip model, or a weight file in OpenAI's format.")
+@click.option("--clip", help="`tiny` (default), an open_clip model, hf-hub:org/name, a model's folder, or a weight file.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
 @click.option(
     "--mode",
@@ -78,7 +79,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def match(
-    images, texts, texts_file, eval_file, where, column, root, all_files, html, as_json, orientation, background, **options
+    images, run, texts, texts_file, eval_file, where, column, root, all_files, html, as_json, orientation, background, **options
 ) -> None:
     """Rank IMAGES (files, folders, archives, patterns, `-` for a list on stdin) for a sentence, or sentences for an image.
 
@@ -88,12 +89,15 @@ def match(
       czsl match --eval ComVG.csv --images comvg/ --clip ViT-L-14 --json
 
     Entities and relations of a sentence are found in the image; each one's part of it is weighted by how well it fits its word and added to
-    the image (ComCLIP). Scores are cosines. What cannot be composed keeps plain CLIP's answer, and is counted.
+    the image (ComCLIP). Of a RUN (or --run RUN) its CLIP is used; without one, --clip. Scores are cosines. What cannot be composed keeps
+    plain CLIP's answer, and is counted.
     """
     from czsl.data.images import decode
     from czsl.data.photographs import AS_SHOWN, AS_STORED
     from czsl.errors import UsageError
 
+    if run is not None:
+        options["clip"], options["clip_weights"] = _clip_of(run, options)
     how = (AS_SHOWN if eval_file is None else AS_STORED).changed(orientation, background)
     if eval_file is not None:
         if images or texts or texts_file:
@@ -137,6 +141,17 @@ def match(
         sys.exit(6)
 
 
+def _clip_of(run: Path, options: dict[str, Any]) -> tuple[str, str | None]:
+    """The CLIP of a run, which is all of it that matching uses."""
+    from czsl.errors import UsageError
+    from czsl.runs.run import Run
+
+    if options["clip"] or options["clip_weights"]:
+        raise UsageError(f"{run} brings its CLIP", "--clip or --clip-weights was given", "leave out one of the two")
+    config = Run(run).config
+    return config.clip, config.clip_weights
+
+
 def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     """The matcher that the options ask for, on the GPU where there is one."""
     import torch
@@ -152,11 +167,11 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
         raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
     if places == "file" and not file:
         raise UsageError("--regions file needs its file", "", "add --regions-file FILE")
-    clip = load_clip(options["clip"] or "tiny", options["clip_weights"])
+    kind = places or ("file" if file else "patch")
+    clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     table = read_regions(file) if file else None
     rule = Rule(mode=options["mode"], beta=options["beta"])
-    kind = places or ("file" if file else "patch")
     return Matcher(clip, kind, rule, options["fill"], options["relation"], table, progress=progress)
 
 

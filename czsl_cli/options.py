@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ _SETTINGS = (
     click.option("--method", "-m", help="clusPro (default), csp, zero-shot; `czsl methods` lists them."),
     click.option("--data", "-d", help="Dataset folder made by `czsl data import`, or the built-in `toy` (default)."),
     click.option(
-        "--clip", help="`tiny` (default, built in), an open_clip model such as ViT-L-14, or a weight file in OpenAI's format."
+        "--clip",
+        help="`tiny` (default, built in), an open_clip model such as ViT-L-14, hf-hub:org/name, a model's folder, or a weight file.",
     ),
     click.option(
         "--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model: a published tag (default openai) or a file."
@@ -72,6 +74,55 @@ _SETTINGS = (
     click.option("--epochs", type=int, help="Passes over the training images."),
     click.option("--batch", type=int, help="Images a step, over all workers together."),
 )
+
+
+def named_run(
+    beside: str | None = None, default: str = "the newest in runs/"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The one way in which a command names its run: RUN as its first word, or ``--run RUN``; the command gets the path as ``run``, or None.
+
+    Parameters
+    ----------
+    beside : str, optional
+        The argument (of any number of words) that holds the command's other words, where it has some: its first word is the run if it is
+        a folder with a ``config.yaml``, and ``--run`` was not given.
+    default : str
+        What the command takes where neither is given, for its help.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def named(*args: Any, run_option: Path | None, **options: Any) -> Any:
+            if beside is None:
+                word = options.pop("run_word")
+                if word is not None and run_option is not None:
+                    raise click.UsageError(f"the run is named twice: {word} and --run {run_option}")
+            else:
+                words = tuple(options[beside])
+                word = Path(words[0]) if run_option is None and words and is_run(words[0]) else None
+                options[beside] = words if word is None else words[1:]
+            return command(*args, run=run_option if word is None else word, **options)
+
+        option = click.option(
+            "--run",
+            "run_option",
+            type=click.Path(path_type=Path),
+            metavar="RUN",
+            help="Run folder; RUN as the first word says the same." + (f"  [default: {default}]" if default else ""),
+        )
+        if beside is None:
+            named = click.argument("run_word", required=False, type=click.Path(path_type=Path), metavar="[RUN]")(named)
+        return option(named)
+
+    return decorate
+
+
+def is_run(word: Any) -> bool:
+    """Whether a word of the command line is the folder of a run."""
+    try:
+        return (Path(word) / "config.yaml").is_file()
+    except (OSError, ValueError):  # too long for a path, say
+        return False
 
 
 def decode_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -98,7 +98,7 @@ def _similarity(space, clip: str, clip_weights: str | None):
     from czsl.clip.backbone import load_clip
     from methods.building import build
 
-    text = build("zero-shot", space, load_clip(clip, clip_weights), {}).encode_compositions(
+    text = build("zero-shot", space, load_clip(clip, clip_weights, features=True), {}).encode_compositions(
         torch.from_numpy(space.train_pairs.copy())
     )
     return (text.pair @ text.pair.T).numpy()

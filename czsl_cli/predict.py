@@ -12,7 +12,7 @@ import click
 
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
 from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
-from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
 
@@ -21,12 +21,10 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 
 
 @click.command()
-@click.argument("images", nargs=-1, metavar="[IMAGES]...")
+@click.argument("images", nargs=-1, metavar="[RUN] [IMAGES]...")
+@named_run(beside="images")
 @images_option
 @image_options
-@click.option(
-    "--run", "run_path", type=click.Path(path_type=Path), help="Run folder to predict with.  [default: the newest in runs/]"
-)
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--zero-shot", is_flag=True, help="No run: plain CLIP with --clip and the given names.")
 @click.option("--clip", default="tiny", show_default=True, help="CLIP for --zero-shot.")
@@ -53,7 +51,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @doubt_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
-def predict(images, table, column, root, all_files, run_path, out, excel, as_json, **options) -> None:
+def predict(images, table, column, root, all_files, run, out, excel, as_json, **options) -> None:
     """Name the compositions, or the plain classes, in IMAGES: files, folders, zip or tar archives, patterns, or `-` for a list on stdin.
 
     \b
@@ -61,7 +59,7 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
       czsl predict *.jpg more.zip
       find . -name '*.jpg' | czsl predict -
       czsl predict --images table.csv --column photo
-      czsl predict photos/ --run RUN --open-world --out predictions.parquet
+      czsl predict RUN photos/ --open-world --out predictions.parquet
       czsl predict photos/ --attributes attributes.txt --objects objects.txt
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
       czsl predict photos/ --html page.html --sort-into sorted --review doubtful.csv
@@ -79,7 +77,7 @@ def predict(images, table, column, root, all_files, run_path, out, excel, as_jso
     inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
-    request = _request(run_path, options)
+    request = _request(run, options)
     from cluster.predict import BATCH, partial_of, predict_files
 
     outputs.start(request)
@@ -234,8 +232,9 @@ def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]
 def read_names(path: Path) -> list[str]:
     """Names, one a line; empty lines and repetitions are left out."""
     from czsl.errors import DataError
+    from czsl.reading import read_lines
 
-    names = [*dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())]
+    names = [*dict.fromkeys(line for line in read_lines(path, fix="write one name a line, in UTF-8") if line)]
     if not names:
         raise DataError(f"{path} names nothing", "", "write one name a line")
     return names
@@ -244,12 +243,16 @@ def read_names(path: Path) -> list[str]:
 def read_pairs(path: Path) -> list[list[str]]:
     """Pairs, one a line: ``attribute,object`` (names may hold spaces) or ``attribute object``."""
     from czsl.errors import DataError
+    from czsl.reading import read_lines
 
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(read_lines(path, fix="write attribute,object a line, in UTF-8"), 1):
+        if not line:
             continue
-        parts = next(csv.reader([line])) if "," in line else line.split()
+        try:
+            parts = next(csv.reader([line])) if "," in line else line.split()
+        except csv.Error as error:
+            raise DataError(f"{path}, line {number}: it cannot be read", str(error), "write attribute,object") from None
         parts = [p.strip() for p in parts]
         if len(parts) != 2 or not all(parts):
             raise DataError(

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say
+from czsl_cli.options import named_run
 
 if TYPE_CHECKING:
     from cluster.prototypes import Inspection
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
+@named_run()
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/prototypes.html]")
 @click.option(

@@ -11,7 +11,7 @@ import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
 from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
-from czsl_cli.options import decode_options, placement_options, where_of
+from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import bias_option, ready_point
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="[RUN] COMPOSITION...")
+@click.argument("words", nargs=-1, metavar="[RUN] COMPOSITION...")
+@named_run(beside="words")
 @click.option(
     "--in",
     "images",
@@ -39,16 +40,17 @@ if TYPE_CHECKING:
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
 def search(
-    words, images, table, column, root, all_files, checkpoint, top, html, bias, as_json, orientation, background, **options
+    words, run, images, table, column, root, all_files, checkpoint, top, html, bias, as_json, orientation, background, **options
 ) -> None:
     """Rank images by how likely they show a COMPOSITION (or a plain class), seen in training or not.
+
     \b
       czsl search "wet dog" --in photos/ --html wet_dog.html
       czsl search runs/mine "wet dog" "peeled,granny smith" --in photos/ --in more.zip --json
 
-    RUN is a run folder (the newest in runs/ by default). An image's place is the probability of the composition among all compositions
-    of the run's label space (and those asked for) at the run's operating point: on photographs that ranks better than the bare score. Words
-    that training never saw are taken from CLIP.
+    RUN (or --run RUN) is a run folder, the newest in runs/ by default. An image's place is the probability of the composition among all
+    compositions of the run's label space (and those asked for) at the run's operating point: on photographs that ranks better than the
+    bare score. Words that training never saw are taken from CLIP.
     """
     where = where_of(options)
     from czsl.compositions import label_of
@@ -57,14 +59,14 @@ def search(
     from czsl_cli.predict import tell_new_words
     from czsl_cli.runs import chosen_run, usable_checkpoint
 
+    if not words:
+        why = "" if run is None else f"{run} is the run"
+        raise UsageError("no composition to search for", why, 'czsl search RUN "wet dog" --in FOLDER')
     inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
-    given, compositions = (Path(words[0]), words[1:]) if (Path(words[0]) / "config.yaml").is_file() else (None, words)
-    if not compositions:
-        raise UsageError("no composition to search for", f"{words[0]} is the run", 'czsl search RUN "wet dog" --in FOLDER')
-    run = chosen_run(given)
+    run = chosen_run(run)
     usable_checkpoint(run, checkpoint)
-    wanted = list(dict.fromkeys(read_composition(text, run.space) for text in compositions))
+    wanted = list(dict.fromkeys(read_composition(text, run.space) for text in words))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
     from cluster.predict import predict_files

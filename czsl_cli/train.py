@@ -25,6 +25,9 @@ from czsl_cli.console import (
 from czsl_cli.options import placement_options, settings_options, where_of
 
 LINE_EVERY_S = 10.0  # where stderr is no terminal
+SHORT_NAMES = (
+    27  # bytes of an attribute and an object that surely fit the tokens which the built-in CLIP reads: 32 less 5 of "a photo of"
+)
 
 
 @click.command()
@@ -128,8 +131,10 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
         raise UsageError("a resumed run keeps its settings", f"given: {what}", "drop these, or start a new run")
     run = Run(path)
     ended = next(reversed(list(run.metrics("end"))), None)
-    if ended and ended["status"] == "done":
-        raise UsageError(f"{path} is finished", f"it ended at step {ended['step']}", "start a new run to train differently")
+    if ended and ended.get("status") == "done":
+        raise UsageError(
+            f"{path} is finished", f"it ended at step {ended.get('step', '?')}", "start a new run to train differently"
+        )
     _say_what_is_younger(run)
     return run
 
@@ -168,14 +173,15 @@ def _starting_point(source: Path | None, config):
     """The checkpoint that a new run starts from, if it starts from another run."""
     if source is None:
         return None
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
     from czsl.runs.run import Run
-    from methods.building import build
+    from methods.building import build, clip_for
     from methods.loading import starting_point
 
     data = open_data(config.data)
-    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    method = build(
+        config.method, data.space, clip_for(config.method, config.model, config.clip, config.clip_weights), config.model
+    )
     return starting_point(Run(source), method, data.sha256)
 
 
@@ -193,9 +199,12 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     notes = _loop_notes(config, own, data)
     for note in [*own.notes(data.space), *own.data_notes(data), *notes]:
         warn(note)
-    if config.clip != "tiny" or config.clip_weights:
-        _check_weights(config)
     fix_paths(config)
+    if _may_fail(config, data.space):
+        from methods.checking import check_clip
+
+        for note in check_clip(config, data.space):
+            warn(note)
     start = _starting_point(source, config)
     run = Run.create(config, data.space, out, name, start)
     if start is not None:
@@ -203,12 +212,14 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     return run
 
 
-def _check_weights(config) -> None:
-    """A wrong path is refused before workers are started."""
-    from czsl.clip.weights import find_weights, is_path
+def _may_fail(config, space) -> bool:
+    """Whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
+    from czsl.compositions import prompt_name
 
-    if is_path(config.clip) or is_path(config.clip_weights or ""):
-        find_weights(config.clip, config.clip_weights)
+    if config.clip != "tiny" or config.clip_weights:
+        return True
+    longest = sum(max((len(prompt_name(n).encode()) for n in names), default=0) for names in (space.attributes, space.objects))
+    return longest > SHORT_NAMES
 
 
 def _loop_notes(config, own, data) -> list[str]:
@@ -346,13 +357,13 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
 
     from cluster.machines.session import planned
     from cluster.work.estimate import estimate
-    from czsl.clip.backbone import load_clip
     from czsl.data.table import open_data
-    from methods.building import build
+    from methods.building import build, clip_for
 
     data = open_data(config.data)
     config.remember(data.decode)
-    method = build(config.method, data.space, load_clip(config.clip, config.clip_weights), config.model)
+    clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
+    method = build(config.method, data.space, clip, config.model)
     for note in _loop_notes(config, method.config, data):
         warn(note)
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]

@@ -136,9 +136,8 @@ def _settings(options: dict[str, Any]):
 
 def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
     """What to search, as plain data: a file's content, or the method's suggestion without what the command line fixes."""
-    import yaml
-
     from czsl.errors import UsageError
+    from czsl.reading import read_yaml
     from methods.presets import load_search
 
     if file is None:
@@ -146,10 +145,9 @@ def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
         if not suggested:
             raise UsageError(f"{method} suggests nothing to search", "", "write a search file and give it with --search")
         return {k: v for k, v in suggested.items() if k not in fixed}
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not YAML", str(error).splitlines()[0], "") from None
+    content = read_yaml(
+        file, error=UsageError, head="{path} is not YAML", fix="write for example  lr: {loguniform: [1e-5, 1e-2]}"
+    )
     if isinstance(content, dict):
         content = content["search"] if set(content) == {"search"} else content
         if both := fixed & set(content):

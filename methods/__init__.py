@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from czsl.reading import PathLike
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["from_reference", "load"]
 
 
-def load(run: str | Path, checkpoint: str = "best") -> Method:
+def load(run: PathLike, checkpoint: str = "best") -> Method:
     """The trained method of a run folder, on the CPU, ready to predict; see :func:`methods.loading.load`."""
+    run = Path(run)
     from methods.loading import load as load_run
 
     return load_run(run, checkpoint)

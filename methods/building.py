@@ -6,21 +6,39 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Clip, Towers, load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.checkpoint import Checkpoint
+from czsl.runs.settings import typed
 from methods.method import Method
-from methods.registry import check_labels, method_class
+from methods.registry import check_labels, config_class, method_class
 
 
-def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, Any]) -> Method:
+def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None = None) -> Towers:
+    """The CLIP that a method with these settings works on: of any kind where features are enough for it.
+
+    Raises
+    ------
+    UsageError, SetupError
+        As :func:`czsl.clip.backbone.load_clip`.
+    """
+    return load_clip(clip, weights, features=needs_only_features(name, settings))
+
+
+def needs_only_features(name: str, settings: dict[str, Any]) -> bool:
+    """Whether features of images and texts are all that a method with these settings wants of CLIP."""
+    own = config_class(name)
+    return own(**typed(own.read_files(settings), own)).only_features
+
+
+def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, Any]) -> Method:
     """A method with its own fields set; the rest take their defaults.
 
     Raises
     ------
     UsageError
-        Unknown method or field (with the nearest name), labels or a value that the method refuses.
+        Unknown method or field (with the nearest name), labels or a value that the method refuses, a CLIP of another kind than it needs.
     """
     cls = method_class(name)
     check_labels(name, space)
@@ -33,7 +51,18 @@ def build(name: str, space: CompositionSpace, clip: Clip, settings: dict[str, An
                 f"did you mean {near[0]!r}?" if near else "",
                 f"its fields: {', '.join(known)}",
             )
-    return cls(space, clip, cls.Config(**cls.Config.read_files(settings)))
+    config = cls.Config(**typed(cls.Config.read_files(settings), cls.Config))
+    if not isinstance(clip, Clip) and not config.only_features:
+        raise UsageError(
+            f"{cls.name} cannot use {clip.name}",
+            "with these settings it opens the towers of a plain CLIP ViT",
+            "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14",
+        )
+    try:
+        return cls(space, clip, config)
+    except (ValueError, RuntimeError, OverflowError, ZeroDivisionError, MemoryError) as error:  # of sizes that cannot be
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f"{cls.name} cannot be built with these settings", why, f"czsl methods {cls.name} lists them") from error
 
 
 def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None) -> None:

@@ -40,6 +40,13 @@ class MethodConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise self.refused(name, f"choose one of {', '.join(map(str, get_args(hint)))}")
+            if name.endswith("dropout") and not 0 <= getattr(self, name) <= 1:
+                raise self.refused(name, "it is a probability: set it between 0 and 1")
+
+    @property
+    def only_features(self) -> bool:
+        """Whether, with these settings, features of images and texts are all that the method wants of CLIP: then any model will do."""
+        return False
 
     @property
     def keeps_features(self) -> bool:

@@ -8,21 +8,22 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from czsl.clip.backbone import Clip, load_clip
+from czsl.clip.backbone import Towers
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
+from czsl.reading import read_json
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
 from czsl.runs.run import Run
-from methods.building import build, check_fits
+from methods.building import build, check_fits, clip_for
 from methods.method import Method
 from methods.registry import config_class
 
 
-def load(run: str | Path | Run, which: str = "best", clip: Clip | None = None) -> Method:
+def load(run: str | Path | Run, which: str = "best", clip: Towers | None = None) -> Method:
     """The method of a run, on the CPU, in evaluation mode, with the run's operating point if it has one.
 
     Parameters
@@ -41,7 +42,8 @@ def load(run: str | Path | Run, which: str = "best", clip: Clip | None = None) -
     """
     run = run if isinstance(run, Run) else Run(run)
     config = run.config
-    clip = load_clip(config.clip, config.clip_weights) if clip is None else clip
+    if clip is None:
+        clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, run.space, clip, config.model)
     method.decode = config.decode
     if method.trains:
@@ -170,5 +172,5 @@ def fingerprint(run: Run, which: str = "best") -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if config_class(run.config.method).trains:
         manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
-        digest.update(json.loads(manifest.read_text(encoding="utf-8"))["method.safetensors"].encode())
+        digest.update(read_json(manifest)["method.safetensors"].encode())
     return digest.hexdigest()

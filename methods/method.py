@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Clip, Towers
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
-from czsl.data.pixels import clip_pixels
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from methods.config import MethodConfig
@@ -77,7 +76,7 @@ class Method(nn.Module):
         super().__init_subclass__(**options)
         cls.trains, cls.classes = cls.Config.trains, cls.Config.classes
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: MethodConfig):
+    def __init__(self, space: CompositionSpace, clip: Towers, config: MethodConfig):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
@@ -109,7 +108,7 @@ class Method(nn.Module):
 
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
         """What the loader makes of an original image: CLIP's resize and centre crop, uint8 [3, S, S]."""
-        return {"images": torch.from_numpy(clip_pixels(image, self.clip.image_size))}
+        return {"images": torch.from_numpy(self.clip.pixels(image))}
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised CLIP features [B, D] of ``batch["images"]``, or ``batch["features"]`` where they were kept.
@@ -160,7 +159,7 @@ class Method(nn.Module):
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scaled cosines of the branches: pair [B, P] and, where the method has them, attribute [B, A] and object [B, O]."""
         scale = self.clip.logit_scale
-        pair_BP = scale * images.pair @ text.pair.T
+        pair_BP = self.clip.biased(scale * images.pair @ text.pair.T)
         if images.attribute is None or text.attribute is None:
             return pair_BP, None, None
         assert images.object is not None
@@ -195,7 +194,8 @@ class Method(nn.Module):
         candidates : int
             P, the number of pairs in the index.
         """
-        return RetrievalQuery(self.clip.logit_scale * images.pair)
+        bias = self.clip.logit_bias
+        return RetrievalQuery(self.clip.logit_scale * images.pair, bias=0.0 if bias is None else float(bias))
 
     def branch_logits(self, images: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
         """Logits of prepared images [B, 3, S, S] against pairs [P, 2]: (pair, attribute, object), or (pair,) without branches."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from czsl.reading import read_yaml
 from methods.registry import METHODS, canonical_name
 
 KINDS = ("presets", "recipes")
@@ -33,4 +32,4 @@ def load_search(name: str) -> dict[str, Any]:
 
 def _read(name: str) -> dict[str, Any]:
     file = presets_file(name)
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_yaml(file) if file.is_file() else {}

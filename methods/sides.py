@@ -43,7 +43,7 @@ class RetrievalQuery:
 
     ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score; with
     ``combine="sum"`` their sum joins the score instead of their product. With ``probability`` the composition term is that weight times
-    the softmax of the inner products among all pairs.
+    the softmax of the inner products among all pairs. ``bias`` is added to every score (SigLIP's).
     """
 
     query: Tensor
@@ -51,6 +51,7 @@ class RetrievalQuery:
     object: Tensor | None = None
     probability: float | None = None
     combine: Literal["product", "sum"] = "product"
+    bias: float = 0.0
 
 
 @dataclass

@@ -11,6 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tests of a local Ray first: Ray reads its mode of authentication once per process, and other tests change it."""
+    items.sort(key=lambda item: "ray_local" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def czsl_cache(tmp_path_factory):
     """Tests keep their caches in a folder of their own, in the processes they start as well."""

@@ -7,7 +7,6 @@ The processes that :func:`up` starts carry a mark in their environment and are w
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -24,7 +23,9 @@ from cluster.machines.nodes import ask_every_node
 from cluster.machines.preflight import versions
 from cluster.machines.session import free_resources, prepare_environment, session, token_file
 from czsl.errors import SetupError, UsageError
+from czsl.reading import read_json
 from czsl.runs.files import write_json
+from czsl.runs.settings import typed
 
 MARK = "CZSL_CLUSTER"  # in the environment of everything that is started
 PORT = 6379
@@ -59,14 +60,16 @@ def state_file() -> Path:
 
 def read_state() -> State | None:
     """What :func:`up` started here, whether or not it still runs; None if nothing."""
-    try:
-        return State(**json.loads(state_file().read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not state_file().exists():
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise SetupError(
-            f"{state_file()} cannot be read", str(error), "was it edited? Remove it once no Ray of it runs any more"
-        ) from None
+    told: dict[str, Any] = {"head": "{path} cannot be read", "fix": "was it edited? Remove it once no Ray of it runs any more"}
+    content = read_json(state_file(), error=SetupError, **told)
+    try:
+        if not isinstance(content, dict):
+            raise TypeError("it is no record of a cluster")
+        return State(**typed(content, State))
+    except (TypeError, KeyError, UsageError) as error:
+        raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], told["fix"]) from None
 
 
 def up(

@@ -21,6 +21,7 @@ from cluster.machines.preflight import Needs
 from cluster.machines.session import WORKER_START_TIMEOUT_S, free_resources
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
+from czsl.reading import read_json
 from czsl.runs.files import FULL, no_space
 
 
@@ -77,7 +78,7 @@ class RayEngine:
                     raise no_space(cause, folder) from None  # a full disk does not empty itself
             raise
         for file in sorted(attempt.glob("error-*.json")):
-            raise error_from_words(json.loads(file.read_text(encoding="utf-8")))
+            raise error_from_words(read_json(file))
 
     def reason(self, error: Exception) -> str:
         """Return one line on why workers failed."""

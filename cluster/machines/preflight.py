@@ -176,17 +176,18 @@ def unread(folder: str, words: str, workers: int) -> list[int]:
 
 
 def _same_inputs(needs: Needs) -> dict[str, Any]:
-    from czsl.clip.weights import is_path
+    from czsl.clip.weights import is_folder, is_path, weight_files
     from czsl.data.table import open_data
     from czsl.runs.files import sha256_file
 
     facts: dict[str, Any] = {}
     if needs.data:
         facts["data"] = open_data(needs.data).sha256
-    weights = next((w for w in (needs.clip_weights or "", needs.clip) if w and is_path(w)), None)
+    weights = next((w for w in (needs.clip_weights or "", needs.clip) if w and (is_path(w) or is_folder(w))), None)
     if weights:
         try:
-            facts["clip"] = sha256_file(Path(weights))
+            files = weight_files(Path(weights)) if is_folder(weights) else [Path(weights)]
+            facts["clip"] = " ".join(map(sha256_file, files))
         except OSError as error:
             why = error.strerror or str(error)
             raise SetupError(f"cannot read the CLIP weights {weights}", why, "put the file where all nodes see it") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.work.placement import Placement
+from czsl.clip.backbone import Clip
 from czsl.data.batches import steps_per_epoch, stratified
 from czsl.data.table import Dataset
 from czsl.runs.config import RunConfig
@@ -26,14 +27,15 @@ def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placem
     word = 8 if config.precision == "float64" else 4
     half = 2 if config.precision == "bfloat16" else word
     share = -(-config.batch // placement.workers)
-    tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
-    stream = share * tokens * clip.visual.width * half
-    layers = len(clip.visual.blocks)
-    image_bytes = (
-        0 if method.frozen_images else stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
-    )
-    prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
-    text_bytes = prompts * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
+    image_bytes = text_bytes = 0
+    if isinstance(clip, Clip):  # nothing is trained through towers of other kinds
+        tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
+        stream = share * tokens * clip.visual.width * half
+        layers = len(clip.visual.blocks)
+        if not method.frozen_images:
+            image_bytes = stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
+        prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
+        text_bytes = prompts * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
     memory = {
         "clip": sum(p.numel() for p in clip.parameters()) * word,
         "trained_with_adam": trained * word * 4,

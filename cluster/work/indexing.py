@@ -13,7 +13,8 @@ import torch
 
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
-from czsl.errors import UsageError
+from czsl.errors import DataError, UsageError
+from czsl.reading import read_array
 from czsl.retrieval.index import CompositionIndex, concatenate_parts
 from czsl.retrieval.storage import describe
 from czsl.runs import checkpoint
@@ -68,18 +69,29 @@ def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = 
     for i in range(comm.rank, len(starts), comm.world):
         rows = slice(starts[i], starts[i] + SHARD)
         file = parts / f"{i:06d}.npy"
-        if not file.exists():
+        if _kept(file, len(pairs_P2[rows])) is None:
             write_array(file, _encode(method, pairs_P2[rows], progress, starts[i], len(pairs_P2)))
         progress("encoding compositions", min(rows.stop, len(pairs_P2)), len(pairs_P2))
     comm.gather_objects(None)  # all shards are written
     if comm.rank == 0:
-        shards = ((start, np.load(parts / f"{i:06d}.npy", allow_pickle=False)) for i, start in enumerate(starts))
+        shards = ((start, read_array(parts / f"{i:06d}.npy")) for i, start in enumerate(starts))
         embeddings_PD = concatenate_parts(shards, len(pairs_P2))
         progress(f"building the {plan.kind} index", 0, 1)
         index = CompositionIndex.build(embeddings_PD, pairs_P2, kind=plan.kind, cells=plan.cells, seed=plan.seed)
         index.save(folder_of(run), {"origin": origin(run, plan.checkpoint), "run": run.path.name})
         progress(f"building the {plan.kind} index", 1, 1)
     comm.gather_objects(None)
+
+
+def _kept(file: Path, count: int) -> np.ndarray | None:
+    """The embeddings of a shard that an interrupted build left; None where they are missing or damaged."""
+    if not file.exists():
+        return None
+    try:
+        array = read_array(file, mapped=True)
+    except DataError:
+        return None
+    return array if array.ndim == 2 and len(array) == count and array.dtype == np.float32 else None
 
 
 def check_indexable(method: Method) -> None:

@@ -183,6 +183,8 @@ class Predictor:
         )
         calibrated_Bn, unseen_Bn = torch.from_numpy(found.scores), self.unseen[found.places]
         scores_Bn = torch.from_numpy(found.plain)
+        if asked.bias:  # a model's own constant, e.g. SigLIP's
+            scores_Bn, calibrated_Bn = scores_Bn + asked.bias, calibrated_Bn + asked.bias
         weights_Bn = self.method.log_weights(scores_Bn)
         values, space = (scores_Bn, calibrated_Bn, weights_Bn), self.method.space
         records, confidence_B = rank_found(values, self.pairs[found.places], unseen_Bn, space, self.request.top, self.point)
@@ -199,7 +201,7 @@ def _numpy(x: Tensor):
 def _method(request: Request) -> Method:
     if request.run is None:
         assert request.space is not None
-        clip = load_clip(request.clip, request.clip_weights)
+        clip = load_clip(request.clip, request.clip_weights, features=True)
         return build("zero-shot", space_from_json(request.space), clip, {})
     method = load(Run(request.run), request.checkpoint)
     return method if request.space is None else method.for_space(space_from_json(request.space))

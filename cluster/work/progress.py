@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from czsl.errors import DataError
+from czsl.reading import json_record, read_json
 from czsl.runs.files import write_json
-from czsl.runs.run import Run
+from czsl.runs.run import Run, well_formed
 
 POLL_S = 0.5
 
@@ -44,8 +45,8 @@ def kept(folder: Path, rank: int) -> Progress:
 
 def hand_on(folder: Path, progress: Progress) -> None:
     """Tell what :func:`kept` wrote last."""
-    with contextlib.suppress(OSError, ValueError):  # none yet
-        progress(*json.loads(_file(folder).read_text(encoding="utf-8")))
+    with contextlib.suppress(DataError, TypeError):  # none yet
+        progress(*read_json(_file(folder)))
 
 
 def _file(folder: Path) -> Path:
@@ -62,5 +63,6 @@ def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         file.seek(position)
         while (line := file.readline()).endswith(b"\n"):
             position += len(line)
-            with contextlib.suppress(json.JSONDecodeError):  # the place may lie within a line then
-                yield json.loads(line), position
+            record = json_record(line)
+            if record is not None and well_formed(record, whole=True):  # the place may lie within a line then
+                yield record, position

@@ -123,6 +123,7 @@ class Source:
                 self.method.clip.image_size,
                 self.method.prepare,
                 lambda done: self._progress(f"decoding {self.split.name} images", done, total),
+                self.method.clip.pixels.key,
             )
         return self._pixels
 

@@ -21,11 +21,10 @@ from cluster.work.labels import disambiguation, hard_labels, make_weights, read_
 from cluster.work.progress import Progress
 from cluster.work.scoring import score_split
 from cluster.work.source import Source, autocast
-from czsl.clip.backbone import load_clip
 from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
 from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
-from czsl.errors import CzslError
+from czsl.errors import CzslError, UsageError
 from czsl.evaluation import Candidates, report
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
@@ -33,7 +32,7 @@ from czsl.runs.config import RunConfig
 from czsl.runs.files import write_json
 from czsl.runs.optimizers import make_optimizer
 from czsl.runs.run import Run
-from methods.building import build, check_fits
+from methods.building import build, check_fits, clip_for
 from methods.loading import load
 from methods.method import Method
 
@@ -161,7 +160,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     torch.manual_seed(config.seed)
     data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
-    clip = load_clip(config.clip, config.clip_weights)
+    clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
     method.comm = comm
     check_loop(config, method.frozen_images, method.trains)
@@ -332,10 +331,18 @@ def restore(t: Trainer) -> None:
     check_fits(kept, t.method, t.data.sha256)
     t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
     if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
+        if kept.labels["weight"].shape != t.method.weights.weight_NS.shape:
+            raise UsageError(
+                f"checkpoint {path} does not fit the run", "labels.safetensors is of other labels", "start a new run"
+            )
         t.method.weights.weight_NS.copy_(kept.labels["weight"])
     parameters = t.parameters
+    if odd := [key for key in ("epoch", "place", "best_auc") if key not in kept.state]:
+        raise UsageError(f"checkpoint {path} cannot be gone on with", f"state.json has no {', '.join(odd)}", "start a new run")
     for name, value in kept.optimizer.items():
         key, _, parameter = name.partition(".")
+        if parameter not in parameters or (key != "step" and value.shape != parameters[parameter].shape):
+            raise UsageError(f"checkpoint {path} does not fit the run", f"optimizer.safetensors has {name}", "start a new run")
         # Step counters are on the CPU, but for the fused kernels, which count where they work.
         on_device = key != "step" or t.optimizer.defaults.get("fused")
         t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.evaluation.feasibility import feasibility_from_vectors
 
 
 @torch.inference_mode()
-def feasibility_from_clip(clip: Clip, space: CompositionSpace) -> np.ndarray:
+def feasibility_from_clip(clip: Towers, space: CompositionSpace) -> np.ndarray:
     """Feasibility [A * O], attribute-major, float32, from the text features of "a photo of {name}" of each primitive.
 
     Parameters
     ----------
-    clip : Clip
+    clip : Towers
         Its text tower as it is; what a method learned plays no part.
     space : CompositionSpace
         Its training pairs are the seen ones.

@@ -166,10 +166,15 @@ class TextTower(nn.Module):
             above.append(branches[tree.parents][:, None])
         return attn.out_proj(torch.cat([*out, attend(leaves, above)]))
 
-    def encode(self, prompts: Sequence[str], chunk: int = 512) -> Tensor:
-        """L2-normalised text features [P, D] of plain prompts."""
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts of more tokens than the context holds: their end is not read."""
+        return [p for p in prompts if len(self.tokenizer.encode(p)) > self.context_length - 2]
+
+    def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
+        """Text features [P, D] of plain prompts, of length 1 or, without ``unit``, as the tower gives them."""
         out = []
         for start in range(0, max(len(prompts), 1), chunk):
             ids_PT, end_P = self.tokenize(prompts[start : start + chunk])
             out.append(self.encode_embeddings(self.embed_tokens(ids_PT), end_P))
-        return nn.functional.normalize(torch.cat(out), dim=-1)
+        features_PD = torch.cat(out)
+        return nn.functional.normalize(features_PD, dim=-1) if unit else features_PD

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import os
 import re
 import socket
-import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,19 +17,59 @@ import torch
 from torch import Tensor
 
 from czsl.clip.compat import import_open_clip
+from czsl.clip.kinds import program_of
 from czsl.errors import SetupError, UsageError
+from czsl.reading import PathLike, archive_names, read_safetensors, read_torch
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 HOW_TO_SUPPLY = "supply a file instead: --clip {model} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"
 CONNECT_TIMEOUT_S = 4.0
+HUB = "hf-hub:"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = (*OPEN_CLIP_WEIGHTS, "model.safetensors", "pytorch_model.bin")  # as programs name them, the preferred first
+log = logging.getLogger("czsl")
 
 
 def is_path(text: str) -> bool:
-    """Whether this names a weight file rather than a model or a tag."""
-    return text.endswith(SUFFIXES) or os.sep in text
+    """Whether this names a weight file, or a folder of one, rather than a model or a tag."""
+    return not text.startswith(HUB) and (text.endswith(SUFFIXES) or os.sep in text)
 
 
-def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
+def is_folder(text: str) -> bool:
+    """Whether this is a folder with a model's configuration, as Hugging Face's programs and open_clip write it."""
+    return not text.startswith(HUB) and any((Path(text) / name).is_file() for name in (OPEN_CLIP_CONFIG, "config.json"))
+
+
+def absolute(text: str) -> str:
+    """The whole path of a weight file or a model's folder; names stay as they are."""
+    there = Path(text).is_file() or is_folder(text)
+    return str(Path(text).resolve()) if there and not text.startswith(HUB) else text
+
+
+def weight_files(folder: PathLike) -> list[Path]:
+    """The files of tensors in a model's folder: one, or all parts of one that was cut; the safe format first.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    folder = Path(folder)
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+    for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
+        if parts := sorted(folder.glob(pattern)):
+            return parts
+    if found := sorted(folder.glob("*.safetensors"))[:1]:
+        return found
+    lora = (folder / "adapter_config.json").is_file()
+    why = "it holds a LoRA" if lora else f"looked for {', '.join(WEIGHTS[:3])}, ..."
+    raise UsageError(f"{folder} holds no weights", why, "give the folder of the whole model, or a weight file")
+
+
+def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
     """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
     Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict`` or ``net``. OpenAI's own
@@ -43,33 +84,43 @@ def read_state(path: Path, what: str = "CLIP weights") -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no {what} at {path}", "there is no such file", "check --clip and --clip-weights")
-    state: dict
+    state: Any
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise UsageError(f"{path} is not a safetensors file", str(error), "download it again") from None
+        state = read_safetensors(path, error=UsageError, head="{path} is not a safetensors file", fix="download it again")
     elif _is_torchscript(path):
         state = _read_openai_archive(path)
     else:
-        try:
-            with torch.serialization.safe_globals(_numbers()):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds here; all mean the same to the user
-            raise UsageError(
-                f"{path} cannot be read as {what}",
-                f"only plain tensors are accepted, nothing is unpickled ({_unpickler_line(error)})",
-                "save the model's state_dict() as .safetensors or .pt",
-            ) from None
+        fix = "save the model's state_dict() as .safetensors or .pt"
+        with torch.serialization.safe_globals(_numbers()):
+            state = read_torch(path, error=UsageError, head=f"{{path}} cannot be read as {what}", fix=fix)
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds no weights", f"it holds a {type(state).__name__}", "save the model's state_dict()")
-    nested = [state[key] for key in ("state_dict", "net") if isinstance(state.get(key), dict)]
-    state = nested[0] if nested else state
-    state = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    nested = next((state[key] for key in ("state_dict", "net") if isinstance(state.get(key), dict)), None)
+    tensors = {str(k).removeprefix("module."): v for k, v in _plain(nested if isinstance(nested, dict) else state).items()}
+    if not tensors:
+        raise _without_tensors(path, state)
+    if len(nested or ()) and (program := program_of(state)) not in ("", "a training program"):
+        log.warning("%s is a training checkpoint of %s; its state_dict is read", path, program)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _plain(state: dict) -> dict[Any, Tensor]:
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.layout is torch.strided and not v.is_quantized}
+
+
+def _without_tensors(path: Path, state: dict) -> UsageError:
+    """What a mapping is in which no tensor stands where a state dict has them."""
+    inner = next((key for key, value in state.items() if isinstance(value, dict) and _plain(value)), None)
+    program = program_of(state)
+    what = f"a training checkpoint of {program}" if program else "no state dict"
+    if inner is None:
+        why = f"it has {', '.join(str(key)[:40] for key in list(state)[:5]) or 'nothing'}, and no tensor"
+        return UsageError(f"{path} is {what}: it holds no weights", why, "save the model's state_dict()")
+    return UsageError(
+        f"{path} is {what}",
+        f"its tensors lie below {str(inner)[:40]!r}",
+        f"save them alone: torch.save(torch.load(FILE, weights_only=True)[{str(inner)[:40]!r}], 'weights.pt')",
+    )
 
 
 def _numbers() -> list[Any]:
@@ -80,21 +131,11 @@ def _numbers() -> list[Any]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    return any(name.endswith("constants.pkl") for name in archive_names(path))
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _unpickler_line(error: Exception) -> str:
-    """What torch's restricted unpickler met, without its advice to switch the restriction off."""
-    found = re.search(r"WeightsUnpickler error: ([^\n]+?)(?: was not an allowed global| Please|$)", str(error), re.MULTILINE)
-    return found[1][:200] if found else "no pickle of tensors" if "weights_only" in str(error) else _first_line(error)
 
 
 def _read_openai_archive(path: Path) -> dict[str, Tensor]:
@@ -138,6 +179,26 @@ def fetch(name: str, tag: str) -> Path:
         raise SetupError(f"cannot download {name} ({tag})", _first_line(error), _how_to_supply(name, config)) from None
 
 
+def published_tag(name: str, weights: str | None) -> str:
+    """The published weights of an open_clip model that are meant: by default OpenAI's.
+
+    Raises
+    ------
+    UsageError
+        The model has none of that name; names the nearest.
+    """
+    tags = import_open_clip().list_pretrained_tags_by_model(name)
+    tag = weights or "openai"
+    if tag not in tags:
+        near = difflib.get_close_matches(tag, tags, n=3) or tags[:3]
+        raise UsageError(
+            f"{name} has no published weights {tag!r}",
+            f"nearest tags: {', '.join(near)}" if near else "open_clip lists none for it",
+            "give a tag or the path of a weight file: --clip-weights",
+        )
+    return tag
+
+
 def find_weights(name: str = "tiny", weights: str | None = None) -> str:
     """Where a CLIP's weights are or would come from, in words; takes seconds and downloads nothing.
 
@@ -149,30 +210,93 @@ def find_weights(name: str = "tiny", weights: str | None = None) -> str:
         They would have to be downloaded and the network does not answer; says how to supply a file.
     """
     open_clip = import_open_clip()
+    if name.startswith(HUB):
+        return f"in the cache: {found}" if (found := cached_folder(name)) else _reachable(name)
     for path in (weights or "", name):
-        if path and is_path(path) and path.replace("/", "-") not in open_clip.list_models():
+        if path and path.replace("/", "-") in open_clip.list_models():
+            continue
+        if path and is_folder(path):
+            files = weight_files(Path(path))
+            return f"{path}, {sum(file.stat().st_size for file in files) / 2**20:.0f} MiB"
+        if path and is_path(path):
             if not Path(path).is_file():
                 raise UsageError(f"no CLIP weights at {path}", "there is no such file", "check --clip and --clip-weights")
             return f"{path}, {Path(path).stat().st_size / 2**20:.0f} MiB"
     if name == "tiny" or weights == "random":
         return "built in" if name == "tiny" else "random weights"
-    name, tag = name.replace("/", "-"), weights or "openai"
+    name = name.replace("/", "-")
+    tag = published_tag(name, weights)
     config = open_clip.get_pretrained_cfg(name, tag)
-    if not config:
-        raise UsageError(
-            f"no published weights {tag!r} of {name!r}", "open_clip does not know them", "check --clip and --clip-weights"
-        )
     if cached := _cached(config):
         return f"in the cache: {cached}"
     _check_answers(name, tag, config)
     return f"will be downloaded from {_host(config)}"
 
 
+def cached_folder(name: str) -> Path | None:
+    """The folder in the local Hugging Face cache with the configuration and the weights of ``hf-hub:org/name``; None where they lack."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = _repository(name)
+    for config in (OPEN_CLIP_CONFIG, "config.json"):
+        if isinstance(found := try_to_load_from_cache(repository, config), str):
+            folder = Path(found).parent
+            if any((folder / file).is_file() for file in WEIGHTS) or [*folder.glob("*model-*-of-*")]:
+                return folder
+    return None
+
+
+def fetch_folder(name: str) -> Path:
+    """The local folder of ``hf-hub:org/name``, downloaded on first use; from the cache alone where ``HF_HUB_OFFLINE`` is set.
+
+    Raises
+    ------
+    UsageError
+        No such repository, or one without a model that can be read.
+    SetupError
+        The network does not answer, or must not be asked.
+    """
+    if found := cached_folder(name):
+        return found
+    _reachable(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        patterns = [OPEN_CLIP_CONFIG, "config.json", "preprocessor_config.json", *WEIGHTS, "*model-*-of-*", "*token*", "*.model"]
+        folder = Path(snapshot_download(_repository(name), allow_patterns=patterns))
+    except (RepositoryNotFoundError, GatedRepoError) as error:
+        raise UsageError(
+            f"no model {name} for you on the hub", _first_line(error), "is the name right, and access granted?"
+        ) from None
+    except Exception as error:  # network libraries raise many kinds
+        raise SetupError(
+            f"cannot download {name}", _first_line(error), "download its folder and give that: --clip FOLDER"
+        ) from None
+    return folder
+
+
+def _repository(name: str) -> str:
+    repository = name.removeprefix(HUB)
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", repository) or ".." in repository:
+        raise UsageError(f"{name} is no name of the hub", "", "write hf-hub:organisation/name, e.g. hf-hub:timm/ViT-B-16-SigLIP")
+    return repository
+
+
+def _reachable(name: str) -> str:
+    """Where a hub's model would come from; SetupError where it cannot."""
+    fix = "download its folder elsewhere and give that: --clip FOLDER"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise SetupError(f"{name} is not in the local cache", "HF_HUB_OFFLINE forbids to download it", fix)
+    _check_answers(name, "hub", {"hf_hub": _repository(name)}, fix)
+    return "will be downloaded from huggingface.co"
+
+
 def _host(config: dict) -> str:
     return "huggingface.co" if config.get("hf_hub") else urlparse(config.get("url", "")).hostname or ""
 
 
-def _check_answers(name: str, tag: str, config: dict) -> None:
+def _check_answers(name: str, tag: str, config: dict, fix: str = "") -> None:
     """SetupError if the host of some weights does not answer within seconds: the hub's own client retries for most of a minute."""
     proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     if proxied or os.environ.get("HF_ENDPOINT"):
@@ -182,7 +306,7 @@ def _check_answers(name: str, tag: str, config: dict) -> None:
         socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise SetupError(
-            f"cannot download {name} ({tag})", f"{host} does not answer: {error}", _how_to_supply(name, config)
+            f"cannot download {name} ({tag})", f"{host} does not answer: {error}", fix or _how_to_supply(name, config)
         ) from None
 
 
@@ -198,7 +322,7 @@ def _cached(config: dict) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
+    for file in OPEN_CLIP_WEIGHTS:
         found = try_to_load_from_cache(repository, file)
         if isinstance(found, str):
             return Path(found)

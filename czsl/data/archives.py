@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 from czsl.data.images import MAX_FILE_BYTES, BadImage
 from czsl.data.paths import BadPathError, stable_name
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 MAX_MEMBERS = 250_000
 MAX_DIRECTORY_BYTES = 64 * 2**20  # of a zip's list of members
@@ -223,8 +224,9 @@ def _why_not_in_tar(info: tarfile.TarInfo) -> str:
     return "its size is negative" if info.size < 0 else ""
 
 
-def is_archive(path: Path) -> bool:
+def is_archive(path: PathLike) -> bool:
     """True if a file's content is a zip, or a tar that may be compressed; its suffix decides only for the oldest form of tar."""
+    path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -235,7 +237,7 @@ def is_archive(path: Path) -> bool:
     return head[257:262] == b"ustar" or (path.suffix.lower() == ".tar" and len(head) > 0)
 
 
-def open_archive(path: Path) -> Archive:
+def open_archive(path: PathLike) -> Archive:
     """The archive, listed; one that a process has listed before is reused.
 
     Raises
@@ -243,6 +245,7 @@ def open_archive(path: Path) -> Archive:
     DataError
         Not an archive, damaged, a bomb, or one of too many members.
     """
+    path = Path(path)
     status = path.stat()
     return _kept(path, status.st_size, status.st_mtime_ns)
 

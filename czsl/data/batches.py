@@ -8,6 +8,7 @@ Letters: N images of a split, B images of a batch, S image side, D joint width.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import uuid
@@ -25,8 +26,11 @@ from czsl.data.augment import augment, id_keys
 from czsl.data.images import decode
 from czsl.data.paths import cache_folder
 from czsl.data.table import Split
+from czsl.errors import DataError
+from czsl.reading import PathLike, read_array
 
 DECODE_CHUNK = 256
+log = logging.getLogger("czsl")
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -81,6 +85,8 @@ class PixelCache:
         PIL image and id -> ``{"images": uint8 [3, S, S]}``.
     progress : callable, optional
         Called with the number of images done while the cache is built.
+    kind : str, optional
+        Names what ``prepare`` does where that is not CLIP's own pipeline.
     """
 
     def __init__(
@@ -89,21 +95,24 @@ class PixelCache:
         size: int,
         prepare: Callable[[Image.Image, str], dict[str, Tensor]],
         progress: Callable[[int], None] = lambda done: None,
+        kind: str = "",
     ):
         self.split, self.size = split, size
         self.keys = id_keys(split.ids)
-        path = cache_folder() / "pixels" / f"{split_key(split)}-{size}.npy"
-        if not path.exists():
-            self._build(path, prepare, progress)
-        self.pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        path = cache_folder() / "pixels" / f"{'-'.join(filter(None, (split_key(split), str(size), kind)))}.npy"
+        shape = (len(split), 3, size, size)
+        pixels = _kept(path, np.uint8, shape)
+        if pixels is None:
+            self._build(path, shape, prepare, progress)
+            pixels = read_array(path, mapped=True)
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def _build(self, path: Path, prepare: Callable, progress: Callable[[int], None]) -> None:
+    def _build(self, path: Path, shape: tuple[int, ...], prepare: Callable, progress: Callable[[int], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
-        shape = (len(self.split), 3, self.size, self.size)
         try:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
@@ -167,16 +176,29 @@ def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1
     return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{arithmetic}{kind}.npy"
 
 
-def load_features(path: Path, count: int) -> Tensor | None:
-    """Kept features [N, D], or None where there are none (or of another split)."""
+def load_features(path: PathLike, count: int) -> Tensor | None:
+    """Kept features [N, D], or None where there are none, they are of another split, or the file is damaged."""
+    path = Path(path)
+    features = _kept(path, np.float32, (count, None), mapped=False)
+    return None if features is None else torch.from_numpy(features)
+
+
+def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool = True) -> np.ndarray | None:
+    """An array of a cache, or None where it is missing, damaged or of another form: it is made anew then. None stands for any size."""
     if not path.exists():
         return None
-    features = np.load(path, allow_pickle=False)
-    return torch.from_numpy(features) if len(features) == count else None
+    try:
+        array = read_array(path, mapped=mapped)
+    except DataError as error:
+        log.warning("the cache %s is damaged (%s) and made anew", path, error.why)
+        return None
+    fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    return array if fits and array.dtype == dtype else None
 
 
-def save_features(path: Path, features_ND: Tensor) -> None:
+def save_features(path: PathLike, features_ND: Tensor) -> None:
     """Keep features; several processes may do so at once. The parts of an unfinished pass go."""
+    path = Path(path)
     _save(path, features_ND.float().cpu().numpy())
     shutil.rmtree(FeatureParts(path).folder, ignore_errors=True)
 
@@ -203,7 +225,8 @@ class FeatureParts:
 
     every = 16  # batches a part
 
-    def __init__(self, path: Path):
+    def __init__(self, path: PathLike):
+        path = Path(path)
         self.folder = path.with_suffix(".parts")
         self._waiting: dict[int, np.ndarray] = {}
 
@@ -219,11 +242,8 @@ class FeatureParts:
         """Features [batch, D] by place of the batch, cut as now; damaged or differently cut parts are left out."""
         found: dict[int, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npy")):
-            try:
-                features = np.load(file, allow_pickle=False)
-                places = [int(p) for p in file.stem.split("-")]
-            except (OSError, ValueError):
-                continue
-            if features.shape[:2] == (len(places), batch):
+            features = _kept(file, np.float32, (None, batch, None), mapped=False)
+            places = [int(p) for p in file.stem.split("-") if p.isdecimal()]
+            if features is not None and len(features) == len(places):
                 found |= dict(zip(places, features, strict=True))
         return found

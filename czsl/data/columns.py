@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 MAX_TABLE_BYTES = 512 * 2**20
 MAX_COLUMNS = 10_000
@@ -31,7 +32,7 @@ class Column:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def read_column(path: Path, column: str | None = None) -> Column:
+def read_column(path: PathLike, column: str | None = None) -> Column:
     """The cells of a column of file names.
 
     Parameters
@@ -46,6 +47,7 @@ def read_column(path: Path, column: str | None = None) -> Column:
     DataError
         No such file or column, two that could be meant, or a table that is damaged or too large.
     """
+    path = Path(path)
     try:
         size = path.stat().st_size
         if size > MAX_TABLE_BYTES:

@@ -9,12 +9,13 @@ import numpy as np
 
 from czsl.data.table import Dataset, Split
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 
 def export(
     data: Dataset,
     split: str,
-    dest: Path,
+    dest: PathLike,
     limit: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -38,6 +39,7 @@ def export(
     DataError
         The split is empty.
     """
+    dest = Path(dest)
     images = data.split(split)
     if not len(images):
         raise DataError(f"{data.folder} has no {split} images", "the split is empty", "choose another --split")

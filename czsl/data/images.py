@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 from czsl.data.paths import walk
 from czsl.data.photographs import AS_STORED, SIDEWAYS, DecodeOptions, has_transparency, on_background, orientation_of, upright
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 * 2**20
@@ -139,8 +140,9 @@ def thumbnail(data: bytes, size: int, max_pixels: int = MAX_PIXELS, options: Dec
         raise BadImage("damaged image", _one_line(error)) from None
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: PathLike) -> bytes:
     """The bytes of a regular file of at most `MAX_FILE_BYTES`; `BadImage` otherwise."""
+    path = Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -152,12 +154,13 @@ def read_image_file(path: Path) -> bytes:
         raise BadImage("unreadable file", error.strerror or str(error)) from None
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: PathLike) -> list[Path]:
     """The image files below a folder, sorted by their relative path.
 
     A file counts by its suffix or its content (:func:`is_image_file`). Links to folders are not followed and links out of the folder
     are left out; :func:`czsl.data.inputs.gather` names what is.
     """
+    folder = Path(folder)
     if not Path(folder).is_dir():
         raise DataError(f"no folder {folder}", "", "give a folder of images")
     return [Path(folder) / name for name in walk(folder).files if is_image_file(Path(folder) / name)]
@@ -168,8 +171,9 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def is_image_file(path: Path) -> bool:
+def is_image_file(path: PathLike) -> bool:
     """True if a regular file's suffix is that of a known image format, or its content is one; raw files of cameras are none."""
+    path = Path(path)
     if is_image_name(path.name):
         return True
     if path.suffix.lower() in RAW_SUFFIXES:

@@ -18,6 +18,7 @@ from czsl.data.columns import read_column
 from czsl.data.images import RAW_SUFFIXES, is_image_file, is_image_name, read_image_file
 from czsl.data.paths import BadPathError, contained, walk
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 
 MAX_LIST_BYTES = 256 * 2**20
 _PATTERN = frozenset("*?[")
@@ -78,7 +79,7 @@ class ImageSource:
         return [root, inner, status.st_size, status.st_mtime_ns]
 
 
-def as_source(source: ImageSource | Path | str, names: Sequence[str] = ()) -> ImageSource:
+def as_source(source: ImageSource | PathLike, names: Sequence[str] = ()) -> ImageSource:
     """A source of names below a folder; a source stays what it is."""
     return source if isinstance(source, ImageSource) else ImageSource(str(Path(source).resolve()), list(names))
 
@@ -214,7 +215,7 @@ def gather(
     return gatherer.result()
 
 
-def gather_table(table: Path, column: str | None = None, root: Path | None = None) -> Gathered:
+def gather_table(table: PathLike, column: str | None = None, root: PathLike | None = None) -> Gathered:
     """Images that a column of a table names, under the names of the table.
 
     Parameters
@@ -231,6 +232,7 @@ def gather_table(table: Path, column: str | None = None, root: Path | None = Non
     DataError
         The table cannot be read, or none of its images is there.
     """
+    table = Path(table)
     base = os.path.realpath(root or table.parent)
     gatherer, rows = Gatherer(), read_column(table, column)
     gatherer.refused |= rows.refused

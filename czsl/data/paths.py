@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 
 def cache_folder() -> Path:
@@ -50,12 +51,12 @@ def stable_name(name: str) -> str:
 LINKS = ("inside", "top", "all")
 
 
-def contained(root: Path, name: str, links: str = "inside") -> Path:
+def contained(root: PathLike, name: str, links: str = "inside") -> Path:
     """The file ``name`` below ``root`` (an absolute path without links), whether or not it exists.
 
     Parameters
     ----------
-    root : Path
+    root : path
     name : str
     links : {"inside", "top", "all"}
         Which symbolic links may lead out of the root: none; one that lies directly in the root; any.
@@ -65,6 +66,7 @@ def contained(root: Path, name: str, links: str = "inside") -> Path:
     BadPathError
         The path leaves the root: absolute, ``..``, or through a symbolic link that may not.
     """
+    root = Path(root)
     stable = stable_name(name)
     path = root / stable
     target = Path(os.path.realpath(path))
@@ -90,8 +92,9 @@ class Walk:
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def walk(folder: Path, links: str = "inside") -> Walk:
+def walk(folder: PathLike, links: str = "inside") -> Walk:
     """List everything below ``folder``; ``links`` as for :func:`contained`, and no folder is listed a second time through a link."""
+    folder = Path(folder)
     root = Path(os.path.realpath(folder))
     found = Walk()
     visited = {str(root)}

@@ -8,7 +8,6 @@ The folder holds Parquet shards of each split (`train-00000.parquet`, ...; colum
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from czsl.data.importing.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.data.paths import cache_folder
 from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike, parquet_errors, read_json
 from czsl.spaces import load_space
 
 __all__ = ["Dataset", "Record", "Split", "cache_folder", "open_data", "write_dataset"]
@@ -47,7 +47,8 @@ class Dataset:
         (:func:`open_data`). The hash does not depend on it.
     """
 
-    def __init__(self, folder: Path, content: dict, space: CompositionSpace):
+    def __init__(self, folder: PathLike, content: dict, space: CompositionSpace):
+        folder = Path(folder)
         self.folder, self.space = folder, space
         self.name: str = content["name"]
         self.sha256: str = content["sha256"]
@@ -57,7 +58,7 @@ class Dataset:
         self._splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, folder: Path | str) -> Dataset:
+    def open(cls, folder: PathLike) -> Dataset:
         """Open a dataset folder.
 
         Raises
@@ -170,12 +171,15 @@ class Split:
         _, _, path, number = self._groups[group]
         try:
             with open_shard(path) as shard:
-                return shard.read_row_group(number, columns=["image"], use_threads=False)["image"].to_pylist()
-        except (pa.ArrowException, OSError) as error:
+                images = shard.read_row_group(number, columns=["image"], use_threads=False)["image"].to_pylist()
+        except parquet_errors() as error:
             raise damaged(path, str(error)) from None
+        if None in images:
+            raise damaged(path, "an image is missing")
+        return images
 
 
-def open_data(where: str | Path, decode: DecodeOptions | None = None) -> Dataset:
+def open_data(where: PathLike, decode: DecodeOptions | None = None) -> Dataset:
     """Open a dataset folder, or the built-in data: ``toy`` (a folder of that name is ``./toy``).
 
     Parameters
@@ -189,40 +193,48 @@ def open_data(where: str | Path, decode: DecodeOptions | None = None) -> Dataset
     DataError
         ``where`` is neither.
     """
+    where = Path(where)
     data = _open_toy() if str(where) == "toy" else Dataset.open(where)
     data.decode = decode or data.decode
     return data
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
+def open_shard(path: PathLike) -> pq.ParquetFile:
     """Open one shard and check its columns; DataError if it is damaged."""
+    path = Path(path)
     try:
         shard = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except parquet_errors() as error:
         raise damaged(path, str(error)) from None
     if not shard.schema_arrow.equals(SCHEMA):
         raise damaged(path, f"its columns are {', '.join(shard.schema_arrow.names)}")
     return shard
 
 
-def read_labels(path: Path) -> pa.Table:
+def read_labels(path: PathLike) -> pa.Table:
     """All columns of a shard but the images."""
+    path = Path(path)
     try:
         with open_shard(path) as shard:
-            return shard.read(columns=[name for name in SCHEMA.names if name != "image"], use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+            table = shard.read(columns=[name for name in SCHEMA.names if name != "image"], use_threads=False)
+            table.validate(full=True)
+    except parquet_errors() as error:
         raise damaged(path, str(error)) from None
+    if any(column.null_count for column in table.columns):
+        raise damaged(path, "it has empty cells")
+    return table
 
 
-def damaged(where: Path, why: str) -> DataError:
+def damaged(where: PathLike, why: str) -> DataError:
     """The error of a dataset folder that is not as it was written."""
+    where = Path(where)
     why = " ".join(why.split())
     return DataError(f"{where} is damaged", why, "look with: czsl data verify FOLDER; then import or copy it again")
 
 
 def _read_description(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content["format"]
         if version != FORMAT:
             raise DataError(f"{path} has format {version!r}", f"this czsl reads format {FORMAT}", "import the data again")
@@ -230,11 +242,11 @@ def _read_description(path: Path) -> dict:
             raise TypeError("name and sha256 are text")
         if set(content["images"]) != set(SPLITS) or not all(map(_SHARD.fullmatch, content["shards"])):
             raise ValueError("unknown splits or shard names")
-        if not all(isinstance(n, int) for part in ("images", "shards") for n in content[part].values()):
+        if not all(type(n) is int and n >= 0 for part in ("images", "shards") for n in content[part].values()):
             raise TypeError("counts are numbers")
         DecodeOptions(**content.get("decode", {}))
         return content
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from None
 
 
@@ -251,7 +263,11 @@ def _open_toy() -> Dataset:
 
     folder = cache_folder() / f"toy-{_drawing_version()}"
     try:
-        return Dataset.open(folder)
+        kept = Dataset.open(folder)
+        for split in map(kept.split, SPLITS):
+            if any(hashlib.sha256(png).hexdigest() != split.sha256[row] for row, png in split.iter_images()):
+                raise damaged(folder, "a picture was changed")
+        return kept
     except DataError:
         if folder.exists():  # damaged: draw it again
             shutil.rmtree(folder)

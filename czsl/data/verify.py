@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from czsl.compositions import SPLITS
 from czsl.data.images import MAX_PIXELS, BadImage, decode
 from czsl.data.importing.importers import ordered_map
@@ -17,6 +15,7 @@ from czsl.data.importing.problems import Problem, Row, count_duplicates, count_k
 from czsl.data.importing.writer import data_sha256
 from czsl.data.table import Dataset, open_data, open_shard
 from czsl.errors import DataError
+from czsl.reading import PathLike, parquet_errors
 
 
 class Stored(NamedTuple):
@@ -50,7 +49,7 @@ class VerifyReport:
 
 
 def verify(
-    folder: str | Path,
+    folder: PathLike,
     max_pixels: int = MAX_PIXELS,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -75,6 +74,7 @@ def verify(
     DataError
         The folder is no dataset folder, or its small files are damaged.
     """
+    folder = Path(folder)
     dataset = open_data(folder)
     report = VerifyReport(str(dataset.folder), dataset.name, dataset.sha256, dict.fromkeys(SPLITS, 0))
     allowed = _allowed(dataset)
@@ -113,7 +113,7 @@ def _stored(dataset: Dataset, problems: list[Problem]) -> Iterator[Stored]:
                                 problems.append(_bad("empty cell", str(item["id"]), path.name))
                                 continue
                             yield Stored(Row(**{name: item[name] for name in Row._fields}), item["image"], split)
-            except (pa.ArrowException, OSError) as error:
+            except parquet_errors() as error:
                 problems.append(_bad("unreadable shard", path.name, " ".join(str(error).split())))
             except DataError as error:
                 problems.append(_bad("unreadable shard", path.name, error.why))

@@ -6,7 +6,6 @@ similarity of the object to objects seen with the attribute and of the attribute
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import DataError
+from czsl.reading import PathLike, read_array, read_json
 
 LONGEST_LINE = 1 << 16  # bytes; a line of 300 numbers has about 3,000
 
@@ -91,14 +91,15 @@ def feasibility_from_vectors(attributes_AD: np.ndarray, objects_OD: np.ndarray, 
     return feasibility_scores(attributes, objects, space)
 
 
-def feasibility_from_glove(path: str | Path, space: CompositionSpace, rename: Mapping[str, str] | None = None) -> np.ndarray:
+def feasibility_from_glove(path: PathLike, space: CompositionSpace, rename: Mapping[str, str] | None = None) -> np.ndarray:
     """Feasibility [A * O] from a text file of word vectors (see :func:`word_vectors`)."""
+    path = Path(path)
     names = (*space.attributes, *space.objects)
     vectors = word_vectors(path, names, rename)
     return feasibility_from_vectors(vectors[: space.num_attributes], vectors[space.num_attributes :], space)
 
 
-def word_vectors(path: str | Path, names: Sequence[str], rename: Mapping[str, str] | None = None) -> np.ndarray:
+def word_vectors(path: PathLike, names: Sequence[str], rename: Mapping[str, str] | None = None) -> np.ndarray:
     """Vectors of names from a text file with ``word number number ...`` lines, as GloVe comes; float64 [n, D].
 
     A name is renamed, lowered, split at ``_`` and spaces, and gets the mean of its parts' vectors. Only lines of words that are
@@ -116,6 +117,7 @@ def word_vectors(path: str | Path, names: Sequence[str], rename: Mapping[str, st
     DataError
         No such file, a line that is not a word and D finite numbers (by line number), or names without a vector.
     """
+    path = Path(path)
     rename = rename or {}
     parts = [[p for p in re.split(r"[_\s]+", rename.get(name, name).lower()) if p] for name in names]
     needed = {part.encode() for words in parts for part in words}
@@ -152,18 +154,16 @@ def _parse_vector(text: bytes, width: int, place: str) -> np.ndarray:
     return vector
 
 
-def read_rename(path: str | Path) -> dict[str, str]:
+def read_rename(path: PathLike) -> dict[str, str]:
     """Read a rename file: a JSON object of name -> words."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give a JSON object of name: words") from None
+    path = Path(path)
+    content = read_json(path, head="cannot read {path}", fix="give a JSON object of name: words")
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise DataError(f"{path} is not a JSON object of name: words", "", 'write {"Faux.Leather": "fake_leather"}')
     return content
 
 
-def read_feasibility(path: str | Path, space: CompositionSpace) -> np.ndarray:
+def read_feasibility(path: PathLike, space: CompositionSpace) -> np.ndarray:
     """Read ``feasibility.npy``, one finite number for each pair of the open world in attribute-major order; float32 [A * O].
 
     Raises
@@ -171,15 +171,12 @@ def read_feasibility(path: str | Path, space: CompositionSpace) -> np.ndarray:
     DataError
         No such file, no plain numeric array, or another length.
     """
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give an .npy file of plain numbers") from None
+    path = Path(path)
+    values = read_array(path)
     expected = space.num_attributes * space.num_objects
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (expected,):
-        what = f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
+    if values.dtype.kind not in "fiu" or values.shape != (expected,):
         raise DataError(
-            f"{path} holds {what}",
+            f"{path} holds {values.dtype} of shape {list(values.shape)}",
             f"the space has {space.num_attributes} x {space.num_objects} = {expected} pairs",
             "give one number for each pair, attribute by attribute",
         )

@@ -23,6 +23,7 @@ from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.curve import Curve, harmonic_mean
 from czsl.evaluation.extremes import Extremes
+from czsl.reading import PathLike
 from czsl.runs.files import write_json
 
 AIMS = "hm, accuracy, unseen-share=0.3 or seen>=0.5"
@@ -222,8 +223,9 @@ class OperatingPoint:
         write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: PathLike) -> Self:
         """Read the file; DataError if it is damaged."""
+        path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -239,10 +241,10 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def point_file(folder: Path, open_world: bool = False, which: str = "best") -> Path:
+def point_file(folder: PathLike, open_world: bool = False, which: str = "best") -> Path:
     """Where a run folder keeps the point of a world and a checkpoint."""
     checkpoint = "" if which == "best" else f"-{which}"
-    return folder / f"operating-point-{'open' if open_world else 'closed'}{checkpoint}.json"
+    return Path(folder) / f"operating-point-{'open' if open_world else 'closed'}{checkpoint}.json"
 
 
 def candidates_sha256(candidates: Candidates) -> str:

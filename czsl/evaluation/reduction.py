@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 
 from czsl.errors import DataError
 from czsl.evaluation.extremes import Extremes
-from czsl.evaluation.scores_file import read_arrays
 from czsl.evaluation.sums import Sums
+from czsl.reading import PathLike, parse_json, read_arrays
 from czsl.runs.files import write_atomically
 
 # Type and dimensions of each array: N images, L = 1 level, k of top-k.
@@ -62,18 +61,19 @@ class Reduction:
     facts: dict[str, Any]
     sums: Sums | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the file, whole or not at all."""
+        path = Path(path)
         about = json.dumps({**{name: list(getattr(self, name)) for name in _NAMES}, "facts": self.facts}).encode()
         arrays = {field.name: getattr(self.extremes, field.name) for field in fields(Extremes)}
         if self.sums is not None:
             arrays |= {f"sums_{field.name}": getattr(self.sums, field.name) for field in fields(Sums)}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, about=np.frombuffer(about, np.uint8), **arrays)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Reduction:
+    def load(cls, path: PathLike) -> Reduction:
         """Read what :meth:`save` wrote.
 
         Raises
@@ -81,19 +81,20 @@ class Reduction:
         DataError
             No such file, or one that is damaged, compressed or contradicts itself.
         """
+        path = Path(path)
         try:
-            with zipfile.ZipFile(path) as archive:  # a few bytes may unfold to more than memory; our own are stored plainly
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it is compressed")
-            arrays = read_arrays(path, ["about", *_LAYOUT, *(f"sums_{name}" for name in _SUMS)])
+            named = ["about", *_LAYOUT, *(f"sums_{name}" for name in _SUMS)]
+            arrays = read_arrays(path, named, stored=True)  # our own are stored plainly
             sums = {name.removeprefix("sums_"): arrays.pop(name) for name in list(arrays) if name.startswith("sums_")}
-            about = json.loads(arrays.pop("about").tobytes())
+            about = parse_json(arrays.pop("about").tobytes(), path)
             ids, attributes, objects = (about[name] for name in _NAMES)
             _check_about([ids, attributes, objects], about["facts"])
             _check(arrays, len(ids), len(attributes), len(objects))
             if sums:
                 _check_sums(sums, len(ids))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        except DataError as error:
+            raise DataError(f"cannot read {path}", error.why, "evaluate the run again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"cannot read {path}", f"{type(error).__name__}: {error}", "evaluate the run again") from None
         return cls(Extremes(**arrays), ids, attributes, objects, about["facts"], Sums(**sums) if sums else None)
 

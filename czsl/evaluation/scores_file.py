@@ -9,9 +9,7 @@ of each column) and, in the open world, ``feasibility`` [P]. The json holds ``at
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,14 +19,10 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
+from czsl.reading import PathLike, read_arrays, read_json
 from czsl.spaces import space_from_json
 
 ARRAYS = ("scores", "attr", "obj", "pair", "pair_attr", "pair_obj", "feasibility")
-# What np.load raises on a file that is no npz, cut short, or made to look larger than memory.
-_UNREADABLE = (
-    *(OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, MemoryError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True)
@@ -73,12 +67,13 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
     return space_from_json(dict(space), source)
 
 
-def read_space(path: str | Path) -> CompositionSpace:
+def read_space(path: PathLike) -> CompositionSpace:
     """A label space from a file: ``space.json``, or the json beside a score file; DataError names file and place."""
+    path = Path(path)
     return as_space(_read_json(Path(path)), str(path))
 
 
-def read_scores(npz: str | Path, space_json: str | Path, split: str | None = None, open_world: bool | None = None) -> ScoreFile:
+def read_scores(npz: PathLike, space_json: PathLike, split: str | None = None, open_world: bool | None = None) -> ScoreFile:
     """Read scores and their label space.
 
     Parameters
@@ -96,6 +91,7 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
     DataError
         A file that is missing, broken, or contradicts itself; the message names file and place.
     """
+    npz, space_json = Path(npz), Path(space_json)
     content = _read_json(Path(space_json))
     space = as_space(content, str(space_json))
     arrays = read_arrays(Path(npz), ARRAYS)
@@ -132,7 +128,7 @@ def read_scores(npz: str | Path, space_json: str | Path, split: str | None = Non
 
 
 def write_scores(
-    path: str | Path,
+    path: PathLike,
     scores,
     labels,
     space: CompositionSpace | Mapping,
@@ -149,6 +145,7 @@ def write_scores(
     tuple of Path
         The npz and the json, which :func:`read_scores` takes.
     """
+    path = Path(path)
     space = as_space(space)
     candidates = Candidates.build(space, pairs, split=split, open_world=open_world, feasibility=feasibility)
     labels_N2 = check_labels(labels, candidates)
@@ -177,25 +174,10 @@ def write_scores(
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), "give the json of the scores or a space.json") from None
+    content = read_json(path, head="cannot read {path}", fix="give the json of the scores or a space.json")
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a label space", f"it holds a {type(content).__name__}", "give a space.json")
     return content
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an npz holds; DataError if it is no npz of plain arrays."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it holds one array, not an archive of named ones")
-        with loaded as archive:
-            return {name: archive[name] for name in names if name in archive.files}
-    except _UNREADABLE as error:
-        raise DataError(f"cannot read {path}", str(error), "give an npz of plain arrays") from None
 
 
 def _member(arrays: dict[str, np.ndarray], name: str, source: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 from czsl.retrieval import storage
 
 KINDS = ("flat", "ivf")
@@ -189,7 +190,7 @@ class CompositionIndex:
             return None
 
     # -- files -----------------------------------------------------------------------------------------------------
-    def save(self, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
+    def save(self, folder: PathLike, meta: dict[str, Any] | None = None) -> None:
         """Write the index to a folder: whole or not at all; an index that is there is replaced.
 
         Parameters
@@ -203,12 +204,13 @@ class CompositionIndex:
         UsageError
             The folder exists and is not an index, or meta is not JSON.
         """
+        folder = Path(folder)
         arrays = {name: getattr(self, name) for name in storage.ARRAYS[self.kind]}
         facts = {"kind": self.kind, "pairs": len(self), "dim": self.dim, "cells": self.cells}
         storage.write(Path(folder), arrays, facts, self.meta if meta is None else meta)
 
     @classmethod
-    def load(cls, folder: str | Path, gpu: bool | None = None) -> CompositionIndex:
+    def load(cls, folder: PathLike, gpu: bool | None = None) -> CompositionIndex:
         """Read what :meth:`save` wrote, after checking sizes, hashes, shapes, values and cell radii.
 
         Raises
@@ -216,6 +218,7 @@ class CompositionIndex:
         DataError
             Anything missing, cut short, edited or contradictory; the message names the file.
         """
+        folder = Path(folder)
         arrays, facts, meta = storage.read(Path(folder))
         index = cls(**arrays, meta=meta, gpu=gpu_there() if gpu is None else gpu)
         _checked_pairs(index.pairs, f"{folder}/pairs.npy")

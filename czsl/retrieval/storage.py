@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike, read_array, read_json
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 FORMAT, VERSION = "czsl composition index", 1
@@ -22,8 +23,9 @@ _NAMES = {"index.json"} | {f"{name}.npy" for name in ARRAYS["ivf"]}
 _AGAIN = "build the index again"
 
 
-def write(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any], meta: dict[str, Any]) -> None:
+def write(folder: PathLike, arrays: dict[str, np.ndarray], facts: dict[str, Any], meta: dict[str, Any]) -> None:
     """Write beside the target, sync, rename. UsageError where the folder holds something else, or meta is not JSON."""
+    folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and all(path.name in _NAMES for path in folder.iterdir())):
         raise UsageError(f"{folder} exists and holds other files", "it would be replaced", "choose another folder")
     try:
@@ -59,8 +61,9 @@ def write(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any], me
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+def read(folder: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
     """Arrays (vectors memory-mapped), facts and meta; DataError names the file that is broken."""
+    folder = Path(folder)
     content = _read_json(folder)
     facts = _facts(content, folder)
     pairs, dim, cells = facts["pairs"], facts["dim"], facts["cells"]
@@ -76,10 +79,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str,
     for name in ARRAYS[facts["kind"]]:
         path = folder / f"{name}.npy"
         _check_file(path, content["files"].get(path.name))
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false header cannot ask for memory
-        except (OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-            raise DataError(f"cannot read {path}", str(error), _AGAIN) from None
+        array = read_array(path, mapped=True, fix=_AGAIN)
         dtype, shape = expected[name]
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             raise DataError(
@@ -89,20 +89,18 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str,
     return arrays, facts, content["meta"]
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: PathLike) -> dict[str, Any]:
     """``kind``, ``pairs``, ``dim``, ``cells`` and ``meta`` as written in ``index.json``; the arrays are not read."""
+    folder = Path(folder)
     content = _read_json(folder)
     return {**_facts(content, folder), "meta": content["meta"]}
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} is not an index", "it has no index.json", "is the path right?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}", str(error), _AGAIN) from None
+    if not path.exists():
+        raise DataError(f"{folder} is not an index", "it has no index.json", "is the path right?")
+    content = read_json(path, head="cannot read {path}", fix=_AGAIN)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} does not describe an index", "", "is the path right?")
     if content.get("version") != VERSION:

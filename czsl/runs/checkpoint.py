@@ -5,21 +5,25 @@ Torch is imported where tensors are read or written: commands that only look for
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from czsl.errors import UsageError
+from czsl.errors import CzslError, UsageError
+from czsl.reading import PathLike, read_json, read_safetensors
 from czsl.runs.files import sha256_file, sync_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP = 3
+FILES = {"method.safetensors", "optimizer.safetensors", "state.json"}  # those that every checkpoint has
+# What is read of a state, with its types; all else is only compared.
+STATE: dict[str, Any] = {"step": int, "epoch": int, "place": int, "best_auc": (int, float), "space": dict}
 log = logging.getLogger("czsl")
 
 
@@ -39,10 +43,11 @@ class Checkpoint:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: PathLike, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
     from safetensors.torch import save as as_bytes
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
@@ -70,45 +75,57 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def mark_best(folder: Path, checkpoint: Path, **facts: Any) -> None:
+def mark_best(folder: PathLike, checkpoint: PathLike, **facts: Any) -> None:
     """Remember which checkpoint is best and why."""
+    folder, checkpoint = Path(folder), Path(checkpoint)
     write_json(folder / "best.json", {"checkpoint": checkpoint.name, **facts})
 
 
-def best(folder: Path) -> dict[str, Any]:
+def best(folder: PathLike) -> dict[str, Any]:
     """What :func:`mark_best` wrote, or an empty dict."""
+    folder = Path(folder)
     file = folder / "best.json"
+    if not file.exists():
+        return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s is damaged (%s), the best checkpoint is not known", file, error)
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = read_json(file)
+        kinds: dict[str, Any] = {"checkpoint": str, "auc": (int, float, type(None)), "epoch": int, "step": int}
+        if isinstance(content, dict) and all(isinstance(content[name], kinds[name]) for name in kinds.keys() & content.keys()):
+            return content
+        why = "it is no mark of a checkpoint"
+    except CzslError as error:
+        why = error.why
+    log.warning("%s is damaged (%s), the best checkpoint is not known", file, why)
+    return {}
 
 
-def steps(folder: Path) -> list[Path]:
+def steps(folder: PathLike) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    folder = Path(folder)
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d{1,18}", p.name))
 
 
-def step_of(path: Path) -> int:
+def step_of(path: PathLike) -> int:
     """The step in a checkpoint folder's name."""
+    path = Path(path)
     return int(path.name.removeprefix("step-"))
 
 
-def is_valid(path: Path) -> bool:
+def is_valid(path: PathLike) -> bool:
     """Whether every file of a checkpoint is there and unchanged."""
+    path = Path(path)
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest) and all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
-    except (OSError, ValueError, AttributeError):  # missing, not UTF-8, not JSON, not a mapping
+        manifest = read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
+            return False
+        return all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
+    except (OSError, ValueError, CzslError):  # missing, not JSON, a name that is none
         return False
 
 
-def newest_valid(folder: Path) -> Path | None:
+def newest_valid(folder: PathLike) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are passed over with a warning."""
+    folder = Path(folder)
     for path in reversed(steps(folder)):
         if is_valid(path):
             return path
@@ -116,7 +133,7 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
-def find(folder: Path, which: str = "best") -> Path:
+def find(folder: PathLike, which: str = "best") -> Path:
     """A checkpoint by name: ``best`` (falls back to the newest valid one), ``last``, or ``step-NNNNNNNN`` / a step number.
 
     Raises
@@ -124,6 +141,7 @@ def find(folder: Path, which: str = "best") -> Path:
     UsageError
         If there is none, or the one asked for is damaged; lists those there are.
     """
+    folder = Path(folder)
     if which == "best":
         name = best(folder).get("checkpoint")
         if name and is_valid(folder / Path(name).name):
@@ -137,27 +155,32 @@ def find(folder: Path, which: str = "best") -> Path:
         raise UsageError(
             f"{folder.parent} has no usable checkpoint", "training did not get that far", "train first, or --resume the run"
         )
-    path = folder / (f"step-{int(which):08d}" if which.isdecimal() else Path(which).name)
+    path = folder / (f"step-{int(which):08d}" if re.fullmatch(r"[0-9]{1,18}", which) else Path(which).name)
     if not is_valid(path):
         there = ", ".join(p.name for p in steps(folder)) or "none"
         raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
     return path
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: PathLike) -> Checkpoint:
     """Read a checkpoint that verified."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return Checkpoint(
-            load_file(path / "method.safetensors"),
-            load_file(path / "optimizer.safetensors"),
-            json.loads((path / "state.json").read_text(encoding="utf-8")),
-            load_file(labels) if (labels := path / "labels.safetensors").exists() else {},
-        )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"checkpoint {path} cannot be read", str(error), "choose another with --checkpoint") from None
+    path = Path(path)
+    told: dict[str, Any] = {
+        "error": UsageError,
+        "head": f"checkpoint {path} cannot be read",
+        "fix": "choose another with --checkpoint",
+    }
+    state = read_json(path / "state.json", **told)
+    there = state if isinstance(state, dict) else {}
+    odd = [k for k, kind in STATE.items() if (k in there or k == "step") and (not isinstance(there.get(k), kind))]
+    if odd:
+        raise UsageError(told["head"], f"state.json has no {', '.join(odd)} as they are written", told["fix"])
+    return Checkpoint(
+        read_safetensors(path / "method.safetensors", **told),
+        read_safetensors(path / "optimizer.safetensors", **told),
+        state,
+        read_safetensors(labels, **told) if (labels := path / "labels.safetensors").exists() else {},
+    )
 
 
 def _prune(folder: Path) -> None:

@@ -23,7 +23,7 @@ class RunConfig:
     preset: named settings of the method (``czsl methods`` lists them).
     recipe: named settings for a dataset's size (learning rate, epochs, batch, weights), a second axis beside the preset.
     data: dataset folder, or ``toy``.
-    clip: ``tiny``, an open_clip model, or a weight file in OpenAI's format.
+    clip: ``tiny``, an open_clip model, ``hf-hub:org/name``, a model's folder, or a weight file (docs/weights.md).
     clip_weights: published tag or file for an open_clip model.
     seed: of initial weights, sample order, augmentation and dropout.
     epochs: passes over the training images.

@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 
 from czsl.errors import SetupError, UsageError
+from czsl.reading import PathLike
 
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
-def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
+def write_atomically(path: PathLike, content: bytes, sync: bool = True) -> None:
     """Write beside the target, sync, rename: a reader never sees half a file, a full disk never costs the old one.
 
     Without ``sync``, for many small files that can be made again, that holds until the machine itself stops.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -40,20 +42,23 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: PathLike, array: np.ndarray) -> None:
     """An array as ``.npy``, written atomically."""
+    path = Path(path)
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomically(path, buffer.getvalue())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: PathLike, content: Any) -> None:
     """JSON with a newline at its end, written atomically."""
+    path = Path(path)
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: PathLike) -> None:
     """Make renames inside a folder durable."""
+    path = Path(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +67,7 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, work: str) -> Iterator[None]:
+def held(folder: PathLike, work: str) -> Iterator[None]:
     """Keep other processes, also those of other machines on a shared file system, from the same work on a folder.
 
     The lock goes with the process, however it ends. A file system without locks is used without one.
@@ -72,6 +77,7 @@ def held(folder: Path, work: str) -> Iterator[None]:
     UsageError
         Names the process that is at work.
     """
+    folder = Path(folder)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,14 +97,16 @@ def held(folder: Path, work: str) -> Iterator[None]:
         yield
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: PathLike) -> str:
     """Hex SHA-256 of a file."""
+    path = Path(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def no_space(error: OSError, folder: Path) -> SetupError:
+def no_space(error: OSError, folder: PathLike) -> SetupError:
     """What a full disk means for the run in a folder."""
+    folder = Path(folder)
     free = shutil.disk_usage(folder).free / 2**20
     return SetupError(
         f"no space left to write in {folder}",

@@ -16,12 +16,25 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
+from czsl.reading import PathLike, json_records, read_json, read_yaml
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
+from czsl.runs.settings import check_known, typed
 from czsl.spaces import load_space
 
+MOST_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
+MOST_THREADS = 4096
+# What every line of an event has beside its numbers.
+RECORDS = {
+    "progress": ("what", "done", "total"),
+    "start": ("steps", "images", "batch", "step"),
+    "step": ("loss", "epoch", "images_per_s", "time", "step"),
+    "epoch": ("epoch", "time", "step"),
+    "end": ("status", "step"),
+}
+TEXTS = ("event", "what", "status", "reason", "how", "for")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
@@ -39,27 +52,29 @@ class Run:
         If the folder holds no ``config.yaml`` or one that cannot be read.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: PathLike):
         self.path = Path(path).resolve()
         file = self.path / "config.yaml"
         if not file.is_file():
             raise UsageError(
                 f"{path} is not a run folder", "it has no config.yaml", "give a folder that czsl train wrote, e.g. runs/<name>"
             )
+        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand, or written by another version?"}
+        self.settings: dict[str, Any] = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
+        if not isinstance(self.settings, dict):
+            raise UsageError(told["head"], f"it holds a {type(self.settings).__name__}, not settings", told["fix"])
         try:
-            self.settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            self.config = RunConfig.from_file(self.settings)
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand, or written by another version?"
-            ) from None
+            check_known(self.settings, [*RunConfig.field_names(), "model"], "NAME")
+            self.config = RunConfig.from_file(typed(self.settings, RunConfig))
+        except UsageError as error:
+            raise UsageError(told["head"], f"{error.what} {error.why}".strip(), told["fix"]) from None
 
     @classmethod
     def create(
         cls,
         config: RunConfig,
         space: CompositionSpace,
-        out: Path | str = "runs",
+        out: PathLike = "runs",
         name: str | None = None,
         start: Checkpoint | None = None,
     ) -> Run:
@@ -67,6 +82,7 @@ class Run:
 
         ``start`` is what it begins with instead of initial weights. The run keeps a copy, so that it depends on no other run.
         """
+        out = Path(out)
         data = Path(config.data).name or "data"
         stem = name or f"{config.method}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in itertools.count(1):
@@ -118,17 +134,10 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        """Lines of ``metrics.jsonl``, of one event if asked; a half-written last line is left out."""
-        if not self.metrics_file.exists():
-            return
-        with self.metrics_file.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if event is None or record.get("event") == event:
-                    yield record
+        """Lines of ``metrics.jsonl``, of one event if asked; half-written and damaged ones are left out."""
+        for record in json_records(self.metrics_file):
+            if well_formed(record) and (event is None or record["event"] == event):
+                yield record
 
     def cut_metrics(self, step: int) -> None:
         """Drop what was logged after a step, so that a resumed run has each step once."""
@@ -146,9 +155,25 @@ class Run:
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def environment(self) -> dict[str, Any]:
-        """The content of ``environment.json``; empty before the first worker wrote it."""
+        """The content of ``environment.json``; empty before the first worker wrote it.
+
+        Raises
+        ------
+        UsageError
+            It is damaged.
+        """
         file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not file.exists():
+            return {}
+        told: dict[str, Any] = {
+            "head": f"{file} is damaged",
+            "fix": "take it from a copy; without it the run works, its record is lost",
+        }
+        content = read_json(file, error=UsageError, **told)
+        threads = content.get("threads", 0) if isinstance(content, dict) else None
+        if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
+            raise UsageError(told["head"], "it is no record of a run", told["fix"])
+        return content
 
     @property
     def threads(self) -> int:
@@ -159,8 +184,23 @@ class Run:
         return self.config.threads or self.environment().get("threads", 0)
 
 
-def latest_run(out: Path | str = "runs") -> Run | None:
+def well_formed(record: dict[str, Any], whole: bool = False) -> bool:
+    """Whether a line of metrics has texts where these belong and finite numbers elsewhere; ``whole``: with all that its event tells."""
+    if not isinstance(record.get("event"), str):
+        return False
+    for name, value in record.items():
+        if isinstance(value, str) != (name in TEXTS):
+            return False
+        if isinstance(value, int | float) and (isinstance(value, bool) or not abs(value) < 1e15):
+            return False
+    if whole and any(record.get(name) is None for name in RECORDS.get(record["event"], ())):
+        return False
+    return all(type(record.get(name, 0)) is int for name in ("step", "epoch", "steps", "images", "batch", "done", "total"))
+
+
+def latest_run(out: PathLike = "runs") -> Run | None:
     """The newest run folder, or None."""
+    out = Path(out)
     found = sorted(Path(out).glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
     return Run(found[-1].parent) if found else None
 

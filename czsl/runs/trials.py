@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ from typing import Any, Literal
 import yaml
 
 from czsl.compositions import CompositionSpace
-from czsl.errors import UsageError
+from czsl.errors import CzslError, UsageError
+from czsl.reading import PathLike, read_json, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.run import Run
+from czsl.runs.run import MOST_CONFIG, Run, well_formed
 from czsl.runs.settings import check_known, typed
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
@@ -96,7 +96,7 @@ class Trial:
     def status(self) -> str:
         """``done``, ``pruned`` (stopped early), ``failed``, or ``unfinished``."""
         run = self.run
-        ends = [record["status"] for record in run.metrics("end")] if run else []
+        ends = [record.get("status") for record in run.metrics("end")] if run else []
         end = ends[-1] if ends else None
         if self.reason or end == "failed":
             return "failed"
@@ -108,7 +108,9 @@ class Trial:
         """``epoch``, ``value``, ``time`` of each epoch that has the metric."""
         records = self.run.metrics("epoch") if self.run else ()
         found = ((r, r.get(METRICS[metric])) for r in records)
-        return [{"epoch": r["epoch"], "value": value, "time": r["time"]} for r, value in found if value is not None]
+        return [
+            {"epoch": r["epoch"], "value": v, "time": r["time"]} for r, v in found if v is not None and well_formed(r, whole=True)
+        ]
 
     def reports(self, metric: str) -> list[dict[str, Any]]:
         """The same with the best value up to each epoch, for its best checkpoint is what a trial leaves."""
@@ -119,7 +121,7 @@ class Trial:
     def summary(self, metric: str) -> dict[str, Any]:
         """What a table of trials shows: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
         records = list(self.run.metrics()) if self.run else []
-        epochs = [r for r in records if r.get("event") == "epoch"]
+        epochs = [r for r in records if r["event"] == "epoch" and "epoch" in r]
         key = METRICS[metric]
         best = max((e for e in epochs if e.get(key) is not None), key=lambda e: e[key], default={})
         failure = next((r["reason"] for r in reversed(records) if r.get("reason")), "")
@@ -139,7 +141,7 @@ class Trial:
 
 def _seconds(records: Sequence[dict[str, Any]]) -> float:
     """Time between a run's records, without the pauses before it was taken up again."""
-    pairs = itertools.pairwise(r for r in records if "time" in r)
+    pairs = itertools.pairwise(r for r in records if isinstance(r.get("time"), int | float))
     return round(sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "start"), 1)
 
 
@@ -161,17 +163,23 @@ class Search:
         file = self.path / "tune.yaml"
         if not file.is_file():
             raise UsageError(f"{self.path} is no search", "it has no tune.yaml", "give a folder that czsl tune wrote")
+        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
+        content = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
         try:
-            content = dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            if not isinstance(content, dict):
+                raise TypeError(f"it holds a {type(content).__name__}, not settings")
             check_known(content, (f.name for f in fields(SearchConfig)), "NAME")
             self.config = SearchConfig(**typed(content, SearchConfig))
+            check_known(self.config.config, [*RunConfig.field_names(), "model"], "NAME")
+            typed(self.config.config, RunConfig)
             RunConfig(**self.config.config)
-        except (yaml.YAMLError, TypeError, ValueError, UsageError) as error:
-            raise UsageError(f"{file} cannot be read", str(error).splitlines()[0], "was it edited by hand?") from None
+        except (TypeError, ValueError, UsageError) as error:
+            raise UsageError(told["head"], str(error).splitlines()[0], told["fix"]) from None
 
     @classmethod
-    def create(cls, config: SearchConfig, out: Path, name: str | None = None) -> Search:
+    def create(cls, config: SearchConfig, out: PathLike, name: str | None = None) -> Search:
         """Make the folder and write ``tune.yaml``; an existing search is never overwritten."""
+        out = Path(out)
         base = config.base
         path = out / (name or f"tune-{base.method}-{Path(base.data).name}-{time.strftime('%Y%m%d-%H%M%S')}")
         try:
@@ -220,9 +228,14 @@ class Search:
         found = []
         for file in self.folder.glob("*/trial.json"):
             try:
-                found.append(Trial(path=file.parent, **json.loads(file.read_text(encoding="utf-8"))))
-            except (ValueError, TypeError) as error:
-                raise UsageError(f"{file} cannot be read", str(error), f"remove {file.parent} to repeat this trial") from None
+                content = read_json(file)
+                if not isinstance(content, dict) or not content.keys() >= {"number", "values"}:
+                    raise TypeError("it is no record of a trial")
+                check_known(content, (f.name for f in fields(Trial) if f.name != "path"), "NAME")
+                found.append(Trial(path=file.parent, **typed(content, Trial)))
+            except (TypeError, CzslError) as error:
+                why = error.why or error.what if isinstance(error, CzslError) else str(error)
+                raise UsageError(f"{file} cannot be read", why, f"remove {file.parent} to repeat this trial") from None
         return sorted(found, key=lambda t: t.number)
 
     def is_over(self) -> bool:

@@ -77,7 +77,7 @@ class CAILA(Method):
         size = self.clip.image_size
         if self.config.crop == "clip":
             return super().prepare(image, image_id)
-        pixels = clip_pixels(image, size, round(size * RESIZE), Image.Resampling.BILINEAR)
+        pixels = clip_pixels(image, size, Image.Resampling.BILINEAR, round(size * RESIZE))
         return {"images": torch.from_numpy(pixels)}
 
     def image_features(self, batch) -> Tensor:

@@ -72,6 +72,11 @@ class ClipPzslConfig(MethodConfig):
                 raise self.refused(name, "it must be 0 or more")
 
     @property
+    def only_features(self) -> bool:
+        """Always: it trains label embeddings beside the towers."""
+        return True
+
+    @property
     def keeps_features(self) -> bool:
         """Nothing before the features is trained."""
         return True

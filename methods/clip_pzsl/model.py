@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, one_hot
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
@@ -58,7 +58,7 @@ class ClipPzsl(Method):
     config: ClipPzslConfig
     average: Tensor
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: ClipPzslConfig):
+    def __init__(self, space: CompositionSpace, clip: Towers, config: ClipPzslConfig):
         super().__init__(space, clip, config)
         c = config
         self.blocks = nn.ModuleList(Mining(clip.dim, c) for _ in range(c.depth))

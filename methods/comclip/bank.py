@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import RegionTable
-from czsl.data.pixels import clip_pixels
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.fills import sub_images
 from methods.comclip.windows import SEGMENTS, box_mask, grid_boxes, patch_shares, slic_segments
@@ -70,12 +69,12 @@ def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], most: i
 
 
 def prepare_bank(
-    image: Image.Image, image_id: str, config: ComCLIPConfig, clip: Clip, table: RegionTable | None
+    image: Image.Image, image_id: str, config: ComCLIPConfig, clip: Towers, table: RegionTable | None
 ) -> dict[str, Tensor]:
     """``images`` [3, S, S] of CLIP's pipeline, and where there are sub-images ``regions`` [L, 3, S, S] with ``present`` [L] or, of
     segments, their ``shares`` of patches [L, N]."""
-    image, size = image.convert("RGB"), clip.image_size
-    pixels = clip_pixels(image, size)
+    image = image.convert("RGB")
+    pixels = clip.pixels(image)
     out = {"images": torch.from_numpy(pixels)}
     if config.regions == "superpixel":
         shares = patch_shares(slic_segments(pixels), side_of(clip))[:SPARE]
@@ -88,18 +87,18 @@ def prepare_bank(
         else:
             assert table is not None
             masks, rows = file_masks(table, image_id, image.size, config.max_regions), config.max_regions
-        views = sub_images(image, masks, config.fill, size)
+        views = sub_images(image, masks, config.fill, clip.pixels)
         out["regions"] = torch.cat([views, views.new_zeros(rows - len(views), *views.shape[1:])])
         out["present"] = torch.arange(rows) < len(views)
     return out
 
 
-def side_of(clip: Clip) -> int:
+def side_of(clip: Towers) -> int:
     """Patches along a side of the image."""
     return clip.image_size // int(clip.visual.vit.patch_size[0])
 
 
-def encode_bank(clip: Clip, batch: Mapping[str, Tensor], config: ComCLIPConfig) -> Tensor:
+def encode_bank(clip: Towers, batch: Mapping[str, Tensor], config: ComCLIPConfig) -> Tensor:
     """Un-normalised features of images and their regions, packed [B, (1 + L) * D]; a region that an image lacks is 0."""
     if config.regions in ("patch", "superpixel"):
         if config.regions == "superpixel" and "shares" not in batch:

@@ -65,6 +65,11 @@ class ComCLIPConfig(RegionFileConfig):
         self.rule  # noqa: B018 (it checks its own fields)
 
     @property
+    def only_features(self) -> bool:
+        """Except with CLIP's own patches as regions."""
+        return self.regions not in ("patch", "superpixel")
+
+    @property
     def rule(self) -> Rule:
         """How sub-images are weighted."""
         return Rule(self.mode, self.weight, self.tau, self.beta, self.min_score, self.guard)

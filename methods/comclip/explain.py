@@ -8,14 +8,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from czsl.data.pixels import clip_pixels
 from methods.comclip.bank import BankSide, file_masks, side_of
 from methods.comclip.pairs import WordSide, pair_parts, seen
 from methods.comclip.windows import box_mask, grid_boxes, slic_segments
 from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, Question, branch_figures, centre_square
 
 if TYPE_CHECKING:
-    from czsl.clip.backbone import Clip
+    from czsl.clip.backbone import Towers
     from czsl.compositions import CompositionSpace
     from czsl.data.files.regions import RegionTable
     from methods.comclip.config import ComCLIPConfig
@@ -25,7 +24,7 @@ SAME = "The fit of a word is its cosine to the part of the image that it sees (m
 
 
 def explain_pair(
-    question: Question, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Clip
+    question: Question, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
     """Weights w_a and w_o, fits, the score beside CLIP's own, and where the words look."""
     images, text = question.side, question.text.tile(place, place + 1)
@@ -88,7 +87,7 @@ class _Layers:
         return HeatMap("what the words choose", title, _shrunk(total), self.extent, note, rest)
 
 
-def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: RegionTable | None, clip: Clip) -> _Layers:
+def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: RegionTable | None, clip: Towers) -> _Layers:
     whole: Box = (0, 0, *image.size)
     square = centre_square(image.size)
     if config.regions == "grid":
@@ -101,7 +100,7 @@ def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: Reg
         side = side_of(clip)
         return _Layers(list(np.eye(side * side, dtype=bool).reshape(-1, side, side)), square)
     if config.regions == "superpixel":
-        segments = slic_segments(clip_pixels(image, clip.image_size))
+        segments = slic_segments(clip.pixels(image))
         return _Layers([segments == i for i in range(int(segments.max()) + 1)], square)
     return _Layers([], whole)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from czsl.clip.backbone import OPENAI_MEAN
-from czsl.data.pixels import clip_pixels
+from czsl.data.pixels import Pixels
 from methods.comclip.config import Fill
+from methods.parts.views import stacked
 
 BLUR = 0.05  # radius, as a share of the shorter side
 MEAN_COLOUR = tuple(round(255 * x) for x in OPENAI_MEAN)  # CLIP's mean: nearly 0 after its normalisation
@@ -32,7 +32,6 @@ def sub_image(image: Image.Image, mask_HW: np.ndarray, fill: Fill = "black") -> 
     return Image.composite(image, outside, Image.fromarray(mask_HW.astype(np.uint8) * 255))
 
 
-def sub_images(image: Image.Image, masks: Iterable[np.ndarray], fill: Fill, size: int) -> Tensor:
+def sub_images(image: Image.Image, masks: Iterable[np.ndarray], fill: Fill, pixels: Pixels) -> Tensor:
     """What CLIP's pipeline makes of each sub-image, uint8 [L, 3, S, S]."""
-    pixels = [clip_pixels(sub_image(image, mask, fill), size) for mask in masks]
-    return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
+    return stacked([pixels(sub_image(image, mask, fill)) for mask in masks], pixels.size)

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import RegionTable
-from czsl.data.pixels import clip_pixels
 from czsl.errors import CzslError
 from methods.comclip.algebra import Rule, fits, gram_scores, weigh
 from methods.comclip.config import Fill
@@ -63,7 +62,7 @@ class Matcher:
 
     Parameters
     ----------
-    clip : Clip
+    clip : Towers
     places : str
         Provider of regions, see :mod:`methods.comclip.providers`.
     rule : Rule
@@ -87,7 +86,7 @@ class Matcher:
         Images that cannot be composed (a mask of another size), and why; :meth:`matches` leaves them out.
     """
 
-    clip: Clip
+    clip: Towers
     places: str = "patch"
     rule: Rule = field(default_factory=Rule)
     fill: Fill = "black"
@@ -133,7 +132,7 @@ class Matcher:
             pixels: dict[str, np.ndarray] = {}
             for name in names[start : start + self.batch]:
                 try:
-                    pixels[name] = clip_pixels(load(name), self.clip.image_size)
+                    pixels[name] = self.clip.pixels(load(name))
                 except CzslError as error:
                     errors[name] = _in_words(error)
             if pixels:
@@ -190,7 +189,7 @@ class Matcher:
         except CzslError as error:  # gone since it was encoded
             self.failed[name] = _in_words(error)
             return None
-        return View(name, image, clip_pixels(image, self.clip.image_size))
+        return View(name, image, self.clip.pixels(image))
 
     def _look(self, views: list[View]) -> None:
         """Lets the provider look at the images."""
@@ -199,7 +198,7 @@ class Matcher:
         self._places.look_at(
             views,
             lambda pixels: self._encode(pixels, "windows"),
-            lambda view: sub_images(view.image, view.window_masks(), self.fill, self.clip.image_size),
+            lambda view: sub_images(view.image, view.window_masks(), self.fill, self.clip.pixels),
         )
 
     def _draw(self, view: View, sentences: Sequence[Composition]) -> list[list[Drawn]] | None:
@@ -228,7 +227,7 @@ class Matcher:
             masks = [mask for words in sentences for _, _, mask in words if mask is not None]
             new = {key: mask for mask in masks if (key := mask_key(mask)) not in view.encoded}
             if new:
-                pixels.append(sub_images(view.image, new.values(), self.fill, self.clip.image_size))
+                pixels.append(sub_images(view.image, new.values(), self.fill, self.clip.pixels))
                 places += [(view, key) for key in new]
         if pixels:
             for (view, key), row in zip(places, self._encode(torch.cat(pixels), "sub-images"), strict=True):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, prepare_bank
 from methods.comclip.config import ComCLIPConfig
@@ -80,7 +80,7 @@ class ComCLIP(Method):
         """Scores [B, P], exact for every pair."""
         assert isinstance(images, BankSide)
         assert isinstance(text, WordSide)
-        return self.clip.logit_scale * pair_parts(images, text, self.config).score
+        return self.clip.biased(self.clip.logit_scale * pair_parts(images, text, self.config).score)
 
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
         """The scores; there are no branches."""
@@ -92,17 +92,11 @@ class ComCLIP(Method):
         return explain_pair(question, place, self.space, self.config, self.table, self.clip)
 
 
-def word_features(clip: Clip, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:
+def word_features(clip: Towers, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:
     """Features [X, D] of words, of length 1 or, ``raw``, as the tower gives them."""
-    if not raw:
-        return clip.text.encode(words)
-    out = []
-    for start in range(0, max(len(words), 1), chunk):
-        ids, ends = clip.text.tokenize(words[start : start + chunk])
-        out.append(clip.text.encode_embeddings(clip.text.embed_tokens(ids), ends))
-    return torch.cat(out)
+    return clip.text.encode(words, chunk, unit=not raw)
 
 
-def caption_features(clip: Clip, captions: Sequence[str]) -> Tensor:
+def caption_features(clip: Towers, captions: Sequence[str]) -> Tensor:
     """Features [C, D] of captions, of length 1."""
     return normalize(word_features(clip, captions, raw=True), dim=-1)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import side_of
 from methods.comclip.parse import Composition, base_noun, head_of
@@ -79,7 +79,7 @@ class Places:
     ----------
     kind : str
         One of ``PROVIDERS``.
-    clip : Clip
+    clip : Towers
     encode : callable
         Texts to unit features, each text once.
     table : RegionTable, optional
@@ -94,7 +94,7 @@ class Places:
     """
 
     kind: str
-    clip: Clip
+    clip: Towers
     encode: Encode
     table: RegionTable | None = None
     windows: int = 1

@@ -74,6 +74,11 @@ class LaZSLConfig(RegionFileConfig):
         if self.solver == "sinkhorn" and self.eps < LEAST_EPS:
             raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"least {LEAST_EPS}", "set solver=log")
 
+    @property
+    def only_features(self) -> bool:
+        """Always."""
+        return True
+
     @cached_property
     def places(self) -> int:
         """Regions of the image of the file that has most, at most ``num_regions``."""

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.regions import checked_boxes
-from czsl.data.pixels import clip_pixels
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.regions import boxes_of, region_side
@@ -56,6 +55,7 @@ class Explanation:
     candidate: tuple[str, ...]
     score: float
     logit_scale: float
+    logit_bias: float
     baseline: float
     boxes: np.ndarray
     phrases: tuple[Phrase, ...]
@@ -117,7 +117,8 @@ class Explanation:
         ]
         extent = (0.0, 0.0, float(width), float(height))
         best = [(tuple(self.boxes[r].tolist()), f"{self.phrases[n].text}: {self.local[n, r]:.5f}") for n, r in self._drawn(shown)]
-        share_text = f"They add up to the score {self.score:.4f}; times {self.logit_scale:g} it is what prediction prints."
+        bias = f" and {self.logit_bias:+g}" if self.logit_bias else ""
+        share_text = f"They add up to the score {self.score:.4f}; times {self.logit_scale:g}{bias} it is what prediction prints."
         regions = [f"region {r + 1}: {box}" for r, box in enumerate(self.boxes.tolist())]
         totals = [float(self.local.sum()), float(self.whole.sum()), self.score]
         by_phrase = np.stack([self.local.sum(1), self.whole, self.by_phrase], axis=1)
@@ -176,7 +177,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain_image(
-    clip: Clip,
+    clip: Towers,
     config: LaZSLConfig,
     image: Image.Image,
     text: PhraseSide,
@@ -189,7 +190,7 @@ def explain_image(
 
     Parameters
     ----------
-    clip : Clip
+    clip : Towers
     config : LaZSLConfig
     image : PIL image
         The original.
@@ -216,8 +217,8 @@ def explain_image(
         boxes_R4, outside = checked_boxes(boxes, image.size)
     if outside:
         notes.append(f"{outside} regions lie outside the image and were dropped")
-    pixels = torch.from_numpy(clip_pixels(image, clip.image_size))[None]
-    regions = crops(image, boxes_R4, clip.image_size)[None] if len(boxes_R4) else None
+    pixels = torch.from_numpy(clip.pixels(image))[None]
+    regions = crops(image, boxes_R4, clip.pixels)[None] if len(boxes_R4) else None
     if regions is None:
         boxes_R4 = np.array([[0, 0, *image.size]])
         notes.append("no regions: the whole image is the only one")
@@ -253,6 +254,7 @@ def explain_image(
         candidate=candidate,
         score=float(local_NR.sum() + whole_N.sum()),
         logit_scale=float(clip.logit_scale),
+        logit_bias=0.0 if clip.logit_bias is None else float(clip.logit_bias),
         baseline=baseline,
         boxes=boxes_R4[side.kept[0].cpu().numpy()],
         phrases=tuple(phrases),

@@ -43,7 +43,7 @@ class LaZSL(Method):
 
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
         """The whole image through CLIP's pipeline [3, S, S], and its ``regions``, cut out of the original [R, 3, S, S]."""
-        return prepare_views(image, image_id, self.config, self.clip.image_size)
+        return prepare_views(image, image_id, self.config, self.clip.pixels)
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised features of the image and its regions, [B, (1 + R) * D]; [B, D] where the batch has no regions."""
@@ -79,7 +79,7 @@ class LaZSL(Method):
         """Scores [B, P]; ``theta=0`` gives the description baseline."""
         assert isinstance(images, RegionSide)
         assert isinstance(text, PhraseSide)
-        return self.clip.logit_scale * mixed_scores(images, text, self.config)
+        return self.clip.biased(self.clip.logit_scale * mixed_scores(images, text, self.config))
 
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
         """The scores; there are no branches."""

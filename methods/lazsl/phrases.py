@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from czsl.clip.backbone import Clip
+from czsl.clip.backbone import Towers
 from czsl.data.files.descriptors import match_descriptors
 from methods.lazsl.config import LaZSLConfig
 
@@ -62,12 +62,12 @@ def prompts_of(kind: str, name: str, phrases: Sequence[str], style: str) -> list
     return list(phrases) if style == "plain" else [clause(name, phrase, style == "sentence") for phrase in phrases]
 
 
-def make_bank(clip: Clip, kind: str, labels: Sequence[str], names: Sequence[str], config: LaZSLConfig) -> Bank:
+def make_bank(clip: Towers, kind: str, labels: Sequence[str], names: Sequence[str], config: LaZSLConfig) -> Bank:
     """Prompts and features of labels.
 
     Parameters
     ----------
-    clip : Clip
+    clip : Towers
     kind : {"attributes", "objects", "classes"}
         Part of the descriptors, and form of the plain sentences.
     labels, names : sequence of str

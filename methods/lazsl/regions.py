@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from czsl.data.augment import id_keys, uniforms
-from czsl.data.pixels import clip_pixels
+from czsl.data.pixels import Pixels
 from methods.lazsl.config import LaZSLConfig
 from methods.parts.views import crops
 from methods.sides import ImageSide
@@ -93,16 +93,16 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return gamma[chosen], x[chosen], y[chosen]
 
 
-def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, size: int) -> dict[str, Tensor]:
+def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels: Pixels) -> dict[str, Tensor]:
     """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any.
 
     Images of a region file have as many places as any of them needs; ``present`` [R] says which are taken.
     """
     image = image.convert("RGB")
-    out = {"images": torch.from_numpy(clip_pixels(image, size))}
+    out = {"images": torch.from_numpy(pixels(image))}
     if not config.num_regions:
         return out
-    regions = crops(image, boxes_of(image.size, image_id, config)[0], size)
+    regions = crops(image, boxes_of(image.size, image_id, config)[0], pixels)
     if config.regions == "file":
         out["present"] = torch.arange(config.places) < len(regions)
         regions = torch.cat([regions, regions.new_zeros(config.places - len(regions), *regions.shape[1:])])

@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 from czsl.data.files.regions import RegionTable, notes_on, read_regions
 from czsl.data.table import Dataset
 from czsl.errors import UsageError
+from czsl.reading import PathLike
 from methods.config import MethodConfig
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: PathLike) -> list[dict[str, Any]]:
     """A region file as plain records, which a run keeps."""
+    path = Path(path)
     return read_regions(path).to_json()
 
 

@@ -5,23 +5,29 @@ Letters: B images, R regions, S image side, D joint width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from czsl.clip.backbone import Clip
-from czsl.data.pixels import clip_pixels
+from czsl.clip.backbone import Towers
+from czsl.data.pixels import Pixels
 
 
-def crops(image: Image.Image, boxes_R4: np.ndarray, size: int) -> Tensor:
+def crops(image: Image.Image, boxes_R4: np.ndarray, pixels: Pixels) -> Tensor:
     """What CLIP's pipeline makes of each box of the original image, uint8 [R, 3, S, S]."""
-    pixels = [clip_pixels(image.crop(tuple(box)), size) for box in boxes_R4.tolist()]
-    return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
+    return stacked([pixels(image.crop(tuple(box))) for box in boxes_R4.tolist()], pixels.size)
 
 
-def encode_views(clip: Clip, images_B3SS: Tensor, regions_BR3SS: Tensor | None, present_BR: Tensor | None = None) -> Tensor:
+def stacked(views: Sequence[np.ndarray], size: int) -> Tensor:
+    """Views [3, S, S] as one tensor, uint8 [R, 3, S, S]; there may be none."""
+    return torch.from_numpy(np.stack(views) if views else np.zeros((0, 3, size, size), np.uint8))
+
+
+def encode_views(clip: Towers, images_B3SS: Tensor, regions_BR3SS: Tensor | None, present_BR: Tensor | None = None) -> Tensor:
     """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
 
     Where an image has fewer regions than there are places, ``present_BR`` says which come first; the features of the others are 0.

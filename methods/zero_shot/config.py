@@ -16,3 +16,8 @@ class ZeroShotConfig(MethodConfig):
     about: ClassVar[str] = "CLIP as it is. Trains nothing."
     trains: ClassVar[bool] = False
     classes: ClassVar[bool] = True
+
+    @property
+    def only_features(self) -> bool:
+        """Always."""
+        return True

@@ -76,7 +76,7 @@ def test_training_never_sees_the_true_labels(work, monkeypatch, method):
     """Bit for bit the same run where the labels of the training split do not exist."""
     honest, _ = work(method)
 
-    def without_labels(where):
+    def without_labels(where, decode=None):
         data = open_data(where)
         split = data.split("train")
         split.attr = split.obj = None  # any use raises

@@ -11,7 +11,7 @@ from PIL import Image
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
 from czsl.data.files.regions import checked_boxes
-from czsl.data.pixels import clip_pixels
+from czsl.data.pixels import Pixels, clip_pixels
 from czsl.errors import DataError, UsageError
 from methods.building import build
 from methods.lazsl.config import LaZSLConfig
@@ -76,7 +76,7 @@ def test_the_key_of_kept_features_names_what_regions_depend_on():
 
 def test_views_are_crops_of_the_original(small_clip):
     image, size = picture((200, 90)), small_clip.image_size
-    views = prepare_views(image, "a", FEW, size)
+    views = prepare_views(image, "a", FEW, Pixels(size))
     assert np.array_equal(views["images"].numpy(), clip_pixels(image, size))
     for box, view in zip(sample_boxes(image.size, "a", FEW), views["regions"], strict=True):
         assert np.array_equal(view.numpy(), clip_pixels(image.crop(tuple(box)), size))

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from czsl.compositions import prompt_name
 from czsl.errors import DataError
+from czsl.reading import PathLike, parse_json, read_text
 
 KINDS = ("attributes", "objects", "classes")
 MAX_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ class Matched:
     unknown: list[str]
 
 
-def read_descriptors(path: str | Path) -> dict[str, Phrases]:
+def read_descriptors(path: PathLike) -> dict[str, Phrases]:
     """Phrases by kind (``attributes``, ``objects``, ``classes``; those that the file has) and name.
 
     Raises
@@ -49,14 +49,8 @@ def read_descriptors(path: str | Path) -> dict[str, Phrases]:
         No such file, not JSON, a name twice, or something else than lists of texts.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large for descriptors", f"limit {MAX_BYTES:,} bytes", "is it the right file?")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except OSError as error:
-        raise DataError(f"cannot read the descriptors {path}", error.strerror or str(error), "is the path right?") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end, a name twice
-        raise DataError(f"{path} is not a file of descriptors", str(error), SHAPE) from None
+    text = read_text(path, most=MAX_BYTES, head="cannot read the descriptors {path}", fix=SHAPE)
+    content = parse_json(text, path, pairs=_once, head="{path} is not a file of descriptors", fix=SHAPE)
     return check_descriptors(content, str(path))
 
 

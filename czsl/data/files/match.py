@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from czsl.errors import DataError
+from czsl.reading import PathLike, parse_json, read_lines, read_text
 
 MAX_BYTES = 512 * 2**20
 MAX_ITEMS = 1_000_000
@@ -54,7 +54,7 @@ class MatchFile:
     items: tuple[Item, ...]
 
 
-def read_match_file(path: str | Path) -> MatchFile:
+def read_match_file(path: PathLike) -> MatchFile:
     """Read a file of one of the formats.
 
     Raises
@@ -63,14 +63,7 @@ def read_match_file(path: str | Path) -> MatchFile:
         Not one of them, or an item that lacks something: says which.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large to be a match file", f"limit {MAX_BYTES:,} bytes", "split it")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no match file", str(error), f"formats: {FORMATS}") from None
+    text = read_text(path, most=MAX_BYTES, fix=f"formats: {FORMATS}")
     start = text.lstrip()[:1]
     found = _from_list(text, path) if start == "[" else _from_lines(text, path) if start == "{" else _from_csv(text, path)
     if not found.items:
@@ -155,10 +148,7 @@ def _from_list(text: str, path: Path) -> MatchFile:
 
 
 def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON", str(error), f"formats: {FORMATS}") from None
+    return parse_json(text, where, fix=f"formats: {FORMATS}")
 
 
 def _text(value: Any, where: str) -> str:
@@ -199,7 +189,7 @@ def all_images(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(name for item in items for name in item.images))
 
 
-def read_sentences(path: Path) -> list[str]:
+def read_sentences(path: PathLike) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises
@@ -207,14 +197,8 @@ def read_sentences(path: Path) -> list[str]:
     DataError
         It cannot be read, is no text, or has no line.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large", f"limit {MAX_BYTES:,} bytes", "give one sentence a line")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file", str(error), "give one sentence a line, in UTF-8") from None
+    path = Path(path)
+    lines = read_lines(path, most=MAX_BYTES, fix="give one sentence a line, in UTF-8")
     if not any(lines):
         raise DataError(f"{path} has no sentence", "it is empty", "give one sentence a line")
     return [line for line in lines if line]

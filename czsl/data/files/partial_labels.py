@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Dataset
-from czsl.errors import DataError
+from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike, parquet_errors, parse_json, read_text
 from czsl.runs.files import write_atomically
+from czsl.runs.settings import typed
 
 FORMAT = 1
 KEY = b"czsl.partial_labels"
@@ -87,8 +89,9 @@ def padded(sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
 
 
 # -- the sidecar -------------------------------------------------------------------------------------------------------
-def write_partial_labels(path: Path, labels: PartialLabels, ids: Sequence[str]) -> str:
+def write_partial_labels(path: PathLike, labels: PartialLabels, ids: Sequence[str]) -> str:
     """Write the sidecar (all or nothing); returns the SHA-256 of the file."""
+    path = Path(path)
     lists = pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], labels.sizes.cumsum()]), pa.int32()),
         pa.array(labels.index[labels.index >= 0], pa.int32()),
@@ -101,7 +104,7 @@ def write_partial_labels(path: Path, labels: PartialLabels, ids: Sequence[str]) 
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def read_partial_labels(path: str | Path, data: Dataset) -> PartialLabels:
+def read_partial_labels(path: PathLike, data: Dataset) -> PartialLabels:
     """The sidecar of a dataset, checked against it.
 
     Raises
@@ -109,6 +112,7 @@ def read_partial_labels(path: str | Path, data: Dataset) -> PartialLabels:
     DataError
         Not such a file, made for other data, or an image with no candidates, with one twice or with one outside the seen pairs.
     """
+    path = Path(path)
     path, ids = Path(path), data.split("train").ids
     table, about, sha256 = _read(path)
     for what, there, here in (
@@ -144,13 +148,13 @@ def _read(path: Path) -> tuple[pa.Table, Origin, str]:
         file = pq.ParquetFile(io.BytesIO(content))
         if not file.schema_arrow.equals(SCHEMA):
             raise DataError(f"{path} holds no partial labels", f"columns: {', '.join(file.schema_arrow.names)[:200]}", MAKE)
-        about = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        about = parse_json((file.schema_arrow.metadata or {}).get(KEY, b"{}"), path)
         if about.pop("format", None) != FORMAT:
             raise DataError(f"{path} holds no partial labels of format {FORMAT}", "its metadata say nothing of it", MAKE)
-        return file.read(use_threads=False), Origin(**about), hashlib.sha256(content).hexdigest()
+        return file.read(use_threads=False), Origin(**typed(about, Origin)), hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise DataError(f"no file {path}", "no partial labels there", MAKE) from None
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+    except (*parquet_errors(), AttributeError, UsageError) as error:  # type: ignore[misc]
         raise DataError(f"{path} cannot be read as partial labels", " ".join(str(error).split())[:200], MAKE) from None
 
 
@@ -162,7 +166,7 @@ def _empty(source: str | Path, images: Sequence[str]) -> DataError:
 
 
 # -- files of a user's own ---------------------------------------------------------------------------------------------
-def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
+def partial_labels_from_file(path: PathLike, data: Dataset) -> PartialLabels:
     """Candidate sets that a user wrote; a label is a seen pair.
 
     JSON ``{image: [label, ..]}``, or CSV with a line for each candidate (image, attr, obj, or image, class).
@@ -172,6 +176,7 @@ def partial_labels_from_file(path: Path, data: Dataset) -> PartialLabels:
     DataError
         An unknown label or image, a training image without candidates, or a file of another form.
     """
+    path = Path(path)
     named = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     split, space = data.split("train"), data.space
     if unknown := sorted(set(named) - set(split.ids)):
@@ -213,21 +218,11 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
 
 
 def _content(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large for candidate sets", f"limit {MAX_BYTES:,} bytes", "is it the right file?")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8", str(error), SHAPE) from None
+    return read_text(path, most=MAX_BYTES, fix=SHAPE)
 
 
 def _read_json(path: Path) -> dict[str, list]:
-    try:
-        content = json.loads(_content(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", str(error)[:200], SHAPE) from None
+    content = parse_json(_content(path), path, fix=SHAPE)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path} holds no candidate sets", "a mapping of images to lists of labels is expected", SHAPE)
     return content

@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.data.inputs import ImageSource, as_source
-from czsl.errors import UsageError
+from czsl.errors import DataError, UsageError
 from czsl.printable import printable
+from czsl.reading import PathLike, parse_json
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FIGURES = ("score", "calibrated", "prob")  # of each prediction
@@ -54,7 +55,8 @@ class Partial:
         If another process writes the same file.
     """
 
-    def __init__(self, out: Path, question: str):
+    def __init__(self, out: PathLike, question: str):
+        out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.done = out.with_name(f".{out.name}.partial.jsonl"), 0
         self._file = self.path.open("a+b")
@@ -85,7 +87,7 @@ class Partial:
         with self.path.open("rb") as file:
             file.seek(self._first)
             for _ in range(self.done):
-                yield json.loads(file.readline())
+                yield _batch(file.readline()) or []
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Keep the next batch."""
@@ -105,15 +107,43 @@ class Partial:
 
 
 def _batch(line: bytes) -> list[dict[str, Any]] | None:
-    """The records of a line; None where it was torn off."""
-    try:
-        content = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    """The records of a line; None where it was torn off or damaged."""
+    if not line.endswith(b"\n"):
         return None
-    return content if isinstance(content, list) else None
+    try:
+        content = parse_json(line)
+    except DataError:
+        return None
+    return content if isinstance(content, list) and all(map(_is_record, content)) else None
 
 
-def question_of(source: ImageSource | Path, names: list[str], **facts: Any) -> str:
+def _is_record(record: Any) -> bool:
+    """Whether this has the form of an image's record: what it lacks was lost."""
+    if not isinstance(record, dict) or not isinstance(record.get("image"), str) or not {"predictions", "error"} <= record.keys():
+        return False
+    listed = {kind: record[kind] for kind in ("predictions", "attributes", "objects", "classes", "wanted") if kind in record}
+    if not all(isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in listed.values()):
+        return False
+    labels = [x for kind in ("predictions", "wanted") for x in listed.get(kind, ())]
+    named = [x for kind in ("attributes", "objects", "classes") for x in listed.get(kind, ())]
+    return (
+        isinstance(record["error"], str | None)
+        and (bool(labels) or record["error"] is not None or not named)
+        and ({"attributes", "objects"} <= record.keys() or "classes" in record)
+        and all(_texts(x, ("class",) if "class" in x else ("attr", "obj")) and _is_number(x.get("score")) for x in labels)
+        and all(_texts(x, ("name",)) and _is_number(x.get("prob")) for x in named)
+    )
+
+
+def _texts(item: dict[str, Any], names: Sequence[str]) -> bool:
+    return all(isinstance(item.get(name), str) for name in names)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def question_of(source: ImageSource | PathLike, names: list[str], **facts: Any) -> str:
     """SHA-256 of what predictions follow from: images by name, place, size and time of change, and the given facts (plain data)."""
     source = as_source(source)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -127,8 +157,9 @@ def failed(image: str, reason: str, kinds: Sequence[str] = ("attributes", "objec
     return {"image": image, "predictions": [], **{kind: [] for kind in kinds}, "error": reason}
 
 
-def check_format(path: Path | None, excel: bool = False) -> None:
+def check_format(path: PathLike | None, excel: bool = False) -> None:
     """UsageError unless the suffix names a format, and for spreadsheets CSV; None is no file."""
+    path = None if path is None else Path(path)
     if excel and (path is None or path.suffix.lower() != ".csv"):
         raise UsageError("--excel goes with --out FILE.csv", "spreadsheets read CSV", "name a .csv file, or drop --excel")
     if path is None:
@@ -139,7 +170,7 @@ def check_format(path: Path | None, excel: bool = False) -> None:
         )
 
 
-def write(path: Path, records: Iterable[dict[str, Any]], excel: bool = False) -> Iterator[dict[str, Any]]:
+def write(path: PathLike, records: Iterable[dict[str, Any]], excel: bool = False) -> Iterator[dict[str, Any]]:
     """Write records as they pass by and hand them on; the file appears under its name when the last one is written.
 
     The first record says whether labels are pairs or plain classes. Names of files that are not UTF-8 keep their bytes in CSV and JSON
@@ -152,6 +183,7 @@ def write(path: Path, records: Iterable[dict[str, Any]], excel: bool = False) ->
     excel : bool
         CSV for spreadsheets: with a byte order mark, and a ``'`` before text that would run as a formula.
     """
+    path = Path(path)
     check_format(path, excel)
     first = next(records := iter(records), None)
     classes = first is not None and "classes" in first

@@ -6,7 +6,6 @@ Formats, told apart by what is inside: our own, GRiT's captions with boxes, and 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ import numpy as np
 from czsl.data.images import BadImage, image_size, is_image_name
 from czsl.data.table import Dataset
 from czsl.errors import DataError
+from czsl.reading import PathLike, parse_json, read_text
 
 MAX_BYTES = 512 * 2**20
 MAX_REGIONS = 1000  # an image
@@ -206,7 +206,7 @@ def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
-def read_regions(path: str | Path) -> RegionTable:
+def read_regions(path: PathLike) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
 
     Formats: a record as in `SHAPE`, a list of records or one a line; boxes alone, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
@@ -233,21 +233,14 @@ def read_regions(path: str | Path) -> RegionTable:
 
 
 def _load(path: Path) -> Any:
+    text = read_text(path, most=MAX_BYTES, head="cannot read the regions {path}", fix=SHAPE)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is too large for regions", f"limit {MAX_BYTES:,} bytes", "split it by image")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read the regions {path}", error.strerror or str(error), "is the path right?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a file of regions", str(error), SHAPE) from None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as whole:
+        return parse_json(text, path)
+    except DataError as whole:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError):
-            raise DataError(f"{path} is not a file of regions", f"neither JSON nor JSON lines: {whole}", SHAPE) from None
+            return [parse_json(line, path) for line in text.splitlines() if line.strip()]
+        except DataError:
+            raise DataError(f"{path} is not a file of regions", f"neither JSON nor JSON lines: {whole.why}", SHAPE) from None
 
 
 def _table(content: Any, source: str, stem: str) -> RegionTable:

@@ -27,6 +27,7 @@ from czsl.data.importing.writer import Record, check_destination, write_dataset
 from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.data.table import Dataset, damaged, open_data
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 
 MAX_BAD = 0.01
 
@@ -152,7 +153,7 @@ class ImportOptions:
 
 
 def import_dataset(
-    source: Path, dest: Path, options: ImportOptions | None = None, progress: Progress | None = None
+    source: PathLike, dest: PathLike, options: ImportOptions | None = None, progress: Progress | None = None
 ) -> ImportReport:
     """Import a source into the dataset folder ``dest``.
 
@@ -174,6 +175,7 @@ def import_dataset(
     UsageError
         The destination holds something, or lies in the source.
     """
+    source, dest = Path(source), Path(dest)
     options = options or ImportOptions()
     source, dest = Path(source), Path(dest)
     layout = find_layout(source) if options.layout == "auto" else options.layout

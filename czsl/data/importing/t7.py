@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from czsl.data.importing.textfiles import read_json
 from czsl.errors import DataError
+from czsl.reading import PathLike
 
 
 class Metadata(NamedTuple):
@@ -28,7 +29,7 @@ class Metadata(NamedTuple):
 _KEYS = ("image", "attr", "obj", "set")
 
 
-def read_metadata(path: Path) -> list[Metadata]:
+def read_metadata(path: PathLike) -> list[Metadata]:
     """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs what a pickle asks for.
 
     Raises
@@ -36,6 +37,7 @@ def read_metadata(path: Path) -> list[Metadata]:
     DataError
         The file is unreadable, or holds anything but a list of dicts of text with the four keys.
     """
+    path = Path(path)
     content = read_json(path, "download it again") if path.suffix == ".json" else _read_torch(path)
     if not isinstance(content, list):
         raise _refused(path, f"it holds a {type(content).__name__}, not a list")

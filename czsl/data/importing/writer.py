@@ -20,6 +20,7 @@ from czsl.compositions import SPLITS, CompositionSpace
 from czsl.data.importing.problems import Problem, Row
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import DataError, UsageError
+from czsl.reading import PathLike
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
@@ -51,7 +52,7 @@ def data_sha256(space: CompositionSpace, rows: Iterable[Row]) -> str:
 
 
 def write_dataset(
-    dest: Path,
+    dest: PathLike,
     space: CompositionSpace,
     records: Iterable[Record],
     name: str,
@@ -105,8 +106,9 @@ def write_dataset(
     return content
 
 
-def check_destination(dest: Path, force: bool = False) -> None:
+def check_destination(dest: PathLike, force: bool = False) -> None:
     """Refuse a destination that holds something (UsageError); ``force`` allows a dataset folder, never anything else."""
+    dest = Path(dest)
     if not dest.exists() and not dest.is_symlink():
         return
     if not dest.is_dir() or dest.is_symlink():
@@ -163,7 +165,8 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
 class SplitWriter:
     """The shards of one split: row groups of `GROUP_IMAGES`, a new file after `SHARD_BYTES`."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: PathLike, split: str):
+        folder = Path(folder)
         self.folder, self.split = folder, split
         self.shards: dict[str, int] = {}
         self._file: pq.ParquetWriter | None = None

@@ -55,7 +55,7 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(DataError, match="cannot read"):
             read_descriptors(path)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not a file of descriptors"):
+    with pytest.raises(DataError, match="it looks like UTF-16"):
         read_descriptors(tmp_path / "x.json")
 
 

@@ -138,5 +138,5 @@ def test_missing_and_empty_places_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no regions"):
         read_regions(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not a file of regions"):
+    with pytest.raises(DataError, match="it looks like UTF-16"):
         read_regions(tmp_path / "binary.json")

@@ -1,0 +1,125 @@
+"""Any open_clip model behind the interface of features: SigLIP, EVA, ConvNeXt, ResNet, MobileCLIP, CoCa and the like.
+
+Its towers stay closed: no adapters, no learned words, no patches. They compute open_clip's own ``encode_image`` and ``encode_text``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from czsl.clip.towers import OPENAI_MEAN, OPENAI_STD, Towers
+from czsl.data.pixels import Pixels
+from czsl.errors import UsageError
+
+
+class FeatureClip(Towers):
+    """Frozen towers of any kind, for methods that need features only.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As open_clip builds it.
+    name : str
+    tokenizer : callable
+        open_clip's tokenizer of the model: texts -> ids [P, T].
+    pixels : Pixels, optional
+        Default: CLIP's pipeline at the tower's size.
+    mean, std : sequence of float
+        Of the image normalisation.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        tokenizer: Callable[..., Tensor],
+        pixels: Pixels | None = None,
+        mean: Sequence[float] = OPENAI_MEAN,
+        std: Sequence[float] = OPENAI_STD,
+    ):
+        super().__init__(model, name, pixels or Pixels(side_of(model, name)), mean, std)
+        self.model = model.requires_grad_(False)
+        # Neither is a module: the weights are registered once.
+        self.visual, self.text = FeatureVision(self), FeatureText(self, tokenizer)
+        self.eval()
+
+    @cached_property
+    def dim(self) -> int:
+        """D, the width of the joint space."""
+        with torch.inference_mode():
+            return int(
+                self.model.encode_text(torch.zeros(1, self.text.context_length, dtype=torch.long, device=self.device)).shape[1]
+            )
+
+    @cached_property
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: widths, and the names and shapes of all weights as a hash."""
+        shapes = sorted((key, list(value.shape)) for key, value in self.model.state_dict().items())
+        tower = getattr(self.model.visual, "trunk", self.model.visual)
+        return {
+            "dim": self.dim,
+            "image_size": self.image_size,
+            "context_length": self.text.context_length,
+            "image_tower": type(tower).__name__,
+            "tokenizer": type(self.text.tokenizer).__name__,
+            "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        }
+
+
+class FeatureVision:
+    """``encode_image`` of a model, in the model's own precision."""
+
+    checkpointing = False  # nothing is trained through these towers
+
+    def __init__(self, clip: FeatureClip):
+        self._clip = clip
+
+    def __call__(self, images_B3SS: Tensor) -> Tensor:
+        """Un-normalised features [B, D] of normalised images."""
+        return self._clip.model.encode_image(images_B3SS, normalize=False).to(self._clip.mean.dtype)
+
+
+class FeatureText:
+    """``encode_text`` of a model with its own tokenizer."""
+
+    def __init__(self, clip: FeatureClip, tokenizer: Callable[..., Tensor]):
+        self._clip, self.tokenizer = clip, tokenizer
+        self.context_length = int(clip.model.context_length)
+
+    def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
+        """Text features [P, D] of plain prompts, of length 1 or, without ``unit``, as the tower gives them."""
+        out = [torch.zeros(0, self._clip.dim, device=self._clip.device, dtype=self._clip.mean.dtype)]
+        for start in range(0, len(prompts), chunk):
+            ids_PT = self.tokenizer(list(prompts[start : start + chunk]), context_length=self.context_length)
+            out.append(self._clip.model.encode_text(ids_PT.to(self._clip.device), normalize=False).to(self._clip.mean.dtype))
+        features_PD = torch.cat(out)
+        return normalize(features_PD, dim=-1) if unit else features_PD
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts of more tokens than the context holds: their end is not read."""
+        # With one place more than there is, a prompt that is too long fills it.
+        longer = self.tokenizer(list(prompts), context_length=self.context_length + 1) if prompts else torch.zeros(0, 1)
+        shorter = self.tokenizer(list(prompts), context_length=self.context_length) if prompts else longer
+        pad = _padding(self.tokenizer)
+        return [p for p, a, b in zip(prompts, longer, shorter, strict=True) if (a != pad).sum() > (b != pad).sum()]
+
+
+def _padding(tokenizer: Any) -> int:
+    return int(getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0)
+
+
+def side_of(model: Any, name: str) -> int:
+    """The side of a model's square input; UsageError where it is not square."""
+    size = getattr(model.visual, "image_size", None)
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise UsageError(f"{name} takes images of {size}", "images are made square here", "choose a model with a square input")
+    return side

@@ -1,0 +1,192 @@
+"""CLIP as Hugging Face's programs save it (``CLIPModel``): its names in OpenAI's, its ``config.json`` as an open_clip architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from czsl.clip.compat import import_open_clip
+from czsl.errors import UsageError
+from czsl.reading import PathLike, read_json
+
+MARK = "text_model.embeddings.token_embedding.weight"
+IMAGE_MARK = "vision_model.embeddings.patch_embedding.weight"
+MOST = 2**20  # bytes of a configuration
+ACTIVATIONS = ("quick_gelu", "gelu")
+
+_TOP = {
+    "logit_scale": "logit_scale",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    MARK: "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+}
+_TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
+_NORMS = {
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # spelt so in their program
+    "vision_model.pre_layernorm": "visual.ln_pre",
+    "vision_model.post_layernorm": "visual.ln_post",
+    "text_model.final_layer_norm": "ln_final",
+}
+_BLOCK = re.compile(r"(vision_model|text_model)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_IN_BLOCK = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def is_hugging_face(state: Mapping[str, Any]) -> bool:
+    """Whether the names are those of a ``CLIPModel`` with both towers."""
+    return MARK in state and IMAGE_MARK in state and "visual_projection.weight" in state
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under OpenAI's names; names that no CLIP has stay, so that they are told as strange."""
+    out: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        stem, _, kind = key.rpartition(".")
+        if key.endswith("position_ids"):
+            continue
+        if key in _TOP:
+            out[_TOP[key]] = value
+        elif key in _TRANSPOSED:
+            out[_TRANSPOSED[key]] = value.T.contiguous()
+        elif stem in _NORMS:
+            out[f"{_NORMS[stem]}.{kind}"] = value
+        elif found := _BLOCK.fullmatch(key):
+            tower, number, inner, kind = found.groups()
+            root = f"{'visual.' if tower == 'vision_model' else ''}transformer.resblocks.{number}"
+            if inner in _IN_BLOCK:
+                out[f"{root}.{_IN_BLOCK[inner]}.{kind}"] = value
+            elif inner.startswith("self_attn.") and inner[10:] in ("q_proj", "k_proj", "v_proj"):
+                parts.setdefault(f"{root}.attn.in_proj_{kind}", {})[inner[10]] = value
+            else:
+                out[key] = value
+        else:
+            out[key] = value
+    for name, of in parts.items():
+        if set(of) == set("qkv"):
+            out[name] = torch.cat([of[x] for x in "qkv"])
+        else:
+            out |= {f"{name}.{x}": value for x, value in of.items()}
+    return out
+
+
+def read_config(folder: PathLike) -> dict[str, Any] | None:
+    """The ``config.json`` of a folder; None where there is none. UsageError where it is damaged."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    content = read_json(path, most=MOST, error=UsageError, head="cannot read {path}", fix="download or copy the folder again")
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path} is no configuration", f"it holds a {type(content).__name__}", "download or copy the folder again"
+        )
+    return content
+
+
+def model_of(config: Mapping[str, Any], source: str) -> nn.Module:
+    """An open_clip CLIP with the architecture of a ``config.json`` of a ``CLIPModel``, weights still random.
+
+    Raises
+    ------
+    UsageError
+        Another kind of model, an activation that CLIP does not have, or sizes that cannot be.
+    """
+    if config.get("model_type", "clip") != "clip":
+        raise UsageError(
+            f"{source} is not a CLIP",
+            f"its config.json says model_type {str(config['model_type'])[:40]!r}",
+            "give a CLIPModel, or an open_clip model by name: --clip ViT-B-16-SigLIP",
+        )
+    vision, text = (_Tower(config.get(key), f"{source}: {key}") for key in ("vision_config", "text_config"))
+    dim = config.get("projection_dim", vision.get("projection_dim", 512))
+    acts = vision.activation, text.activation
+    vision_cfg = {
+        "image_size": vision.size("image_size", 224, 4096),
+        "patch_size": vision.size("patch_size", 32, 4096),
+        "width": vision.width,
+        "head_width": vision.width // vision.heads,
+        "layers": vision.layers,
+        "mlp_ratio": vision.ratio,
+    }
+    text_cfg = {
+        "context_length": text.size("max_position_embeddings", 77, 4096),
+        "vocab_size": text.size("vocab_size", 49408, 2**22),
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        "mlp_ratio": text.ratio,
+    }
+    if type(dim) is not int or not 1 <= dim <= 2**16:
+        raise UsageError(f"{source}: projection_dim is {dim!r}", "", "is the config.json that of these weights?")
+    open_clip = import_open_clip()
+    model = open_clip.CLIP(dim, vision_cfg=vision_cfg, text_cfg=text_cfg, quick_gelu=acts[0] == "quick_gelu")
+    if acts[0] != acts[1]:
+        for block in model.transformer.resblocks:
+            block.mlp.gelu = nn.GELU() if acts[1] == "gelu" else open_clip.transformer.QuickGELU()
+    for part, tower in ((model.visual, vision), (model.transformer, text), (model.ln_final, text)):
+        for module in part.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = tower.eps
+    return model
+
+
+class _Tower:
+    """One tower's part of a ``config.json``, checked as it is asked; what it does not say is CLIP's default there."""
+
+    def __init__(self, content: Any, source: str):
+        if not isinstance(content, dict):
+            raise UsageError(f"{source} is missing", "config.json has to describe both towers", "is it the one of these weights?")
+        self.get, self.source = content.get, source
+        text = source.endswith("text_config")
+        self.width = self.size("hidden_size", 512 if text else 768, 2**16)
+        self.layers = self.size("num_hidden_layers", 12, 256)
+        self.heads = self.size("num_attention_heads", 8 if text else 12, 1024)
+        self.ratio = (self.size("intermediate_size", 4 * self.width, 2**18) + 0.5) / self.width
+        self.activation = self.get("hidden_act", "quick_gelu")
+        self.eps = self.get("layer_norm_eps", 1e-5)
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(f"{source}: hidden_act is {str(self.activation)[:40]!r}", "", f"known: {', '.join(ACTIVATIONS)}")
+        if type(self.eps) is not float or not 0 < self.eps < 1:
+            raise UsageError(
+                f"{source}: layer_norm_eps is {str(self.eps)[:40]!r}", "", "is the config.json that of these weights?"
+            )
+        if self.width % self.heads:
+            raise UsageError(
+                f"{source}: {self.heads} heads do not divide the width {self.width}", "", "is the config.json right?"
+            )
+
+    def size(self, name: str, default: int, most: int) -> int:
+        """A whole number of at least 1."""
+        value = self.get(name, default)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UsageError(f"{self.source}: {name} is {str(value)[:40]!r}", f"a whole number up to {most} is expected", "")
+        return value
+
+
+def preprocessing(folder: PathLike) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` says, in open_clip's words; empty where there is none."""
+    folder = Path(folder)
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path, most=MOST, error=UsageError, head="cannot read {path}", fix="download or copy the folder again")
+    if not isinstance(content, dict):
+        return {}
+    found = {"mean": content.get("image_mean"), "std": content.get("image_std")}
+    found["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(content.get("resample", 3), "bicubic")
+    if content.get("do_center_crop") is False:
+        found["resize_mode"] = "squash"
+    return {key: value for key, value in found.items() if value is not None}
