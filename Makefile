@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 .PHONY: install demo test test-all lint bench clean
 
@@ -17,11 +18,13 @@ $(STAMP): pyproject.toml
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
+# One thread and one core for each process: a test's tensors are small, and idle threads that spin slow the other process down.
 test: install lint
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: install lint
-	$(BIN)/python -m pytest -m ''
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --hypothesis-profile default
+	$(BIN)/python -m pytest -m 'slow or fault'
 
 lint: install
 	$(BIN)/ruff check .

@@ -97,17 +97,18 @@ def main() -> None:
         if options.before:
             other = options.before
             print(f"{'':46s} {'now':>9s} {'before':>9s}   ratio")
-            (folder / "photos").mkdir()
             seconds([CZSL, "data", "export", "toy", str(folder / "few"), "--split", "test", "--limit", "6"], folder, environment)
-            seconds([CZSL, "train", "--method", "csp", "epochs=1", "--name", "kept"], folder, environment)
+            for czsl, run in ((CZSL, "now"), (other, "before")):  # each reads a run of its own
+                seconds([czsl, "train", "--method", "csp", "epochs=1", "--name", run], folder, environment)
             for label, words in {
                 "train --method csp epochs=1": ["train", "--method", "csp", "epochs=1"],
-                "predict, 6 drawings, tiny": ["predict", "few", "--run", "runs/kept"],
-                "evaluate, toy, tiny": ["evaluate", "runs/kept"],
+                "predict, 6 drawings, tiny": ["predict", "few", "--run", "runs/RUN"],
+                "evaluate, toy, tiny": ["evaluate", "runs/RUN"],
                 "methods": ["methods"],
             }.items():
                 if wanted(label.split(",")[0].split()[0]) or (label == "methods" and wanted("answers")):
-                    in_turn(label, [CZSL, *words], [other, *words], options.rounds, folder, environment)
+                    here, there = ([word.replace("RUN", run) for word in words] for run in ("now", "before"))
+                    in_turn(label, [CZSL, *here], [other, *there], options.rounds, folder, environment)
             return
         print(f"{'':46s} {'czsl':>9s} {'plain':>9s}   ratio")
         make_weights(folder / "clip.pt")

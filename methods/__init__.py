@@ -8,7 +8,6 @@ from czsl.reading import PathLike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from typing import Any
 
     from torch import Tensor
@@ -21,7 +20,6 @@ __all__ = ["from_reference", "load"]
 
 def load(run: PathLike, checkpoint: str = "best") -> Method:
     """The trained method of a run folder, on the CPU, ready to predict; see :func:`methods.loading.load`."""
-    run = Path(run)
     from methods.loading import load as load_run
 
     return load_run(run, checkpoint)

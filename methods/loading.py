@@ -6,14 +6,13 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from czsl.clip.backbone import Towers
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
-from czsl.reading import read_json
+from czsl.reading import PathLike, read_json
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
@@ -23,7 +22,7 @@ from methods.method import Method
 from methods.registry import config_class
 
 
-def load(run: str | Path | Run, which: str = "best", clip: Towers | None = None) -> Method:
+def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -> Method:
     """The method of a run, on the CPU, in evaluation mode, with the run's operating point if it has one.
 
     Parameters

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
+# The same code gives the same verdict: drawn examples are fixed in `make test`, and new ones each time in `make test-all`.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run the tests of a local Ray first: Ray reads its mode of authentication once per process, and other tests change it."""
-    items.sort(key=lambda item: "ray_local" not in getattr(item, "fixturenames", ()))
+    """Tests of a local Ray are slow ones. They come first: Ray reads its mode of authentication once per process."""
+    rays = [item for item in items if "ray_local" in getattr(item, "fixturenames", ())]
+    for item in rays:
+        item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item not in rays)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,7 @@ def score_split(
     rows : int array [N]
         Which images of the split.
     eval_batch : int
-        Images a batch; the last batch is padded to it.
+        Images in a batch; the last batch may be smaller (:func:`evaluation_batches`).
     topk : int, default 1
         Best seen and unseen pairs kept for each image.
     text : TextSide, optional

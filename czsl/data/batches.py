@@ -67,10 +67,20 @@ def stratified(attr_N: np.ndarray, obj_N: np.ndarray, per_pair: int, seed: int) 
     return np.sort(shuffled[order[rank < per_pair]])
 
 
+STEP = 16  # rows: a product's last digits are the same for every multiple of it, see the predictor
+
+
 def evaluation_batches(count: int, size: int) -> list[np.ndarray]:
-    """Batches of exactly ``size`` rows; the last one repeats its last row. Cut once, whatever the number of workers."""
-    rows = np.arange(-(-count // size) * size).clip(max=max(count - 1, 0))
-    return [] if not count else list(rows.reshape(-1, size))
+    """Batches of ``size`` rows, cut once, whatever the number of workers.
+
+    The last batch repeats its last row up to a multiple of 16 rows, or up to ``size`` if that is less: few images cost little.
+    """
+    if not count:
+        return []
+    whole = count // size * size
+    last = min(-(-(count - whole) // STEP) * STEP, size)
+    rows = np.arange(whole + last).clip(max=count - 1)
+    return np.split(rows, range(size, len(rows), size))
 
 
 class PixelCache:

@@ -21,6 +21,7 @@ def czsl(capsys, tmp_path, monkeypatch):
     from czsl_cli.main import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # the width of whoever runs the tests
 
     def run(*args, expect=0):
         capsys.readouterr()

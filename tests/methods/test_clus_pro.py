@@ -34,7 +34,7 @@ def test_every_key_of_the_presets_is_a_field():
     known = set(ClusProConfig.__dataclass_fields__) | set(RunConfig.field_names())
     assert set(PRESETS) == {"presets", "recipes", "search"}
     assert set(PRESETS["presets"]) == set(NAMES)
-    assert set(PRESETS["recipes"]) == {"mit-states", "ut-zappos", "cgqa", "small"}
+    assert set(PRESETS["recipes"]) == {"mit-states", "ut-zappos", "cgqa", "small", "toy"}
     for kind in (PRESETS["presets"], PRESETS["recipes"]):
         for name, settings in kind.items():
             assert set(settings) <= known, name
