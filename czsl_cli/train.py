@@ -263,11 +263,15 @@ class Watcher:
         elif event == "start":
             self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
             where = f", going on at step {record['step']}" if record["step"] else ""
-            say(f"{self.images} training images, batches of {self.batch}, {self.total} steps{where}")
+            steps = f"batches of {self.batch}, {self.total} steps{where}" if self.total else "no steps"
+            say(f"{self.images} training images, {steps}")
         elif event == "step":
             self._step(record)
         elif event == "epoch":
             self._epoch(record)
+        elif event == "note":
+            self.bar.clear()
+            warn(record["text"])
         elif event == "stopping":
             say("stopping at the next step with a checkpoint; once more ends at once and without one")
 
@@ -284,10 +288,11 @@ class Watcher:
             return
         found = record.get("disambiguation")
         note = "" if found is None else f"  true label likeliest {percent(found)}"
-        mark = "  best so far" if record["auc"] > self.best else ""
+        mark = "  best so far" if record["auc"] > self.best and self.total else ""
         self.best = max(self.best, record["auc"])
+        where = f"epoch {record['epoch']}/{self.epochs}  " if self.total else ""
         say(
-            f"epoch {record['epoch']}/{self.epochs}  validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
+            f"{where}validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
             f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{note}{mark}"
         )
 

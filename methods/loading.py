@@ -67,6 +67,9 @@ def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
         raise UsageError(f"{source.path} trained {source.config.method}", f"the new run trains {method.name}", again)
     if not method.trains:
         raise UsageError(f"{method.name} has no weights to start from", "it needs no training", "leave out --from")
+    if not method.steps:
+        why = "it takes no steps: everything comes from one pass over the training images"
+        raise UsageError(f"{method.name} starts from nothing", why, "leave out --from; czsl add gives images to a finished run")
     path = checkpoint.find(source.checkpoints, "best")
     kept, space, clip = checkpoint.load(path), method.space, method.clip
     if kept.state.get("clip_sha256") != clip.sha256:

@@ -24,6 +24,7 @@ METHODS = {
     "msci": "methods.msci.model:MSCI",
     "clip-pzsl": "methods.clip_pzsl.model:ClipPzsl",
     "comclip": "methods.comclip.model:ComCLIP",
+    "gde": "methods.gde.model:GDE",
 }
 
 
