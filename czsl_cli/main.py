@@ -15,6 +15,7 @@ from czsl_cli.console import coloured
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
+    "add": ("czsl_cli.add", "Add images, and new words, to a finished run."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),

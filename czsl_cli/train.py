@@ -212,7 +212,8 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
         say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
     else:
-        auc = f", best validation AUC {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
+        epoch = f" in epoch {found['epoch']}" if found.get("epoch") else ""
+        auc = f", best validation AUC {percent(found['auc'])}{epoch}" if found.get("auc") is not None else ""
         say(f"done in {duration(seconds)}{auc}")
         say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
     if as_json:
@@ -269,6 +270,9 @@ class Watcher:
             self._step(record)
         elif event == "epoch":
             self._epoch(record)
+        elif event == "found":
+            how = "chosen on validation images" if record["chosen"] else "without validation images to choose on"
+            say(f"{how}: {', '.join(f'{key} {value:g}' for key, value in record['settings'].items())}")
         elif event == "note":
             self.bar.clear()
             warn(record["text"])

@@ -36,9 +36,11 @@ def load(run: str | Path | Run, which: str = "best") -> Method:
     run = run if isinstance(run, Run) else Run(run)
     config = run.config
     clip = load_clip(config.clip, config.clip_weights)
-    method = build(config.method, run.space, clip, config.model)
-    if method.trains:
+    kept = None
+    if config_class(config.method).trains:
         kept = checkpoint.load(checkpoint.find(run.checkpoints, which))
+    method = build(config.method, run.space_of(kept.state if kept else {}), clip, config.model)
+    if kept:
         check_fits(kept, method)
         method.load_state_dict(kept.method)
     return method.eval()

@@ -248,6 +248,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def add_images(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """Take further images of the space's training pairs into a finished state; for methods whose Config ``grows``."""
+        raise NotImplementedError
+
     def notes(self) -> list[str]:
         """Warnings about what :meth:`first_pass` found; shown once after it."""
         return []

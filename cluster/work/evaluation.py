@@ -29,7 +29,9 @@ from czsl.evaluation import (
     report,
     threshold_rows,
 )
+from czsl.runs import checkpoint
 from czsl.runs.run import Run
+from czsl.spaces import load_space
 from methods.loading import fingerprint, load
 from methods.method import Method
 from methods.sides import TextSide
@@ -85,6 +87,11 @@ def answer(
     """The report and what it follows from, computed by the workers of ``comm`` together."""
     method = load(run, question.checkpoint).to(device)
     method.comm = comm
+    additions = (
+        checkpoint.state_of(checkpoint.find(run.checkpoints, question.checkpoint)).get("additions") if method.trains else None
+    )
+    if additions:  # evaluated on the labels that the run began with; scores of these are not changed by further words
+        method = method.for_space(load_space(run.path / "space.json"))
     data = open_evaluation_data(run, question, method)
     everything = len(data.split(question.split))
     if question.per_pair:
@@ -120,7 +127,8 @@ def answer(
         bootstrap=question.bootstrap,
         seed=run.config.seed,
     )
-    if warnings := [*numbers.pop("warnings", []), *chosen.notes]:
+    notes = [_with_additions(additions, data)] if additions else []
+    if warnings := [*numbers.pop("warnings", []), *chosen.notes, *notes]:
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
     result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers}
@@ -136,6 +144,15 @@ def answer(
     in_use = at_threshold(extremes, candidates, threshold, rule)
     names = data.split(question.split).ids, list(data.space.attributes), list(data.space.objects)
     return result, Reduction(in_use, *names, facts)
+
+
+def _with_additions(additions: list[dict[str, Any]], data: Dataset) -> str:
+    """A warning that images were added to a run after its training."""
+    space = data.space
+    unseen = {space.pair_names(pair) for pair in space.closed_pairs[~space.seen_mask(space.closed_pairs)]}
+    met = {tuple(pair) for one in additions for pair in one["pairs"]} & unseen
+    count = sum(len(one["images"]) for one in additions)
+    return f"{count} images were added to this run; {len(met)} of the {space.nouns} that count as unseen are among them"
 
 
 def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:

@@ -245,6 +245,8 @@ def first_pass(t: Trainer) -> None:
         t.method.judge = lambda: judged(t)
     t.method.first_pass(features_ND, *labels)
     t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
+    if not t.method.steps:
+        t.log(event="found", settings=t.method.metrics(), chosen=t.method.judge is not None)
     for text in t.method.notes():
         t.log(event="note", text=text)
     t.method.judge = None

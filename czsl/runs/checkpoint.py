@@ -39,8 +39,11 @@ class Checkpoint:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+def save(folder: Path, checkpoint: Checkpoint, prune: bool = True) -> Path:
+    """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed.
+
+    With ``prune`` the checkpoints beyond the newest KEEP and the best are deleted.
+    """
     from safetensors.torch import save as as_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(folder)
+    if prune:
+        _prune(folder)
     return target
 
 
@@ -142,6 +146,15 @@ def find(folder: Path, which: str = "best") -> Path:
         there = ", ".join(p.name for p in steps(folder)) or "none"
         raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
     return path
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """The ``state`` of a checkpoint, read without its tensors; an empty dict where it cannot be read."""
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load(path: Path) -> Checkpoint:

@@ -20,7 +20,7 @@ from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
-from czsl.spaces import load_space
+from czsl.spaces import load_space, space_from_json
 
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
@@ -88,7 +88,14 @@ class Run:
 
     @property
     def space(self) -> CompositionSpace:
-        """The label space the run was made for; prediction needs no other part of its data."""
+        """The label space of the best checkpoint; prediction needs no other part of the run's data."""
+        name = checkpoint.best(self.checkpoints).get("checkpoint")
+        return self.space_of(checkpoint.state_of(self.checkpoints / Path(name).name) if name else {})
+
+    def space_of(self, state: dict[str, Any]) -> CompositionSpace:
+        """The label space of a checkpoint by its state: that of the run's data, or a larger one after images were added (`czsl add`)."""
+        if "grown" in state:
+            return space_from_json(state["grown"], f"{self.path.name}: state.json")
         return load_space(self.path / "space.json")
 
     # -- files -----------------------------------------------------------------------------------------------------

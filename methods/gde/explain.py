@@ -25,7 +25,7 @@ def direction_parts(method: GDE, question: Question, place: int) -> Explanation:
     """The explanation of candidate ``place``.
 
     Its score is a sum of inner products with the image: of the prompt, of the centre, of the attribute's direction, of the object's. On the
-    sphere the move from the centre is scaled by cos and sin of its length, which leaves the sum exact.
+    sphere cos and sin of the move's length scale centre and move, in the linear geometry the length of the end does: the sum is exact.
     """
     space, pair = method.space, question.text.pairs[place].tolist()
     names = space.pair_names(pair)
@@ -57,8 +57,11 @@ def _score(method: GDE, question: Question, place: int, image_D: Tensor) -> Shar
     names, share = method.space.pair_names((attribute, obj)), method.share
     rows_TD, mean_D, offset_D = (x.double().cpu() for x in (method.directions, method.mean, method.offset))
     move_D = offset_D + rows_TD[attribute] + rows_TD[method.space.num_attributes + obj]
-    length = move_D.norm() if method.config.geometry == "sphere" else move_D.new_zeros(())
-    along, across = length.cos(), torch.sinc(length / torch.pi)
+    if method.config.geometry == "sphere":
+        length = move_D.norm()
+        along, across = length.cos(), torch.sinc(length / torch.pi)
+    else:
+        along = across = 1 / (mean_D + move_D).norm()
     scale = float(method.clip.logit_scale)
     ends = float(image_D @ (along * mean_D + across * offset_D))
     terms = [(f"the prompt's text, share {share:.2f}", share * float(image_D @ method.words(pairs_12)[0].double().cpu()))]

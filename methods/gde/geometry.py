@@ -98,7 +98,8 @@ def solve(means_CD: Tensor, pairs_C2: Tensor, num_attributes: int, num_objects: 
     if ridge:
         # A primitive without a pair has a row of zeros: its direction is 0 / ridge.
         return torch.linalg.solve(gram_TT + ridge * torch.eye(total, dtype=gram_TT.dtype), sums_TD)
-    return torch.linalg.pinv(gram_TT, rtol=1e-10, hermitian=True) @ sums_TD
+    found_TD = torch.linalg.pinv(gram_TT, rtol=1e-10, hermitian=True) @ sums_TD
+    return torch.where(design_CT.any(0)[:, None], found_TD, 0.0)  # zeros, not their rounding
 
 
 # -- directions --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from methods.sides import TextSide
 
 # What is tried on the validation images, where the settings leave it open.
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0)
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 # What is taken without validation images.
 SHARE, RIDGE, EVEN = 0.5, 1.0, math.inf  # an infinite temperature weighs all images of a pair alike
@@ -114,18 +114,21 @@ class GDE(Method):
         rows_P2 = pairs_P2.to(self.directions.device)
         return self.offset + self.directions[rows_P2[:, 0]] + self.directions[self.space.num_attributes + rows_P2[:, 1]]
 
+    def ends(self, pairs_P2: Tensor) -> Tensor:
+        """Where the directions lead: unit vectors [P, D]. In the linear geometry lengths say nothing of images, which have none."""
+        return normalize(end_points(self.mean, self.moved(pairs_P2), self.config.geometry), dim=-1)
+
     @torch.no_grad()
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """``share * prompt + (1 - share) * where the directions lead`` for index pairs, [P, D]; not normalised."""
+        """``share * prompt + (1 - share) * ends`` for index pairs, [P, D]; not normalised."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         share = self.share
         if not share:
-            return TextSide(pairs_P2, end_points(self.mean, self.moved(pairs_P2), self.config.geometry))
+            return TextSide(pairs_P2, self.ends(pairs_P2))
         words_PD = self.words(pairs_P2)
         if share == 1:
             return TextSide(pairs_P2, words_PD)
-        ends_PD = end_points(self.mean, self.moved(pairs_P2), self.config.geometry)
-        return TextSide(pairs_P2, share * words_PD + (1 - share) * ends_PD)
+        return TextSide(pairs_P2, share * words_PD + (1 - share) * self.ends(pairs_P2))
 
     # -- the one pass --------------------------------------------------------------------------------------------------
     @property
@@ -145,7 +148,9 @@ class GDE(Method):
             There is no training image.
         """
         if not len(features_ND):
-            raise DataError("there are no training images", "GDE finds its directions from them", "import images of the split train")
+            raise DataError(
+                "there are no training images", "GDE finds its directions from them", "import images of the split train"
+            )
         c, images = self.config, self._located(features_ND, attr_N, obj_N)
         several = bool((images[1].bincount() > 1).any())
         even = c.weights == "uniform" or not several
@@ -245,7 +250,7 @@ class GDE(Method):
         return out | ({"temperature": round(self.temperature, 6)} if math.isfinite(self.temperature) else {})
 
     def notes(self) -> list[str]:
-        """Primitives without images or with a zero direction, pairs of one image, and what could not be chosen."""
+        """Primitives without images or with a zero direction, and pairs of one image."""
         if self.wants_first_pass:
             return []
         known_T, zero_T = self.known, (self.directions.norm(dim=1) < 1e-6).cpu()
@@ -260,10 +265,6 @@ class GDE(Method):
             out.append(f"the direction of {len(lost)} names is zero although they have images: {_some(lost)}; {rest}")
         if int(self.pair_images.max()) == 1:
             out.append(f"every training {self.space.noun} has a single image: directions follow single photographs")
-        c = self.config
-        if self.judge is None and (c.text is None or (c.fit == "ridge" and c.ridge is None)):
-            used = ", ".join(f"{key}={value}" for key, value in self.metrics().items())
-            out.append(f"there are no validation images to choose settings on: used {used}")
         return out
 
     # -- other label spaces --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from czsl.compositions import prompt_name
 from czsl.errors import DataError
 
 Pair = tuple[str, str]
@@ -65,6 +66,44 @@ class FolderNames:
         else:
             places = [i for i, sign in enumerate(name) if sign in " _"]
         return [(name[:i], name[i + 1 :]) for i in places]
+
+
+@dataclass(frozen=True)
+class KnownFirst(FolderNames):
+    """Folder names read with words that are known, new words allowed: of all readings those with the most known names.
+
+    A name that differs from a known one in nothing that a prompt shows is that one. A folder in which both names are new is read as
+    without lists.
+    """
+
+    def _readings(self, parts: tuple[str, ...]) -> list[Pair]:
+        name = parts[0]
+        cuts = [(parts[0], parts[1])] if len(parts) == 2 else [(name[:i], name[i + 1 :]) for i, x in enumerate(name) if x in " _"]
+        ranked: dict[int, set[Pair]] = {}
+        for attr, obj in cuts:
+            if attr and obj:
+                found = _same_words(attr, self.attributes), _same_words(obj, self.objects)
+                ranked.setdefault(sum(x is not None for x in found), set()).add((found[0] or attr, found[1] or obj))
+        best = max(ranked, default=0)
+        return sorted(ranked[best]) if best else FolderNames()._readings(parts)
+
+    def resolve(self, folders: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Pair | None]:
+        """The pair of each folder; DataError lists the folders that can be read in several ways, or in none."""
+        readings = {parts: self._readings(parts) for parts in sorted(set(folders))}
+        if unclear := [parts for parts, found in readings.items() if len(found) != 1]:
+            names = ", ".join(repr("/".join(parts)) for parts in unclear)
+            raise DataError(
+                "cannot tell attribute and object in the names of folders",
+                f"unclear ({len(unclear)}): {names}",
+                "use folders attribute/object/, or give --attributes FILE and --objects FILE (one name a line)",
+            )
+        return {parts: found[0] for parts, found in readings.items()}
+
+
+def _same_words(name: str, known: tuple[str, ...] | None) -> str | None:
+    if name in (known or ()):
+        return name
+    return next((k for k in known or () if prompt_name(k) == prompt_name(name)), None)
 
 
 def _listed(name: str, known: tuple[str, ...] | None) -> str | None:

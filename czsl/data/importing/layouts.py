@@ -192,7 +192,36 @@ def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> S
     Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
     class is named by one folder.
     """
-    source, classes = Source(folder.resolve()), isinstance(names, ClassNames)
+    source = Source(folder.resolve())
+    usable, has_splits = _labelled(source, folder, names)
+    if isinstance(names, ClassNames):
+        source.unseen = names.unseen_among(obj for _, _, obj in usable)
+    if has_splits or not usable:
+        splits = [name.split("/", 1)[0] for name, _, _ in usable]
+    else:
+        splits = split_by_pair(usable, seed) if source.unseen is None else split_by_class(usable, source.unseen, seed)
+    for (name, attr, obj), split in zip(usable, splits, strict=True):
+        source.add((name,), attr, obj, split)
+    source.space = _space_of(source)
+    return source
+
+
+def read_labelled_tree(folder: Path, names: FolderNames) -> Source:
+    """Images sorted into folders that name their pair, all of them for training; DataError where folders are splits."""
+    source = Source(folder.resolve())
+    usable, has_splits = _labelled(source, folder, names)
+    if has_splits and usable:
+        why = "images of all of them would be trained on"
+        raise DataError(f"{folder} has folders train/, val/ or test/", why, f"give one of them, e.g. {folder / 'train'}")
+    for name, attr, obj in usable:
+        source.add((name,), attr, obj, "train")
+    source.space = _space_of(source)
+    return source
+
+
+def _labelled(source: Source, folder: Path, names: FolderNames | ClassNames) -> tuple[list[tuple[str, str, str]], bool]:
+    """Images of a tree with attribute and object, and whether they lie below folders of splits; lists those that cannot be used."""
+    classes = isinstance(names, ClassNames)
     found = walk(folder)
     for name, (kind, why) in found.refused.items():
         source.skip(kind, name, why)
@@ -229,16 +258,7 @@ def read_tree(folder: Path, names: FolderNames | ClassNames, seed: int = 0) -> S
             source.skip("unknown pair", name, f"{'/'.join(parts)!r} is no listed attribute and object")
         else:
             usable.append((name, *pair))
-    if isinstance(names, ClassNames):
-        source.unseen = names.unseen_among(obj for _, _, obj in usable)
-    if has_splits or not usable:
-        splits = [name.split("/", 1)[0] for name, _, _ in usable]
-    else:
-        splits = split_by_pair(usable, seed) if source.unseen is None else split_by_class(usable, source.unseen, seed)
-    for (name, attr, obj), split in zip(usable, splits, strict=True):
-        source.add((name,), attr, obj, split)
-    source.space = _space_of(source)
-    return source
+    return usable, has_splits
 
 
 # -- manifest ------------------------------------------------------------------------------------------------------
