@@ -187,7 +187,7 @@ def test_an_image_that_is_there_is_refused_wherever_it_is(run, photos, tmp_path)
     assert "red apple/twin.png: the same as red apple/a.png" in error.value.why
     assert content(run) == before
     assert len(add(run, photos, skip_known=True).images) == 5
-    with pytest.raises(DataError, match="5 of 6|6 of 6"):
+    with pytest.raises(DataError, match=r"[56] of 6"):
         add(run, photos)
     with pytest.raises(DataError, match="no image to add"):
         add(run, photos, skip_known=True)

@@ -176,7 +176,6 @@ def test_what_the_settings_leave_open_is_chosen_by_the_judge(small_space, small_
 
 
 def test_a_higher_share_of_clip_weights_goes_to_images_that_fit_the_prompt(small_space, small_clip, images):
-    features, attr, obj = images
     method = fitted(small_space, small_clip, images, temperature=0.01, text=0.0)
     even = fitted(small_space, small_clip, images, weights="uniform", text=0.0)
     pairs = torch.from_numpy(small_space.train_pairs.copy())
