@@ -55,7 +55,8 @@ def explain(image, overrides, texts, top, html, as_json, **which) -> None:
       czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
 
     msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
-    the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
+    the image. clusPro: the nearest prototypes and the training images that they stand for. gde: the directions of the words and the
+    training images along them. All others: what their branches say.
     """
     from czsl.data.images import BadImage, decode, read_image_file
     from czsl.errors import DataError
