@@ -16,6 +16,7 @@ from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
+    "add": ("czsl_cli.add", "Add images, and new words, to a finished run."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
     "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),

@@ -27,6 +27,7 @@ METHODS = {
     "caila": "methods.caila.model:CAILA",
     "clip-pzsl": "methods.clip_pzsl.model:ClipPzsl",
     "comclip": "methods.comclip.model:ComCLIP",
+    "gde": "methods.gde.model:GDE",
 }
 
 
