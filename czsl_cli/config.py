@@ -77,6 +77,11 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
         given[kind] = name
     settings |= given
     run_fields, Config = RunConfig.field_names(), config_class(method)
+    if not Config.steps:
+        if settings.get("epochs"):
+            why = "it takes no gradient steps: one pass over the images is all there is"
+            raise UsageError(f"{method} has no epochs, given: {settings['epochs']}", why, "leave out epochs")
+        settings["epochs"] = 0
     model_fields = [f.name for f in fields(Config)]
     _check_own(settings, [*run_fields, *model_fields], method)
     check_known(settings, [*run_fields, *model_fields], method)

@@ -59,7 +59,8 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
       czsl explain dog.jpg --method lazsl --data mydata --clip ViT-L-14 num_regions=60
 
     msci and troika: where the words look. lazsl: which region supports which phrase. comclip: what the attribute and the object see of
-    the image. clusPro: the nearest prototypes and the training images that they stand for. All others: what their branches say.
+    the image. clusPro: the nearest prototypes and the training images that they stand for. gde: the directions of the words and the
+    training images along them. All others: what their branches say.
     """
     if not words:
         raise click.UsageError("no image to explain: czsl explain [RUN] IMAGE")
@@ -138,7 +139,7 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
         why = f"{name} has to be trained" if name and config_class(name).trains else "a run has its own"
         fix = "drop it, or name a method that needs no training with --method and its labels with --data, --pairs or --classes"
         raise UsageError(f"{given[0]} is for a method without a run", why, fix)
-    run = _newest(name, config_class(name).trains) if run_path is None and name else chosen_run(run_path)
+    run = chosen_run(_newest(name, config_class(name).trains).path if run_path is None and name else run_path)
     if name and run.config.method != name:
         raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
     usable_checkpoint(run, checkpoint)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from czsl.clip.backbone import Clip
     from czsl.compositions import CompositionSpace
     from czsl.data.table import Dataset
+    from methods.parts.public import PublicNames
     from methods.reference import Imported
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -23,7 +24,7 @@ CLIP_FILE = "clip.safetensors"
 
 @click.command(name="import-checkpoint")
 @click.argument("file", type=FILE)
-@click.option("--method", "-m", required=True, help="The method it was trained with: csp, troika, cluspro or msci.")
+@click.option("--method", "-m", required=True, help="The method it was trained with: csp, troika, cluspro, msci or caila.")
 @click.option(
     "--labels", metavar="FILE|DATASET", help="Its attributes and objects in the order of its rows.  [default: those of --data]"
 )
@@ -34,11 +35,12 @@ CLIP_FILE = "clip.safetensors"
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Run folder to make.  [default: runs/<method>-<file>]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_checkpoint(file, method, labels, data, clip, clip_weights, config_file, out, as_json) -> None:
-    """Make a run of FILE, a checkpoint (.pt, .pth) that a public program saved; `czsl evaluate` and `czsl predict` take it.
+    """Make a run of FILE, a checkpoint (.pt, .pth, .t7) that a public program saved; `czsl evaluate` and `czsl predict` take it.
 
     \b
       czsl import-checkpoint soft_embeddings.pt --method csp --data mit-states --clip ViT-L-14
       czsl import-checkpoint val_best.pt --method troika --labels space.json --data ut-zappos
+      czsl import-checkpoint ckpt_best_auc.t7 --method caila --data mit-states
 
     Only tensors are read, nothing is unpickled. --labels is a dataset or a JSON file {"attributes": [...], "objects": [...],
     "train_pairs": [["wet", "dog"], ...]}, lists in the order of the checkpoint's rows (public programs sort them). The run folder's path
@@ -49,16 +51,17 @@ def import_checkpoint(file, method, labels, data, clip, clip_weights, config_fil
     from methods.registry import canonical_name
 
     method = canonical_name(method)
-    public_names(method)  # a method without public checkpoints is refused before anything is read
+    public = public_names(method)  # a method without public checkpoints is refused before anything is read
     out = (out or Path("runs") / f"{method}-{file.stem}").resolve()
     _check_free(out)
-    space, dataset, where = _labels(labels, data)
+    space, dataset, where = _labels(labels, data, has_rows=public.table is not None)
     state = read_state(file, "a checkpoint")
-    towers, named = _clip(state, clip, clip_weights, out)
+    public.translate(state)  # another program's file is refused before its CLIP is looked for
+    towers, named = _clip(state, public, clip, clip_weights, out)
     imported = read_reference(method, state, space, towers, _read_config(config_file))
     if dataset is not None:
         imported.method = _on(imported.method, dataset)
-    kept = {} if clip else {k.removeprefix("clip."): v for k, v in state.items() if k.startswith("clip.")}
+    kept = {} if clip else public.towers(state)
     facts = _write(out, imported, file, where, named, kept)
     if dataset is None:
         say("without --data there is nothing to evaluate on: name a dataset with czsl evaluate --data")
@@ -76,8 +79,8 @@ def _check_free(out: Path) -> None:
         _refuse(f"{out} exists", "a run is never overwritten", "choose another --out")
 
 
-def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dataset | None, str]:
-    """The label space of the checkpoint's rows, the dataset, and how the run names it."""
+def _labels(labels: str | None, data: str | None, has_rows: bool) -> tuple[CompositionSpace, Dataset | None, str]:
+    """The label space of the checkpoint's rows (if it has any), the dataset, and how the run names it."""
     from czsl.data.table import open_data
     from czsl.spaces import load_space
 
@@ -90,12 +93,14 @@ def _labels(labels: str | None, data: str | None) -> tuple[CompositionSpace, Dat
     dataset = open_data(data) if data else None
     space = load_space(labels) if is_file and labels else open_data(labels or data or "").space
     for what, names in (("attributes", space.attributes), ("objects", space.objects)):
-        if list(names) not in (sorted(names), sorted(names, key=str.lower)):
+        if has_rows and list(names) not in (sorted(names), sorted(names, key=str.lower)):
             warn(f"the {what} are not sorted: rows are taken in the order given (public programs sort theirs)")
     return space, dataset, "toy" if data == "toy" else str(Path(data or labels or "").resolve())
 
 
-def _clip(state: dict[str, Tensor], name: str | None, weights: str | None, out: Path) -> tuple[Clip, dict[str, Any]]:
+def _clip(
+    state: dict[str, Tensor], public: PublicNames, name: str | None, weights: str | None, out: Path
+) -> tuple[Clip, dict[str, Any]]:
     """The CLIP to use, and the run's settings that name it; one that is given must be the one in the file."""
     from czsl.clip.backbone import load_clip
     from czsl.clip.weights import absolute
@@ -104,14 +109,14 @@ def _clip(state: dict[str, Tensor], name: str | None, weights: str | None, out: 
     if name is None:
         if weights is not None:
             _refuse("--clip-weights belongs to --clip", "they are the weights of a model", "give --clip as well")
-        own = clip_in(state)
+        own = clip_in(state, public)
         if own is None:
             _refuse(
                 "the checkpoint holds no CLIP", "it has no tensors clip.*", "give the one it was trained with: --clip ViT-L-14"
             )
         assert own is not None
         return own, {"clip": str(out / CLIP_FILE)}
-    given, own = load_clip(name, weights), clip_in(state)
+    given, own = load_clip(name, weights), clip_in(state, public)
     if own is not None:
         _check_same(own, given)
     return given, {"clip": absolute(name), "clip_weights": absolute(weights) if weights else None}
@@ -217,7 +222,7 @@ def _print(facts: dict[str, Any], out: Path, as_json: bool) -> None:
         rows.setdefault(public if len(names) == 1 else public.rstrip("0123456789") + "*", []).append(own)
     table = [[public, _common(own), sum(len(facts["used"][k]) for k in own)] for public, own in rows.items()]
     unread = Counter(name.split(".")[0].rstrip("0123456789") for name in facts["ignored"])
-    towers = {"clip": "(the CLIP)", "text_encoder": "(the CLIP again)"}
+    towers = {"clip": "(the CLIP)", "clip_model": "(the CLIP)", "text_encoder": "(the CLIP again)"}
     table += [[public, towers.get(public, "(not read by its program)"), count] for public, count in sorted(unread.items())]
     print_table(["in the file", "here", "tensors"], table, err=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
@@ -229,4 +234,8 @@ def _common(names: list[str]) -> str:
     """The parts that several names begin with."""
     from os.path import commonpath
 
-    return names[0] if len(names) == 1 else commonpath([name.replace(".", "/") for name in names]).replace("/", ".") + ".*"
+    if len(names) == 1:
+        return names[0]
+    heads = sorted({name.split(".")[0] for name in names})
+    common = commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
+    return common + ".*" if common else ", ".join(f"{head}.*" for head in heads)

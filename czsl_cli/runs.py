@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from czsl.errors import UsageError
+from czsl.runs.files import read_by
 from czsl.runs.run import Run, latest_run
 from czsl_cli.console import say
 
@@ -12,11 +15,19 @@ from czsl_cli.console import say
 def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
     """The run at a path, or the newest one below ``runs/`` (and says which)."""
     if path is not None:
-        return Run(path)
+        return _read(Run(path))
     run = latest_run(out)
     if run is None:
         raise UsageError("no run was given and there is none in runs/", "", "train one with czsl train, or name a run folder")
     say(f"using the newest run: {out / run.path.name}")
+    return _read(run)
+
+
+def _read(run: Run) -> Run:
+    """The run, which `czsl add` does not change as long as the command works."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.with_resource(read_by(run.path))
     return run
 
 

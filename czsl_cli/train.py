@@ -276,7 +276,8 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     else:
         kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
         what = kind[run.config.selection]
-        auc = f", {what} {percent(found['auc'])} in epoch {found['epoch']}" if found.get("auc") is not None else ""
+        epoch = f" in epoch {found['epoch']}" if found.get("epoch") else ""
+        auc = f", {what} {percent(found['auc'])}{epoch}" if found.get("auc") is not None else ""
         say(f"done in {duration(seconds)}{auc}")
         say(f"next: czsl evaluate {shown}    czsl predict FOLDER --run {shown}")
     if as_json:
@@ -327,11 +328,18 @@ class Watcher:
         elif event == "start":
             self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
             where = f", going on at step {record['step']}" if record["step"] else ""
-            say(f"{self.images} training images, batches of {self.batch}, {self.total} steps{where}")
+            steps = f"batches of {self.batch}, {self.total} steps{where}" if self.total else "no steps"
+            say(f"{self.images} training images, {steps}")
         elif event == "step":
             self._step(record)
         elif event == "epoch":
             self._epoch(record)
+        elif event == "found":
+            how = "chosen on validation images" if record["how"] == "val" else "without validation images to choose on"
+            say(f"{how}: {', '.join(f'{key} {value:g}' for key, value in record['settings'].items())}")
+        elif event == "note":
+            self.bar.clear()
+            warn(record["note"])
         elif event == "stopping":
             say("stopping at the next step with a checkpoint; once more ends at once and without one")
 
@@ -348,10 +356,11 @@ class Watcher:
             return
         found = record.get("disambiguation")
         note = "" if found is None else f"  true label likeliest {percent(found)}"
-        mark = "  best so far" if record["auc"] > self.best else ""
+        mark = "  best so far" if record["auc"] > self.best and self.total else ""
         self.best = max(self.best, record["auc"])
+        where = f"epoch {record['epoch']}/{self.epochs}  " if self.total else ""
         say(
-            f"epoch {record['epoch']}/{self.epochs}  validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
+            f"{where}validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
             f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{note}{mark}"
         )
 

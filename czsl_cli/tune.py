@@ -114,6 +114,12 @@ def _settings(options: dict[str, Any]):
         raise UsageError(
             f"{base.method} needs no training", "there is nothing to tune", "choose a method that trains: czsl methods"
         )
+    if not config_class(base.method).steps:
+        raise UsageError(
+            f"{base.method} chooses its own settings",
+            "czsl train tries them on the validation images, in seconds",
+            f"czsl train --method {base.method}",
+        )
     if base.epochs < 1:
         raise UsageError("epochs is 0", "trials are compared after their epochs", "set epochs=1 or more")
     data = open_data(base.data)

@@ -43,14 +43,15 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -
     config = run.config
     if clip is None:
         clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
-    method = build(config.method, run.space, clip, config.model)
-    method.decode = config.decode
-    if method.trains:
+    kept = None
+    if config_class(config.method).trains:
         kept = checkpoint.load(checkpoint.find(run.checkpoints, which))
+    method = build(config.method, run.space_of(kept.state if kept else {}), clip, config.model)
+    if kept:
         check_fits(kept, method)
         method.load_state_dict(kept.method)
     method.operating_point, method.stale_point = stored_point(run, which)
-    method.trained_on = seen_names(run.space)
+    method.trained_on = seen_names(method.space)
     return method.to(clip.device).eval()
 
 
@@ -142,6 +143,9 @@ def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
         raise UsageError(f"{source.path} trained {source.config.method}", f"the new run trains {method.name}", again)
     if not method.trains:
         raise UsageError(f"{method.name} has no weights to start from", "it needs no training", "leave out --from")
+    if not method.steps:
+        why = "it takes no steps: everything comes from one pass over the training images"
+        raise UsageError(f"{method.name} starts from nothing", why, "leave out --from; czsl add gives images to a finished run")
     path = checkpoint.find(source.checkpoints, "best")
     kept, space, clip = checkpoint.load(path), method.space, method.clip
     if kept.state.get("clip_sha256") != clip.sha256:

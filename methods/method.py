@@ -7,7 +7,7 @@ width, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -51,7 +51,8 @@ class Method(nn.Module):
     -----
     A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
     ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
-    candidates instead of labels.
+    candidates instead of labels; ``judge`` is set during :meth:`first_pass` where there are validation images: it returns the AUC on
+    these of the method as it stands (for classes without an AUC, the accuracy), the same on every worker.
     """
 
     name: ClassVar[str]
@@ -60,6 +61,7 @@ class Method(nn.Module):
     # Of the Config, see there.
     trains: ClassVar[bool] = True
     classes: ClassVar[bool] = False
+    steps: ClassVar[bool] = True
     # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
     per_primitive: ClassVar[tuple[str, ...]] = ()
     # Whether :meth:`explain_candidate` shows training images where it is given some.
@@ -74,7 +76,7 @@ class Method(nn.Module):
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        cls.trains, cls.classes = cls.Config.trains, cls.Config.classes
+        cls.trains, cls.classes, cls.steps = cls.Config.trains, cls.Config.classes, cls.Config.steps
 
     def __init__(self, space: CompositionSpace, clip: Towers, config: MethodConfig):
         super().__init__()
@@ -82,6 +84,7 @@ class Method(nn.Module):
         self.weights: CandidateWeights | None = None
         self.validating = False  # set by the training loop while it scores validation images
         self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
+        self.judge: Callable[[], float] | None = None
         # Not a registered module: the frozen towers are neither trained nor saved with the method.
         object.__setattr__(self, "clip", clip)
         self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
@@ -140,8 +143,8 @@ class Method(nn.Module):
         """The ``pair`` rows [P, D] of :meth:`encode_compositions` alone: what a composition index holds."""
         return self.encode_compositions(pairs_P2).pair
 
-    def encode_prompts(self, prompts: PromptTree) -> Tensor:
-        """L2-normalised text features [P, D] of prompts with learned words.
+    def encode_prompts(self, prompts: PromptTree, unit: bool = True) -> Tensor:
+        """Text features [P, D] of prompts with learned words; with ``unit`` L2-normalised.
 
         In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
         """
@@ -152,7 +155,8 @@ class Method(nn.Module):
             starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
             encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
         # Autocast ends here: the norm and what is added to a text need their digits.
-        return nn.functional.normalize(encoded.to(self.clip.mean.dtype), dim=-1)
+        encoded = encoded.to(self.clip.mean.dtype)
+        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
 
     # -- scores ----------------------------------------------------------------------------------------------------
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -268,6 +272,14 @@ class Method(nn.Module):
             Their labels.
         """
         raise NotImplementedError
+
+    def add_images(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """Take further images of the space's training pairs into a finished state; for methods whose Config ``grows``."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Warnings about what :meth:`first_pass` found; shown once after it."""
+        return []
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch (from 0), or of what is left of it."""

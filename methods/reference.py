@@ -20,7 +20,7 @@ from czsl.errors import UsageError
 from czsl.runs.settings import typed
 from methods.building import build
 from methods.method import Method
-from methods.parts.public import TABLE, PublicNames, Translation, check_prompts
+from methods.parts.public import PublicNames, Translation, check_prompts
 from methods.presets import load_presets
 from methods.registry import canonical_name, method_class
 
@@ -30,8 +30,8 @@ PUBLIC = {
     "troika": "methods.troika.reference:PUBLIC",
     "clusPro": "methods.clus_pro.reference:PUBLIC",
     "msci": "methods.msci.reference:PUBLIC",
+    "caila": "methods.caila.reference:PUBLIC",
 }
-TOWERS = "clip."
 
 
 @dataclass
@@ -55,7 +55,7 @@ def from_reference(
     Parameters
     ----------
     name : str
-        ``csp``, ``troika``, ``cluspro`` or ``msci``.
+        ``csp``, ``troika``, ``cluspro``, ``msci`` or ``caila``.
     state : mapping of str to tensor
         The public state dict.
     attributes, objects : sequence of str
@@ -76,20 +76,19 @@ def from_reference(
     UsageError
         A key that is missing, unexpected or of another shape, or labels that do not fit the rows; names it.
     """
-    public_names(name)
+    public = public_names(name)
     none = np.zeros((0, 2), np.int64)
     space = CompositionSpace(tuple(attributes), tuple(objects), none, none, none)
-    own = clip_in(state)
+    own = clip_in(state, public)
     clip = clip if own is None else own
     if clip is None:
         raise UsageError("the checkpoint holds no CLIP", "it has no tensors clip.*", "give the CLIP it was trained with")
     return read_reference(name, state, space, clip, config or {}).method
 
 
-def clip_in(state: Mapping[str, Tensor]) -> Clip | None:
+def clip_in(state: Mapping[str, Tensor], public: PublicNames) -> Clip | None:
     """The CLIP that a public checkpoint carries, or None."""
-    towers = {k.removeprefix(TOWERS): torch.as_tensor(v) for k, v in state.items() if k.startswith(TOWERS)}
-    towers = {k: v.float() if v.is_floating_point() else v for k, v in towers.items()}
+    towers = {k: v.float() if v.is_floating_point() else v for k, v in public.towers(state).items()}
     return clip_from_state(towers, "the checkpoint's CLIP") if towers else None
 
 
@@ -137,7 +136,9 @@ def _check_words(
     public: PublicNames, state: Mapping[str, Tensor], translation: Translation, space: CompositionSpace, clip: Clip
 ) -> None:
     """The learned words tell first whether labels and CLIP are those of the checkpoint."""
-    table, stored = translation.tensors.get(TABLE), public.public_name(TABLE)
+    if public.table is None:
+        return
+    table, stored = translation.tensors.get(public.table), public.public_name(public.table)
     if table is None or table.ndim != 2:
         what = "no" if table is None else f"a {list(table.shape)}"
         raise UsageError(

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 # One line a method: name as printed and typed -> "module:Class".
 METHODS = {
     "zero-shot": "methods.zero_shot.model:ZeroShot",
+    "coop": "methods.coop.model:CoOp",
     "csp": "methods.csp.model:CSP",
     "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
     "lazsl": "methods.lazsl.model:LaZSL",
     "msci": "methods.msci.model:MSCI",
+    "vp-cmjl": "methods.vp_cmjl.model:VPCMJL",
+    "caila": "methods.caila.model:CAILA",
     "clip-pzsl": "methods.clip_pzsl.model:ClipPzsl",
     "comclip": "methods.comclip.model:ComCLIP",
+    "gde": "methods.gde.model:GDE",
 }
 
 

@@ -6,7 +6,7 @@ Letters: B images, P pairs, A attributes, O objects, D joint width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 from torch import Tensor
 
@@ -41,15 +41,16 @@ class TextSide:
 class RetrievalQuery:
     """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
 
-    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score. With
-    ``probability`` the composition term is that weight times the softmax of the inner products among all pairs. ``bias`` is added to
-    every score (SigLIP's).
+    ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score; with
+    ``combine="sum"`` their sum joins the score instead of their product. With ``probability`` the composition term is that weight times
+    the softmax of the inner products among all pairs. ``bias`` is added to every score (SigLIP's).
     """
 
     query: Tensor
     attribute: Tensor | None = None
     object: Tensor | None = None
     probability: float | None = None
+    combine: Literal["product", "sum"] = "product"
     bias: float = 0.0
 
 

@@ -83,6 +83,8 @@ def choose_point(
 
     Every worker of ``comm`` returns the same.
 
+    After an addition of images the images keep their labels among those that the run has now.
+
     Parameters
     ----------
     run : Run
@@ -103,7 +105,7 @@ def choose_point(
     """
     aim = Aim.parse(asked.aim)
     data = open_data(asked.data or run.config.data)
-    own = asked.data is not None and data.sha256 != open_sha256(run)
+    own = run.has_grown or (asked.data is not None and data.sha256 != open_sha256(run))
     if own:
         data = relabelled(data, asked.split, run.space)
     if not len(data.split(asked.split)):

@@ -34,7 +34,9 @@ from czsl.evaluation import (
 from czsl.evaluation.calibration import temperatures_of
 from czsl.evaluation.operating import is_classes
 from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
+from czsl.runs import checkpoint
 from czsl.runs.run import Run
+from czsl.spaces import load_space
 from methods.adaptation.plan import Plan
 from methods.loading import fingerprint, load
 from methods.method import Method
@@ -94,6 +96,11 @@ def answer(
     method.comm = comm
     if question.adapt:
         check_adaptable(method)
+    additions = (
+        checkpoint.state_of(checkpoint.find(run.checkpoints, question.checkpoint)).get("additions") if method.trains else None
+    )
+    if additions:  # evaluated on the labels that the run began with; scores of these are not changed by further words
+        method = method.for_space(load_space(run.path / "space.json"))
     data = open_evaluation_data(run, question, method)
     everything = len(data.split(question.split))
     if question.per_pair:
@@ -118,7 +125,9 @@ def answer(
 
     # In the open world all pairs compete, whatever the split: candidates and text serve both, and one pass serves threshold and point.
     val = cache(lambda: reduced("val")[0])
-    own_val = question.open_world and not question.per_pair and question.topk == 1 and data.sha256 == open_sha256(run)
+    own_val = (
+        not additions and question.open_world and not question.per_pair and question.topk == 1 and data.sha256 == open_sha256(run)
+    )
     asked = Calibration(question.checkpoint, question.open_world, adapt=question.adapt)
     scored = (lambda: at_threshold(val(), candidates, None)) if own_val else None
     point = find_point(run, asked, lambda: method, comm, progress, scored)
@@ -141,7 +150,8 @@ def answer(
         bootstrap=question.bootstrap,
         seed=run.config.seed,
     )
-    if warnings := [*numbers.pop("warnings", []), *chosen.notes, *point.notes]:
+    additions_note = [_with_additions(additions, data)] if additions else []
+    if warnings := [*numbers.pop("warnings", []), *chosen.notes, *point.notes, *additions_note]:
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
     result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers}
@@ -169,6 +179,15 @@ def _collectors(candidates: Candidates, point: OperatingPoint) -> list[Any]:
     if not is_classes(candidates.space):
         found.append(lambda labels, index: Marginals(candidates, labels, scalings, index))
     return found
+
+
+def _with_additions(additions: list[dict[str, Any]], data: Dataset) -> str:
+    """A warning that images were added to a run after its training."""
+    space = data.space
+    unseen = {space.pair_names(pair) for pair in space.closed_pairs[~space.seen_mask(space.closed_pairs)]}
+    met = {tuple(pair) for one in additions for pair in one["pairs"]} & unseen
+    count = sum(len(one["images"]) for one in additions)
+    return f"{count} images were added to this run; {len(met)} of the {space.nouns} that count as unseen are among them"
 
 
 def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:

@@ -263,6 +263,7 @@ class Predictor:
             k=k,
             probes=self.request.probes,
             probability=asked.probability,
+            combine=asked.combine,
             bias=None if not self.point.bias else (self.point.bias, self.unseen),
         )
         calibrated_Bn, unseen_Bn = torch.from_numpy(found.scores), self.unseen[found.places]

@@ -77,9 +77,14 @@ class Trainer:
         return {n: p for n, p in self.method.named_parameters() if p.requires_grad}
 
     @property
+    def epochs(self) -> int:
+        """Passes of gradient steps; none where the first pass is all of the training."""
+        return self.config.epochs if self.method.steps else 0
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        return self.config.epochs * steps_per_epoch(len(self.rows), self.config.batch)
+        return self.epochs * steps_per_epoch(len(self.rows), self.config.batch)
 
     def log(self, **record: Any) -> None:
         """Append to the run's metrics, once for all workers."""
@@ -111,9 +116,9 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         if trainer.method.weights is not None:
             start_weights(trainer.method.weights, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
         first_pass(trainer)
-    if not trainer.config.epochs:  # what the first pass found is all there is
+    if not trainer.epochs:  # what the first pass found is all there is
         validate_and_save(trainer)
-    while trainer.epoch < trainer.config.epochs:
+    while trainer.epoch < trainer.epochs:
         if train_epoch(trainer):
             save(trainer)
             end(trainer, "stopped")
@@ -166,7 +171,8 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config.optimizer, trained, config.lr, config.weight_decay)
+    # A group, because torch refuses an empty list of parameters; a method without steps has none.
+    optimizer = make_optimizer(config.optimizer, [{"params": trained}], config.lr, config.weight_decay)
 
     last = [0.0]
 
@@ -266,19 +272,37 @@ def first_pass(t: Trainer) -> None:
     else:
         labels = (torch.from_numpy(split.attr[t.rows]).to(t.device), torch.from_numpy(split.obj[t.rows]).to(t.device))
     torch.manual_seed(t.config.seed)
+    if len(t.val_rows):
+        t.method.judge = lambda: judged(t)
     t.method.first_pass(features_ND, *labels)
     t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
+    if not t.method.steps:
+        t.log(event="found", settings=t.method.metrics(), how="none" if t.method.judge is None else "val")
+    for note in t.method.notes():
+        t.log(event="note", note=note)
+    t.method.judge = None
+
+
+def judged(t: Trainer) -> float:
+    """The AUC of the method as it stands on the validation images in use, or the accuracy where no AUC is defined."""
+    numbers = validation(t)
+    return numbers["auc"] if numbers.get("auc") is not None else numbers["top1"]
+
+
+def validation(t: Trainer) -> dict[str, Any]:
+    """Closed-world numbers on the validation images in use."""
+    candidates = Candidates.build(t.data.space, split="val")
+    t.method.validating = True
+    extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
+    t.method.validating = False
+    return report(extremes, candidates)
 
 
 def validate_and_save(t: Trainer) -> None:
     """Closed-world numbers on the validation split, a checkpoint, and the mark of the best one."""
     facts: dict[str, Any] = {}
     if len(t.val_rows):
-        candidates = Candidates.build(t.data.space, split="val")
-        t.method.validating = True
-        extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
-        t.method.validating = False
-        numbers = report(extremes, candidates)
+        numbers = validation(t)
         facts = {k: numbers[k] for k in LOGGED if k in numbers}
     facts |= t.method.metrics()
     if t.method.weights is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def weight_files(folder: PathLike) -> list[Path]:
 def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
     """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
-    Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict``. OpenAI's own
+    Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict`` or ``net``. OpenAI's own
     archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published. ``what`` is
     said to be in the file, for messages.
 
@@ -90,10 +91,11 @@ def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
         state = _read_openai_archive(path)
     else:
         fix = "save the model's state_dict() as .safetensors or .pt"
-        state = read_torch(path, error=UsageError, head=f"{{path}} cannot be read as {what}", fix=fix)
+        with torch.serialization.safe_globals(_numbers()):
+            state = read_torch(path, error=UsageError, head=f"{{path}} cannot be read as {what}", fix=fix)
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds no weights", f"it holds a {type(state).__name__}", "save the model's state_dict()")
-    nested = state.get("state_dict")
+    nested = next((state[key] for key in ("state_dict", "net") if isinstance(state.get(key), dict)), None)
     tensors = {str(k).removeprefix("module."): v for k, v in _plain(nested if isinstance(nested, dict) else state).items()}
     if not tensors:
         raise _without_tensors(path, state)
@@ -119,6 +121,13 @@ def _without_tensors(path: Path, state: dict) -> UsageError:
         f"its tensors lie below {str(inner)[:40]!r}",
         f"save them alone: torch.save(torch.load(FILE, weights_only=True)[{str(inner)[:40]!r}], 'weights.pt')",
     )
+
+
+def _numbers() -> list[Any]:
+    """What unpickles a NumPy number, under its names in NumPy 1 and 2: training checkpoints keep a metric beside the weights."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("float32", "float64", "int64")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -58,11 +58,16 @@ class Pixels:
         return _bytes(padded)
 
 
-def clip_pixels(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-    """uint8 [3, S, S] of an RGB image: bicubic resize of the shorter side to S, centre crop (OpenAI CLIP's pre-processing)."""
+def clip_pixels(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC, short: int | None = None
+) -> np.ndarray:
+    """uint8 [3, S, S] of an RGB image: resize of the shorter side to ``short`` (default S, OpenAI CLIP's pre-processing), centre crop."""
     image = _shorten(image)
     width, height = image.size
-    new = (size, max(size, int(size * height / width))) if width <= height else (max(size, int(size * width / height)), size)
+    short = size if short is None else short
+    new = (
+        (short, max(short, int(short * height / width))) if width <= height else (max(short, int(short * width / height)), short)
+    )
     image = image.convert("RGB")
     if image.size != new:
         image = image.resize(new, resample)

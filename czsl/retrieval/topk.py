@@ -1,7 +1,8 @@
 """Exact top-k compositions without a matrix of images x pairs: the threshold algorithm on a :class:`CompositionIndex`.
 
-The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product of primitive
-terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32 products
+The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product (or the sum)
+of primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001).
+float32 products
 only choose candidates, with a slack for their rounding; the candidates' scores are computed again in float64, pair by pair, so
 neither the answer nor its order depends on how a matrix product was cut.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -63,6 +65,7 @@ def top_compositions(
     allowed: np.ndarray | None = None,
     probes: int | None = None,
     probability: float | None = None,
+    combine: Literal["product", "sum"] = "product",
     bias: tuple[float, np.ndarray] | None = None,
 ) -> TopCompositions:
     """The k best compositions of each image.
@@ -84,6 +87,8 @@ def top_compositions(
     probability : float, optional
         The composition term is this weight times the pair's probability, the softmax of its inner product among all pairs of the index,
         instead of the inner product itself. Costs a scan of its own for the sum.
+    combine : "product" or "sum", default "product"
+        How the two primitive terms of a pair become one.
     bias : (float, bool [P]), optional
         Added in float64 to the scores of the marked pairs before ranking. It reorders neither them nor the others, so that the best of both
         parts are found apart and merged: the answer stays exact.
@@ -110,6 +115,8 @@ def top_compositions(
         raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
     if probes is not None and index.kind == "flat":
         raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+    if combine not in ("product", "sum"):
+        raise UsageError(f"combine={combine!r} is not known", "primitive terms are multiplied or added", "give product or sum")
     if probability is not None and (probes is not None or not probability > 0):
         why = "a probability needs the products of all pairs" if probes else f"its weight is {probability}"
         raise UsageError("this composition term cannot be searched", why, "leave probes out, and give a weight above 0")
@@ -131,18 +138,20 @@ def top_compositions(
     for start in range(0, max(len(queries_BD), 1), IMAGES):
         some = slice(start, start + IMAGES)
         own = None if terms is None else (terms[0][some], terms[1][some])
-        parts.append(_best_of_groups(index, queries_BD[some], own, k, groups, probes, probability))
+        parts.append(_best_of_groups(index, queries_BD[some], own, k, groups, probes, probability, combine))
     scores, plain, places, products = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     visited = np.minimum(products / len(index), 1.0)
     return TopCompositions(scores, plain, places, visited, probes is None or probes >= index.cells)
 
 
-def _best_of_groups(index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability) -> tuple[np.ndarray, ...]:
+def _best_of_groups(
+    index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability, combine
+) -> tuple[np.ndarray, ...]:
     """Scores with and without the bias, places [B, k] and products [B] of the best of groups of pairs, each with a bias of its own."""
     searches: list[tuple[_Search, float]] = []
     for allowed_P, value in groups:
         rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
-        search = _Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows)
+        search = _Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
         if search.k and len(queries_BD) and probability is not None:
             first = next((s for s, _ in searches if s.weight), None)
             search.normalise(probability, first)
@@ -160,8 +169,9 @@ def _best_of_groups(index: CompositionIndex, queries_BD, terms, k: int, groups, 
 class _Search:
     """The search for some images: the best found so far, and what bounds the rest."""
 
-    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows):
+    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows, combine: str = "product"):
         self.index, self.queries, self.terms, self.k = index, queries_BD, terms, k
+        self.combine = np.add if combine == "sum" else np.multiply
         self.allowed, self.rows = allowed_P, rows  # rows: the allowed ones, ascending
         B = len(queries_BD)
         self.scores = np.full((B, k), -np.inf)
@@ -171,7 +181,7 @@ class _Search:
         self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
         largest = self.lengths * index.longest
         if terms is not None:
-            largest = largest + terms[0].max(1).astype(np.float64) * terms[1].max(1)
+            largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))
         if (largest > 1e30).any():
             raise DataError(
                 f"scores of image {int(largest.argmax())} reach {largest.max():.1e}", "", "are the embeddings scaled?"
@@ -237,7 +247,7 @@ class _Search:
             ranked = np.take_along_axis(term, order, axis=1).astype(np.float64)
             after.append((ranked[:, 0], ranked[:, SEED_PRIMITIVES] if ranked.shape[1] > SEED_PRIMITIVES else np.zeros(len(term))))
         (first_a, next_a), (first_o, next_o) = after
-        self.rest = np.maximum(next_a * first_o, first_a * next_o)
+        self.rest = np.maximum(self.combine(next_a, first_o), self.combine(first_a, next_o))
         pairs = np.stack(np.broadcast_arrays(best[0][:, :, None], best[1][:, None, :]), axis=-1).reshape(len(self.queries), -1, 2)
         places = self.index.locate(pairs)
         images, columns = np.nonzero((places >= 0) & self.allowed[places])
@@ -329,9 +339,8 @@ class _Search:
         bound_bn = self.composition_term(images, products_bn.astype(np.float64))
         if self.terms is not None:
             pairs = self.index.pairs[places]
-            bound_bn += (
-                self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64) * self.terms[1][images[:, None], pairs[..., 1]]
-            )
+            attribute_bn = self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64)
+            bound_bn += self.combine(attribute_bn, self.terms[1][images[:, None], pairs[..., 1]])
         self.offer_above(images, places, np.where(self.allowed[places], bound_bn, -np.inf))
         if products_bn.shape[1] == count:
             return np.zeros(len(images), bool)
@@ -343,7 +352,7 @@ class _Search:
         scores_bn = self.composition_term(images, (vectors_nD @ self.queries[images].T).T)
         if self.terms is not None:
             attributes_n, objects_n = self.index.pairs[places].T
-            scores_bn += self.terms[0][images][:, attributes_n] * self.terms[1][images][:, objects_n]
+            scores_bn += self.combine(self.terms[0][images][:, attributes_n], self.terms[1][images][:, objects_n])
         scores_bn = np.where(self.allowed[places], scores_bn, -np.inf)
         self.offer_above(images, np.broadcast_to(places, scores_bn.shape), scores_bn)
 
@@ -392,7 +401,7 @@ class _Search:
             value = self.composition_term(i, (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1))
             if self.terms is not None:
                 a, o = self.index.pairs[p].T
-                value += self.terms[0][i, a].astype(np.float64) * self.terms[1][i, o]
+                value += self.combine(self.terms[0][i, a].astype(np.float64), self.terms[1][i, o])
             scores[start : start + DENSE_ROWS] = value
         return scores
 

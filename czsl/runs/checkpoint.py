@@ -43,8 +43,11 @@ class Checkpoint:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: PathLike, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed; old ones beyond KEEP and the best go."""
+def save(folder: PathLike, checkpoint: Checkpoint, prune: bool = True) -> Path:
+    """Write ``folder/step-NNNNNNNN``: to a temporary folder first, synced, then renamed.
+
+    With ``prune`` the checkpoints beyond the newest KEEP and the best are deleted.
+    """
     from safetensors.torch import save as as_bytes
 
     folder = Path(folder)
@@ -71,7 +74,8 @@ def save(folder: PathLike, checkpoint: Checkpoint) -> Path:
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(folder)
+    if prune:
+        _prune(folder)
     return target
 
 
@@ -160,6 +164,15 @@ def find(folder: PathLike, which: str = "best") -> Path:
         there = ", ".join(p.name for p in steps(folder)) or "none"
         raise UsageError(f"no usable checkpoint {which!r}", f"there are: {there}", "use best, last or one of these")
     return path
+
+
+def state_of(path: PathLike) -> dict[str, Any]:
+    """The ``state`` of a checkpoint, read without its tensors; an empty dict if it cannot be read."""
+    try:
+        content = read_json(Path(path) / "state.json")
+    except (OSError, CzslError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load(path: PathLike) -> Checkpoint:

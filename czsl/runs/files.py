@@ -21,6 +21,7 @@ from czsl.errors import SetupError, UsageError
 from czsl.reading import PathLike
 
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+READERS = ".readers"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
@@ -107,6 +108,52 @@ def is_held(folder: PathLike) -> bool:
     except OSError:  # no lock was ever taken, or there are none
         return False
     return False
+
+
+@contextmanager
+def read_by(folder: PathLike) -> Iterator[None]:
+    """Keep :func:`changed` away while a command reads a folder; several may read at once. A folder without locks is read without one.
+
+    Raises
+    ------
+    UsageError
+        The folder is being changed.
+    """
+    try:
+        file = (Path(folder) / READERS).open("a", encoding="utf-8")
+    except OSError:  # a read-only folder, which nobody changes
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder} is being changed", "czsl add is at work on it", "wait until it has ended") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
+
+
+@contextmanager
+def changed(folder: PathLike, work: str) -> Iterator[None]:
+    """Hold a folder (:func:`held`) to change what others read: not while a command reads it (:func:`read_by`).
+
+    Raises
+    ------
+    UsageError
+        Another process works on the folder or reads it.
+    """
+    with held(folder, "other work"), (Path(folder) / READERS).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            why = f"it reads what {work} changes"
+            raise UsageError(f"another czsl command uses {folder}", why, "wait until it has ended, or stop it first") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def sha256_file(path: PathLike) -> str:

@@ -23,7 +23,7 @@ from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.settings import check_known, typed
-from czsl.spaces import load_space
+from czsl.spaces import load_space, space_from_json
 
 MOST_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
 MOST_THREADS = 4096
@@ -34,8 +34,10 @@ RECORDS = {
     "step": ("loss", "epoch", "images_per_s", "time", "step"),
     "epoch": ("epoch", "time", "step"),
     "end": ("status", "step"),
+    "found": ("settings", "how"),
+    "note": ("note",),
 }
-TEXTS = ("event", "what", "status", "reason", "how", "for")
+TEXTS = ("event", "what", "status", "reason", "how", "for", "note", "checkpoint")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
@@ -105,7 +107,22 @@ class Run:
 
     @property
     def space(self) -> CompositionSpace:
-        """The label space the run was made for; prediction needs no other part of its data."""
+        """The label space of the best checkpoint; prediction needs no other part of the run's data."""
+        return self.space_of(self._best_state())
+
+    @property
+    def has_grown(self) -> bool:
+        """True if images were added to the run (`czsl add`): its labels are more than those of its data."""
+        return "grown" in self._best_state()
+
+    def _best_state(self) -> dict[str, Any]:
+        name = checkpoint.best(self.checkpoints).get("checkpoint")
+        return checkpoint.state_of(self.checkpoints / Path(name).name) if name else {}
+
+    def space_of(self, state: dict[str, Any]) -> CompositionSpace:
+        """The label space of a checkpoint by its state: that of the run's data, or a larger one after images were added (`czsl add`)."""
+        if "grown" in state:
+            return space_from_json(state["grown"], f"{self.path.name}: state.json")
         return load_space(self.path / "space.json")
 
     # -- files -----------------------------------------------------------------------------------------------------

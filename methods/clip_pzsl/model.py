@@ -20,9 +20,8 @@ from methods.clip_pzsl.losses import alignment, anchor, classification, outside,
 from methods.clip_pzsl.mining import Mining
 from methods.method import Method
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
+from methods.parts.words import KeptWords
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
-
-LISTS_KEPT, LONGEST_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
 
 
 @dataclass
@@ -67,7 +66,7 @@ class ClipPzsl(Method):
         # Running average of the label embeddings of the pairs in `rows_of`, whose words are their start; zeros until then.
         self.rows_of = space.train_pairs
         self.register_buffer("average", torch.zeros(len(space.train_pairs), clip.dim))
-        self._words: dict[bytes, Tensor] = {}
+        self._words = KeptWords(self._encode_words)
 
     @property
     def layers(self) -> list[Mining]:
@@ -75,7 +74,7 @@ class ClipPzsl(Method):
         return cast(list[Mining], list(self.blocks))
 
     def _apply(self, fn, recurse=True):
-        self._words = {}  # of another device or precision now
+        self._words.clear()  # of another device or precision now
         return super()._apply(fn, recurse)
 
     # -- images, text and scores -----------------------------------------------------------------------------------
@@ -85,16 +84,12 @@ class ClipPzsl(Method):
         with torch.autocast(self.clip.device.type, enabled=False):
             return FrozenBeside(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
 
-    @torch.no_grad()
     def words(self, pairs_P2: Tensor) -> Tensor:
         """Frozen text features of prompts, [P, D]; those of the last few short lists (training, validation) are kept."""
-        key = pairs_P2.cpu().numpy().tobytes()
-        if key in self._words:
-            return self._words[key]
-        words_PD = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
-        if len(pairs_P2) <= LONGEST_KEPT:
-            self._words = {**dict(list(self._words.items())[1 - LISTS_KEPT :]), key: words_PD}
-        return words_PD
+        return self._words(pairs_P2)
+
+    def _encode_words(self, pairs_P2: Tensor) -> Tensor:
+        return self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs. In training, that of all seen pairs before images are looked at: plain words."""

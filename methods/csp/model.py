@@ -34,7 +34,7 @@ class CSP(Method):
     def __init__(self, space: CompositionSpace, clip: Clip, config: CSPConfig):
         super().__init__(space, clip, config)
         self.prompts = SoftPrompts(
-            clip.text, self.attribute_names, self.object_names, config.attr_dropout, config.context, ("pair",)
+            clip.text, self.attribute_names, self.object_names, config.attr_dropout, config.context, branches=("pair",)
         )
         tower, c = clip.visual, config
         self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None

@@ -17,7 +17,7 @@ BRANCHES = ("pair", "attribute", "object")
 
 
 class SoftPrompts(nn.Module):
-    """One learned embedding for each attribute and object and, if wanted, learned context vectors for each branch.
+    """One embedding for each attribute and object, and three context words for each branch; each of the two learned or fixed.
 
     Parameters
     ----------
@@ -29,13 +29,19 @@ class SoftPrompts(nn.Module):
         On the whole table, drawn once a forward, so that all prompts of a step share the mask (CSP, ICLR 2023).
     learn_context : bool
         Whether the three context words are trained, separately for each of the branches (Troika, CVPR 2024).
+    learn_names : bool, default True
+        Whether the names' embeddings are trained. Fixed ones follow from the names and are not saved.
     branches : sequence of str, default pair, attribute and object
         Branches that have prompts.
+    primitive_prefix : str, default ""
+        One fixed token between the context and the name in the prompts of primitives.
     """
 
     start: Tensor
     end: Tensor
     fixed_context: Tensor
+    prefix: Tensor
+    table: Tensor  # [A + O, W]
 
     def __init__(
         self,
@@ -44,14 +50,23 @@ class SoftPrompts(nn.Module):
         objects: list[str],
         dropout: float,
         learn_context: bool,
+        *,
+        learn_names: bool = True,
         branches: Sequence[str] = BRANCHES,
+        primitive_prefix: str = "",
     ):
         super().__init__()
         self.num_attributes = len(attributes)
         with torch.no_grad():
-            self.table = nn.Parameter(text.name_embeddings([*attributes, *objects]).clone())  # [A + O, W]
+            table = text.name_embeddings([*attributes, *objects]).clone()
             context_3W = text.embed_tokens(torch.tensor(text.tokenizer.encode(CONTEXT))).clone()
+            prefix = text.embed_tokens(torch.tensor(text.tokenizer.encode(primitive_prefix), dtype=torch.long)).clone()
         self.dropout = nn.Dropout(dropout)
+        if learn_names:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table, persistent=False)
+        self.register_buffer("prefix", prefix, persistent=False)
         if learn_context:
             self.context = nn.ParameterDict({b: nn.Parameter(context_3W.clone()) for b in branches})
         else:
@@ -68,7 +83,8 @@ class SoftPrompts(nn.Module):
         context_3W = self.context[branch] if hasattr(self, "context") else self.fixed_context
         ends_P2 = torch.stack([last_P, torch.full_like(last_P, len(last_NW))], dim=1)
         tokens = torch.cat([last_NW, self.end[None]])
-        return PromptTree(torch.cat([self.start[None], context_3W]), first_MW, tokens, ends_P2, parents_P)
+        prefix = self.prefix if branch != "pair" else self.prefix[:0]
+        return PromptTree(torch.cat([self.start[None], context_3W, prefix]), first_MW, tokens, ends_P2, parents_P)
 
     def pairs(self, words: Tensor, pairs_P2: Tensor) -> PromptTree:
         """Prompts "a photo of ATTR OBJ" of P pairs: 7 tokens, of which "a photo of" and the attributes are shared."""

@@ -63,6 +63,7 @@ class PublicNames:
     stacked : our name -> stems of the public tensors ``<stem>0``, ``<stem>1``, ... (of attributes, of objects) that are its rows
     constants : values that are in no public file
     absent : names of ours that no public file has and that may stay as they are
+    table : our name of the learned words, which tell whether the labels fit; None if a program learns none
     """
 
     program: str
@@ -73,6 +74,11 @@ class PublicNames:
     stacked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    table: str | None = TABLE
+
+    def towers(self, state: State) -> dict[str, Tensor]:
+        """The CLIP that a checkpoint carries, in OpenAI's format; empty if it carries none."""
+        return {k.removeprefix("clip."): torch.as_tensor(v) for k, v in state.items() if k.startswith("clip.")}
 
     def translate(self, state: State) -> Translation:
         """All tensors of a public state under our names.

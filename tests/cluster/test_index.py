@@ -23,6 +23,7 @@ from methods.building import build
 from methods.loading import load
 
 CPU = torch.device("cpu")
+NEW = ("coop", "vp-cmjl", "vp-cmjl fusion=product", "caila")
 
 
 def make_run(tmp_path, clip_file, method="clusPro", step=1, run=None, **settings):
@@ -103,7 +104,7 @@ def test_shards_of_several_workers_and_of_an_interrupted_build_make_the_same_ind
     assert np.array_equal(CompositionIndex.load(folder_of(run)).vectors, alone)
 
 
-@pytest.mark.parametrize("method", ["clusPro", "clusPro fusion=probability", "csp"])
+@pytest.mark.parametrize("method", ["clusPro", "clusPro fusion=probability", "csp", *NEW])
 @pytest.mark.parametrize(("kind", "cells"), [("flat", None), ("ivf", 9)])
 def test_predictions_are_the_same_with_an_index(tmp_path, clip_file, photos, method, kind, cells):
     method, _, setting = method.partition(" ")

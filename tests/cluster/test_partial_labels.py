@@ -27,6 +27,9 @@ SMALL = {
     "clusPro": {"epochs": 2, "label_warmup": 0, "adapter_dim": 0},
     "troika": {"epochs": 2, "label_warmup": 0, "adapter_dim": 4},
     "msci": {"epochs": 2, "label_warmup": 0, "adapter_dim": 4},
+    "coop": {"epochs": 3, "label_warmup": 1},
+    "vp-cmjl": {"epochs": 2, "label_warmup": 0, "adapter_dim": 0},
+    "caila": {"epochs": 2, "label_warmup": 0},
 }
 
 

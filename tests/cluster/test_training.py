@@ -51,8 +51,11 @@ def test_a_run_keeps_everything_that_is_needed_to_trust_it(engine, make_run):
     assert not (run.path / ".attempts").exists()
 
 
+LATER = ("coop", "vp-cmjl", "caila")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["csp", "troika", "clusPro", "msci", "clip-pzsl", "csp on candidates"])
+@pytest.mark.parametrize("method", ["csp", "troika", "clusPro", "msci", "clip-pzsl", "csp on candidates", *LATER])
 def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, method, candidates_file):
     """float64, dropout 0, the same global batch: losses and weights to 1e-9 (the promise of the architecture)."""
     settings = {"method": method.split()[0], "precision": "float64", "attr_dropout": 0.0, "lr": 1e-3, "epochs": 3}
@@ -61,6 +64,9 @@ def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, m
     if method == "clip-pzsl":
         settings |= {"adapter": 4}
         del settings["attr_dropout"]
+    elif method in ("coop", "caila"):
+        del settings["attr_dropout"]
+        settings |= {"image_dropout": 0.0} if method == "caila" else {}
     elif settings["method"] != "csp":
         settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
     if method == "troika":
@@ -134,12 +140,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, m
     assert_bit_equal(final(broken).optimizer, final(whole).optimizer)
 
 
-def test_a_resumed_run_knows_its_epoch_and_its_optimizer(make_run, monkeypatch):
+@pytest.mark.parametrize("method", ["msci", *LATER])
+def test_a_resumed_run_knows_its_epoch_and_its_optimizer(make_run, monkeypatch, method):
     """Stopped in the second epoch, where the public loop of MSCI has left training mode; AdamW's moments go on."""
     from cluster.work.comm import Group
     from cluster.work.training import Trainer, train_worker
 
-    settings = {"method": "msci", "train_mode": "reference", "optimizer": "adamw", "adapter_dim": 4, "lr": 1e-3}
+    settings = {"method": method, "optimizer": "adamw", "lr": 1e-3}
+    settings |= {"train_mode": "reference"} if method == "msci" else {}
+    settings |= {"adapter_dim": 4} if method in ("msci", "vp-cmjl") else {}
     whole, broken = make_run(**settings), make_run(**settings)
     assert train_worker(whole, Group(), torch.device("cpu")) == "done"
     total = len(steps_of(whole))

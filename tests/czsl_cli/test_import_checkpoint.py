@@ -23,6 +23,7 @@ from methods import load
 from methods.building import build
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+from caila_states import SMALL, random_state
 from public_states import public_state
 
 
@@ -224,3 +225,38 @@ def test_what_is_refused(files, dataset, tmp_path, monkeypatch):
     assert "a run is never overwritten" in czsl(
         "import-checkpoint", file, "-m", "csp", "--labels", labels, "--clip", "tiny", "-o", "there", expect=2
     )
+
+
+def test_a_file_of_caila_imports_evaluates_predicts_and_is_indexed(dataset, tmp_path):
+    """In its published form: the state below ``net``, beside it the epoch and a NumPy number."""
+    file, run = tmp_path / "ckpt_best_auc.t7", tmp_path / "run"
+    torch.save({"net": random_state(SMALL), "epoch": 3, "AUC": np.float64(0.25)}, file)
+    facts = json.loads(czsl("import-checkpoint", file, "-m", "caila", "-d", dataset, "-o", run, "--json").stdout)
+    assert facts["used"]["attribute_scale"] == ["attr_logit_scale"]
+    assert (run / "clip.safetensors").is_file()
+    report = json.loads(czsl("evaluate", run, "--engine", "local", "--json").stdout)
+    assert report["method"] == "caila" and 0 <= report["auc"] <= 1
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "a.png")
+    record = json.loads(czsl("predict", folder, "--run", run, "--engine", "local", "--json").stdout.splitlines()[0])
+    assert record["error"] is None and len(record["predictions"]) == 5
+    czsl("index", "build", run, "--engine", "local")
+    found = json.loads(
+        czsl("predict", folder, "--run", run, "--open-world", "--engine", "local", "--json").stdout.splitlines()[0]
+    )
+    assert found["retrieval"]["exact"]
+    # The same numbers as the method itself gives.
+    named = [(p["attr"], p["obj"]) for p in load(run).predict([folder / "a.png"])[0]["predictions"]]
+    assert named == [(p["attr"], p["obj"]) for p in record["predictions"]]
+
+
+def test_a_file_with_more_than_numbers_beside_the_weights_is_refused(dataset, tmp_path):
+    file = tmp_path / "ckpt.t7"
+    torch.save({"net": random_state(SMALL), "epoch": Path("x")}, file)
+    said = czsl("import-checkpoint", file, "-m", "caila", "-d", dataset, "-o", tmp_path / "run", expect=2)
+    assert "unpickled" in said
+    torch.save({"net": {"a": torch.zeros(2)}}, file)
+    said = czsl("import-checkpoint", file, "-m", "caila", "-d", dataset, "-o", tmp_path / "run", expect=2)
+    assert "public CAILA program" in said or "no CLIP" in said
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ ON_RUNS = (
     "compare",
     "index build",
     "index show",
+    "add",
 )
 
 

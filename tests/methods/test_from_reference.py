@@ -19,6 +19,7 @@ SETTINGS = {
     "troika": {"adapter_dim": 4, "traction_layers": 3},
     "clusPro": {"adapter_dim": 4, "num_prototypes": 3, "heads": 2, "fusion": "logit"},
     "msci": {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 2, "stage2_layers": 2, "stage1_heads": 2, "stage2_heads": 4},
+    "caila": {"crop": "reference"},
 }
 HEADS = {"stage_1_num_heads": 2, "stage_2_num_heads": 4}  # no tensor tells them
 PRESET = {"names": "reference"}
@@ -82,14 +83,15 @@ def test_a_key_that_is_missing_unexpected_or_misshapen_is_named(moved):
     for key in state:
         with pytest.raises(UsageError):
             again(moved, {k: v for k, v in state.items() if k != key})
-    key = {"csp": "soft_embeddings", "troika": "cmt.2.mlp.3.bias", "clusPro": "attr1.fc1.bias", "msci": "lamda_2"}[moved[0].name]
+    key = {"csp": "soft_embeddings", "troika": "cmt.2.mlp.3.bias", "clusPro": "attr1.fc1.bias", "msci": "lamda_2"}
+    key = {**key, "caila": public_names("caila").public_name("vision.layers.1.mlp.mixture.up.bias")}[moved[0].name]
     with pytest.raises(UsageError, match=key):
         again(moved, {k: v for k, v in state.items() if k != key})
     with pytest.raises(UsageError, match=key):
         again(moved, {**state, key: state[key][..., :-1]})
     with pytest.raises(UsageError, match=r"stray\.weight"):
         again(moved, {**state, "stray.weight": torch.zeros(1)})
-    with pytest.raises(UsageError, match=r"has no tensor|not complete"):
+    with pytest.raises(UsageError, match=r"has no tensor|not complete|has no adapters"):
         again(moved, {})
 
 
@@ -97,6 +99,11 @@ def test_a_key_of_another_size_of_the_same_method_is_named(moved):
     method, state = moved
     if method.name == "csp":
         pytest.skip("one tensor")
+    if method.name == "caila":
+        deeper = public_names("caila").public_name("vision.layers.9.mlp.attribute.up.bias")
+        with pytest.raises(UsageError, match=r"layers\.9"):
+            again(moved, {**state, deeper: torch.zeros(64)})
+        return
     extra = {"additional_visual_params.9.down_proj.weight": torch.zeros(4, 64)}
     with pytest.raises(UsageError, match=r"additional_visual_params\.9"):
         again(moved, {**state, **extra})
@@ -112,6 +119,11 @@ def test_nan_is_refused(moved):
 
 def test_labels_and_clip_must_be_those_of_the_checkpoint(moved):
     method = moved[0]
+    if method.name == "caila":  # its texts follow from the names
+        assert again(moved, attributes=(*method.space.attributes, "new")).space.num_attributes == 7
+        with pytest.raises(UsageError, match="shape"):
+            again(moved, clip=_wider(method.clip))
+        return
     with pytest.raises(UsageError, match=r"attributes(.|\n)*7 \+ 5"):
         again(moved, attributes=(*method.space.attributes, "new"))
     with pytest.raises(UsageError, match="no CLIP"):
@@ -126,8 +138,8 @@ def test_labels_and_clip_must_be_those_of_the_checkpoint(moved):
 def _wider(clip):
     from czsl.clip.compat import import_open_clip
 
-    vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 1}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 1, "layers": 1}
+    vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 1, "layers": 2}
     return Clip(import_open_clip().CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text), "wide")
 
 
@@ -143,6 +155,10 @@ def test_numbers_that_tensors_tell_are_not_taken_from_the_configuration(moved):
         with pytest.raises(UsageError, match="stage_2_num_cmt_layers 2"):
             again(moved, config={"stage_2_num_cmt_layers": 1})
         assert again(moved, config={"stage_1_dropout": 0.3}).config.stage1_dropout == 0.3
+    elif method.name == "caila":
+        back = again(moved, config={"img_dropout": 0.1, "prompt_template": "a photo of x"}).config
+        assert (back.image_dropout, back.reduction, back.fusion_start, back.text_adapters) == (0.1, 4, 1, True)
+        return
     else:
         assert again(moved).config.num_prototypes == 3
         with pytest.raises(UsageError, match="adapter_dim 4"):
@@ -164,5 +180,5 @@ def test_half_precision_and_arrays_are_taken(moved):
 
 
 def test_methods_without_public_checkpoints_say_so():
-    with pytest.raises(UsageError, match=r"zero-shot(.|\n)*csp, troika, clusPro, msci"):
+    with pytest.raises(UsageError, match=r"zero-shot(.|\n)*csp, troika, clusPro, msci, caila"):
         from_reference("zero-shot", {}, ("wet",), ("dog",))

@@ -17,7 +17,7 @@ from methods.building import build
 from methods.loading import fingerprint, load, starting_point
 from methods.registry import METHODS, method_class
 
-TRAINED = sorted(name for name in METHODS if method_class(name).trains)
+TRAINED = sorted(name for name in METHODS if method_class(name).trains and method_class(name).steps)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from czsl.compositions import prompt_name
 from czsl.data.importing.textfiles import short
 from czsl.errors import DataError
 
@@ -47,7 +48,7 @@ class FolderNames:
         plus = _plus_separates([parts[0] for parts in listed if len(parts) == 1])
         readings = {parts: self._readings(parts, plus) for parts in listed}
         unclear = [parts for parts, found in readings.items() if len(found) > 1]
-        if self.attributes is None and self.objects is None:
+        if self.open:
             unclear += [parts for parts, found in readings.items() if not found]
         if unclear:
             names = ", ".join(repr(short("/".join(parts))) for parts in unclear[:MOST_NAMED])
@@ -59,6 +60,11 @@ class FolderNames:
                 "folder is a plain class",
             )
         return {parts: found[0] if found else None for parts, found in readings.items()}
+
+    @property
+    def open(self) -> bool:
+        """True if names may occur that no list holds, so that every folder must have a reading."""
+        return self.attributes is None and self.objects is None
 
     def _readings(self, parts: tuple[str, ...], plus: bool) -> list[Pair]:
         cuts = [(parts[0], parts[1])] if len(parts) == 2 else self._cuts(parts[0], plus)
@@ -81,6 +87,39 @@ def _plus_separates(names: list[str]) -> bool:
     """True if every name holds one ``+``, and not all of them could be split at an only space or ``_`` instead."""
     other = all(name.count(" ") == 1 or (" " not in name and name.count("_") == 1) for name in names)
     return bool(names) and all(name.count("+") == 1 for name in names) and not other
+
+
+@dataclass(frozen=True)
+class KnownFirst(FolderNames):
+    """Folder names read with words that are known, new words allowed: of all readings those with the most known names.
+
+    A name that differs from a known one in nothing that a prompt shows is that one. A folder in which both names are new is read as
+    without lists.
+    """
+
+    @property
+    def open(self) -> bool:
+        """True: new names are allowed."""
+        return True
+
+    def _readings(self, parts: tuple[str, ...], plus: bool) -> list[Pair]:
+        name = parts[0]
+        cuts = [(name[:i].strip(), name[i + 1 :].strip()) for i, sign in enumerate(name) if sign in " _+"]
+        if len(parts) == 2:
+            cuts = [(parts[0], parts[1])]
+        ranked: dict[int, set[Pair]] = {}
+        for attr, obj in cuts:
+            if attr and obj:
+                found = _same_words(attr, self.attributes), _same_words(obj, self.objects)
+                ranked.setdefault(sum(x is not None for x in found), set()).add((found[0] or attr, found[1] or obj))
+        best = max(ranked, default=0)
+        return sorted(ranked[best]) if best else FolderNames()._readings(parts, plus)
+
+
+def _same_words(name: str, known: tuple[str, ...] | None) -> str | None:
+    if name in (known or ()):
+        return name
+    return next((k for k in known or () if prompt_name(k) == prompt_name(name)), None)
 
 
 def _listed(name: str, known: tuple[str, ...] | None) -> str | None:

@@ -10,6 +10,7 @@ from czsl.data.importing.columns import split_of
 from czsl.data.importing.entries import Reading, Source
 from czsl.data.importing.splitting import split_by_class, split_by_pair
 from czsl.data.paths import walk
+from czsl.errors import DataError
 
 
 def read_tree(folder: Path, reading: Reading) -> Source:
@@ -18,8 +19,52 @@ def read_tree(folder: Path, reading: Reading) -> Source:
     Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
     class is named by one folder. Folders of splits may have their other usual names, as ``validation/``.
     """
-    names, seed = reading.names, reading.seed
-    source, classes = Source(folder.resolve(), links=reading.links), isinstance(names, ClassNames)
+    names = reading.names
+    source = Source(folder.resolve(), links=reading.links)
+    usable, split_folders = _labelled(source, folder, reading)
+    if isinstance(names, ClassNames):
+        source.unseen = names.unseen_among(obj for _, _, obj in usable)
+    if split_folders is not None or not usable:
+        splits = [(split_folders or {})[name.split("/", 1)[0]] for name, _, _ in usable]
+    else:
+        splits = (
+            split_by_pair(usable, reading.seed) if source.unseen is None else split_by_class(usable, source.unseen, reading.seed)
+        )
+    for (name, attr, obj), split in zip(usable, splits, strict=True):
+        source.add((name,), attr, obj, split)
+    source.close()
+    return source
+
+
+def read_labelled_tree(folder: Path, reading: Reading) -> Source:
+    """Images sorted into folders that name their pair, all of them for training.
+
+    Raises
+    ------
+    DataError
+        The folders are splits, or their names can be read in several ways.
+    """
+    source = Source(folder.resolve(), links=reading.links)
+    usable, split_folders = _labelled(source, folder, reading)
+    if split_folders is not None and usable:
+        given = next(iter(sorted(split_folders)))
+        raise DataError(
+            f"{folder} has folders of splits such as {given}/",
+            "images of all of them would be trained on",
+            f"give one of them: {folder / given}",
+        )
+    for name, attr, obj in usable:
+        source.add((name,), attr, obj, "train")
+    return source
+
+
+def _labelled(source: Source, folder: Path, reading: Reading) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
+    """Images of a tree with attribute and object, and the split of each top folder (None if folders are no splits).
+
+    Images that cannot be used are listed in the source.
+    """
+    names = reading.names
+    classes = isinstance(names, ClassNames)
     found = walk(folder, reading.links)
     for name, (kind, why) in found.refused.items():
         source.skip(kind, name, why)
@@ -57,13 +102,4 @@ def read_tree(folder: Path, reading: Reading) -> Source:
             source.skip("unknown pair", name, f"{'/'.join(parts)!r} is no listed attribute and object")
         else:
             usable.append((name, *pair))
-    if isinstance(names, ClassNames):
-        source.unseen = names.unseen_among(obj for _, _, obj in usable)
-    if has_splits or not usable:
-        splits = [split_folders[name.split("/", 1)[0]] for name, _, _ in usable]
-    else:
-        splits = split_by_pair(usable, seed) if source.unseen is None else split_by_class(usable, source.unseen, seed)
-    for (name, attr, obj), split in zip(usable, splits, strict=True):
-        source.add((name,), attr, obj, split)
-    source.close()
-    return source
+    return usable, split_folders if has_splits else None

@@ -9,7 +9,7 @@ from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 
 
-def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None, probability=None, bias=None):
+def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None, probability=None, combine="product", bias=None):
     """Every score in float64, every pair sorted: scores and places."""
     scores = queries_BD.astype(np.float32).astype(np.float64) @ vectors_PD.astype(np.float64).T
     if probability is not None:
@@ -17,7 +17,8 @@ def brute_force(vectors_PD, pairs_P2, queries_BD, terms=None, k=10, allowed=None
         scores *= probability / scores.sum(axis=1, keepdims=True)
     if terms is not None:
         alpha, beta = (term.astype(np.float32).astype(np.float64) for term in terms)
-        scores += alpha[:, pairs_P2[:, 0]] * beta[:, pairs_P2[:, 1]]
+        alpha, beta = alpha[:, pairs_P2[:, 0]], beta[:, pairs_P2[:, 1]]
+        scores += alpha + beta if combine == "sum" else alpha * beta
     if bias is not None:
         scores[:, bias[1]] += bias[0]
     if allowed is not None:
@@ -78,6 +79,31 @@ def test_probabilities_of_compositions_equal_brute_force(kind, clusters, weight,
     for wrong in ({"probability": 0.0}, {"probability": -1.0}, {"probability": 1.0, "probes": 2}):
         with pytest.raises(UsageError):
             top_compositions(index, queries, **wrong)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("clusters", [None, 6])
+@pytest.mark.parametrize("sizes", [(23, 31), (5, 40)])  # with five attributes all of them are tried first
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1000.0])
+def test_sums_of_primitive_terms_equal_brute_force(kind, clusters, sizes, weight):
+    vectors, pairs, queries, (alpha, beta) = world(*sizes, clusters=clusters, share=0.8)
+    vectors = (vectors * np.random.default_rng(4).uniform(0.2, 3, size=(len(vectors), 1))).astype(np.float32)  # of any length
+    terms, allowed = (weight * alpha, beta), np.random.default_rng(0).random(len(pairs)) < 0.7
+    index = CompositionIndex.build(vectors, pairs, kind)
+    for k, some in ((1, None), (10, None), (10, allowed), (60, None)):
+        result = top_compositions(index, queries, *terms, k=k, allowed=some, combine="sum")
+        assert_equal(result, brute_force(vectors, pairs, queries, terms, k, some, combine="sum"))
+    result = top_compositions(index, queries, *terms, k=10, probability=2.0, combine="sum")
+    assert_equal(result, brute_force(vectors, pairs, queries, terms, 10, None, 2.0, combine="sum"))
+    with pytest.raises(UsageError, match="combine='mean'"):
+        top_compositions(index, queries, *terms, combine="mean")
+
+
+def test_a_sum_leaves_far_cells_out_as_well():
+    vectors, pairs, queries, terms = world(attributes=40, objects=60, clusters=12)
+    result = top_compositions(CompositionIndex.build(vectors, pairs, "ivf", cells=24), queries, *terms, combine="sum")
+    assert_equal(result, brute_force(vectors, pairs, queries, terms, combine="sum"))
+    assert result.visited.max() < 0.5
 
 
 def test_cells_far_away_are_not_visited():
@@ -315,7 +341,7 @@ def test_a_bias_on_marked_pairs_keeps_the_answer_exact(kind, value, share, with_
     index = CompositionIndex.build(vectors, pairs, kind)
     for k, allowed in ((1, None), (10, None), (10, make.random(len(pairs)) < 0.9), (10, make.random(len(pairs)) < 0.01)):
         result = top_compositions(index, queries, *(terms or ()), k=k, allowed=allowed, probability=probability, bias=bias)
-        oracle = brute_force(vectors, pairs, queries, terms, k, allowed, probability, bias)
+        oracle = brute_force(vectors, pairs, queries, terms, k, allowed, probability, bias=bias)
         assert_equal(result, oracle)
         np.testing.assert_allclose(result.plain, oracle[0] - value * bias[1][oracle[1]], rtol=1e-9, atol=1e-9)
 

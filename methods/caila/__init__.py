@@ -1,0 +1,1 @@
+"""CAILA: concept-aware adapters inside both towers."""

@@ -1,0 +1,157 @@
+"""CAILA (Zheng, Zhu, Nevatia: Concept-Aware Intra-Layer Adapters for Compositional Zero-Shot Learning, WACV 2024).
+
+Letters: B images, P pairs, A attributes, O objects, L visual tokens, T text tokens, V visual width, D joint width, n prompts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from czsl.data.pixels import clip_pixels
+from methods.caila.adapters import MIXTURE, TowerAdapters
+from methods.caila.config import CAILAConfig
+from methods.method import TEXT_CHUNK, Method
+from methods.parts.branches import branch_losses
+from methods.sides import ImageSide, Targets, TextSide
+
+CONCEPTS = ("attribute", "object")
+RESIZE = 8 / 7  # 256 pixels for a crop of 224
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return yaml.safe_load((Path(__file__).parent / "names.yaml").read_text(encoding="utf-8"))
+
+
+def released_name(name: str) -> str:
+    """How the public program writes a label: lower case and as it is, but for the names in ``names.yaml``."""
+    return _spellings().get(name, name.lower())
+
+
+class CAILA(Method):
+    """Adapters inside frozen CLIP towers: an attribute and an object stream of tokens, whose second halves are fused.
+
+    An image costs three passes of the image tower, the fused half of them with twice the tokens. A text side costs one pass of the
+    text tower for each pair, attribute and object. Scores are inner products, so an index can hold the pairs.
+    """
+
+    name, title, Config = "caila", "CAILA", CAILAConfig
+
+    config: CAILAConfig
+    text_concepts: ClassVar[tuple[str, ...]] = ("pair", *CONCEPTS)
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: CAILAConfig):
+        super().__init__(space, clip, config)
+        c, visual, text = config, clip.visual, clip.text
+        self.fusion_start = c.fusion_start or len(visual.blocks) // 2
+        if self.fusion_start >= len(visual.blocks):
+            raise c.refused("fusion_start", f"the image tower has {len(visual.blocks)} layers")
+        rank = max(1, visual.width // c.reduction)
+        self.vision = TowerAdapters(visual.blocks, visual.width, rank, CONCEPTS, self.fusion_start)
+        rank = max(1, text.width // c.reduction)
+        self.text = TowerAdapters(text.blocks, text.width, rank, self.text_concepts) if c.text_adapters else None
+        scale = (clip.logit_scale.detach() * c.primitive_scale).log()
+        self.attribute_scale, self.object_scale = nn.Parameter(scale.clone()), nn.Parameter(scale.clone())
+        if c.names == "reference":
+            self.attribute_names = [released_name(n) for n in space.attributes]
+            self.object_names = [released_name(n) for n in space.objects]
+
+    # -- images ----------------------------------------------------------------------------------------------------
+    @property
+    def prepare_key(self) -> str:
+        """Empty for CLIP's own crop."""
+        return "" if self.config.crop == "clip" else "bilinear, short side 8/7"
+
+    def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
+        """CLIP's pixels, or the middle of an image that was resized to a little more."""
+        size = self.clip.image_size
+        if self.config.crop == "clip":
+            return super().prepare(image, image_id)
+        pixels = clip_pixels(image, size, Image.Resampling.BILINEAR, round(size * RESIZE))
+        return {"images": torch.from_numpy(pixels)}
+
+    def image_features(self, batch) -> Tensor:
+        """Un-normalised features of the fused, the attribute and the object stream, [B, 3, D]."""
+        visual, F_ = self.clip.visual, self.fusion_start
+        last, recompute = len(visual.blocks), visual.checkpointing
+        embedded_BLV, L = visual.embed(self.clip.normalise(batch["images"])), 0
+        halfway, tops = [], []
+        for concept in CONCEPTS:
+            x_BLV = self.vision.run(visual.blocks, 0, F_, concept, embedded_BLV, recompute=recompute)
+            halfway.append(x_BLV)
+            tops.append(self.vision.run(visual.blocks, F_, last, concept, x_BLV, recompute=recompute)[:, 0])
+            L = x_BLV.shape[1]
+        fused = self.vision.run(visual.blocks, F_, last, MIXTURE, torch.cat(halfway, dim=1), recompute=recompute)
+        tops.insert(0, (fused[:, 0] + fused[:, L]) / 2)
+        return visual.project(torch.stack(tops, dim=1)).to(self.clip.mean.dtype)
+
+    def image_side(self, features_BD: Tensor) -> ImageSide:
+        """The three streams; dropout comes after the norm, as in the public program."""
+        pair_BD, attribute_BD, object_BD = F.normalize(features_BD, dim=-1).unbind(1)
+        return ImageSide(F.dropout(pair_BD, self.config.image_dropout, self.training), attribute_BD, object_BD)
+
+    # -- text ------------------------------------------------------------------------------------------------------
+    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+        """Text side of index pairs: a pair's feature is the mean of its own, its attribute's and its object's."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        attribute_AD = self._attributes(range(self.space.num_attributes))
+        object_OD = self._objects(range(self.space.num_objects))
+        pair_PD = self._compose(pairs_P2, attribute_AD[pairs_P2[:, 0]], object_OD[pairs_P2[:, 1]])
+        return TextSide(pairs_P2, pair_PD, F.normalize(attribute_AD, dim=-1), F.normalize(object_OD, dim=-1))
+
+    def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
+        """Pair features [P, D]; of the primitives only those are encoded that occur."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        (attributes, a_P), (objects, o_P) = (column.unique(return_inverse=True) for column in pairs_P2.T)
+        return self._compose(pairs_P2, self._attributes(attributes.tolist())[a_P], self._objects(objects.tolist())[o_P])
+
+    def _compose(self, pairs_P2: Tensor, attribute_PD: Tensor, object_PD: Tensor) -> Tensor:
+        prompts = [f"a photo of a {self.attribute_names[a]} {self.object_names[o]}" for a, o in pairs_P2.tolist()]
+        return F.normalize((self._encode(prompts, "pair") + attribute_PD + object_PD) / 3, dim=-1)
+
+    def _attributes(self, places) -> Tensor:
+        return self._encode([f"a photo of a {self.attribute_names[a]} object" for a in places], "attribute")
+
+    def _objects(self, places) -> Tensor:
+        return self._encode([f"a photo of a {self.object_names[o]}" for o in places], "object")
+
+    def _encode(self, prompts: list[str], concept: str) -> Tensor:
+        """Un-normalised text features [n, D]; in training each worker encodes its share."""
+        if self.training:
+            own = self._encode_some(prompts[self.comm.share(len(prompts))], concept)
+            return self.comm.gather(own, len(prompts)).to(self.clip.mean.dtype)
+        starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
+        return torch.cat([self._encode_some(prompts[s : s + TEXT_CHUNK], concept) for s in starts]).to(self.clip.mean.dtype)
+
+    def _encode_some(self, prompts: list[str], concept: str) -> Tensor:
+        text = self.clip.text
+        ids_nT, end_n = text.tokenize(prompts)
+        x_nTW = text.embed_tokens(ids_nT)
+        if self.text is None:
+            return text.encode_embeddings(x_nTW, end_n)
+        x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
+        x_nTW = self.text.run(text.blocks, 0, len(text.blocks), concept, x_nTW, causal=True)
+        return text.ln_final(x_nTW[torch.arange(len(x_nTW)), end_n]) @ text.text_projection
+
+    # -- scores and training ---------------------------------------------------------------------------------------
+    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled cosines of the three streams; those of primitives have scales of their own."""
+        pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
+        assert images.attribute is not None and images.object is not None
+        assert text.attribute is not None and text.object is not None
+        attr_BA = self.attribute_scale.exp() * images.attribute @ text.attribute.T
+        return pair_BP, attr_BA, self.object_scale.exp() * images.object @ text.object.T
+
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropies of the three streams."""
+        return branch_losses(self.logits(images, text), targets, (1.0, 1.0, 1.0))

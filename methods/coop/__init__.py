@@ -1,0 +1,1 @@
+"""CoOp: a learned context before fixed names."""

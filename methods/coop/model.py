@@ -1,0 +1,36 @@
+"""CoOp (Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022) as this field's tables run it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from methods.coop.config import CoOpConfig
+from methods.method import Method
+from methods.parts.prompts import SoftPrompts
+from methods.sides import ImageSide, Targets, TextSide
+
+
+class CoOp(Method):
+    """Three learned context words [3, W], the same for all pairs, that start as "a photo of"; names and towers stay fixed.
+
+    Costs an encoding of all training pairs a step; caches image features [N, D].
+    """
+
+    name, title, Config = "coop", "CoOp", CoOpConfig
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: CoOpConfig):
+        super().__init__(space, clip, config)
+        names = self.attribute_names, self.object_names
+        self.prompts = SoftPrompts(clip.text, *names, 0.0, learn_context=True, learn_names=False, branches=("pair",))
+
+    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+        """Text side of index pairs, [P, D]."""
+        pairs_P2 = pairs_P2.to(self.clip.device)
+        return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
+
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropy over the training pairs."""
+        return {"pair": F.cross_entropy(self.logits(images, text)[0], targets.pair)}

@@ -1,0 +1,1 @@
+"""VP-CMJL: visual proxies beside text prototypes."""

@@ -1,0 +1,209 @@
+"""VP-CMJL (Learning Visual Proxy for Compositional Zero-Shot Learning, ICCV 2025, arXiv 2501.13859).
+
+Letters: B images, P pairs, A attributes, O objects, n primitives of a branch, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from czsl.clip.backbone import Clip
+from czsl.compositions import CompositionSpace
+from methods.method import Method
+from methods.parts.adapters import BlockAdapters
+from methods.parts.branches import branch_losses, primitive_terms
+from methods.parts.heads import Disentangler
+from methods.parts.prompts import SoftPrompts
+from methods.parts.traction import QuickGELU
+from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
+from methods.vp_cmjl.config import VPCMJLConfig
+
+BRANCHES = ("attribute", "object")
+
+Logits = tuple[Tensor, Tensor, Tensor]  # pair [B, P], attribute [B, A], object [B, O]
+
+
+@dataclass
+class ProxyImages(ImageSide):
+    """Also ``raw`` [B, D], the feature before its norm, and the primitives' logits with the texts they belong to."""
+
+    raw: Tensor | None = None
+    kept: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+@dataclass
+class ProxyText(TextSide):
+    """Text features before their norms in ``attribute`` [A, D] and ``object`` [O, D]; ``pair`` [P, D] is what scores need.
+
+    ``texts`` and ``proxies`` [P, D] are the two unit vectors of a pair that losses compare; None outside training.
+    """
+
+    texts: Tensor | None = None
+    proxies: Tensor | None = None
+
+    def tile(self, start: int, stop: int) -> Self:
+        """The text side of pairs ``start:stop``; primitives stay whole."""
+        texts, proxies = (None if x is None else x[start:stop] for x in (self.texts, self.proxies))
+        return replace(super().tile(start, stop), texts=texts, proxies=proxies)
+
+
+class PrototypeAttention(nn.Module):
+    """An image feature attends to the text features of all attributes, or of all objects."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.ln_x, self.ln_y, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = nn.MultiheadAttention(dim, heads)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x_BD: Tensor, texts_nD: Tensor) -> tuple[Tensor, Tensor]:
+        """The moved features [B, D] and the attention to each text, mean over heads [B, n]; each image attends by itself."""
+        texts_nD = self.ln_y(texts_nD)
+        moved_BD, weights_Bn = self.attn(self.ln_x(x_BD), texts_nD, texts_nD)
+        x_BD = x_BD + moved_BD
+        return x_BD + self.mlp(self.ln_2(x_BD)), weights_Bn
+
+
+class VPCMJL(Method):
+    """Learned prompts and adapters with three branches, each with two sets of logits: of texts and of learned visual proxies.
+
+    A step costs an encoding of all training pairs and the image tower forth and back (with ``adapter_dim=0`` image features are kept
+    instead); no text depends on an image before the primitives' small attention [B, A] and [B, O].
+    """
+
+    name, title, Config = "vp-cmjl", "VP-CMJL", VPCMJLConfig
+    per_primitive = ("prompts.table", "proxies")
+
+    config: VPCMJLConfig
+
+    def __init__(self, space: CompositionSpace, clip: Clip, config: VPCMJLConfig):
+        super().__init__(space, clip, config)
+        c, tower, dim = config, clip.visual, clip.dim
+        if dim % c.attention_heads:
+            raise c.refused("attention_heads", f"they do not divide the joint width {dim} of this CLIP")
+        names = self.attribute_names, self.object_names
+        self.prompts = SoftPrompts(clip.text, *names, c.attr_dropout, True, primitive_prefix=c.primitive_prefix)
+        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.attentions = nn.ModuleDict({b: PrototypeAttention(dim, c.attention_heads) for b in BRANCHES})
+        self.disentanglers = nn.ModuleDict({b: Disentangler(dim, c.head_dropout) for b in BRANCHES})
+        self.compose = nn.Linear(2 * dim, dim)
+        ids_nT, end_n = clip.text.tokenize([*self.attribute_names, *self.object_names])
+        with torch.no_grad():  # [A + O, D], starting as CLIP's features of the bare names
+            self.proxies = nn.Parameter(clip.text.encode_embeddings(clip.text.embed_tokens(ids_nT), end_n).clone())
+
+    # -- images and texts ------------------------------------------------------------------------------------------
+    def image_features(self, batch) -> Tensor:
+        """Un-normalised features [B, D] of the adapted tower."""
+        if self.adapters is None:
+            return super().image_features(batch)
+        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
+
+    def image_side(self, features_BD: Tensor) -> ProxyImages:
+        """The feature itself for pairs, disentangled features for the proxies of primitives."""
+        branches = (self.disentanglers[b](features_BD).to(features_BD.dtype) for b in BRANCHES)
+        attribute_BD, object_BD = (F.normalize(x, dim=-1) for x in branches)
+        return ProxyImages(F.normalize(features_BD, dim=-1), attribute_BD, object_BD, raw=features_BD)
+
+    def encode_compositions(self, pairs_P2: Tensor) -> ProxyText:
+        """Text side of index pairs."""
+        pairs_P2, words = pairs_P2.to(self.clip.device), self.prompts.words()
+        pair_PD, texts_PD, proxies_PD = self._pairs(words, pairs_P2)
+        attribute_AD, object_OD = (self.encode_prompts(tree, unit=False) for tree in self.prompts.primitives(words))
+        return ProxyText(pairs_P2, pair_PD, attribute_AD, object_OD, texts_PD, proxies_PD)
+
+    def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
+        """What scores need of pairs [P, D], without texts of primitives."""
+        return self._pairs(self.prompts.words(), pairs_P2.to(self.clip.device))[0]
+
+    def _pairs(self, words: Tensor, pairs_P2: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The weighted sum of a pair's unit proxy and unit text [P, D], and the two in training."""
+        c, texts_PD, proxies_PD = self.config, None, None
+        if self.training or c.proxy_weight:
+            parts = self.proxies[pairs_P2[:, 0]], self.proxies[self.space.num_attributes + pairs_P2[:, 1]]
+            proxies_PD = F.normalize(self.compose(torch.cat(parts, dim=1)).to(self.proxies.dtype), dim=-1)
+        if self.training or c.text_weight:
+            texts_PD = self.encode_prompts(self.prompts.pairs(words, pairs_P2))
+        weighted = [w * x for w, x in ((c.proxy_weight, proxies_PD), (c.text_weight, texts_PD)) if x is not None]
+        pair_PD = torch.stack(weighted).sum(0)
+        return (pair_PD, texts_PD, proxies_PD) if self.training else (pair_PD, None, None)
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+    def _text_primitives(self, images: ProxyImages, text: TextSide) -> list[Tensor]:
+        """Logits of primitives by their texts: cosine of the moved feature, plus the attention it paid to each."""
+        assert images.raw is not None
+        out = []
+        for branch, texts_nD in zip(BRANCHES, self._primitives(text), strict=True):
+            moved_BD, weights_Bn = self.attentions[branch](images.raw, texts_nD)
+            cosines_Bn = F.normalize(moved_BD.to(texts_nD.dtype), dim=-1) @ F.normalize(texts_nD, dim=-1).T
+            out.append(self.clip.logit_scale * (cosines_Bn + weights_Bn.to(texts_nD.dtype)))
+        return out
+
+    def _proxy_primitives(self, images: ProxyImages) -> list[Tensor]:
+        """Logits of primitives by their proxies."""
+        tables = F.normalize(self.proxies, dim=-1).tensor_split([self.space.num_attributes])
+        assert images.attribute is not None and images.object is not None
+        features = images.attribute, images.object
+        return [self.clip.logit_scale * x @ table.T for x, table in zip(features, tables, strict=True)]
+
+    @staticmethod
+    def _primitives(text: TextSide) -> Sequence[Tensor]:
+        assert text.attribute is not None and text.object is not None
+        return text.attribute, text.object
+
+    def logits(self, images: ImageSide, text: TextSide) -> Logits:
+        """Weighted logits of proxies and texts: pair [B, P], attribute [B, A], object [B, O]."""
+        assert isinstance(images, ProxyImages)
+        pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
+        attribute_AD, object_OD = self._primitives(text)
+        if images.kept is None or images.kept[0] is not attribute_AD or images.kept[1] is not object_OD:
+            weights = self.config.proxy_weight, self.config.text_weight
+            both = zip(self._proxy_primitives(images), self._text_primitives(images, text), strict=True)
+            attr_BA, obj_BO = (weights[0] * proxy + weights[1] * of_text for proxy, of_text in both)
+            if torch.is_grad_enabled():
+                return pair_BP, attr_BA, obj_BO
+            images.kept = attribute_AD, object_OD, attr_BA, obj_BO
+        return pair_BP, images.kept[2], images.kept[3]
+
+    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+        """Composition logit plus the sum (or the product) of primitive probabilities, [B, P]."""
+        pair_BP, *primitives = self.logits(images, text)
+        attr_BA, obj_BO = primitive_terms(primitives[0], primitives[1], self.config, 1)
+        join = torch.add if self.config.fusion == "sum" else torch.mul
+        return self.config.pair_inference_weight * pair_BP + join(attr_BA[:, text.pairs[:, 0]], obj_BO[:, text.pairs[:, 1]])
+
+    @property
+    def indexable(self) -> bool:
+        """A pair's embedding is the same for all images; only the primitives' logits depend on them."""
+        return True
+
+    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+        """Composition term, and the sum (or the product) of primitive probabilities."""
+        _, attr_BA, obj_BO = self.logits(images, primitives)
+        query_BD = self.config.pair_inference_weight * self.clip.logit_scale * images.pair
+        return RetrievalQuery(query_BD, *primitive_terms(attr_BA, obj_BO, self.config, 1), combine=self.config.fusion)
+
+    # -- training --------------------------------------------------------------------------------------------------
+    def branch_pairs(self, images: ProxyImages, text: ProxyText) -> tuple[Logits, Logits]:
+        """Logits of the texts and of the proxies, three each, in training mode."""
+        assert text.texts is not None and text.proxies is not None
+        scale = self.clip.logit_scale
+        texts = (scale * images.pair @ text.texts.T, *self._text_primitives(images, text))
+        proxies = (scale * images.pair @ text.proxies.T, *self._proxy_primitives(images))
+        return (texts[0], texts[1], texts[2]), (proxies[0], proxies[1], proxies[2])
+
+    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+        """Cross-entropies of six branches, and the divergence of pair probabilities; its gradient reaches both sides."""
+        assert isinstance(images, ProxyImages) and isinstance(text, ProxyText)
+        c, (texts, proxies) = self.config, self.branch_pairs(images, text)
+        terms = branch_losses(texts, targets, c.loss_weights)
+        terms |= {f"{k}_proxy": v for k, v in branch_losses(proxies, targets, c.loss_weights).items()}
+        targets.note(c.proxy_weight * proxies[0] + c.text_weight * texts[0])
+        log_p_BP, log_q_BP = texts[0].log_softmax(1), proxies[0].log_softmax(1)
+        terms["kl"] = c.kl_weight * (log_p_BP.exp() * (log_p_BP - log_q_BP)).sum(1).mean()
+        return terms
