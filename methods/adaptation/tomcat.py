@@ -52,7 +52,9 @@ class Tomcat(Adaptation[TomcatConfig]):
         self.cache.add(int(z_P.argmax()), x_D, float(entropy_of(z_P)))
         classes_C, keys_CD = self.cache.classes, self.cache.keys
         v_C = torch.sigmoid(-c.theta * (keys_CD @ x_D))
-        u_CD = keys_CD if self.image_residual is None else keys_CD + v_C[:, None] * self.image_residual.rows(len(v_C))
+        u_CD = keys_CD
+        if self.image_residual is not None:
+            u_CD = torch.addcmul(keys_CD, v_C[:, None], self.image_residual.rows(len(v_C)))
         key_length_C = u_CD.norm(dim=1).clamp(min=1e-12)
         unit_CD = u_CD / key_length_C[:, None]
         bonus_C = c.weight(c.alpha, s) * torch.exp(-c.beta * (1 - unit_CD @ x_D))
@@ -61,9 +63,8 @@ class Tomcat(Adaptation[TomcatConfig]):
             dz_P = _entropy_gradient(z_P)
             text_CD, to_text_CD, to_key_CD = self._alignment(unit_CD, classes_C, w_P, length_P)
             if self.image_residual is not None:
-                grad_CD = (dz_P[classes_C] * c.beta * bonus_C)[:, None] * x_D
-                if to_key_CD is not None:
-                    grad_CD += to_key_CD
+                grad_CD = torch.zeros_like(unit_CD) if to_key_CD is None else to_key_CD
+                grad_CD.addr_(dz_P[classes_C] * c.beta * bonus_C, x_D)
                 self.image_residual.step(0, _through_norm(grad_CD, unit_CD, v_C / key_length_C))
                 self.image_residual.steps += 1
             aligned = None
@@ -84,9 +85,9 @@ class Tomcat(Adaptation[TomcatConfig]):
         if self.text_residual is not None:
             text_CD = torch.addcmul(text_CD, w_P[classes_C, None], self.text_residual.value[classes_C])
             text_CD /= length_P[classes_C, None]
-        logits_CC = (self.scale * unit_CD) @ text_CD.T
+        logits_CC = (unit_CD @ text_CD.T).mul_(self.scale)
         # Mean of the cross-entropies of rows and of columns with the diagonal as labels.
-        grad_CC = logits_CC.softmax(dim=1) + logits_CC.softmax(dim=0)
+        grad_CC = logits_CC.softmax(dim=1).add_(logits_CC.softmax(dim=0))
         grad_CC.diagonal().sub_(2)
         grad_CC *= c.align_weight * self.scale / (2 * len(classes_C))
         to_text = grad_CC.T @ unit_CD if self.text_residual is not None else None
@@ -195,6 +196,6 @@ def _entropy_gradient(z_P: Tensor) -> Tensor:
 
 
 def _through_norm(grad_CD: Tensor, unit_CD: Tensor, factor_C: Tensor) -> Tensor:
-    """Gradient to a residual R from that to (k + w R) / |k + w R|, with w / |k + w R| as the factor."""
+    """Gradient to a residual R from that to (k + w R) / |k + w R|, with w / |k + w R| as the factor; in place."""
     along_C1 = (grad_CD * unit_CD).sum(dim=1, keepdim=True)
-    return factor_C[:, None] * (grad_CD - along_C1 * unit_CD)
+    return grad_CD.addcmul_(along_C1, unit_CD, value=-1).mul_(factor_C[:, None])

@@ -10,9 +10,17 @@ from adaptation_plain import plain_tda, plain_tomcat
 
 import methods
 from czsl.errors import DataError, UsageError
+from czsl.runs.search import parse_space
 from methods.adaptation.cache import Cache
 from methods.adaptation.config import TdaConfig, TomcatConfig
-from methods.adaptation.registry import ADAPTATIONS, adaptation_class, adaptation_recipes, adaptation_settings
+from methods.adaptation.registry import (
+    ADAPTATIONS,
+    adaptation_class,
+    adaptation_config,
+    adaptation_recipes,
+    adaptation_search,
+    adaptation_settings,
+)
 from methods.adaptation.stream import start
 from methods.adaptation.tomcat import ROWS
 
@@ -254,6 +262,7 @@ def test_registry_and_recipes():
         assert adaptation_settings(name).name == name
         assert adaptation_settings(name).about
         assert adaptation_class(name).__name__.lower() == name
+        assert parse_space(adaptation_search(name), name, adaptation_config(name))  # what a search draws from is valid
         for recipe in adaptation_recipes(name):
             assert adaptation_settings(name, {"recipe": recipe, "shots": 7}).shots == 7
     assert adaptation_settings("tomcat", {"recipe": "mit-states"}).alpha == 1.25
