@@ -114,7 +114,7 @@ def choose_point(
             extremes = scored()
         else:
             scorer = on_space(method(), data.space)
-            source = Source(scorer, data, asked.split, comm, run.config.eval_batch, progress, run.config.precision)
+            source = Source(scorer, data, asked.split, comm, run.config.eval_batch, progress, scorer.clip.precision)
             extremes, sums = reduced(run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID)
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
         kept = Reduction(extremes, *names, facts, sums)

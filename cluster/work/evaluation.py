@@ -33,6 +33,7 @@ from czsl.evaluation import (
 from czsl.evaluation.calibration import temperatures_of
 from czsl.evaluation.operating import is_classes
 from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
+from czsl.precision import allow_tf32
 from czsl.runs.run import Run
 from methods.loading import fingerprint, load
 from methods.method import Method
@@ -86,7 +87,8 @@ def answer(
     run: Run, question: Question, comm: Group, device: torch.device, progress: Progress = quiet
 ) -> tuple[dict[str, Any], Reduction]:
     """The report and what it follows from, computed by the workers of ``comm`` together."""
-    method = load(run, question.checkpoint).to(device)
+    allow_tf32(device, run.config.precision)
+    method = load(run, question.checkpoint, precision=run.precision_on(device)).to(device)
     method.comm = comm
     data = open_evaluation_data(run, question, method)
     everything = len(data.split(question.split))
@@ -104,7 +106,7 @@ def answer(
     text = encode_candidates(method, candidates)
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
-        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
+        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.precision_on(device))
         rows = np.arange(len(source.split))
         return reduce_split(
             method, source, candidates, rows, run.config.eval_batch, comm, progress, question.topk, text, collectors
