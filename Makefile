@@ -1,11 +1,11 @@
-# make install | demo | test | test-all | lint | bench
+# make install | demo | test | test-all | lint | bench | check-gpu
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-all lint bench check-gpu clean
 
 install: $(STAMP)
 
@@ -33,6 +33,9 @@ lint: install
 
 bench: install
 	$(BIN)/python examples/benchmark_training.py
+
+check-gpu: install
+	$(BIN)/czsl doctor --bench
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -289,10 +289,12 @@ def _updated(
     check_fits(kept, method)
     method.load_state_dict(kept.method)
     method.decode = config.decode
-    method = method.for_space(grown).to(own_device()).eval()
+    device = own_device()
+    method = method.for_space(grown).to(device).eval()
+    method.clip.compute_in(run.precision_on(device))
     labels_N2 = torch.from_numpy(index_pairs([(e.attr, e.obj) for e in entries], grown.attributes, grown.objects))
     with torch.inference_mode():
-        batches = list(_features(method, entries, config.eval_batch, config.precision, progress))
+        batches = list(_features(method, entries, config.eval_batch, method.clip.precision, progress))
         method.add_images(torch.cat(batches)[: len(entries)], labels_N2[:, 0], labels_N2[:, 1])
     return method.cpu()
 

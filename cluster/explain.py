@@ -71,7 +71,7 @@ class TrainingImages:
         self.method, self.config = method, config
         with cpu_threads(run.threads):  # features are kept for each number of threads
             data = open_data(config.data, config.decode)
-            self.source = Source(method, data, "train", Group(), config.eval_batch, progress, config.precision)
+            self.source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
         self.space: CompositionSpace = run.space
         # Drawn once for all compositions, so that a prototype has the same images wherever it is shown.
         per_pair = 0 if method.frozen_images else EXAMPLES

@@ -74,7 +74,7 @@ def inspect_prototypes(
     if not isinstance(method, ClusPro):
         raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")
     data = open_data(config.data, config.decode)
-    source = Source(method, data, "train", Group(), config.eval_batch, progress, config.precision)
+    source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
     split = source.split
     rows = stratified(split.attr, split.obj, per_pair, config.seed)
     if not len(rows):

@@ -9,7 +9,7 @@ import click
 from czsl.errors import UsageError
 from czsl.runs.files import read_by
 from czsl.runs.run import Run, latest_run
-from czsl_cli.console import say
+from czsl_cli.console import say, warn
 
 
 def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
@@ -32,9 +32,22 @@ def _read(run: Run) -> Run:
 
 
 def usable_checkpoint(run: Run, which: str) -> None:
-    """UsageError unless the run has the checkpoint (a method that trains nothing has none): before a cluster is started for nothing."""
+    """UsageError unless the run has the checkpoint (a method that trains nothing has none): before a cluster is started for nothing.
+
+    Also warns if the run's precision is slow on this machine.
+    """
     from czsl.runs.checkpoint import find
     from methods.registry import config_class
 
     if config_class(run.config.method).trains:
         find(run.checkpoints, which)
+    tell_precision(run)
+
+
+def tell_precision(run: Run) -> None:
+    """Warn about bfloat16 on a processor without it, if this machine has no GPU."""
+    from cluster.machines.here import gpus
+    from czsl.precision import slow_on_cpu
+
+    if (slow := slow_on_cpu(run.precision)) and not gpus():
+        warn(slow)

@@ -102,6 +102,9 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
         run = _new_run(config, out, name, source)
     began = time.monotonic()
     if _trains(run.config.method):
+        from czsl_cli.runs import tell_precision
+
+        tell_precision(run)
         with progress_bar() as bar:
             watcher = Watcher(run.config.epochs, bar)
             placed = lambda p: watcher.placed(p, run.path)  # noqa: E731
@@ -115,7 +118,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
             )
     else:
         status = "done"
-        run.write_environment(seed=run.config.seed)
+        run.write_environment(seed=run.config.seed, precision=_fitting(run))
         say(f"{run.config.method} needs no training: the run only keeps its settings")
     _finish(run, status, time.monotonic() - began, as_json)
 
@@ -259,6 +262,15 @@ def _partial_labels(config, data):
     return labels
 
 
+def _fitting(run) -> str:
+    """The precision that a run without training begins with: its own, or with ``auto`` what fits this machine."""
+    from cluster.machines.here import gpus, own_device
+
+    if run.config.precision != "auto" or not gpus():
+        return "float32" if run.config.precision == "auto" else run.config.precision
+    return run.precision_on(own_device())
+
+
 def _trains(method: str) -> bool:
     from methods.registry import config_class
 
@@ -328,7 +340,8 @@ class Watcher:
         elif event == "start":
             self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
             where = f", going on at step {record['step']}" if record["step"] else ""
-            steps = f"batches of {self.batch}, {self.total} steps{where}" if self.total else "no steps"
+            how = f", precision {record['precision']}" if "precision" in record else ""
+            steps = f"batches of {self.batch}, {self.total} steps{how}{where}" if self.total else "no steps"
             say(f"{self.images} training images, {steps}")
         elif event == "step":
             self._step(record)

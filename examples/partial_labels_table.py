@@ -64,7 +64,7 @@ def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed:
     if row != "frozen CLIP":
         train_worker(run, Group(), torch.device("cpu"))
     method, candidates = load(run), Candidates.build(data.space, split="test")
-    source = Source(method, data, "test", Group(), config.eval_batch, precision=config.precision)
+    source = Source(method, data, "test", Group(), config.eval_batch, precision=method.clip.precision)
     numbers = report(
         score_split(method, source, candidates, np.arange(len(source.split)), config.eval_batch, Group()), candidates
     )

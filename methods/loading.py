@@ -7,11 +7,14 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 
+import torch
+
 from czsl.clip.backbone import Towers
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
+from czsl.precision import fitting
 from czsl.reading import PathLike, read_json
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
@@ -22,7 +25,7 @@ from methods.method import Method
 from methods.registry import config_class
 
 
-def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -> Method:
+def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None, precision: str | None = None) -> Method:
     """The method of a run, on the CPU, in evaluation mode, with the run's operating point if it has one.
 
     Parameters
@@ -33,6 +36,9 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -
         ``best``, ``last`` or a step.
     clip : Clip, optional
         The run's CLIP if it is in memory already; the method stays on its device.
+    precision : str, optional
+        Of the towers' products, for a run without one of its own (``auto``, and nothing was trained); by default what fits the GPU that is
+        there, or float32.
 
     Raises
     ------
@@ -52,7 +58,10 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -
         method.load_state_dict(kept.method)
     method.operating_point, method.stale_point = stored_point(run, which)
     method.trained_on = seen_names(method.space)
-    return method.to(clip.device).eval()
+    method = method.to(clip.device).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip.compute_in(run.precision or precision or fitting(device))
+    return method
 
 
 def stored_point(run: Run, which: str = "best", open_world: bool = False, layer: str = "") -> tuple[OperatingPoint | None, str]:

@@ -157,6 +157,7 @@ def _torch() -> Iterator[Finding]:
 
     import_open_clip()
     card = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
+    yield _bfloat16()
     if not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
         fix = "install a torch with CUDA, or a driver that fits it (nvidia-smi)" if card else ""
@@ -167,6 +168,20 @@ def _torch() -> Iterator[Finding]:
         found = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}"
         low = free < GPU_BYTES
         yield Finding(WARN if low else OK, f"GPU {i}", found, "other work uses it: nvidia-smi" if low else "")
+
+
+def _bfloat16() -> Finding:
+    """What ``precision=auto`` is on this machine, and what bfloat16 costs on its processor."""
+    from cluster.machines.here import own_device
+    from czsl.precision import cpu_has_bfloat16, fitting
+
+    device = own_device()
+    found = f"auto is {fitting(device)} on this machine's {'GPU' if device.type == 'cuda' else 'processor'}"
+    if device.type == "cuda" or cpu_has_bfloat16():
+        return Finding(OK, "precision", found)
+    return Finding(
+        OK, "precision", f"{found}, which has no bfloat16 instructions: precision=bfloat16 takes about 8 times as long"
+    )
 
 
 def _faiss() -> Iterator[Finding]:

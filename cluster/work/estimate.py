@@ -24,8 +24,10 @@ def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placem
     images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
     steps = steps_per_epoch(images, config.batch)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    word = 8 if config.precision == "float64" else 4
-    half = 2 if config.precision == "bfloat16" else word
+    # What `auto` will be on the cards is known to the workers only; with a GPU it is most probably bfloat16.
+    precision = config.precision if config.precision != "auto" else "bfloat16" if placement.gpu else "float32"
+    word = 8 if precision == "float64" else 4
+    half = 2 if precision == "bfloat16" else word
     share = -(-config.batch // placement.workers)
     image_bytes = text_bytes = 0
     if isinstance(clip, Clip):  # nothing is trained through towers of other kinds
@@ -37,7 +39,7 @@ def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placem
         prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
         text_bytes = prompts * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
     memory = {
-        "clip": sum(p.numel() for p in clip.parameters()) * word,
+        "clip": sum(p.numel() for p in clip.parameters()) * half,
         "trained_with_adam": trained * word * 4,
         "image_activations": image_bytes,
         "text_activations": text_bytes,

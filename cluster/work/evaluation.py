@@ -34,6 +34,7 @@ from czsl.evaluation import (
 from czsl.evaluation.calibration import temperatures_of
 from czsl.evaluation.operating import is_classes
 from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
+from czsl.precision import allow_tf32
 from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from czsl.spaces import load_space
@@ -92,7 +93,8 @@ def answer(
     run: Run, question: Question, comm: Group, device: torch.device, progress: Progress = quiet
 ) -> tuple[dict[str, Any], Reduction]:
     """The report and what it follows from, computed by the workers of ``comm`` together."""
-    method = load(run, question.checkpoint).to(device)
+    allow_tf32(device, run.config.precision)
+    method = load(run, question.checkpoint, precision=run.precision_on(device)).to(device)
     method.comm = comm
     if question.adapt:
         check_adaptable(method)
@@ -117,7 +119,7 @@ def answer(
     text = encode_candidates(method, candidates)
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
-        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
+        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.precision_on(device))
         rest: Any = (run.config.eval_batch, comm, progress, question.topk, text, collectors)
         if question.adapt:
             return reduce_stream(method, question.adapt, source, candidates, *rest)

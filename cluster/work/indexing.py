@@ -14,6 +14,7 @@ import torch
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
 from czsl.errors import DataError, UsageError
+from czsl.precision import allow_tf32
 from czsl.reading import read_array
 from czsl.retrieval.index import CompositionIndex, concatenate_parts
 from czsl.retrieval.storage import describe
@@ -62,7 +63,8 @@ def fresh_index(run: Run, which: str = "best") -> Path | None:
 def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = quiet) -> None:
     """One worker's part: every world-th shard; then rank 0 makes the index of all."""
     run = Run(plan.run)
-    method = load(run, plan.checkpoint).to(device)
+    allow_tf32(device, run.config.precision)
+    method = load(run, plan.checkpoint, precision=run.precision_on(device)).to(device)
     check_indexable(method)
     pairs_P2 = method.space.open_pairs
     starts, parts = range(0, len(pairs_P2), SHARD), parts_folder(run, plan)

@@ -17,7 +17,7 @@ from cluster.work.adapting import Stream
 from cluster.work.photographs import BATCH, HALF, Photograph, Photographs, Preparation
 from cluster.work.profile import Profile
 from cluster.work.scoring import PAIR_TILE
-from cluster.work.source import arithmetic
+from cluster.work.source import arithmetic, autocast
 from czsl import __version__
 from czsl.clip.known import known_clip
 from czsl.clip.towers import Towers
@@ -27,6 +27,7 @@ from czsl.data.inputs import ImageSource, as_source
 from czsl.data.kept_features import FeatureStore, store_file
 from czsl.data.paths import photographs_limit
 from czsl.evaluation.operating import OperatingPoint
+from czsl.precision import allow_tf32, fitting
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
@@ -110,7 +111,10 @@ class Predictor:
             torch.set_num_threads(request.threads)
         self.profile = profile or Profile()
         with self.profile.phase("model"):
-            self.request, self.method = request, _method(request, keep).to(device).eval()
+            self.request, run = request, None if request.run is None else Run(request.run)
+            self.precision = fitting(device) if run is None else run.precision_on(device)
+            allow_tf32(device, "auto" if run is None else run.config.precision)
+            self.method = _method(request, keep, self.precision).to(device).eval()
             self.decode = self.method.decode.changed(request.orientation, request.background)
             space = self.method.space
             self.index = CompositionIndex.load(request.index) if request.index else None
@@ -145,7 +149,7 @@ class Predictor:
         made_by = "" if type(method).image_features is Method.image_features else method.name
         if made_by and request.run is not None:
             made_by += fingerprint(Run(request.run), request.checkpoint)
-        facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, "float32"), card, made_by)
+        facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, self.precision), card, made_by)
         how = (method.prepare_key, self.decode.key, "fast-jpeg" if request.fast_jpeg else "")
         return FeatureStore(store_file(*facts, *how), photographs_limit())
 
@@ -184,7 +188,8 @@ class Predictor:
 
     @torch.inference_mode()
     def _features(self, prepared: Mapping[str, Tensor]) -> Tensor:
-        return self.method.image_features(prepared)
+        with autocast(self.method.clip.device, self.precision):
+            return self.method.image_features(prepared)
 
     @torch.inference_mode()
     def _records(self, batch: list[Photograph]) -> list[dict[str, Any]]:
@@ -283,15 +288,17 @@ def _numpy(x: Tensor):
     return x.float().cpu().numpy()
 
 
-def _method(request: Request, keep: bool = False) -> Method:
+def _method(request: Request, keep: bool, precision: str) -> Method:
     """The method of a request; with ``keep`` a CLIP that nothing is computed with stays on the disk."""
     if request.run is None:
         assert request.space is not None
-        return build("zero-shot", space_from_json(request.space), _towers(request.clip, request.clip_weights, keep), {})
+        clip = _towers(request.clip, request.clip_weights, keep)
+        clip.compute_in(precision)
+        return build("zero-shot", space_from_json(request.space), clip, {})
     run = Run(request.run)
     # Other methods take words from the text tower when they are built.
-    clip = _towers(run.config.clip, run.config.clip_weights, keep) if keep and run.config.method == "zero-shot" else None
-    method = load(run, request.checkpoint, clip)
+    known = _towers(run.config.clip, run.config.clip_weights, keep) if keep and run.config.method == "zero-shot" else None
+    method = load(run, request.checkpoint, known, precision)
     return method if request.space is None else method.for_space(space_from_json(request.space))
 
 

@@ -33,7 +33,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def arithmetic(device: torch.device, precision: str) -> str:
     """What the last bits of a matrix product follow from: a product's blocks are cut by the number of CPU threads."""
-    return f"{precision}-{device.type}{torch.get_num_threads() if device.type == 'cpu' else ''}"
+    if device.type == "cpu":
+        return f"{precision}-cpu{torch.get_num_threads()}"
+    return f"{precision}-{device.type}{'-tf32' if torch.backends.cuda.matmul.allow_tf32 else ''}"
 
 
 class Source:

@@ -26,6 +26,7 @@ from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
 from czsl.errors import CzslError, UsageError
 from czsl.evaluation import Candidates, report
+from czsl.precision import allow_tf32, check_precision, fitting
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
@@ -43,6 +44,12 @@ LOGGED = ("auc", "auc_ref20", "hm", "seen", "unseen", "attr_acc", "obj_acc", "to
 
 class NonFiniteLossError(CzslError):
     """The loss is NaN or infinite; repeating the step would not cure it."""
+
+
+class GpuMemoryError(CzslError):
+    """A step does not fit into the GPU's memory; repeating it would not help."""
+
+    exit_code = 4
 
 
 class StopAskedError(Exception):
@@ -66,6 +73,7 @@ class Trainer:
     val_rows: Any
     labels: PartialLabels | None  # candidates, which training has instead of labels
     progress: Progress
+    precision: str  # float32, bfloat16 or float64
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch
@@ -110,7 +118,12 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     write_json(run.path / f"worker-{comm.rank}.json", {"pid": os.getpid(), "host": socket.gethostname(), "device": str(device)})
     restore(trainer)
     trainer.log(
-        event="start", steps=trainer.total_steps, images=len(trainer.rows), workers=comm.world, batch=trainer.config.batch
+        event="start",
+        steps=trainer.total_steps,
+        images=len(trainer.rows),
+        workers=comm.world,
+        batch=trainer.config.batch,
+        precision=trainer.precision,
     )
     if trainer.step == 0:
         if trainer.method.weights is not None:
@@ -138,7 +151,7 @@ def choose_operating_point(t: Trainer) -> None:
     if not len(t.val.split):
         return
     # In float64 the towers are others than those that answer.
-    clip = None if t.config.precision == "float64" else t.method.clip
+    clip = None if t.precision == "float64" else t.method.clip
     method = lambda: load(t.run, "best", clip).to(t.device)  # noqa: E731
     t.method.eval()
     try:
@@ -163,10 +176,12 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    precision = agreed_precision(run, comm, device)
     data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
-    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[config.precision])
+    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[precision])
+    clip.compute_in(precision)
     method.comm = comm
     check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
@@ -191,7 +206,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 
     def source(name: str, used: Any, keep: bool) -> Source:
         part = used if len(used) < len(data.split(name)) else None
-        return Source(method, data, name, comm, config.eval_batch, progress, config.precision, keep, part)
+        return Source(method, data, name, comm, config.eval_batch, progress, precision, keep, part)
 
     train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
     if augments and config.augment_copies:
@@ -200,12 +215,21 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         method.weights = make_weights(labels, config, method, device)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
-            seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device), data_sha256=data.sha256,
+            seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device),
+            precision=precision, data_sha256=data.sha256,
             clip_sha256=clip.sha256, clip=clip.architecture, trainable=sum(p.numel() for p in trained),
             partial_labels_sha256=labels.sha256 if labels else None,
             started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
-    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress)
+    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress, precision)
+
+
+def agreed_precision(run: Run, comm: Group, device: torch.device) -> str:
+    """The format of the run's products on every worker: its own, or with ``auto`` bfloat16 if the cards of all do it well."""
+    check_precision(run.config.precision, device)
+    allow_tf32(device, run.config.precision)
+    fit = comm.gather_objects(fitting(device))
+    return run.precision or ("bfloat16" if set(fit) == {"bfloat16"} else "float32")
 
 
 def train_epoch(t: Trainer) -> bool:
@@ -228,6 +252,28 @@ def train_epoch(t: Trainer) -> bool:
 
 
 def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
+    """One optimizer step on a global batch; a GPU without room for it is an error that names what would take less."""
+    try:
+        return _train_step(t, rows_B)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world) from None
+
+
+def out_of_memory(error: BaseException, config: RunConfig, precision: str, step: int, workers: int = 1) -> GpuMemoryError:
+    """The error of a step that did not fit, with the settings that would make it smaller, those first that change no result most."""
+    ways = [] if config.checkpoint_blocks else ["checkpoint_blocks=true (the same result, about a quarter more time)"]
+    ways += ["more workers (each takes its share of the batch)"]
+    ways += [] if precision == "bfloat16" else ["precision=bfloat16"]
+    ways += [f"batch={config.batch // 2}"] if config.batch > 1 else []
+    share = -(-config.batch // workers)
+    return GpuMemoryError(
+        f"the GPU's memory is too small for step {step}",
+        f"{share} images a worker in {precision}: {' '.join(str(error).split())[:200]}",
+        f"start a new run with {', '.join(ways)}; czsl train --dry-run estimates the memory; the last checkpoint is kept",
+    )
+
+
+def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     """One optimizer step on a global batch: its loss terms, and whether all workers agreed to stop behind it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
@@ -238,10 +284,13 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
         pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
         batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
-    with autocast(t.device, t.config.precision):
+    with autocast(t.device, t.precision):
         terms = t.method.training_step(batch)
-    loss = torch.stack(list(terms.values())).sum()
-    values = {"loss": float(loss.detach()), **{f"loss_{k}": float(v.detach()) for k, v in terms.items()}}
+    terms_n = torch.stack(list(terms.values()))
+    loss = terms_n.sum()
+    # Loss and terms leave the device together: each value on its own would wait for it.
+    numbers = torch.cat([loss[None], terms_n]).detach().tolist()
+    values = dict(zip(("loss", *(f"loss_{k}" for k in terms)), numbers, strict=True))
     if not math.isfinite(values["loss"]):
         named = ", ".join(split.ids[r] for r in rows_B[:3])
         terms_text = ", ".join(f"{k} {v:g}" for k, v in values.items())

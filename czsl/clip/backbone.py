@@ -74,6 +74,19 @@ class Clip(Towers):
         """D, the width of the joint space."""
         return int(self.visual.vit.proj.shape[1])
 
+    def compute_in(self, precision: str) -> None:
+        """Compute both towers' matrix products in ``bfloat16`` from now on, or in the format of the weights (any other name).
+
+        The frozen matrices are then held in bfloat16, so that no pass converts them; the digits are those of autocast with float32 weights.
+        There is no way back: convert after the towers are where they stay.
+        """
+        _ = self.sha256  # of the weights as they were given
+        super().compute_in(precision)
+        self.visual.precision = self.text.precision = precision
+        if precision == "bfloat16":
+            for tower in (self.visual, self.text):
+                _hold_in(tower, torch.bfloat16)
+
     @cached_property
     def architecture(self) -> dict[str, int | str]:
         """What a checkpoint must agree with: widths, depths, heads, activation."""
@@ -90,6 +103,16 @@ class Clip(Towers):
             "text_heads": self.text.heads,
             "activation": activation,
         }
+
+
+def _hold_in(tower: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a tower's matrices, and the biases that go with them; norms, embeddings and positions stay."""
+    for module in tower.modules():
+        own = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+        for name, parameter in module.named_parameters(recurse=False):
+            if own or name in ("proj", "text_projection"):
+                assert not parameter.requires_grad
+                parameter.data = parameter.data.to(dtype)
 
 
 def is_plain(model: Any) -> bool:

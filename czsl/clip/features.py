@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.towers import OPENAI_MEAN, OPENAI_STD, Towers
+from czsl.clip.towers import OPENAI_MEAN, OPENAI_STD, Towers, own_precision
 from czsl.data.pixels import Pixels
 from czsl.errors import UsageError
 
@@ -84,7 +84,8 @@ class FeatureVision:
 
     def __call__(self, images_B3SS: Tensor) -> Tensor:
         """Un-normalised features [B, D] of normalised images."""
-        return self._clip.model.encode_image(images_B3SS, normalize=False).to(self._clip.mean.dtype)
+        with own_precision(self._clip.device, self._clip.precision):
+            return self._clip.model.encode_image(images_B3SS, normalize=False).to(self._clip.mean.dtype)
 
 
 class FeatureText:
@@ -99,7 +100,9 @@ class FeatureText:
         out = [torch.zeros(0, self._clip.dim, device=self._clip.device, dtype=self._clip.mean.dtype)]
         for start in range(0, len(prompts), chunk):
             ids_PT = self.tokenizer(list(prompts[start : start + chunk]), context_length=self.context_length)
-            out.append(self._clip.model.encode_text(ids_PT.to(self._clip.device), normalize=False).to(self._clip.mean.dtype))
+            with own_precision(self._clip.device, self._clip.precision):
+                features_pD = self._clip.model.encode_text(ids_PT.to(self._clip.device), normalize=False)
+            out.append(features_pD.to(self._clip.mean.dtype))
         features_PD = torch.cat(out)
         return normalize(features_PD, dim=-1) if unit else features_PD
 

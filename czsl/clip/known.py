@@ -81,7 +81,9 @@ class KnownTowers(Towers):
     def towers(self) -> Towers:
         """The towers themselves, loaded now if they are not."""
         if not self._towers:
-            self._towers.append(self._load().to(device=self.device, dtype=self.mean.dtype))
+            towers = self._load().to(device=self.device, dtype=self.mean.dtype)
+            towers.compute_in(self.precision)
+            self._towers.append(towers)
         return self._towers[0]
 
     @property
@@ -93,6 +95,12 @@ class KnownTowers(Towers):
     def text(self) -> Any:
         """The text tower, which remembers what it encoded."""
         return self._text
+
+    def compute_in(self, precision: str) -> None:
+        """See :meth:`Towers.compute_in`."""
+        super().compute_in(precision)
+        for towers in self._towers:
+            towers.compute_in(precision)
 
     def _apply(self, fn, recurse=True):
         for towers in self._towers:
@@ -127,9 +135,8 @@ class KnownText:
         """Where features are kept that follow from the same tower and arithmetic."""
         clip = self._clip
         kind = clip.device.type
-        cast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
         card = torch.cuda.get_device_name(clip.device) if kind == "cuda" else str(torch.get_num_threads())
-        return store_file("texts", __version__, torch.__version__, clip.sha256, kind, card, str(clip.mean.dtype), cast)
+        return store_file("texts", __version__, torch.__version__, clip.sha256, kind, card, str(clip.mean.dtype), clip.precision)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._clip.towers.text, name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from czsl.clip.vision import attention
+from czsl.clip.vision import attention, in_own_precision
 from czsl.errors import DataError
 
 START, END = "<start_of_text>", "<end_of_text>"
@@ -78,6 +78,7 @@ class TextTower(nn.Module):
         self.width = self.token_embedding.embedding_dim
         self.context_length = self.positional_embedding.shape[0]
         self.tokenizer = tokenizer
+        self.precision = "float32"
         self.start_id, self.end_id = tokenizer.encoder[START], tokenizer.encoder[END]
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -110,6 +111,7 @@ class TextTower(nn.Module):
             raise DataError(f"name {place} ({names[place]!r}) has no word for a prompt", "", "rename it in the data's labels")
         return torch.stack([self.embed_tokens(torch.tensor(row, dtype=torch.long)).mean(0) for row in rows])
 
+    @in_own_precision
     def encode_embeddings(self, x_PTW: Tensor, end_P: Tensor) -> Tensor:
         """Text features [P, D], before the L2 norm, of token embeddings without positions.
 
@@ -123,6 +125,7 @@ class TextTower(nn.Module):
         pooled_PW = x_PTW[torch.arange(len(x_PTW), device=x_PTW.device), end_P.to(x_PTW.device)]
         return self.ln_final(pooled_PW) @ self.text_projection
 
+    @in_own_precision
     def encode_tree(self, tree: PromptTree) -> Tensor:
         """Text features [P, D], before the L2 norm: what :meth:`encode_embeddings` gives for ``tree.flat()``, with shared tokens
         computed once.
@@ -176,5 +179,5 @@ class TextTower(nn.Module):
         for start in range(0, max(len(prompts), 1), chunk):
             ids_PT, end_P = self.tokenize(prompts[start : start + chunk])
             out.append(self.encode_embeddings(self.embed_tokens(ids_PT), end_P))
-        features_PD = torch.cat(out)
+        features_PD = torch.cat(out).to(self.positional_embedding.dtype)
         return nn.functional.normalize(features_PD, dim=-1) if unit else features_PD

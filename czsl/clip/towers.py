@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -35,8 +36,11 @@ class Towers(nn.Module):
         The image pipeline before it.
     name : str
         As the user asked for it.
+    precision : str
+        See :meth:`compute_in`.
     """
 
+    precision = "float32"
     logit_scale: Tensor
     logit_bias: Tensor | None
     mean: Tensor
@@ -73,6 +77,13 @@ class Towers(nn.Module):
         """Where the towers are."""
         return self.logit_scale.device
 
+    def compute_in(self, precision: str) -> None:
+        """Compute both towers' matrix products in ``bfloat16`` from now on, or in the format of the weights (any other name).
+
+        Features come out in the format of :attr:`mean` in any case.
+        """
+        self.precision = precision
+
     @cached_property
     def sha256(self) -> str:
         """Hash of all weights, the architecture and the pre-processing of images; a run stores it in place of the frozen towers."""
@@ -92,3 +103,8 @@ class Towers(nn.Module):
     def biased(self, logits: Tensor) -> Tensor:
         """Scaled cosines with the model's bias, where it has one: the sigmoid of the sum is SigLIP's probability of a match."""
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+
+def own_precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Matrix products in bfloat16 within the block, if that is the precision; otherwise the block changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

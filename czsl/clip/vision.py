@@ -5,16 +5,20 @@ Letters: B images, L visual tokens (class token first), V visual width, D joint 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from czsl.clip.towers import own_precision
+
 # (index, stream [B, L, V]) -> addition [B, L, V]; indices 0..n-1 beside the attentions, n..2n-1 beside the MLPs.
 Adapter = Callable[[int, Tensor], Tensor]
+T = TypeVar("T")
 
 
 def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal: bool = False) -> Tensor:
@@ -27,6 +31,18 @@ def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal
     q, k, v = (x.unflatten(-1, (heads, width // heads)).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def in_own_precision(method: Callable[..., T]) -> Callable[..., T]:
+    """Run a method of a tower under autocast if the tower's ``precision`` is bfloat16."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **options: Any) -> T:
+        device = next(self.parameters()).device
+        with own_precision(device, self.precision):
+            return method(self, *args, **options)
+
+    return run
 
 
 class VisionTower(nn.Module):
@@ -54,6 +70,7 @@ class VisionTower(nn.Module):
         self.blocks: Any = vit.transformer.resblocks
         self.heads = self.blocks[0].attn.num_heads
         self.checkpointing = False
+        self.precision = "float32"
 
     def embed(self, images_B3SS: Tensor) -> Tensor:
         """Patch, class and position embeddings, normalised: [B, L, V]."""
@@ -79,6 +96,7 @@ class VisionTower(nn.Module):
         """Final norm and projection to the joint space, [B, L, D]."""
         return self.vit.ln_post(x_BLV) @ self.vit.proj
 
+    @in_own_precision
     def forward(self, images_B3SS: Tensor, adapter: Adapter | None = None, tokens: bool = False) -> Tensor:
         """Image features before the L2 norm.
 
@@ -96,6 +114,7 @@ class VisionTower(nn.Module):
         x = self._output(x)
         return x if tokens else x[:, 0]
 
+    @in_own_precision
     def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
         """All tokens behind some blocks in the joint space, [B, L, D] by the block's index; the others are not projected.
 
@@ -104,6 +123,7 @@ class VisionTower(nn.Module):
         streams = enumerate(self._stream(images_B3SS, adapter))
         return {i: self._output(x) for i, x in streams if i in blocks}
 
+    @in_own_precision
     def dense(self, images_B3SS: Tensor, residual_ffn: bool = False) -> tuple[Tensor, Tensor]:
         """The image feature [B, D], as :meth:`forward` gives it, and a feature of every patch [B, L - 1, D], row by row.
 
@@ -142,4 +162,4 @@ class VisionTower(nn.Module):
 
     def _output(self, x_BLV: Tensor) -> Tensor:
         """Projected tokens in the tower's own precision: autocast ends here, since cosines need their digits."""
-        return self.project(x_BLV).to(self.vit.proj.dtype)
+        return self.project(x_BLV).to(self.vit.positional_embedding.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import UsageError
 
-PRECISIONS = ("float32", "bfloat16", "float64")
+PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 OPTIMIZERS = ("adam", "adamw")
 LABEL_INITS = ("clip", "uniform", "multihot")
 SELECTIONS = ("auc", "auc20", "last")
@@ -43,7 +43,9 @@ class RunConfig:
     selection: the epoch that counts as best: the one of the largest ``auc`` on the validation images, of the largest ``auc20`` (in 20
         bins, by which the public loops choose), or the ``last``.
     eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
-    precision: float32, bfloat16 (matrix products of the image tower and of training; scores stay in float32) or float64.
+    precision: auto, float32, bfloat16 (matrix products of the towers and of training; scores stay in float32) or float64. ``auto``:
+        bfloat16 on a GPU of compute capability 8.0 or more, else float32, with TF32 for float32 products of a GPU; the run keeps what it
+        began with, in evaluation and prediction as well.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
     orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
     background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
@@ -81,7 +83,7 @@ class RunConfig:
     val_per_pair: int = 0
     selection: str = "auc"
     eval_batch: int = 64
-    precision: str = "float32"
+    precision: str = "auto"
     checkpoint_blocks: bool = False
     orientation: str | None = None
     background: str | None = None
@@ -184,8 +186,9 @@ def as_made(settings: dict[str, Any]) -> dict[str, Any]:
 
     Fields that the folder lacks have defaults that leave a run as it was.
     """
-    if (
-        isinstance(settings, dict) and "augment_copies" not in settings and settings.get("augment") is True
-    ):  # it had no effect on kept features then
+    if not isinstance(settings, dict):
+        return settings
+    settings = {"precision": "float32", **settings}  # the default before there was ``auto``
+    if "augment_copies" not in settings and settings.get("augment") is True:  # it had no effect on kept features then
         return {**settings, "augment": None}
     return settings

@@ -11,19 +11,23 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
+from czsl.precision import fitting
 from czsl.reading import PathLike, json_records, read_json, read_yaml
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
-from czsl.runs.config import RunConfig
+from czsl.runs.config import PRECISIONS, RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.settings import check_known, typed
 from czsl.spaces import load_space, space_from_json
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
 MOST_THREADS = 4096
@@ -37,7 +41,7 @@ RECORDS = {
     "found": ("settings", "how"),
     "note": ("note",),
 }
-TEXTS = ("event", "what", "status", "reason", "how", "for", "note", "checkpoint")
+TEXTS = ("event", "what", "status", "reason", "how", "for", "note", "checkpoint", "precision")
 PACKAGES = ("czsl", "torch", "open_clip_torch", "ray", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu", "safetensors")
 
 
@@ -194,7 +198,8 @@ class Run:
         }
         content = read_json(file, error=UsageError, **told)
         threads = content.get("threads", 0) if isinstance(content, dict) else None
-        if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
+        precision = content.get("precision", "float32") if isinstance(content, dict) else None
+        if type(threads) is not int or not 0 <= threads <= MOST_THREADS or precision not in PRECISIONS[1:]:
             raise UsageError(told["head"], "it is no record of a run", told["fix"])
         return content
 
@@ -205,6 +210,15 @@ class Run:
         The last bits of a matrix product change with their number, so what follows from a run is computed with these everywhere.
         """
         return self.config.threads or self.environment().get("threads", 0)
+
+    @property
+    def precision(self) -> str:
+        """The format of its products: that of the settings, or with ``auto`` the one that it began with; empty if nothing has begun."""
+        return self.environment().get("precision", "") if self.config.precision == "auto" else self.config.precision
+
+    def precision_on(self, device: torch.device) -> str:
+        """The format of its products: :attr:`precision`, or what fits the device if nothing has begun."""
+        return self.precision or fitting(device)
 
 
 def well_formed(record: dict[str, Any], whole: bool = False) -> bool:
