@@ -96,6 +96,12 @@ class VisionTower(nn.Module):
         x = self._output(x)
         return x if tokens else x[:, 0]
 
+    def unprojected(self, images_B3SS: Tensor) -> Tensor:
+        """All tokens [B, L, V] after the last block, before the final norm and projection."""
+        for x in self._stream(images_B3SS, None):  # noqa: B007
+            pass
+        return x
+
     def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
         """All tokens behind some blocks in the joint space, [B, L, D] by the block's index; the others are not projected.
 
