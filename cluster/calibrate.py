@@ -11,14 +11,25 @@ from cluster.work.calibration import Calibration, choose_point, find_point
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
 from cluster.work.threads import cpu_threads
+from czsl.errors import SetupError
 from czsl.evaluation.operating import OperatingPoint
 from czsl.runs.run import Run
+from methods.adaptation.plan import Plan
 from methods.loading import load, point_for, stored_point
 from methods.method import Method
 
 
 def calibrate_run(run: Run, asked: Calibration, progress: Progress = quiet) -> OperatingPoint:
-    """Choose the point and keep it in the run folder; arguments and errors as in :func:`cluster.work.calibration.choose_point`."""
+    """Choose the point and keep it in the run folder; SetupError if nothing can be written there.
+
+    Arguments and other errors are those of :func:`cluster.work.calibration.choose_point`.
+    """
+    if not run.writable:
+        raise SetupError(
+            f"the operating point of {run.path.name} cannot be kept",
+            f"{run.path} cannot be written to",
+            "copy the run folder, or change its permissions",
+        )
     with cpu_threads(run.threads):
         return choose_point(run, asked, _method(run, asked.checkpoint), Group(), progress)
 
@@ -30,24 +41,31 @@ def ensure_point(
     bias: str | float,
     progress: Progress = quiet,
     say: Callable[[str], Any] = lambda text: None,
+    adapt: Plan | None = None,
 ) -> OperatingPoint:
     """The point that answers of a run use, which is chosen now if the run keeps none that holds.
 
     ``say`` is called with a sentence before images are scored. In the open world the point of the closed one is enough.
+    With an adaptation it is the point of the adapted scores of the validation images.
     """
     if bias == "none":
         return OperatingPoint()
-    kept, why = stored_point(run, checkpoint, open_world)
+    layer = adapt.key if adapt else ""
+    kept, why = stored_point(run, checkpoint, open_world, layer)
     notes: tuple[str, ...] = ()
-    if kept is None and (why or not open_world or stored_point(run, checkpoint)[0] is None):
+    if kept is None and (why or not open_world or stored_point(run, checkpoint, layer=layer)[0] is None):
+        if not run.writable:
+            return OperatingPoint(
+                notes=(f"the bias on unseen labels is 0: {why or 'no point is kept'}, and {run.path} cannot be written to",)
+            )
         say(
             f"choosing the operating point on the validation images first: {why or 'there is none yet'} (--bias none answers without it)"
         )
         world = open_world and bool(why)
         with cpu_threads(run.threads):
-            found = find_point(run, Calibration(checkpoint, world), _method(run, checkpoint), Group(), progress)
+            found = find_point(run, Calibration(checkpoint, world, adapt=adapt), _method(run, checkpoint), Group(), progress)
         notes = found.notes
-    point = point_for(run, checkpoint, open_world, bias)
+    point = point_for(run, checkpoint, open_world, bias, layer)
     return point if point.notes else OperatingPoint(**{**vars(point), "notes": notes})
 
 

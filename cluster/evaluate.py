@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +30,90 @@ def evaluate_run(
     notice: Notice = unnoticed,
     **where: Any,
 ) -> dict[str, Any]:
-    """The report of a run on a split, as ``czsl evaluate --json`` prints it.
+    """The report of a run on a split, as ``czsl evaluate --json`` prints it; the rest is that of :func:`evaluation_of`."""
+    return evaluation_of(run, question, progress=progress, notice=notice, **where)[0]
 
-    Also written into the run folder (``report-test-closed.json``), with the few numbers an image that it follows from
-    (``extremes-test-closed.npz``, see :class:`czsl.evaluation.Reduction`). ``where`` are the arguments of
-    :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray.
+
+def evaluation_of(
+    run: Run,
+    question: Question,
+    *,
+    progress: Progress = quiet,
+    notice: Notice = unnoticed,
+    **where: Any,
+) -> tuple[dict[str, Any], Reduction]:
+    """The report of a run on a split, and the few numbers per image that it follows from.
+
+    Both are written into the run folder (``report-test-closed.json``, ``extremes-test-closed.npz``). If one worker answers and nothing can
+    be written there, a notice says so. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine
+    needs no Ray. With an adaptation the report holds the run's numbers without it too (``without_adaptation``).
     """
+    plain = _without_adaptation(run, question, progress=progress, notice=notice, **where) if question.adapt else None
     ask = Ask.of(**where)
+    if ask.local and not run.writable:
+        notice(f"nothing is kept: {run.path} cannot be written to, so the next evaluation computes everything again")
     if ask.local:
         with cpu_threads(run.threads):  # several runs may be evaluated in one process
             result, reduction = answer(run, question, Group(), own_device(), progress)
-        reduction.save(reduction_file(run, question))
+        if run.writable:
+            reduction.save(reduction_file(run, question))
     else:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".evaluate-") as folder:
             out = Path(folder) / "report.json"
             config = {"run": str(run.path), "question": vars(question), "out": str(out), "threads": threads_for(run)}
             on_workers(_worker, config, Path(folder), ask, run.config.threads, progress, notice)
             result = read_json(out)
-    run.write_report(f"report-{question.name}", result)
-    return result
+        reduction = Reduction.load(reduction_file(run, question))
+    if plain is not None:
+        result["without_adaptation"] = plain
+    if run.writable:
+        run.write_report(f"report-{question.name}", result)
+    return result, reduction
+
+
+def evaluate_orders(
+    run: Run, question: Question, seeds: Sequence[int | None], **options: Any
+) -> tuple[dict[str, Any], Reduction]:
+    """The report of an adapted run, or over several orders of the stream the mean of its numbers; the first order's reduction.
+
+    Several orders: ``orders`` holds their reports and ``spread`` the standard deviation, the least and the largest of each number.
+    ``options`` are those of :func:`evaluation_of`.
+    """
+    assert question.adapt is not None
+    found = [evaluation_of(run, replace(question, adapt=replace(question.adapt, seed=seed)), **options) for seed in seeds]
+    reports, (first, reduction) = [report for report, _ in found], found[0]
+    if len(reports) == 1:
+        return first, reduction
+    numbers = [
+        k for k, v in first.items() if k != "threshold" and isinstance(v, float) and all(r.get(k) is not None for r in reports)
+    ]
+    values = {key: [float(report[key]) for report in reports] for key in numbers}
+    about: dict[str, Any] = {
+        k: first[k] for k in ("method", "split", "open_world", "images", "pairs", "classes", "subset") if k in first
+    }
+    spread = {key: {"sd": statistics.stdev(v), "min": min(v), "max": max(v)} for key, v in values.items()}
+    warnings = list(dict.fromkeys(text for report in reports for text in report.get("warnings", [])))
+    mean = {
+        **about,
+        **{key: statistics.fmean(v) for key, v in values.items()},
+        "adaptation": {**first["adaptation"], "stream_seed": list(seeds)},
+        "without_adaptation": first["without_adaptation"],
+        "spread": spread,
+        "orders": reports,
+        **({"warnings": warnings} if warnings else {}),
+    }
+    return mean, reduction
+
+
+def _without_adaptation(run: Run, question: Question, **options: Any) -> dict[str, Any]:
+    """Numbers of the same question without its adaptation: those of an earlier report that still holds, or evaluated now."""
+    plain = replace(question, adapt=None)
+    file, report = run.path / f"report-{plain.name}.json", None
+    if kept_reduction(run, plain)[0] is not None and file.is_file():
+        report = read_json(file)
+    if not isinstance(report, dict) or report.get("threshold_chosen") == "given" or plain.threshold is not None:
+        report = evaluate_run(run, plain, **options)
+    return {key: value for key, value in report.items() if isinstance(value, float)}
 
 
 def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
@@ -66,6 +133,5 @@ def reduction_of(
     kept, why = kept_reduction(run, question)
     if kept is None:
         say(f"evaluating {run.path.name} first: {why}")
-        evaluate_run(run, question, progress=progress)
-        kept = Reduction.load(reduction_file(run, question))
+        kept = evaluation_of(run, question, progress=progress)[1]
     return kept

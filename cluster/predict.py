@@ -14,12 +14,14 @@ from cluster.machines.here import own_device
 from cluster.machines.launch import check_packages
 from cluster.machines.nodes import Ask
 from cluster.work.predictor import BATCH, Predictor, Request
+from cluster.work.profile import Profile
 from cluster.work.progress import Notice, Progress, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl import __version__
 from czsl.clip.weights import is_folder, weight_files
 from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
+from czsl.errors import UsageError
 from czsl.runs.run import Run
 from methods.loading import fingerprint, point_for
 
@@ -32,6 +34,8 @@ def predict_files(
     partial: Partial | None = None,
     progress: Progress = quiet,
     notice: Notice = unnoticed,
+    keep: bool = True,
+    profile: Profile | None = None,
     **where: Any,
 ) -> Iterator[dict[str, Any]]:
     """Records of images of a source (or below a folder), in the order of ``names``, as they become ready.
@@ -39,6 +43,9 @@ def predict_files(
     The source's files must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
     ``notice`` are told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
+
+    ``keep``: image features are kept in the cache folder of each node, and those that are there are used: a second question about the
+    same images encodes only new ones. ``profile`` measures a worker in this process.
     """
     source = as_source(source)
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
@@ -46,7 +53,7 @@ def predict_files(
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(_pinned(request), source, batches, Ask.of(**where), progress, notice):
+    for records in _computed(_pinned(request), source, batches, Ask.of(**where), progress, notice, keep, profile):
         if partial is not None:
             partial.add(records)
         yield from records
@@ -79,16 +86,31 @@ def _pinned(request: Request) -> Request:
 
 
 def _computed(
-    request: Request, source: ImageSource, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
+    request: Request,
+    source: ImageSource,
+    batches: list[list[str]],
+    ask: Ask,
+    progress: Progress,
+    notice: Notice,
+    keep: bool = True,
+    profile: Profile | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch, in order."""
     if not batches:
         return
+    if request.adapt and not ask.local:
+        raise UsageError(
+            "an adaptation with several workers",
+            "its images are one sequence: each moves the next one",
+            "leave out --nodes and the like",
+        )
     if not ask.local:
-        yield from dealt_out(request, source, batches, ask, progress, notice)
+        yield from dealt_out(request, source, batches, ask, progress, notice, keep)
         return
     check_packages()
+    if profile is not None:
+        profile.started()
     with cpu_threads(request.threads):
-        predictor = Predictor(request, own_device())
-        for batch in batches:
-            yield predictor.predict(source, batch)
+        predictor = Predictor(request, own_device(), keep=keep, profile=profile)
+        yield from predictor.records(source, batches)
+        predictor.save_state()

@@ -161,7 +161,17 @@ def _depth(content: Any) -> int:
 
 # -- YAML --------------------------------------------------------------------------------------------------------------
 class _Loader(yaml.SafeLoader):
-    """Plain values only; what looks like a date stays the text that it is."""
+    """Plain values only; what looks like a date stays the text that it is, and a key stands once in its mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; YAML itself would let the last of two equal keys win without a word."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {

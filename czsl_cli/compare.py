@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from czsl_cli.adapt_options import check_adaptable_run, split_run
 from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ MOST_SHOWN = 10  # compositions in the table; --json has all
 WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
 # At each run's operating point, if all have one.
 POINT_WORDS = {"op_seen": "seen at point", "op_unseen": "unseen at point", "op_hm": "HM at point", "op_acc": "all at point"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by the colour-blind too
 DASHES = ("-", "--", "-.", ":")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -51,10 +52,13 @@ def compare(
     \b
       czsl compare runs/csp runs/clusPro
       czsl compare runs/zs runs/csp runs/clusPro --open-world --html comparison.html
+      czsl compare RUN RUN@tomcat RUN@tda,alpha=1,seed=1
       czsl compare --scores a.npz b.npz --space space.json
 
     Differences are to the first run. A difference holds if its interval, from resampled images, does not contain 0. Runs that
     were not evaluated yet, or are of another checkpoint or other data since, are evaluated first.
+
+    RUN@tomcat is the run adapted to the unlabelled images (see `czsl evaluate --adapt`), with settings and the order's seed after commas.
     """
     from czsl.errors import UsageError
 
@@ -92,11 +96,12 @@ def _names(paths: Sequence[str]) -> list[str]:
     """Short names of runs: the last part of their paths, where that tells them apart."""
     from czsl.errors import UsageError
 
-    resolved = [Path(path).resolve() for path in paths]
+    named = [split_run(path) for path in paths]
+    resolved = [f"{Path(path).resolve()}{f'@{plan.key}' if plan else ''}" for path, plan in named]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
         raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
-    short = [path.name for path in resolved]
+    short = [Path(path).resolve().name + word[len(path) :] for word, (path, _) in zip(paths, named, strict=True)]
     return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
@@ -105,7 +110,11 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
     from czsl.errors import DataError
     from czsl.runs.run import Run
 
-    runs = [Run(path) for path in paths]
+    named = [split_run(path) for path in paths]
+    runs = [Run(path) for path, _ in named]
+    for run, (_, plan) in zip(runs, named, strict=True):
+        if plan:
+            check_adaptable_run(run)
     identities = [open_data(asked["data"] or run.config.data).sha256 for run in runs]
     for path, identity in zip(paths, identities, strict=True):
         if identity != identities[0]:
@@ -119,7 +128,9 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
 
     question = Question(**asked)
     with progress_bar() as bar:
-        found = [reduction_of(run, question, bar.update, say) for run in runs]
+        found = [
+            reduction_of(run, replace(question, adapt=plan), bar.update, say) for run, (_, plan) in zip(runs, named, strict=True)
+        ]
     return [reduction.arranged(found[0].ids) for reduction in found]
 
 
@@ -128,7 +139,8 @@ def _biases(paths: Sequence[str], asked: dict[str, Any]) -> list[float] | None:
     from czsl.runs.run import Run
     from methods.loading import stored_point
 
-    points = [stored_point(Run(path), asked["checkpoint"])[0] for path in paths]
+    named = [split_run(path) for path in paths]
+    points = [stored_point(Run(path), asked["checkpoint"], layer=plan.key if plan else "")[0] for path, plan in named]
     if asked["open_world"] or None in points:
         return None
     return [point.bias for point in points if point is not None]
@@ -157,7 +169,9 @@ def _compare(
     first = reductions[0]
     rows = []
     for name, reduction in zip(names, reductions, strict=True):
-        known: dict[str, Any] = {k: reduction.facts[k] for k in ("method", "threshold", "rule") if k in reduction.facts}
+        known: dict[str, Any] = {
+            k: reduction.facts[k] for k in ("method", "threshold", "rule", "adaptation") if k in reduction.facts
+        }
         rows.append({"name": name, **known, **{k: plain(v) for k, v in Curve(reduction.extremes).numbers().items()}})
         if biases is not None:
             at = accuracies(reduction.extremes, biases[len(rows) - 1])
@@ -183,9 +197,18 @@ def _compare(
         "differences": differences,
         "pairs": pairs,
     }
+    warnings = []
+    if adapted := [row["name"] for row in rows if "adaptation" in row]:
+        mixed = len(adapted) < len(rows)
+        warnings.append(
+            f"{', '.join(adapted)}: adapted to the unlabelled {first.facts['split']} images, in one order"
+            + ("; a difference to a run that was not is no difference of the methods alone" if mixed else "")
+        )
     if rows[0]["auc"] is None:
         group = "unseen" if first.extremes.true_seen.all() else "seen"
-        result["warnings"] = [f"no image shows a pair {group} in training: AUC and harmonic mean are undefined"]
+        warnings.append(f"no image shows a pair {group} in training: AUC and harmonic mean are undefined")
+    if warnings:
+        result["warnings"] = warnings
     return result
 
 
@@ -254,6 +277,7 @@ def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Fi
     from czsl.evaluation import Curve
     from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.curve import harmonic_mean
+    from czsl_cli.pages import COLOURS
 
     figure = Figure(figsize=(6.4, 5.2))
     axes = figure.add_subplot()

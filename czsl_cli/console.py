@@ -9,7 +9,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,68 @@ from czsl.printable import printable, printable_json
 WIDE_ENOUGH = 200  # columns where stdout is no terminal: a table in a file is not wrapped
 
 
+FIRST_LINE_S, LAST_LINE_S = 10.0, 45.0  # without a terminal: longest silence at the start, and of a command that has run for long
+
+
+class SignsOfLife:
+    """Lines of a long command without a terminal: how far it is, or that it still works; every 10 s at first, later every 45 s.
+
+    Any line on stderr counts, so a command that speaks by itself is not interrupted. One thread serves all commands
+    (:func:`signs_of_life`); bars leave here how far their work is.
+
+    clock : callable
+        Monotonic seconds, replaced in tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._began, self._said, self._latest = clock, clock(), clock(), ""
+
+    def heard(self) -> None:
+        """Note that a line was printed."""
+        self._said = self._clock()
+
+    def working(self, line: str) -> None:
+        """Note how far the command is; an empty line: it is done with what it was at."""
+        self._latest = line
+
+    def due(self) -> str:
+        """Return the line to print now, or an empty text."""
+        now = self._clock()
+        silence = min(max((now - self._began) / 6, FIRST_LINE_S), LAST_LINE_S)
+        if now - self._said < silence:
+            return ""
+        return self._latest or f"still working, {duration(now - self._began)} so far"
+
+
+_life = SignsOfLife()
+
+
+@contextlib.contextmanager
+def signs_of_life() -> Iterator[None]:
+    """Print a line now and then while the block runs, if stderr is no terminal."""
+    global _life
+    if sys.stderr.isatty():
+        yield
+        return
+    _life, over = SignsOfLife(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if line := _life.due():
+                say(line)
+
+    thread = threading.Thread(target=watch, daemon=True, name="signs of life")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def say(text: str = "") -> None:
     """A line for a person, on stderr."""
+    _life.heard()
     click.echo(printable(text), err=True)
 
 
@@ -37,6 +99,7 @@ def print_lines(text: str, end: str = "\n") -> None:
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
+    _life.heard()
     click.echo(coloured("warning: ", "yellow") + printable(text), err=True)
 
 
@@ -122,14 +185,15 @@ def prepare_streams() -> None:
 
 
 class Bar:
-    """A progress bar on a terminal, silent elsewhere."""
+    """A progress bar on a terminal; elsewhere what :class:`SignsOfLife` prints now and then."""
 
     def __init__(self, progress: Any):
         self._progress, self._task, self._what = progress, None, ""
 
-    def update(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show how far a piece of work is; a new ``what`` starts a new bar."""
+    def update(self, what: str, done: int, total: int, note: str = "", line: str = "") -> None:
+        """Show how far a piece of work is; a new ``what`` starts a new bar. ``line``: what stands for it without a terminal."""
         if self._progress is None:
+            _life.working(line or "  ".join(filter(None, (f"{what} {done:,}/{total:,}", note))))
             return
         what, note = printable(what), printable(note)
         if what != self._what:
@@ -140,21 +204,21 @@ class Bar:
 
     def clear(self) -> None:
         """Take the bar away."""
+        _life.working("")
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task, self._what = None, ""
-
-    @property
-    def visible(self) -> bool:
-        """Whether anybody sees it."""
-        return self._progress is not None
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A bar on stderr while the block runs, if stderr is a terminal."""
     if not sys.stderr.isatty():
-        yield Bar(None)
+        bar = Bar(None)
+        try:
+            yield bar
+        finally:
+            bar.clear()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

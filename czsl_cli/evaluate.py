@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from czsl_cli.adapt_options import TRANSDUCTIVE, adapt_option, check_adaptable_run, plan_of, stream_seed_option, tell_plan
 from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
 from czsl_cli.options import named_run, placement_options, where_of
 
@@ -17,7 +18,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@named_run()
+@named_run(settings=True)
 @click.option("--split", type=click.Choice(["test", "val"]), help="Images to evaluate on.  [default: test]")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
@@ -42,6 +43,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
+@adapt_option
+@stream_seed_option("0", several=True)
 @click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the tables and the curves.")
 @placement_options
@@ -53,12 +56,17 @@ def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
       czsl evaluate runs/clusPro-mydata-20260101-120000
       czsl evaluate RUN --open-world --json
       czsl evaluate --scores scores.npz --space space.json --json
+      czsl evaluate RUN --adapt tomcat recipe=ut-zappos --stream-seed 0 --stream-seed 1
 
     AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print. In the open world, pairs
     below a feasibility threshold cannot be predicted; the threshold with the best AUC on the validation split is used.
 
     The operating point is what the run's answers use: a bias on unseen pairs and a temperature, chosen on the validation split (czsl
     calibrate). A run that has none yet gets one first.
+
+    With --adapt the test images are one unlabelled stream that moves the scores of those after it. Such numbers are transductive and no
+    result of the run alone; the report names adaptation, order and settings, and shows the numbers without it. Threshold and
+    operating point are chosen on the validation images, adapted from a fresh state.
 
     Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the bias of the operating point as
     gamma.
@@ -70,6 +78,10 @@ def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
         raise UsageError(
             "--html goes with a run", "a score file was given", "drop it, or compare score files: czsl compare --scores"
         )
+    if scores and options["adapt"]:
+        raise UsageError("--adapt goes with a run", "a score file has no features that could be adapted", "drop it")
+    if html and len(options["stream_seed"]) > 1:
+        raise UsageError("--html with several orders of the stream", "a page shows one evaluation", "give one --stream-seed")
     result, page = (_evaluate_file(scores, space, run, options), None) if scores else _evaluate_run(run, options, html)
     if as_json:
         print_json(result)
@@ -91,9 +103,17 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
     if options["val_scores"]:
         raise UsageError("--val-scores goes with --scores", "a run was given", "drop it: the run scores its own validation split")
     _check_feasibility(options, bool(options["open_world"]))
+    seeds = options["stream_seed"] or (None,)
+    if len(set(seeds)) < len(seeds):
+        raise UsageError("a --stream-seed was given twice", "the same order gives the same numbers", "give other seeds")
+    plans = [plan_of(options["adapt"], options["settings"], seed) for seed in seeds]
     run = chosen_run(path)
+    if plans[0]:
+        check_adaptable_run(run)
     usable_checkpoint(run, options["checkpoint"])
-    from cluster.evaluate import evaluate_run  # torch comes with it: what can be refused was refused without
+    if plans[0]:
+        tell_plan(plans[0])
+    from cluster.evaluate import evaluate_orders, evaluation_of  # torch comes with it: what can be refused was refused without
     from cluster.work.evaluation import Question
     from czsl.data.table import open_data
 
@@ -103,19 +123,20 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
     question = Question(
         split=options["split"] or "test",
         feasibility=feasibility,
+        adapt=plans[0],
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     with progress_bar() as bar:
-        result = evaluate_run(run, question, **where, progress=bar.update, notice=warn)
+        told: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
+        orders = [plan.seed for plan in plans if plan]
+        result, reduction = evaluate_orders(run, question, orders, **told) if orders else evaluation_of(run, question, **told)
     if html is None:
         return result, None
 
     def page(result: dict[str, Any]) -> None:
-        from cluster.work.evaluation import reduction_file
-        from czsl.evaluation import Reduction
         from czsl_cli.point_report import write_report_page
 
-        write_report_page(html, run.path.name, result, Reduction.load(reduction_file(run, question)).extremes)
+        write_report_page(html, run.path.name, result, reduction.extremes)
 
     return result, page
 
@@ -200,10 +221,14 @@ def _print(result: dict[str, Any]) -> None:
     title = f"{named + ', ' if named else ''}{what}, {result['images']:,}{of} images"
     if part:
         title += f" (at most {part['per_pair']} a {'class' if 'gamma' in result else 'pair'}, seed {part['seed']})"
-    if "gamma" in result:
+    if "orders" in result:
+        _print_orders(result, title)
+    elif "gamma" in result:
         _print_classes(result, title)
     else:
         _print_pairs(result, title)
+    if "adaptation" in result:
+        _print_adaptation(result)
     if "operating_point" in result:
         from czsl_cli.point_report import point_lines, point_table
 
@@ -211,6 +236,43 @@ def _print(result: dict[str, Any]) -> None:
         print_table(columns, rows, title)
         for line in point_lines(result):
             print_text(line)
+
+
+def _shown_numbers(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Labels and keys of the numbers that tell an adapted run from the run itself."""
+    labels = {
+        "S": "seen classes (S)", "U": "unseen classes (U)", "H": "harmonic mean (H)", "T1": "unseen among the unseen (T1)",
+        "auc": "AUC", "hm": "harmonic mean (HM)", "seen": "best seen", "unseen": "best unseen", "attr_acc": "attribute accuracy",
+        "obj_acc": "object accuracy", "op_hm": "HM at the operating point",
+    }  # fmt: skip
+    plain = result["without_adaptation"]
+    return [(label, key) for key, label in labels.items() if isinstance(result.get(key), float) and key in plain]
+
+
+def _print_orders(result: dict[str, Any], title: str) -> None:
+    plain, spread = result["without_adaptation"], result["spread"]
+    rows = [
+        [
+            label,
+            percent(result[key]),
+            percent(spread[key]["sd"]),
+            f"{percent(spread[key]['min'])} to {percent(spread[key]['max'])}",
+            percent(plain[key]),
+        ]
+        for label, key in _shown_numbers(result)
+    ]
+    print_table(["percent", f"mean of {len(result['orders'])} orders", "sd", "range", "without adaptation"], rows, title)
+
+
+def _print_adaptation(result: dict[str, Any]) -> None:
+    about, plain = result["adaptation"], result["without_adaptation"]
+    seeds = about["stream_seed"] if isinstance(about["stream_seed"], list) else [about["stream_seed"]]
+    named = ", ".join("as given" if seed is None else f"seed {seed}" for seed in seeds)
+    print_text(f"adapted with {about['name']}, order of the stream: {named}; {TRANSDUCTIVE}")
+    print_text("settings: " + ", ".join(f"{key}={value}" for key, value in about["settings"].items()))
+    if "orders" not in result:
+        numbers = ", ".join(f"{label} {percent(plain[key])}" for label, key in _shown_numbers(result))
+        print_text(f"without adaptation: {numbers}")
 
 
 def _print_classes(result: dict[str, Any], title: str) -> None:

@@ -101,7 +101,7 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
     for text in notes:
         say(text)
     if html:
-        _write_page(html, image, picture, subject, answers, training, notes)
+        write_explanation(html, image.name, picture, subject, answers, training, notes)
         say(f"page: {html}")
     elif not as_json and any(_drawn(part) for answer in answers for part in answer.explanation.parts):
         say("there are pictures to see: --html FILE")
@@ -272,18 +272,19 @@ def _print(answers: list[Answer]) -> None:
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
-def _write_page(path: Path, file: Path, image: Image.Image, subject: Subject, answers, training, notes) -> None:
+def write_explanation(path: Path, name: str, image: Image.Image, subject: Subject, answers, training, notes) -> None:
+    """Write the page of one image's explanation; ``name`` is what the image is called."""
     from czsl_cli.overlays import canvas
     from czsl_cli.pages import Card, Gallery, Table, picture, write_page
 
     columns, rows = _ranking(answers)
     sections: list[Any] = [
-        Gallery("The image", [Card(picture(canvas(image), 480), file.name)], size=WHOLE_SIZE),
+        Gallery("The image", [Card(picture(canvas(image), 480), name)], size=WHOLE_SIZE),
         Table(subject.labels.capitalize(), columns, rows, "Probabilities and ranks are among all candidates."),
     ]
     for answer in answers:
         sections += _sections(answer, image, training)
-    write_page(path, f"Why {file.name} is named so", sections, [f"By {subject.title}.", *notes])
+    write_page(path, f"Why {name} is named so", sections, [f"By {subject.title}.", *notes])
 
 
 def _sections(answer: Answer, image: Image.Image, training: TrainingImages | None) -> list[Any]:

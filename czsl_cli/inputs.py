@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import say, warn
+from czsl_cli.console import print_table, say, warn
 
 if TYPE_CHECKING:
     from czsl.data.inputs import Gathered
@@ -34,6 +34,58 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How images are read and what is kept of them; a command takes the options out with :func:`reading_of`."""
+    for option in reversed(
+        (
+            click.option(
+                "--fast-jpeg",
+                is_flag=True,
+                help="Decode JPEGs of more than 4 times the needed size at a fraction of it: faster, with slightly other pixels.",
+            ),
+            click.option("--keep/--no-keep", default=True, help="Keep image features for later questions (czsl cache)."),
+            click.option("--profile", is_flag=True, help="Say where the time went, on stderr."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Take the options of :func:`reading_options` out: whether JPEGs are reduced, and arguments of :func:`cluster.predict.predict_files`.
+
+    Raises
+    ------
+    UsageError
+        A profile of several workers, or a limit of the cache that is no number.
+    """
+    from cluster.machines.nodes import Ask
+    from cluster.work.profile import Profile, process_began
+    from czsl.data.paths import photographs_limit
+    from czsl.errors import UsageError
+
+    fast, keep, profile = (options.pop(name) for name in ("fast_jpeg", "keep", "profile"))
+    photographs_limit()
+    if profile and not Ask.of(**where).local:
+        raise UsageError("--profile measures one worker on this machine", "several are asked for", "add --engine local")
+    return fast, {"keep": keep, "profile": Profile(process_began()) if profile else None}
+
+
+def tell_profile(profile: Any) -> None:
+    """Print where the time went, on stderr, if that was asked."""
+    if profile is None:
+        return
+    from cluster.work.profile import COUNTS, OWN, THREADS
+
+    facts = profile.facts()
+    wall = facts["wall"]
+    rows = [[OWN[name], f"{s:.2f}", f"{100 * s / wall:.0f} %"] for name, s in facts["own"].items()]
+    rows.append(["together", f"{wall:.2f}", "100 %"])
+    rows += [[f"{THREADS[name]} (threads beside it)", f"{s:.2f}", ""] for name, s in facts["threads"].items()]
+    print_table(["where the time went", "seconds", "share"], rows, err=True)
+    say(", ".join(f"{number} {COUNTS[name]}" for name, number in facts["counts"].items()))
 
 
 def images_option(command: Callable[..., Any]) -> Callable[..., Any]:

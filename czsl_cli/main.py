@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
 
 from czsl import __version__
 from czsl.printable import printable
-from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error
+from czsl_cli.console import SafeFormatter, prepare_streams, say, say_error, signs_of_life
 
 # Name -> module that defines the command, and its line in the overview (so that --help imports nothing else).
 COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
+    "experiment": ("czsl_cli.experiment", "Fill a table: methods, seeds and data of one file, trained where missing."),
     "add": ("czsl_cli.add", "Add images, and new words, to a finished run."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
+    "report": ("czsl_cli.report", "Write a page about a run: curves, confusions, tables, images."),
+    "runs": ("czsl_cli.run_folders", "List runs, show one, tag them, and free the space of old checkpoints."),
     "calibrate": ("czsl_cli.calibrate", "Choose the operating point that a run's answers use."),
     "compare": ("czsl_cli.compare", "Compare runs on the same test images."),
     "feasibility": ("czsl_cli.feasibility", "Write how plausible unseen compositions are."),
@@ -28,6 +32,7 @@ COMMANDS = {
     "index": ("czsl_cli.index", "Index the compositions of an open world."),
     "prototypes": ("czsl_cli.prototypes", "Show what a run's prototypes stand for."),
     "data": ("czsl_cli.data", "Import, verify and describe datasets."),
+    "cache": ("czsl_cli.cache", "Show what is kept on the disk, and empty it."),
     "doctor": ("czsl_cli.doctor", "Check this machine or a cluster, and say what to do."),
     "cluster": ("czsl_cli.cluster", "Start, show and end a Ray cluster; submit commands to it."),
     "methods": ("czsl_cli.methods", "List methods, their presets and fields."),
@@ -88,11 +93,13 @@ def main(args: list[str] | None = None) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(SafeFormatter("%(message)s"))
     prepare_streams()
+    _share_cores()
     if not debug:
         for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
+        with signs_of_life():
+            code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
     except click.exceptions.Abort:
         say("interrupted")
         code = 130
@@ -109,6 +116,16 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         code = _explain(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _share_cores() -> None:
+    """Let idle OpenMP threads sleep soon, in this process and in those that it starts.
+
+    By default they spin for milliseconds and wait for each other. One other busy process on the machine then makes training five to ten
+    times slower (docs/performance.md). Whoever sets a policy keeps it.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = "2000"
 
 
 def _explain(error: Exception, debug: bool) -> int:

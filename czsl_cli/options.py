@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from czsl_cli.adapt_options import split_settings
+
 
 class NodeRange(click.ParamType):
     """``4``, or ``2-4``: at least two and at most four, as a pair."""
@@ -77,7 +79,7 @@ _SETTINGS = (
 
 
 def named_run(
-    beside: str | None = None, default: str = "the newest in runs/"
+    beside: str | None = None, default: str = "the newest in runs/", settings: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The one way in which a command names its run: RUN as its first word, or ``--run RUN``; the command gets the path as ``run``, or None.
 
@@ -88,11 +90,18 @@ def named_run(
         a folder with a ``config.yaml``, and ``--run`` was not given.
     default : str
         What the command takes where neither is given, for its help.
+    settings : bool
+        Whether ``key=value`` words may stand beside RUN: settings of ``--adapt``, which the command gets as ``settings``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def named(*args: Any, run_option: Path | None, **options: Any) -> Any:
+            if settings:
+                given, options["settings"] = split_settings(options.pop("run_words"), options["adapt"])
+                if len(given) > 1:
+                    raise click.UsageError(f"unexpected word {given[1]!r} after the run {given[0]}")
+                options["run_word"] = Path(given[0]) if given else None
             if beside is None:
                 word = options.pop("run_word")
                 if word is not None and run_option is not None:
@@ -110,7 +119,9 @@ def named_run(
             metavar="RUN",
             help="Run folder; RUN as the first word says the same." + (f"  [default: {default}]" if default else ""),
         )
-        if beside is None:
+        if settings:
+            named = click.argument("run_words", nargs=-1, metavar="[RUN] [KEY=VALUE]...")(named)
+        elif beside is None:
             named = click.argument("run_word", required=False, type=click.Path(path_type=Path), metavar="[RUN]")(named)
         return option(named)
 

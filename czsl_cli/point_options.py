@@ -13,6 +13,7 @@ from czsl_cli.console import progress_bar, say, warn
 if TYPE_CHECKING:
     from czsl.evaluation import OperatingPoint
     from czsl.runs.run import Run
+    from methods.adaptation.plan import Plan
 
 
 class BiasType(click.ParamType):
@@ -53,7 +54,7 @@ def doubt_options(command: Callable) -> Callable:
     return command
 
 
-def answer_settings(run: Run | None, options: dict[str, Any], named: bool = False) -> dict[str, Any]:
+def answer_settings(run: Run | None, options: dict[str, Any], named: bool = False, adapt: Plan | None = None) -> dict[str, Any]:
     """Fields of a request that its options ask for: ``bias``, ``min_prob`` and ``reject``; says what was chosen.
 
     Parameters
@@ -64,11 +65,13 @@ def answer_settings(run: Run | None, options: dict[str, Any], named: bool = Fals
         ``bias``, ``checkpoint``, ``open_world`` and those of :func:`doubt_options`.
     named : bool
         The user named the candidates.
+    adapt : Plan, optional
+        An adaptation of the scores, which has an operating point of its own.
     """
     check_doubts(options)
     if run is None:
         return {"bias": options["bias"], "min_prob": options["min_prob"]}
-    point = ready_point(run, options["checkpoint"], options["bias"], options["open_world"])
+    point = ready_point(run, options["checkpoint"], options["bias"], options["open_world"], adapt)
     settings: dict[str, Any] = {"bias": options["bias"], "min_prob": options["min_prob"]}
     chosen = [f"--{key}" for key in ("precision", "reject") if options[key] is not None]
     if not chosen:
@@ -82,7 +85,7 @@ def answer_settings(run: Run | None, options: dict[str, Any], named: bool = Fals
         )
     if options["bias"] == "none":
         raise UsageError(f"{chosen[0]} with --bias none", "it needs the run's operating point", "drop one of them")
-    asked = Calibration(options["checkpoint"])
+    asked = Calibration(options["checkpoint"], adapt=adapt)
     if options["precision"] is not None:
         threshold, precision, coverage = confidence_threshold(run, asked, point, options["precision"])
         settings["min_prob"] = threshold
@@ -98,12 +101,14 @@ def answer_settings(run: Run | None, options: dict[str, Any], named: bool = Fals
     return settings
 
 
-def ready_point(run: Run, checkpoint: str, bias: str | float, open_world: bool = False) -> OperatingPoint:
+def ready_point(
+    run: Run, checkpoint: str, bias: str | float, open_world: bool = False, adapt: Plan | None = None
+) -> OperatingPoint:
     """The operating point of a run's answers, chosen first if there is none; its notes are shown."""
     from cluster.calibrate import ensure_point
 
     with progress_bar() as bar:
-        point = ensure_point(run, checkpoint, open_world, bias, bar.update, say)
+        point = ensure_point(run, checkpoint, open_world, bias, bar.update, say, adapt)
     for note in point.notes:
         say(note)
     return point

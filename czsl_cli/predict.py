@@ -6,15 +6,28 @@ import csv
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from czsl_cli.adapt_options import adapt_option, check_adaptable_run, plan_of, split_settings, stream_seed_option, tell_plan
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
-from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.inputs import (
+    gather_images,
+    image_options,
+    images_option,
+    reading_of,
+    reading_options,
+    tell_decoding,
+    tell_left_out,
+    tell_profile,
+)
 from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import answer_settings, bias_option, doubt_options
 from czsl_cli.predict_outputs import PeopleOutputs, people_options
+
+if TYPE_CHECKING:
+    from methods.adaptation.plan import Plan
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SHOWN_ROWS = 40  # of a table on stdout; files hold all
@@ -49,6 +62,14 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @decode_options("as the run remembers; without a run `exif` and `white`")
 @bias_option
 @doubt_options
+@adapt_option
+@stream_seed_option("the given order", several=False)
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --adapt: continue the stream of this file, and keep it there.",
+)
+@reading_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record a line instead of a table.")
 def predict(images, table, column, root, all_files, run, out, excel, as_json, **options) -> None:
@@ -68,16 +89,27 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
 
+    With --adapt the images are one stream that moves the scores of those after it (`czsl methods tomcat`), in one process; such a run
+    starts from the beginning after an interruption.
+
     Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
     where = where_of(options)
+    fast_jpeg, reading = reading_of(options, where)
     from czsl.data.files import predictions
 
     predictions.check_format(out, excel)
-    inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
+    images, settings = split_settings(images, options["adapt"])
+    plan = _plan(options, settings)
+    inputs = gather_images(tuple(images), table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
-    request = _request(run, options)
+    request = _request(run, {**options, "fast_jpeg": fast_jpeg}, plan)
+    if plan:
+        tell_plan(plan)
+    shuffled = plan is not None and plan.seed is not None
+    places = plan.order(len(names)).tolist() if plan else []
+    asked = [names[i] for i in places] if shuffled else names
     from cluster.predict import BATCH, partial_of, predict_files
 
     outputs.start(request)
@@ -85,10 +117,13 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
     sure: list[bool] = []
-    with partial_of(out, request, source, names) if out else nullcontext() as partial, progress_bar() as bar:
+    with partial_of(out, request, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
-        stream = predict_files(request, source, names, **where, partial=partial, progress=bar.update, notice=warn)
+        stream = predict_files(request, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
+        if shuffled:
+            found = dict(zip(places, stream, strict=True))
+            stream = iter([found[i] for i in range(len(names))])
         records = predictions.write(out, stream, excel) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
@@ -117,6 +152,9 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
     tell_left_out(inputs)
+    if fast_jpeg:
+        say("large JPEGs were decoded at a fraction of their size (--fast-jpeg): scores differ slightly from those without it")
+    tell_profile(reading["profile"])
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
     if bad or inputs.refused or not complete:
@@ -129,7 +167,24 @@ def print_line(record: dict[str, Any]) -> None:
     print_json_line(record)
 
 
-def _request(run_path: Path | None, options: dict[str, Any]):
+def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
+    """The adaptation that is asked for; its order is the given one unless there is a seed."""
+    from czsl.errors import UsageError
+
+    seed = options["stream_seed"] if options["stream_seed"] is not None or not options["adapt"] else "given"
+    plan = plan_of(options["adapt"], settings, seed)
+    if plan is None:
+        if options["state"]:
+            raise UsageError("--state without --adapt", "it keeps the state of an adaptation", "add --adapt tomcat")
+        return None
+    if plan.settings.released and (options["pairs"] or options["classes"] or options["attributes"]):
+        raise UsageError(
+            "released=true with candidates of your own", "it adapts over all pairs of the dataset", "drop one of them"
+        )
+    return plan
+
+
+def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
     """Which method and which candidates."""
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
@@ -138,7 +193,8 @@ def _request(run_path: Path | None, options: dict[str, Any]):
     if options["probes"] and (named is not None or not options["open_world"]):
         raise UsageError("--probes goes with --open-world", "it is for the index of a run's open world", "drop it")
     asked = {"orientation": options["orientation"], "background": options["background"]}
-    common = {"top": options["top"], "open_world": options["open_world"], **asked}
+    common = {"top": options["top"], "open_world": options["open_world"], "fast_jpeg": options["fast_jpeg"], **asked}
+    common |= {"adapt": plan, "state": str(options["state"]) if options["state"] else None}
     if options["zero_shot"]:
         if named is None:
             raise UsageError(
@@ -152,15 +208,17 @@ def _request(run_path: Path | None, options: dict[str, Any]):
 
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
+    if plan:
+        check_adaptable_run(run)
     usable_checkpoint(run, options["checkpoint"])
     tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
-    common |= answer_settings(run, options, named is not None)
+    common |= answer_settings(run, options, named is not None, plan)
     from cluster.work.predictor import Request
 
     if named is None:
-        index = _index(run, options) if options["open_world"] else None
+        index = _index(run, options) if options["open_world"] and not plan else None
         return Request(**where, **common, index=index, probes=options["probes"])
     tell_new_words(named[0], run.space)
     return Request(**where, space=named[0], pairs=named[1], **common)

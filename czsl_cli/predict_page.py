@@ -6,7 +6,6 @@ written while predictions pass by, so memory holds names and probabilities only.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -32,6 +31,7 @@ from czsl.errors import UsageError
 from czsl.runs.files import write_atomically
 from czsl_cli.answers import candidate_words, doubt, percentage
 from czsl_cli.console import printable
+from czsl_cli.pages import script_hash
 
 SIZE = 192  # pixels of a thumbnail's longer side
 LIST_IMAGES = 200  # of a plain list
@@ -216,16 +216,11 @@ def _asset(name: str) -> str:
     return (files("czsl_cli") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
-    """A source of a content security policy: this very script or style, and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _render(name: str, **values: Any) -> str:
     style, script = _asset("predictions.css"), _asset("predictions.js")
-    policy = f"default-src 'none'; img-src 'self' file:; style-src {_hash(style)}"
+    policy = f"default-src 'none'; img-src 'self' file:; style-src {script_hash(style)}"
     if name == "page":
-        policy += f"; script-src {_hash(script)}"
+        policy += f"; script-src {script_hash(script)}"
     return _templates().get_template(name).render(style=style, script=script, policy=policy, mark=MARK, **values)
 
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from czsl_cli.console import print_json, print_table, progress_bar, say, warn
-from czsl_cli.inputs import gather_images, image_options, images_option, tell_decoding, tell_left_out
+from czsl_cli.inputs import (
+    gather_images,
+    image_options,
+    images_option,
+    reading_of,
+    reading_options,
+    tell_decoding,
+    tell_left_out,
+    tell_profile,
+)
 from czsl_cli.options import decode_options, named_run, placement_options, where_of
 from czsl_cli.point_options import bias_option, ready_point
 
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page that shows them.")
 @bias_option
 @decode_options("as the run remembers")
+@reading_options
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
 def search(
@@ -53,6 +63,7 @@ def search(
     bare score. Words that training never saw are taken from CLIP.
     """
     where = where_of(options)
+    fast_jpeg, reading = reading_of(options, where)
     from czsl.compositions import label_of
     from czsl.data.images import decode
     from czsl.errors import UsageError
@@ -76,11 +87,12 @@ def search(
     tell_decoding(run.config.decode, asked)
     which = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
     point = ready_point(run, checkpoint, bias)
-    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, **asked)
+    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, fast_jpeg=fast_jpeg, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
-        for done, record in enumerate(predict_files(request, source, names, **where, progress=bar.update, notice=warn), 1):
+        stream = predict_files(request, source, names, **where, **reading, progress=bar.update, notice=warn)
+        for done, record in enumerate(stream, 1):
             bar.update("searching", done, len(names))
             if record["error"]:
                 bad.append(record)
@@ -95,6 +107,7 @@ def search(
             **label_of(*pair),
             "seen": pair in seen,
             "operating_point": point.brief(),
+            **({"decoding": "fast-jpeg"} if fast_jpeg else {}),
             "images": sorted(ranked, key=lambda r: (-r["prob"], r["image"]))[:top],
         }
         for pair, ranked in zip(wanted, found, strict=True)
@@ -110,6 +123,7 @@ def search(
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
     tell_left_out(inputs)
+    tell_profile(reading["profile"])
     if bad:
         say(f"{len(bad)} of {len(names)} images could not be read")
     if bad or inputs.refused:

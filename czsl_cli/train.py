@@ -24,7 +24,6 @@ from czsl_cli.console import (
 )
 from czsl_cli.options import placement_options, settings_options, where_of
 
-LINE_EVERY_S = 10.0  # where stderr is no terminal
 SHORT_NAMES = (
     27  # bytes of an attribute and an object that surely fit the tokens which the built-in CLIP reads: 32 less 5 of "a photo of"
 )
@@ -188,28 +187,39 @@ def _starting_point(source: Path | None, config):
 def _new_run(config, out: Path, name: str | None, source: Path | None):
     from czsl.data.table import open_data
     from czsl.runs.run import Run
-    from czsl_cli.config import fix_paths
-    from methods.registry import check_labels, config_class
 
     data = open_data(config.data)
-    config.remember(data.decode)
-    _partial_labels(config, data)
-    check_labels(config.method, data.space)
-    own = config_class(config.method)(**config.model)
-    notes = _loop_notes(config, own, data)
-    for note in [*own.notes(data.space), *own.data_notes(data), *notes]:
+    for note in checked(config, data):
         warn(note)
-    fix_paths(config)
-    if _may_fail(config, data.space):
-        from methods.checking import check_clip
-
-        for note in check_clip(config, data.space):
-            warn(note)
     start = _starting_point(source, config)
     run = Run.create(config, data.space, out, name, start)
     if start is not None:
         say(f"starting from {start.state['from']['checkpoint']} of {short(Path(start.state['from']['run']))}")
     return run
+
+
+def checked(config, data) -> list[str]:
+    """Check settings against their dataset before there is a run, and complete them; returns warnings.
+
+    Raises
+    ------
+    CzslError
+        Settings that contradict each other or the data; a CLIP that the method cannot use.
+    """
+    from czsl_cli.config import fix_paths
+    from methods.registry import check_labels, config_class
+
+    config.remember(data.decode)
+    _partial_labels(config, data)
+    check_labels(config.method, data.space)
+    own = config_class(config.method)(**config.model)
+    notes = [*own.notes(data.space), *own.data_notes(data), *_loop_notes(config, own, data)]
+    fix_paths(config)
+    if _may_fail(config, data.space):
+        from methods.checking import check_clip
+
+        notes += check_clip(config, data.space)
+    return notes
 
 
 def _may_fail(config, space) -> bool:
@@ -285,7 +295,7 @@ class Watcher:
         self.epochs, self.bar = epochs, bar
         self.total = self.images = self.batch = 0
         self.first: tuple[float, int] | None = None
-        self.last_line = self.best = -1.0
+        self.best = -1.0
 
     def placed(self, placement, path: Path) -> None:
         """Say where the workers run."""
@@ -355,10 +365,7 @@ class Watcher:
         )
 
     def _show(self, what: str, done: int, total: int, note: str, line: str) -> None:
-        self.bar.update(what, done, total, note)
-        if not self.bar.visible and time.monotonic() - self.last_line > LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            say(line)
+        self.bar.update(what, done, total, note, line)
 
 
 def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from czsl_cli.console import Bar, duration, percent, say, short, warn
 
-LINE_EVERY_S = 10.0  # where stderr is no terminal
 NAMES = {"val_auc": "AUC", "val_hm": "HM"}
 
 
@@ -33,7 +31,6 @@ class Watcher:
         self.total: dict[int, int] = {}
         self.over = sum(t.status() != "unfinished" for t in search.trials())
         self.best: tuple[float, int] | None = None
-        self.last_line = -1.0
         if self.over:
             say(f"{self.over} of {self.config.trials} trials are over, going on with the others")
 
@@ -89,7 +86,4 @@ class Watcher:
     def _show(self) -> None:
         best = f"best {percent(self.best[0])} (trial {-self.best[1]})" if self.best else ""
         note = "  ".join([*(f"{n}: {what}" for n, what in sorted(self.running.items())), best])
-        self.bar.update("trials", self.over, self.config.trials, note)
-        if not self.bar.visible and self.running and time.monotonic() - self.last_line > LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            say(f"{self.over}/{self.config.trials} trials over  {note}")
+        self.bar.update("trials", self.over, self.config.trials, note, f"{self.over}/{self.config.trials} trials over  {note}")

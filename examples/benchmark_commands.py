@@ -52,6 +52,19 @@ def in_turn(label: str, first: Sequence[str], other: Sequence[str], rounds: int,
     )
 
 
+def beside_a_busy_process(rounds: int, folder: Path, environment: dict[str, str]) -> None:
+    """Training with the time that czsl lets idle threads spin, and with OpenMP's own; alone, and beside a process that takes a core."""
+    train = [CZSL, "train", "--method", "clusPro", "--recipe", "toy", "epochs=1", "val_per_pair=1"]
+    own = ["env", "GOMP_SPINCOUNT=300000", *train]
+    print(f"{'':46s} {'czsl':>9s} {'OpenMP':>9s}   ratio")
+    in_turn("one epoch of ClusPro, quiet machine", train, own, rounds, folder, environment)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            in_turn("the same beside a busy process", train, own, rounds, folder, environment)
+        finally:
+            busy.kill()
+
+
 def make_photographs(folder: Path, number: int) -> None:
     """JPEG files of the size of web photographs, with noise of several scales so that decoding costs what it does on photographs."""
     folder.mkdir()
@@ -87,12 +100,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--numbers", type=int, nargs="+", default=[12, 500], help="of photographs")
     parser.add_argument("--before", help="czsl of another checkout, to compare with")
-    parser.add_argument("--only", choices=["train", "predict", "evaluate", "answers"], help="one table")
+    parser.add_argument("--only", choices=["train", "predict", "evaluate", "answers", "busy"], help="one table")
     options = parser.parse_args()
     wanted = lambda name: options.only in (None, name)  # noqa: E731
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {**os.environ, "CZSL_CACHE": str(folder / "cache")}
+        if options.only == "busy":
+            beside_a_busy_process(options.rounds, folder, environment)
+            return
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.rounds} rounds\n")
         if options.before:
             other = options.before

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from czsl.reading import PathLike
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from czsl.clip.backbone import Clip
     from methods.method import Method
 
-__all__ = ["from_reference", "load"]
+__all__ = ["adapt_stream", "adapt_tiles", "from_reference", "load"]
 
 
 def load(run: PathLike, checkpoint: str = "best") -> Method:
@@ -37,3 +37,21 @@ def from_reference(
     from methods.reference import from_reference as read
 
     return read(name, state, attributes, objects, config, clip)
+
+
+def adapt_stream(
+    name: str, image_features: Any, text_features: Any, logit_scale: float, settings: Mapping[str, Any] | None = None
+) -> Tensor:
+    """Scores [N, P] of a stream of image features [N, D] that adapts; see :func:`methods.adaptation.stream.adapt_stream`."""
+    from methods.adaptation.stream import adapt_stream as adapt
+
+    return adapt(name, image_features, text_features, logit_scale, settings)
+
+
+def adapt_tiles(
+    name: str, images: Iterable[Any], text_features: Any, logit_scale: float, settings: Mapping[str, Any] | None = None
+) -> Iterator[Tensor]:
+    """The same for blocks of images [B, D], one tile of scores [B, P] each; see :func:`methods.adaptation.stream.adapt_tiles`."""
+    from methods.adaptation.stream import adapt_tiles as adapt
+
+    return adapt(name, images, text_features, logit_scale, settings)

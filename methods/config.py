@@ -33,6 +33,8 @@ class MethodConfig:
     trains: ClassVar[bool] = True
     # Whether labels may be plain classes, which have no attribute; :func:`methods.registry.check_labels` refuses them elsewhere.
     classes: ClassVar[bool] = False
+    # Whether an adaptation while testing can move its scores: those of an indexable method, see `Method.adaptable`.
+    adaptable: ClassVar[bool] = False
     # Whether training takes gradient steps. Without them :meth:`methods.method.Method.first_pass` is all of it, and epochs is 0.
     steps: ClassVar[bool] = True
     # Whether `czsl add` can add images and words to a finished run; the method then has ``add_images``.

@@ -55,12 +55,13 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None) -
     return method.to(clip.device).eval()
 
 
-def stored_point(run: Run, which: str = "best", open_world: bool = False) -> tuple[OperatingPoint | None, str]:
+def stored_point(run: Run, which: str = "best", open_world: bool = False, layer: str = "") -> tuple[OperatingPoint | None, str]:
     """The operating point that a run keeps for a checkpoint and a world; None and why if there is one that does not hold any more.
 
-    It holds for the checkpoint, the candidates and, if the dataset is still at its place, the data that it was chosen on.
+    ``layer`` is the key of a :class:`methods.adaptation.plan.Plan`, whose scores have a point of their own. A point
+    holds for the checkpoint, the candidates and, if the dataset is still at its place, the data that it was chosen on.
     """
-    file = point_file(run.path, open_world, which)
+    file = point_file(run.path, open_world, which, layer)
     if not file.exists():
         return None, ""
     try:
@@ -80,7 +81,9 @@ def stored_point(run: Run, which: str = "best", open_world: bool = False) -> tup
     return point, ""
 
 
-def point_for(run: Run, which: str = "best", open_world: bool = False, bias: str | float = "val") -> OperatingPoint:
+def point_for(
+    run: Run, which: str = "best", open_world: bool = False, bias: str | float = "val", layer: str = ""
+) -> OperatingPoint:
     """The operating point of a run's answers.
 
     In the open world that of the closed one stands in until one is chosen among all pairs.
@@ -93,6 +96,8 @@ def point_for(run: Run, which: str = "best", open_world: bool = False, bias: str
     open_world : bool
     bias : "val", "none" or float
         The kept point; no bias and no temperature; or this bias instead of the kept one.
+    layer : str
+        Key of the adaptation, if there is one.
 
     Raises
     ------
@@ -101,9 +106,9 @@ def point_for(run: Run, which: str = "best", open_world: bool = False, bias: str
     """
     if bias == "none":
         return OperatingPoint()
-    point, why = stored_point(run, which, open_world)
+    point, why = stored_point(run, which, open_world, layer)
     if point is None and not why and open_world:
-        point, why = stored_point(run, which)
+        point, why = stored_point(run, which, layer=layer)
         if point is not None:
             note = "the bias was chosen in the closed world; among all pairs: czsl calibrate RUN --open-world"
             point = replace(point, notes=(*point.notes, note))

@@ -186,6 +186,20 @@ class Method(nn.Module):
         """Whether a pair's embedding is the same for all images and :meth:`retrieval_query` says all about its score."""
         return type(self).scores is Method.scores
 
+    @property
+    def adaptable(self) -> bool:
+        """Whether an adaptation while testing can move the composition term: :meth:`rescored` says how the scores follow."""
+        return self.indexable
+
+    @property
+    def pair_scale(self) -> float:
+        """Factor of the cosines in the composition logits of :meth:`logits`."""
+        return float(self.clip.logit_scale)
+
+    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+        """Scores [B, P] of all candidates of the text side when the composition logits of :meth:`logits` are replaced by these."""
+        return pair_BP
+
     def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
         """The scores of :meth:`scores` as a question to an index of :meth:`encode_compositions`' ``pair`` rows.
 

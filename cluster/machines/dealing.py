@@ -21,29 +21,41 @@ from cluster.work.progress import Notice, Progress
 from czsl.data.inputs import ImageSource
 from czsl.errors import CzslError
 
+MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
+
 
 class _Actor:
-    """What Ray Data starts on each worker: a row is a whole batch of file names, so that batches are the same everywhere."""
+    """What Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere."""
 
-    def __init__(self, request: Request, source: ImageSource, placement: Placement):
+    def __init__(self, request: Request, source: ImageSource, placement: Placement, keep: bool):
         self.source, self.error = source, ""
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
-            self.predictor = Predictor(request, device)
+            # Beside a GPU all of the node's cores may read, on a CPU those of the worker.
+            self.predictor = Predictor(request, device, 0 if placement.gpu else placement.threads, keep)
         except CzslError as error:  # travels as words: Ray would wrap it in a page of its own
             self.error = json.dumps(error_in_words(error))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            out = [self.error or json.dumps(self.predictor.predict(self.source, json.loads(names))) for names in rows["names"]]
+            out = [self.error or json.dumps(self._records(json.loads(batches))) for batches in rows["batches"]]
         except CzslError as error:
             out = [json.dumps(error_in_words(error))] * len(rows["index"])
         return {"index": rows["index"], "records": np.array(out, dtype=object)}
 
+    def _records(self, batches: list[list[str]]) -> list[list[dict[str, Any]]]:
+        return list(self.predictor.records(self.source, batches))
+
 
 def dealt_out(
-    request: Request, source: ImageSource, batches: list[list[str]], ask: Ask, progress: Progress, notice: Notice
+    request: Request,
+    source: ImageSource,
+    batches: list[list[str]],
+    ask: Ask,
+    progress: Progress,
+    notice: Notice,
+    keep: bool = True,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch of file names, in order, as they become ready."""
     with session(ask.address) as connected:
@@ -56,14 +68,16 @@ def dealt_out(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        rows = [{"index": i, "names": json.dumps(batch)} for i, batch in enumerate(batches)]
         workers = min(placement.workers, len(batches))
+        some = max(1, min(MOST_TOGETHER, len(batches) // (4 * workers)))
+        parts = [batches[i : i + some] for i in range(0, len(batches), some)]
+        rows = [{"index": i, "batches": json.dumps(part)} for i, part in enumerate(parts)]
         with warnings.catch_warnings():
             # Ray is about to rename the way in which max_restarts is given.
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(request, source, placement),
+                fn_constructor_args=(request, source, placement, keep),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
@@ -79,5 +93,5 @@ def dealt_out(
                 records = json.loads(waiting.pop(due))
                 if isinstance(records, dict):
                     raise error_from_words(records)
-                yield records
+                yield from records
                 due += 1

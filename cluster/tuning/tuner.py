@@ -7,7 +7,7 @@ whose driver was killed goes on without anything of Ray's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -27,25 +27,19 @@ REDUCTION = 3  # of three trials at a rung, one goes on
 
 
 class Queue(Searcher):
-    """Hands out the trials that are not over: those begun before, then new ones.
+    """Hands out trainings, one after the other: the base of those whose list is known and of a search's.
 
     Parameters
     ----------
-    search : Search
-    proposals : Proposals
-    space : CompositionSpace
-        Of the data, for the trials' run folders.
-    on_trial : callable
-        Told of every trial whose settings cannot be.
+    trials : iterable of Trial
+        Those to train.
+    nodes : int
+        Nodes of a trial.
     """
 
-    def __init__(self, search: Search, proposals: Proposals, space: CompositionSpace, on_trial: Callable[[Trial], None]):
+    def __init__(self, trials: Iterable[Trial] = (), nodes: int = 1):
         super().__init__(metric=VALUE, mode="max")
-        self._search, self._proposals, self._space, self._on_trial = search, proposals, space, on_trial
-        self._method = config_class(search.config.base.method)
-        begun = {t.number: t for t in search.trials()}
-        self._begun = deque(t for t in begun.values() if t.status() not in OVER)
-        self._new = deque(n for n in range(search.config.trials) if n not in begun)
+        self._waiting, self._nodes = deque(trials), nodes
         self.live: dict[str, Trial] = {}
         self._starts: dict[str, int] = {}  # of live trials that have not made a step since they were handed out
         self.stopping = self._warm = False
@@ -53,7 +47,7 @@ class Queue(Searcher):
     @property
     def left(self) -> int:
         """Trials not handed out yet."""
-        return len(self._begun) + len(self._new)
+        return len(self._waiting)
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, None for not now, FINISHED for no more."""
@@ -64,8 +58,7 @@ class Queue(Searcher):
             if not trial.reason:
                 self.live[trial_id], self._starts[trial_id] = trial, len(list(trial.run.metrics("start"))) if trial.run else 0
                 return {"number": trial.number, "run": str(trial.path)}
-            self._proposals.tell(trial.number, None)
-            self._on_trial(trial)
+            self._refused(trial)
         return Searcher.FINISHED
 
     def _may_join(self) -> bool:
@@ -78,11 +71,60 @@ class Queue(Searcher):
             if _made_a_step(self.live[trial_id], before):
                 del self._starts[trial_id]
                 self._warm = True
-        return not self._starts or (self._warm and self._search.config.nodes == 1)
+        return not self._starts or (self._warm and self._nodes == 1)
 
     def _next(self) -> Trial:
-        if self._begun:
-            trial = self._begun.popleft()
+        return self._waiting.popleft()
+
+    def _refused(self, trial: Trial) -> None:
+        """Take note of a trial whose settings cannot be."""
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Forget a trial that is over; ``error``: its process died more often than it is replaced."""
+        trial = self.live.pop(trial_id)
+        self._starts.pop(trial_id, None)
+        if error and trial.status() not in OVER:
+            trial.reason = "its process died repeatedly"
+        self._over(trial, result)
+
+    def _over(self, trial: Trial, result: dict | None) -> None:
+        """Take note of how a trial ended."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the folders of the runs are the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see :meth:`save`."""
+
+
+class SearchQueue(Queue):
+    """Hands out the trials of a search that are not over: those begun before, then new ones.
+
+    Parameters
+    ----------
+    search : Search
+    proposals : Proposals
+    space : CompositionSpace
+        Of the data, for the trials' run folders.
+    on_trial : callable
+        Called with every trial whose settings cannot be.
+    """
+
+    def __init__(self, search: Search, proposals: Proposals, space: CompositionSpace, on_trial: Callable[[Trial], None]):
+        begun = {t.number: t for t in search.trials()}
+        super().__init__((t for t in begun.values() if t.status() not in OVER), search.config.nodes)
+        self._search, self._proposals, self._space, self._on_trial = search, proposals, space, on_trial
+        self._method = config_class(search.config.base.method)
+        self._new = deque(n for n in range(search.config.trials) if n not in begun)
+
+    @property
+    def left(self) -> int:
+        """Trials not handed out yet."""
+        return super().left + len(self._new)
+
+    def _next(self) -> Trial:
+        if self._waiting:
+            trial = super()._next()
             self._proposals.ask(trial.number, trial.values)
             return trial
         number = self._new.popleft()
@@ -95,21 +137,15 @@ class Queue(Searcher):
             reason = " ".join(str(error).split())
         return self._search.add(number, values, config, self._space, reason)
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Pass the outcome on; ``error``: its process died more often than it is replaced."""
-        trial = self.live.pop(trial_id)
-        self._starts.pop(trial_id, None)
-        if error and trial.status() not in OVER:
-            trial.reason = "its process died repeatedly"
+    def _refused(self, trial: Trial) -> None:
+        self._proposals.tell(trial.number, None)
+        self._on_trial(trial)
+
+    def _over(self, trial: Trial, result: dict | None) -> None:
+        if trial.reason:
             trial.keep()
         failed = trial.status() == "failed"
         self._proposals.tell(trial.number, None if failed else (result or {}).get(VALUE))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the search's folder is the memory."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see :meth:`save`."""
 
 
 def _made_a_step(trial: Trial, starts: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
 from cluster.work.own_labels import on_space, relabelled
 from cluster.work.progress import Progress, quiet
@@ -33,6 +34,7 @@ from czsl.evaluation.operating import (
 from czsl.evaluation.rejection import best_detector, detector_values, rejection_numbers, threshold_for
 from czsl.evaluation.sums import GRID, Sums, SumsAccumulator
 from czsl.runs.run import Run
+from methods.adaptation.plan import Plan
 from methods.loading import fingerprint, stored_point
 from methods.method import Method
 
@@ -46,6 +48,7 @@ class Calibration:
     aim : see :class:`czsl.evaluation.operating.Aim`
     data : labelled images of the user's own; default: the run's dataset
     split : of that dataset
+    adapt : an adaptation while testing, whose scores on these images have a point of their own
     """
 
     checkpoint: str = "best"
@@ -53,11 +56,17 @@ class Calibration:
     aim: str = "hm"
     data: str | None = None
     split: str = "val"
+    adapt: Plan | None = None
+
+    @property
+    def layer(self) -> str:
+        """Key of the adaptation, empty without one."""
+        return self.adapt.key if self.adapt else ""
 
 
 def reduction_file(run: Run, asked: Calibration) -> Path:
     """Where the numbers of the images are kept that a point was chosen on."""
-    return point_file(run.path, asked.open_world, asked.checkpoint).with_suffix(".npz")
+    return point_file(run.path, asked.open_world, asked.checkpoint, asked.layer).with_suffix(".npz")
 
 
 def choose_point(
@@ -68,7 +77,9 @@ def choose_point(
     progress: Progress = quiet,
     scored: Callable[[], Extremes] | None = None,
 ) -> OperatingPoint:
-    """Choose the point from kept numbers if they are of these weights and images, else by scoring the images; it is kept in the run.
+    """Choose the point from kept numbers if they are of these weights and images, else by scoring the images.
+
+    It is kept in the run, if the run folder can be written to.
 
     Every worker of ``comm`` returns the same.
 
@@ -109,6 +120,8 @@ def choose_point(
         "candidates_sha256": candidates_sha256(candidates), "data": str(asked.data or run.config.data), "split": asked.split,
         "open_world": asked.open_world, "checkpoint": asked.checkpoint, "own_data": own,
     }  # fmt: skip
+    if asked.adapt:
+        facts["adaptation"] = asked.layer
     kept = comm.from_first(_kept(reduction_file(run, asked), facts, asked.open_world) if comm.rank == 0 else None)
     if kept is None:
         sums = None
@@ -117,31 +130,42 @@ def choose_point(
         else:
             scorer = on_space(method(), data.space)
             source = Source(scorer, data, asked.split, comm, run.config.eval_batch, progress, run.config.precision)
-            extremes, sums = reduced(run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID)
+            extremes, sums = reduced(
+                run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
+            )
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
         kept = Reduction(extremes, *names, facts, sums)
-        if comm.rank == 0:
+        if comm.rank == 0 and run.writable:
             kept.save(reduction_file(run, asked))
     point = point_from(kept.extremes, kept.sums, aim, is_classes(data.space), facts)
     if asked.open_world:
-        point = _with_closed_scales(point, run, asked.checkpoint)
-    if comm.rank == 0:
-        point.save(point_file(run.path, asked.open_world, asked.checkpoint))
+        point = _with_closed_scales(point, run, asked)
+    if comm.rank == 0 and run.writable:
+        point.save(point_file(run.path, asked.open_world, asked.checkpoint, asked.layer))
     comm.gather_objects(None)  # the file is there for all
     return point
 
 
 def reduced(
-    run: Run, method: Method, source: Source, candidates: Candidates, comm: Group, progress: Progress, temperatures: Any
+    run: Run,
+    method: Method,
+    source: Source,
+    candidates: Candidates,
+    comm: Group,
+    progress: Progress,
+    temperatures: Any,
+    adapt: Plan | None = None,
 ) -> tuple[Extremes, Sums | None]:
     """Extremes of a whole split without a feasibility threshold and, at ``temperatures``, the sums that probabilities follow from."""
     collectors = []
     if temperatures is not None:
         collectors.append(lambda labels, index: SumsAccumulator(candidates, labels, temperatures, index))
-    rows = np.arange(len(source.split))
-    extremes, (*found,) = reduce_split(
-        method, source, candidates, rows, run.config.eval_batch, comm, progress, collectors=collectors
-    )
+    batch = run.config.eval_batch
+    if adapt is not None:
+        extremes, (*found,) = reduce_stream(method, adapt, source, candidates, batch, comm, progress, collectors=collectors)
+    else:
+        rows = np.arange(len(source.split))
+        extremes, (*found,) = reduce_split(method, source, candidates, rows, batch, comm, progress, collectors=collectors)
     return at_threshold(extremes, candidates, None), Sums.concatenate(found[0]) if found else None
 
 
@@ -170,14 +194,14 @@ def find_point(
 ) -> OperatingPoint:
     """The point that the run keeps, else (none yet, or for other weights or data) one that is chosen now; without images there is none.
 
-    Arguments as in :func:`choose_point`; of ``asked`` only the checkpoint and the world count.
+    Arguments as in :func:`choose_point`; of ``asked`` only the checkpoint, the world and the adaptation count.
 
     Raises
     ------
     DataError
         There is a point that does not hold any more, and the validation images cannot be read.
     """
-    point, why = comm.from_first(stored_point(run, asked.checkpoint, asked.open_world) if comm.rank == 0 else None)
+    point, why = comm.from_first(stored_point(run, asked.checkpoint, asked.open_world, asked.layer) if comm.rank == 0 else None)
     if point is not None:
         return point
     try:
@@ -192,7 +216,7 @@ def find_point(
 
 def kept_answers(run: Run, asked: Calibration) -> Reduction:
     """What the run's point was chosen on; DataError if that is gone or of other weights."""
-    point, why = stored_point(run, asked.checkpoint, asked.open_world)
+    point, why = stored_point(run, asked.checkpoint, asked.open_world, asked.layer)
     file = reduction_file(run, asked)
     if point is not None and file.exists():
         kept = _kept(file, point.facts, asked.open_world)
@@ -275,8 +299,8 @@ def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> Reduction | No
     return kept if usable else None
 
 
-def _with_closed_scales(point: OperatingPoint, run: Run, which: str) -> OperatingPoint:
+def _with_closed_scales(point: OperatingPoint, run: Run, asked: Calibration) -> OperatingPoint:
     """Probabilities of the open world take the scales of the closed one: its sums over all pairs are not taken."""
-    closed = stored_point(run, which)[0] or OperatingPoint()
+    closed = stored_point(run, asked.checkpoint, layer=asked.layer)[0] or OperatingPoint()
     scales = {"composition": closed.composition, "attribute": closed.attribute, "object": closed.object}
     return OperatingPoint(**{**vars(point), **scales})

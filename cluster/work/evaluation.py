@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cluster.work.adapting import check_adaptable, reduce_stream
 from cluster.work.calibration import Calibration, find_point, open_sha256
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
@@ -36,6 +37,7 @@ from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginal
 from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from czsl.spaces import load_space
+from methods.adaptation.plan import Plan
 from methods.loading import fingerprint, load
 from methods.method import Method
 
@@ -56,6 +58,7 @@ class Question:
     threshold : open world: the feasibility threshold in use; by default the best one on the validation split
     rule : what becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`)
     per_pair : at most so many images of each pair, drawn by ``SUBSET_SEED``; 0: all images
+    adapt : an adaptation while testing: the images of the split are one unlabelled stream that moves the scores
     """
 
     split: str = "test"
@@ -68,6 +71,7 @@ class Question:
     threshold: float | None = None
     rule: str = "exclude"
     per_pair: int = 0
+    adapt: Plan | None = None
 
     def __post_init__(self):
         if self.threshold is not None and not (self.open_world and self.feasibility is not None):
@@ -79,9 +83,9 @@ class Question:
 
     @property
     def name(self) -> str:
-        """How files of the answer are called: ``test-closed``, ``val-open``."""
+        """How files of the answer are called: ``test-closed``, ``val-open``, ``test-closed-tomcat-1f0c9a3e-seed0``."""
         part = f"-{self.per_pair}-per-pair" if self.per_pair else ""
-        return f"{self.split}-{'open' if self.open_world else 'closed'}{part}"
+        return f"{self.split}-{'open' if self.open_world else 'closed'}{part}{f'-{self.adapt.key}' if self.adapt else ''}"
 
 
 def answer(
@@ -90,6 +94,8 @@ def answer(
     """The report and what it follows from, computed by the workers of ``comm`` together."""
     method = load(run, question.checkpoint).to(device)
     method.comm = comm
+    if question.adapt:
+        check_adaptable(method)
     additions = (
         checkpoint.state_of(checkpoint.find(run.checkpoints, question.checkpoint)).get("additions") if method.trains else None
     )
@@ -112,17 +118,17 @@ def answer(
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
         source = Source(method, data, split, comm, run.config.eval_batch, progress, run.config.precision)
-        rows = np.arange(len(source.split))
-        return reduce_split(
-            method, source, candidates, rows, run.config.eval_batch, comm, progress, question.topk, text, collectors
-        )
+        rest: Any = (run.config.eval_batch, comm, progress, question.topk, text, collectors)
+        if question.adapt:
+            return reduce_stream(method, question.adapt, source, candidates, *rest)
+        return reduce_split(method, source, candidates, np.arange(len(source.split)), *rest)
 
     # In the open world all pairs compete, whatever the split: candidates and text serve both, and one pass serves threshold and point.
     val = cache(lambda: reduced("val")[0])
     own_val = (
         not additions and question.open_world and not question.per_pair and question.topk == 1 and data.sha256 == open_sha256(run)
     )
-    asked = Calibration(question.checkpoint, question.open_world)
+    asked = Calibration(question.checkpoint, question.open_world, adapt=question.adapt)
     scored = (lambda: at_threshold(val(), candidates, None)) if own_val else None
     point = find_point(run, asked, lambda: method, comm, progress, scored)
     measure = not question.open_world and question.topk == 1
@@ -152,6 +158,9 @@ def answer(
     if question.per_pair:
         result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
     facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    if question.adapt:
+        result["adaptation"] = question.adapt.to_json()
+        facts["adaptation"] = question.adapt.key
     if is_classes(data.space):
         result["gamma_chosen"] = point.how if point.how == "val" else None
     if len(candidates.thresholds):
@@ -248,6 +257,7 @@ def kept_reduction(run: Run, question: Question) -> tuple[Reduction | None, str]
     if kept.facts.get("data_sha256") != open_data(question.data or run.config.data).sha256:
         return None, "its kept numbers are of other data"
     about = (kept.facts.get("split"), kept.facts.get("open_world"), kept.extremes.k)
-    if about != (question.split, question.open_world, question.topk):
+    adaptation = question.adapt.key if question.adapt else None
+    if about != (question.split, question.open_world, question.topk) or kept.facts.get("adaptation") != adaptation:
         return None, f"{file.name} is of another evaluation"
     return kept, ""

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.work.adapting import Stream
+from cluster.work.photographs import BATCH, HALF, Photograph, Photographs, Preparation
+from cluster.work.profile import Profile
 from cluster.work.scoring import PAIR_TILE
-from czsl.clip.backbone import load_clip
+from cluster.work.source import arithmetic
+from czsl import __version__
+from czsl.clip.known import known_clip
+from czsl.clip.towers import Towers
 from czsl.compositions import index_pairs, label_of
 from czsl.data.files.predictions import failed
-from czsl.data.images import BadImage, decode
 from czsl.data.inputs import ImageSource, as_source
+from czsl.data.kept_features import FeatureStore, store_file
+from czsl.data.paths import photographs_limit
 from czsl.evaluation.operating import OperatingPoint
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from czsl.runs.run import Run
 from czsl.spaces import space_from_json
+from methods.adaptation.plan import Plan
+from methods.adaptation.state_file import load_state, save_state
 from methods.building import build
-from methods.loading import load, point_for
+from methods.loading import fingerprint, load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
 from methods.sides import ImageSide
 
-BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
-HALF = 16
 FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
 
 
@@ -49,7 +60,10 @@ class Request:
     orientation, background : how images are decoded (`czsl.data.photographs`), if not as the run remembers
     bias : on unseen pairs: ``val`` (the run's operating point, nothing without one), ``none`` or a number
     min_prob : records say whether the best composition is at least this probable (``sure``)
+    adapt : an adaptation while testing: the images are one stream, in the order in which they are asked about
+    state : file with the adaptation's state, which continues an earlier stream and is written at the end of this one
     reject : a detector of :mod:`czsl.evaluation.rejection` and the value below which an image shows no candidate (``rejected``)
+    fast_jpeg : large JPEGs are decoded at a fraction of their size, which changes their pixels; records say so
     """
 
     run: str | None = None
@@ -68,7 +82,10 @@ class Request:
     background: str | None = None
     bias: str | float = "val"
     min_prob: float | None = None
+    adapt: Plan | None = None
+    state: str | None = None
     reject: tuple[str, float] | None = None
+    fast_jpeg: bool = False
 
 
 class Predictor:
@@ -78,62 +95,130 @@ class Predictor:
     ----------
     request : Request
     device : torch device
+    threads : int, default 0
+        That read and decode images, one for each core by default; no answer depends on them.
+    keep : bool, default False
+        Keep the images' features in the cache folder and use those that are there.
+    profile : Profile, optional
+        Measures the phases.
     """
 
-    def __init__(self, request: Request, device: torch.device):
+    def __init__(
+        self, request: Request, device: torch.device, threads: int = 0, keep: bool = False, profile: Profile | None = None
+    ):
         if request.threads:
             torch.set_num_threads(request.threads)
-        self.request, self.method = request, _method(request).to(device).eval()
-        self.decode = self.method.decode.changed(request.orientation, request.background)
-        space = self.method.space
-        self.index = CompositionIndex.load(request.index) if request.index else None
+        self.profile = profile or Profile()
+        with self.profile.phase("model"):
+            self.request, self.method = request, _method(request, keep).to(device).eval()
+            self.decode = self.method.decode.changed(request.orientation, request.background)
+            space = self.method.space
+            self.index = CompositionIndex.load(request.index) if request.index else None
+            self.store = self._store(device) if keep else None
+        self.threads = threads
         if self.index is not None:
             self.pairs = self.index.pairs
         elif request.pairs is not None:
             self.pairs = index_pairs(request.pairs, space.attributes, space.objects)
         else:
             self.pairs = space.pairs(request.open_world)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.profile.phase("candidates"):
             encoded = self.pairs[:0] if self.index is not None else self.pairs
             self.text = self.method.encode_compositions(torch.from_numpy(encoded.copy()).to(device))
         self.point = OperatingPoint()
         if request.run is not None:
-            self.point = point_for(Run(request.run), request.checkpoint, request.open_world, request.bias)
+            layer = request.adapt.key if request.adapt else ""
+            self.point = point_for(Run(request.run), request.checkpoint, request.open_world, request.bias, layer)
         elif not isinstance(request.bias, str):
             self.point = self.point.given(request.bias)
         self.unseen = self.method.unseen(self.pairs)
         asked = index_pairs(request.wanted or (), space.attributes, space.objects)
         self.wanted = space.locate(asked, self.pairs).tolist()
+        self.stream = Stream(self.method, request.adapt, self.text) if request.adapt else None
+        if self.stream is not None and request.state is not None:
+            load_state(Path(request.state), self.stream.state, self._origin())
 
-    @torch.inference_mode()
+    def _store(self, device: torch.device) -> FeatureStore:
+        """The features that earlier questions left: of the same tower, precision and preprocessing."""
+        request, method = self.request, self.method
+        card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        made_by = "" if type(method).image_features is Method.image_features else method.name
+        if made_by and request.run is not None:
+            made_by += fingerprint(Run(request.run), request.checkpoint)
+        facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, "float32"), card, made_by)
+        how = (method.prepare_key, self.decode.key, "fast-jpeg" if request.fast_jpeg else "")
+        return FeatureStore(store_file(*facts, *how), photographs_limit())
+
     def predict(self, source: ImageSource | Path, names: list[str]) -> list[dict[str, Any]]:
         """A record for each of these images of a source (or below a folder); one that cannot be read costs only itself."""
-        source = as_source(source)
-        prepared, good, records = [], [], {}
-        for name in names:
-            try:
-                prepared.append(self.method.prepare(decode(source.open(name), options=self.decode), name))
-                good.append(name)
-            except BadImage as error:
-                reason = f"{error.kind}: {error.reason}" if error.reason else error.kind
-                records[name] = failed(name, reason, list(self.method.space.vocabulary))
-        if good:
-            padded = prepared + [prepared[-1]] * (self._padded(len(prepared)) - len(prepared))
-            images = self.method.encode_images({key: torch.stack([p[key] for p in padded]) for key in padded[0]})
-            found = self._scored(images, len(good)) if self.index is None else self._retrieved(images, len(good))
-            records |= {name: {"image": name, **record, "error": None} for name, record in zip(good, found, strict=True)}
-        return [records[name] for name in names]
+        return next(self.records(source, [names])) if names else []
 
-    def _padded(self, count: int) -> int:
-        """Images to compute for ``count``: on a CPU products of 16 rows and of 32 end in the same digits, so few images cost half."""
-        return HALF if count <= HALF and self.method.clip.device.type == "cpu" else BATCH
+    def save_state(self) -> None:
+        """Keep the state of the adaptation in the request's file."""
+        if self.stream is not None and self.request.state is not None:
+            save_state(Path(self.request.state), self.stream.state, self._origin())
+
+    def _origin(self) -> dict[str, str]:
+        """What a kept state belongs to, besides the adaptation."""
+        assert self.request.adapt is not None
+        space, request = self.method.space, self.request
+        candidates = json.dumps([list(space.attributes), list(space.objects), self.pairs.tolist()])
+        model = fingerprint(Run(request.run), request.checkpoint) if request.run else self.method.clip.sha256
+        return {
+            "adaptation": self.request.adapt.layer,
+            "weights": model,
+            "candidates": hashlib.sha256(candidates.encode()).hexdigest(),
+        }
+
+    def records(self, source: ImageSource | Path, batches: Iterable[list[str]]) -> Iterator[list[dict[str, Any]]]:
+        """Records of each batch of at most `BATCH` images, in order; the next ones are read while one is computed."""
+        method, size = self.method, self.method.clip.image_size if self.request.fast_jpeg else None
+        how = Preparation(method.prepare, self.decode, bool(method.prepare_key), size)
+        photographs = Photographs(
+            how, self._features, halves=self._halves, store=self.store, threads=self.threads, profile=self.profile
+        )
+        for batch in photographs.batches(as_source(source), batches):
+            with self.profile.phase("ranking"):
+                records = self._records(batch)
+            yield records
+
+    @torch.inference_mode()
+    def _features(self, prepared: Mapping[str, Tensor]) -> Tensor:
+        return self.method.image_features(prepared)
+
+    @torch.inference_mode()
+    def _records(self, batch: list[Photograph]) -> list[dict[str, Any]]:
+        good = [p for p in batch if p.features is not None]
+        records = {p.name: self._failed(p) for p in batch if p.error is not None}
+        if good:
+            size = HALF if self._halves and len(good) <= HALF else BATCH
+            padded = np.stack([p.features for p in good + [good[-1]] * (size - len(good)) if p.features is not None])
+            images = self.method.image_side(torch.from_numpy(padded).to(self.method.clip.device))
+            found = self._scored(images, len(good)) if self.index is None else self._retrieved(images, len(good))
+            reduced = {"decoding": "fast-jpeg"} if self.request.fast_jpeg else {}
+            records |= {p.name: {"image": p.name, **r, **reduced, "error": None} for p, r in zip(good, found, strict=True)}
+        return [records[p.name] for p in batch]
+
+    def _failed(self, p: Photograph) -> dict[str, Any]:
+        assert p.error is not None
+        reason = f"{p.error.kind}: {p.error.reason}" if p.error.reason else p.error.kind
+        return failed(p.name, reason, list(self.method.space.vocabulary))
+
+    @property
+    def _halves(self) -> bool:
+        """Whether few images may cost half: on a CPU products of 16 rows and of 32 end in the same digits."""
+        return self.method.clip.device.type == "cpu"
 
     def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the scores of all candidates."""
         ranking = Ranking(self.pairs, self.method.space, self.request.top, self.point, self.unseen)
         wanted: dict[int, Tensor] = {}
+        adapted_BP = self.stream.scores(images, count) if self.stream is not None else None
         for start in range(0, len(self.text), PAIR_TILE):
-            scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
+            if adapted_BP is None:
+                scores_Bp = self.method.scores(images, self.text.tile(start, start + PAIR_TILE))[:count].float()
+            else:
+                scores_Bp = adapted_BP[:, start : start + PAIR_TILE].float()
             ranking.add(scores_Bp, self.method.log_weights(scores_Bp))
             wanted |= {p: scores_Bp[:, p - start] for p in self.wanted if start <= p < start + PAIR_TILE}
         records = ranking.records()
@@ -198,10 +283,22 @@ def _numpy(x: Tensor):
     return x.float().cpu().numpy()
 
 
-def _method(request: Request) -> Method:
+def _method(request: Request, keep: bool = False) -> Method:
+    """The method of a request; with ``keep`` a CLIP that nothing is computed with stays on the disk."""
     if request.run is None:
         assert request.space is not None
-        clip = load_clip(request.clip, request.clip_weights, features=True)
-        return build("zero-shot", space_from_json(request.space), clip, {})
-    method = load(Run(request.run), request.checkpoint)
+        return build("zero-shot", space_from_json(request.space), _towers(request.clip, request.clip_weights, keep), {})
+    run = Run(request.run)
+    # Other methods take words from the text tower when they are built.
+    clip = _towers(run.config.clip, run.config.clip_weights, keep) if keep and run.config.method == "zero-shot" else None
+    method = load(run, request.checkpoint, clip)
     return method if request.space is None else method.for_space(space_from_json(request.space))
+
+
+def _towers(name: str, weights: str | None, keep: bool) -> Towers:
+    def load_now() -> Towers:
+        from czsl.clip.backbone import load_clip  # open_clip takes a second to import
+
+        return load_clip(name, weights, features=True)
+
+    return known_clip(name, weights, load_now) if keep else load_now()

@@ -233,6 +233,27 @@ def find_weights(name: str = "tiny", weights: str | None = None) -> str:
     return f"will be downloaded from {_host(config)}"
 
 
+def files_of(name: str, weights: str | None = None) -> list[Path]:
+    """The files that a CLIP was loaded from, weights and configurations; empty for random weights."""
+    open_clip = import_open_clip()
+    if weights == "random":
+        return []
+    if name == "tiny":
+        return sorted((Path(__file__).parent / "tiny").iterdir())
+    if name.startswith(HUB):
+        folder = cached_folder(name)
+        return [] if folder is None else sorted(p for p in folder.iterdir() if p.is_file())
+    for path in (weights or "", name):
+        if not path or path.replace("/", "-") in open_clip.list_models():
+            continue
+        if is_folder(path) or is_path(path):
+            folder = Path(path) if is_folder(path) else Path(path).parent
+            beside = [folder / f for f in (OPEN_CLIP_CONFIG, "config.json", "preprocessor_config.json")]
+            return [*(weight_files(Path(path)) if is_folder(path) else [Path(path)]), *(f for f in beside if f.is_file())]
+    name = name.replace("/", "-")
+    return [fetch(name, published_tag(name, weights))]
+
+
 def cached_folder(name: str) -> Path | None:
     """The folder in the local Hugging Face cache with the configuration and the weights of ``hf-hub:org/name``; None where they lack."""
     from huggingface_hub import try_to_load_from_cache

@@ -21,6 +21,7 @@ from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
 
 MAX_LIST_BYTES = 256 * 2**20
+Stamp = tuple[bytes, int, int, int]  # place, size, time of change, time of change of status
 _PATTERN = frozenset("*?[")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".txt", ".xlsx")
 
@@ -77,6 +78,19 @@ class ImageSource:
         except (OSError, ValueError):
             return [root, inner, None, None]
         return [root, inner, status.st_size, status.st_mtime_ns]
+
+    def version(self, name: str) -> Stamp | None:
+        """Where an image lies, with size and times of its file (of the archive, for a member): the same as long as it has not changed.
+
+        None if it is not there. The time of the last change of status is part of it: tools that copy a file can set the other one.
+        """
+        root, inner = self.places.get(name, (self.root, name))
+        file = root if root and os.path.isfile(root) else os.path.join(root, inner)  # noqa: PTH113, PTH118
+        try:
+            status = os.stat(file)  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
+        return os.fsencode(root) + b"\0" + os.fsencode(inner), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def as_source(source: ImageSource | PathLike, names: Sequence[str] = ()) -> ImageSource:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from czsl.errors import DataError
+from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
 
 
@@ -16,6 +16,28 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "czsl"
+
+
+def photographs_limit() -> int:
+    """Bytes of kept features of photographs at most: ``$CZSL_PHOTOGRAPHS_GIB`` (a number of GiB, 0 keeps none), else 4 GiB.
+
+    Raises
+    ------
+    UsageError
+        The variable holds no such number.
+    """
+    given = os.environ.get("CZSL_PHOTOGRAPHS_GIB", "4")
+    try:
+        gib = float(given)
+    except ValueError:
+        gib = -1.0
+    if not 0 <= gib < 2**20:
+        raise UsageError(
+            f"CZSL_PHOTOGRAPHS_GIB is {given!r}",
+            "it is the size of a cache in GiB",
+            "set it to a number, or to 0 to keep nothing",
+        )
+    return int(gib * 2**30)
 
 
 class BadPathError(DataError):

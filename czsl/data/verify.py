@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from czsl.compositions import SPLITS
 from czsl.data.images import MAX_PIXELS, BadImage, decode
-from czsl.data.importing.importers import ordered_map
 from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import data_sha256
 from czsl.data.table import Dataset, open_data, open_shard
 from czsl.errors import DataError
 from czsl.reading import PathLike, parquet_errors
+from czsl.threads import ordered_map
 
 
 class Stored(NamedTuple):

@@ -241,10 +241,10 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def point_file(folder: PathLike, open_world: bool = False, which: str = "best") -> Path:
-    """Where a run folder keeps the point of a world and a checkpoint."""
+def point_file(folder: PathLike, open_world: bool = False, which: str = "best", layer: str = "") -> Path:
+    """Where a run folder keeps the point of a world, a checkpoint and, if there is one, an adaptation."""
     checkpoint = "" if which == "best" else f"-{which}"
-    return Path(folder) / f"operating-point-{'open' if open_world else 'closed'}{checkpoint}.json"
+    return Path(folder) / f"operating-point-{'open' if open_world else 'closed'}{checkpoint}{f'-{layer}' if layer else ''}.json"
 
 
 def candidates_sha256(candidates: Candidates) -> str:

@@ -98,6 +98,18 @@ def held(folder: PathLike, work: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: PathLike) -> bool:
+    """Return whether a process is at work on a folder, as far as its file system has locks."""
+    try:
+        with (Path(folder) / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock was ever taken, or there are none
+        return False
+    return False
+
+
 @contextmanager
 def read_by(folder: PathLike) -> Iterator[None]:
     """Keep :func:`changed` away while a command reads a folder; several may read at once. A folder without locks is read without one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import subprocess
 import time
@@ -160,6 +161,11 @@ class Run:
         """Drop what was logged after a step, so that a resumed run has each step once."""
         kept = [json.dumps(r) for r in self.metrics() if r.get("step", 0) <= step and r.get("event") != "end"]
         write_atomically(self.metrics_file, "".join(line + "\n" for line in kept).encode())
+
+    @property
+    def writable(self) -> bool:
+        """Whether files can be made in the run folder."""
+        return os.access(self.path, os.W_OK)
 
     def write_report(self, name: str, report: dict[str, Any]) -> Path:
         """Write ``<name>.json`` and return its path."""

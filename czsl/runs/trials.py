@@ -25,6 +25,7 @@ from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.run import MOST_CONFIG, Run, well_formed
 from czsl.runs.settings import check_known, typed
+from czsl.runs.states import seconds_of_work
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
 OVER = ("done", "pruned", "failed")
@@ -133,16 +134,10 @@ class Trial:
             "best_epoch": best.get("epoch"),
             "val_auc": best.get("auc"),
             "val_hm": best.get("hm"),
-            "seconds": _seconds(records),
+            "seconds": seconds_of_work(self.run) if self.run else 0.0,
             "reason": self.reason or failure,
             "run": str(self.path),
         }
-
-
-def _seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Time between a run's records, without the pauses before it was taken up again."""
-    pairs = itertools.pairwise(r for r in records if isinstance(r.get("time"), int | float))
-    return round(sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "start"), 1)
 
 
 @dataclass

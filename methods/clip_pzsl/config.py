@@ -40,6 +40,7 @@ class ClipPzslConfig(MethodConfig):
     label: ClassVar[str] = "CLIP-PZSL"
     about: ClassVar[str] = "Label embeddings mined from images and words, trained on weighted candidate labels; towers frozen."
     classes: ClassVar[bool] = True
+    adaptable: ClassVar[bool] = True
 
     depth: int = 1
     assign: Assign = "argmax"

@@ -115,6 +115,11 @@ class ClipPzsl(Method):
         with torch.autocast(self.clip.device.type, enabled=False):
             return images.pair @ text.pair.T / self.log_tau.exp(), None, None
 
+    @property
+    def pair_scale(self) -> float:
+        """One over the learned temperature."""
+        return float(1 / self.log_tau.detach().exp())
+
     def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
         """Cosines over the learned temperature."""
         return RetrievalQuery(images.pair / self.log_tau.exp())

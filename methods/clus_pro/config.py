@@ -40,6 +40,7 @@ class ClusProConfig(BranchesConfig):
     """
 
     about: ClassVar[str] = "Learned prompts and adapters with three branches, and prototypes that shape them in training."
+    adaptable: ClassVar[bool] = True
 
     fractions: ClassVar[tuple[str, ...]] = (*BranchesConfig.fractions, "momentum")
     positive: ClassVar[tuple[str, ...]] = ("entropy", "num_prototypes", "pcl_tau")

@@ -114,6 +114,16 @@ class ClusPro(Method):
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
         return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, 1 if self.validating else len(text.whole))
 
+    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+        """The same with these composition logits of all candidates; the primitive terms stay as they are."""
+        _, attr_BA, obj_BO = self.logits(images, text.tile(0, 0))
+        assert attr_BA is not None
+        assert obj_BO is not None
+        if self.config.fusion == "probability":
+            tiles = [torch.logsumexp(tile, 1) for tile in pair_BP.split(REFERENCE_CHUNK, dim=1)]
+            pair_BP = (pair_BP - torch.logsumexp(torch.stack(tiles), 0)[:, None]).exp()
+        return fuse(pair_BP, attr_BA, obj_BO, text.pairs, self.config, len(text))
+
     def log_weights(self, scores_BP: Tensor) -> Tensor:
         """Of scores that are sums of probabilities: their logarithms, so that shares are the probabilities."""
         return scores_BP.double() if self.config.fusion == "logit" else scores_BP.double().log()

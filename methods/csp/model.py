@@ -1,4 +1,7 @@
-"""CSP (Nayak, Yu, Bach: Learning to Compose Soft Prompts, ICLR 2023): learned words on a frozen CLIP."""
+"""CSP (Nayak, Yu, Bach: Learning to Compose Soft Prompts, ICLR 2023): learned words on a frozen CLIP.
+
+With ``context`` and ``adapter_dim`` it is the base model of TOMCAT (NeurIPS 2025).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.csp.config import CSPConfig
 from methods.method import Method
+from methods.parts.adapters import BlockAdapters
 from methods.parts.prompts import SoftPrompts
-from methods.parts.public import TABLE, PublicNames, State
+from methods.parts.public import BRANCH_NAMES, TABLE, PublicNames, State, inferred
 from methods.sides import TextSide
 
 
 class CSP(Method):
-    """One trained table [A + O, W]; both towers frozen, so image features are computed once.
+    """One trained table [A + O, W]; both towers frozen, so image features are computed once, unless the image tower has adapters.
 
     Costs an encoding of all training pairs a step; caches image features [N, D]. With augmentation (preset ``released``) a step also
     costs the image tower forth, or with ``augment_copies=K`` it caches [K, N, D] more.
@@ -28,7 +32,17 @@ class CSP(Method):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: CSPConfig):
         super().__init__(space, clip, config)
-        self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, config.attr_dropout, False)
+        self.prompts = SoftPrompts(
+            clip.text, self.attribute_names, self.object_names, config.attr_dropout, config.context, branches=("pair",)
+        )
+        tower, c = clip.visual, config
+        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+
+    def image_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Un-normalised CLIP features [B, D], of the adapted tower where there are adapters."""
+        if self.adapters is None:
+            return super().image_features(batch)
+        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""
@@ -37,7 +51,23 @@ class CSP(Method):
 
 
 def _settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"attr_dropout": config.get("attr_dropout", 0.3)}
+    down = state.get("additional_visual_params.0.down_proj.weight")
+    return {
+        "attr_dropout": config.get("attr_dropout", 0.3),
+        "adapter_dropout": config.get("adapter_dropout", 0.1),
+        "adapter_dim": inferred("adapter_dim", len(down), config) if down is not None and down.ndim else 0,
+        "context": "comp_ctx_vectors" in state,
+    }
 
 
-PUBLIC = PublicNames(program="CSP", renamed={"soft_embeddings": TABLE}, settings=_settings)
+# The table of CSP's own program, and what TOMCAT's base model calls its parts.
+PUBLIC = PublicNames(
+    program="CSP",
+    renamed={
+        "soft_embeddings": TABLE,
+        "soft_a_and_o_embedding": TABLE,
+        "comp_ctx_vectors": BRANCH_NAMES["comp_ctx_vectors"],
+        "additional_visual_params": BRANCH_NAMES["additional_visual_params"],
+    },
+    settings=_settings,
+)

@@ -23,6 +23,7 @@ class DFSPConfig(MethodConfig):
 
     label: ClassVar[str] = "DFSP"
     about: ClassVar[str] = "Learned prompts; image tokens attend to the decomposed texts of attributes and objects."
+    adaptable: ClassVar[bool] = True
 
     attr_dropout: float = 0.3
     fusion_dropout: float = 0.3

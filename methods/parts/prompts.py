@@ -28,11 +28,11 @@ class SoftPrompts(nn.Module):
     dropout : float
         On the whole table, drawn once a forward, so that all prompts of a step share the mask (CSP, ICLR 2023).
     learn_context : bool
-        Whether the three context words are trained, separately for the branches (Troika, CVPR 2024).
+        Whether the three context words are trained, separately for each of the branches (Troika, CVPR 2024).
     learn_names : bool, default True
         Whether the names' embeddings are trained. Fixed ones follow from the names and are not saved.
-    branches : sequence of str
-        Branches with a learned context of their own: ``pair``, ``attribute``, ``object``.
+    branches : sequence of str, default pair, attribute and object
+        Branches that have prompts.
     primitive_prefix : str, default ""
         One fixed token between the context and the name in the prompts of primitives.
     """
@@ -50,6 +50,7 @@ class SoftPrompts(nn.Module):
         objects: list[str],
         dropout: float,
         learn_context: bool,
+        *,
         learn_names: bool = True,
         branches: Sequence[str] = BRANCHES,
         primitive_prefix: str = "",

@@ -156,8 +156,12 @@ class VPCMJL(Method):
 
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Composition logit plus the sum (or the product) of primitive probabilities, [B, P]."""
-        pair_BP, *primitives = self.logits(images, text)
-        attr_BA, obj_BO = primitive_terms(primitives[0], primitives[1], self.config, 1)
+        return self.rescored(self.logits(images, text)[0], images, text)
+
+    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+        """The same with other composition logits [B, P]."""
+        _, attr_BA, obj_BO = self.logits(images, text.tile(0, 0))
+        attr_BA, obj_BO = primitive_terms(attr_BA, obj_BO, self.config, 1)
         join = torch.add if self.config.fusion == "sum" else torch.mul
         return self.config.pair_inference_weight * pair_BP + join(attr_BA[:, text.pairs[:, 0]], obj_BO[:, text.pairs[:, 1]])
 

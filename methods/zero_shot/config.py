@@ -16,6 +16,7 @@ class ZeroShotConfig(MethodConfig):
     about: ClassVar[str] = "CLIP as it is. Trains nothing."
     trains: ClassVar[bool] = False
     classes: ClassVar[bool] = True
+    adaptable: ClassVar[bool] = True
 
     @property
     def only_features(self) -> bool:

@@ -21,7 +21,7 @@ from cluster.work.training import train_worker
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Record, open_data, write_dataset
 from czsl.data.toy import dataset as toy
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError, SetupError, UsageError
 from czsl.evaluation import OperatingPoint, Reduction
 from czsl.evaluation.at_point import accuracies
 from czsl.evaluation.calibration import answers
@@ -285,6 +285,25 @@ def test_a_method_that_trains_nothing_gets_its_point_when_it_is_first_evaluated(
     report = evaluate_run(run, Question())
     assert stored_point(run)[0].bias == report["op_bias"]
     assert load(run).operating_point.bias == report["op_bias"]
+
+
+def test_a_run_that_cannot_be_written_to_is_evaluated_and_keeps_nothing(tmp_path, dataset, monkeypatch):
+    from czsl_cli.config import resolve
+
+    config = resolve({"method": "zero-shot", "data": str(dataset), "clip": "tiny", "threads": 1})
+    run = Run.create(config, open_data(str(dataset)).space, tmp_path, "run")
+    other = Run.create(config, run.space, tmp_path, "other")
+    files, said = sorted(run.path.rglob("*")), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "writable", False)
+        report = evaluate_run(run, Question(), notice=said.append)
+        assert "nothing is kept" in said[0] and "cannot be written to" in said[0]
+        point = ensure_point(run, "best", False, "val")
+        assert point.composition.bias == 0 and "no point is kept" in point.notes[0]
+        with pytest.raises(SetupError, match="cannot be kept"):
+            calibrate_run(run, Calibration())
+    assert sorted(run.path.rglob("*")) == files
+    assert report == evaluate_run(other, Question())
 
 
 def test_images_of_ones_own_choose_it_too(copied, tmp_path):

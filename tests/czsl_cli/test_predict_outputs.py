@@ -22,7 +22,7 @@ def computed(monkeypatch):
     """Answers without Ray: the same predictor in this process; ``fail_after`` batches it is interrupted."""
     facts = {"batches": 0, "fail_after": None}
 
-    def batches(request, root, names, ask, progress, notice):
+    def batches(request, root, names, ask, progress, notice, keep, profile):
         predictor = Predictor(request, torch.device("cpu"))
         for batch in names:
             if facts["fail_after"] == facts["batches"]:

@@ -87,6 +87,20 @@ def test_a_question_to_an_index_is_the_score(method, images):
 
 
 @torch.no_grad()
+def test_scores_follow_from_the_composition_logits_that_an_adaptation_moves(method, images):
+    assert type(method.config).adaptable == method.adaptable  # what commands read without building the method
+    if not method.adaptable:
+        return
+    sides = method.encode_images({"images": images}), method.encode_compositions(torch.from_numpy(method.space.closed_pairs))
+    logits = method.logits(*sides)[0]
+    assert torch.equal(method.rescored(logits, *sides), method.scores(*sides))
+    torch.testing.assert_close(logits, method.pair_scale * sides[0].pair @ sides[1].pair.T, rtol=1e-5, atol=1e-5)
+    raised = logits.clone()
+    raised[:, 0] += 1
+    assert (method.rescored(raised, *sides)[:, 0] > method.scores(*sides)[:, 0]).all()
+
+
+@torch.no_grad()
 def test_probabilities_follow_the_scores_and_sum_to_one(method, images):
     scores = method.score_images(images, torch.from_numpy(method.space.closed_pairs))
     prob = method.probabilities(scores)

@@ -12,9 +12,12 @@ from czsl.clip.backbone import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.data.images import BadImage
 from czsl.errors import UsageError
+from czsl_cli.config import resolve
 from methods.building import build
 from methods.csp.config import CSPConfig
 from methods.csp.model import CSP
+from methods.presets import load_presets
+from methods.reference import from_reference
 from methods.sides import ImageSide, Targets
 
 ATOL, RTOL = 2e-5, 2e-4  # what an independent implementation can be expected to reach
@@ -160,3 +163,81 @@ def test_predict_takes_images_and_files_and_decodes_under_the_limits(method, tmp
     with pytest.raises(BadImage, match="not an image"):  # Pillow alone would start Ghostscript
         method.predict([tmp_path / "page.eps"])
     assert method.training
+
+
+# -- the base model of TOMCAT ----------------------------------------------------------------------------------------
+BASE = {"context": True, "adapter_dim": 8, "adapter_dropout": 0.0, "attr_dropout": 0.0}
+
+
+@pytest.fixture
+def base(small_space, small_clip):
+    """CSP with learned context and adapters, moved off its start."""
+    method = build("csp", small_space, small_clip, BASE)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
+    return method.eval()
+
+
+@torch.no_grad()
+def test_the_base_model_starts_as_csp(method, small_space, small_clip):
+    pairs, images = torch.tensor([[2, 3], [0, 0]]), torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    plain, fresh = build("csp", small_space, small_clip, {}).eval(), build("csp", small_space, small_clip, BASE).eval()
+    torch.testing.assert_close(fresh.score_images(images, pairs), plain.score_images(images, pairs), rtol=1e-5, atol=1e-5)
+    assert {n for n, _ in plain.named_parameters()} == {"prompts.table"}
+    assert plain.frozen_images
+    assert not fresh.frozen_images
+
+
+@torch.no_grad()
+def test_context_and_adapters_enter_the_scores(base, small_clip):
+    """Written out for one pair: learned words all the way, and the adapted tower."""
+    text, table = small_clip.text, base.prompts.table
+    ids = torch.tensor([text.start_id, 0, 0, 0, 0, 0, text.end_id])
+    x = text.embed_tokens(ids)[None].clone()
+    x[0, 1:4], x[0, 4], x[0, 5] = base.prompts.context["pair"], table[2], table[6 + 3]
+    feature = torch.nn.functional.normalize(text.encode_embeddings(x, torch.tensor([6])), dim=-1)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    adapted = small_clip.visual(small_clip.normalise(images), adapter=base.adapters)
+    assert not torch.allclose(adapted, small_clip.visual(small_clip.normalise(images)), atol=1e-3)
+    expected = small_clip.logit_scale * torch.nn.functional.normalize(adapted, dim=-1) @ feature.T
+    torch.testing.assert_close(base.score_images(images, torch.tensor([[2, 3], [0, 0]]))[:, :1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_everything_of_the_base_model_learns(base):
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = {"attr": torch.zeros(4, dtype=torch.int64), "obj": torch.zeros(4, dtype=torch.int64), "pair": torch.arange(4)}
+    base.train()
+    sum(base.training_step({"images": images, **labels}).values()).backward()
+    assert {n for n, p in base.named_parameters() if p.grad is None or not p.grad.any()} == set()
+
+
+@torch.no_grad()
+def test_public_checkpoints_of_the_base_model(base):
+    """Under the names of TOMCAT's program, with the towers it saves along."""
+    renamed = {"prompts.table": "soft_a_and_o_embedding", "prompts.context.pair": "comp_ctx_vectors"}
+    state = {renamed.get(k, k.replace("adapters.", "additional_visual_params.")): v for k, v in base.state_dict().items()}
+    state |= {"text_encoder.ln_final.weight": torch.ones(3)}
+    space = base.space
+    read = from_reference("csp", state, space.attributes, space.objects, {"adapter_dropout": 0.0}, base.clip)
+    assert (read.config.context, read.config.adapter_dim, read.config.adapter_dropout) == (True, 8, 0.0)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(read.score_images(images, torch.tensor([[2, 3]])), base.score_images(images, torch.tensor([[2, 3]])))
+    with pytest.raises(UsageError, match="adapter_dim"):
+        from_reference("csp", state, space.attributes, space.objects, {"adapter_dim": 64}, base.clip)
+    del state["comp_ctx_vectors"]
+    fixed = from_reference("csp", state, space.attributes, space.objects, None, base.clip)
+    assert not fixed.config.context
+    with pytest.raises(UsageError, match="unknown tensors"):
+        from_reference("csp", {**state, "cmt.0": torch.ones(1)}, space.attributes, space.objects, None, base.clip)
+
+
+def test_presets_of_the_base_model():
+    found = load_presets("csp")
+    recipes = {name for name in found["recipes"] if name.startswith("tomcat-")}
+    assert recipes == {"tomcat-mit-states", "tomcat-ut-zappos", "tomcat-cgqa", "tomcat-clothing16k"}
+    for recipe in recipes:
+        config = resolve({"method": "csp", "data": "mine", "preset": "tomcat-base", "recipe": recipe})
+        assert (config.model["context"], config.model["adapter_dim"], config.precision) == (True, 64, "bfloat16")
+        assert (config.lr_step, config.lr_gamma, config.lr) == (5, 0.5, found["recipes"][recipe]["lr"])

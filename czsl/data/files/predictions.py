@@ -3,7 +3,8 @@
 A record is ``{"image", "predictions": [{"attr", "obj", "score", "calibrated", "prob"}], "attributes": [{"name", "prob"}], "objects": [...],
 "operating_point": {"bias", "how", "temperature", "prob_bias"}, "error"}``; of plain classes there are ``{"class", ..}`` and ``classes``.
 ``calibrated`` is the score with the bias of the operating point, which the list is ranked by. ``sure`` is there if names can be left out,
-and ``rejected`` if images can show no candidate. In Parquet the operating point is metadata of the file.
+and ``rejected`` if images can show no candidate; ``decoding`` is ``fast-jpeg`` if large JPEGs were reduced while they were decoded. In
+Parquet the operating point and the decoding are metadata of the file.
 """
 
 from __future__ import annotations
@@ -291,8 +292,8 @@ def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> It
     doubts = [(name, pa.bool_()) for name in DOUBTS if name in first]
     named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
     schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, *doubts, ("error", pa.string())])
-    if "operating_point" in first:
-        schema = schema.with_metadata({"operating_point": json.dumps(first["operating_point"])})
+    facts = {name: json.dumps(first[name]) for name in ("operating_point", "decoding") if name in first}
+    schema = schema.with_metadata(facts) if facts else schema
     file = pq.ParquetWriter(path, schema)
     try:
         waiting: list[dict[str, Any]] = []

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS
@@ -28,11 +26,10 @@ from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.data.table import Dataset, damaged, open_data
 from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
+from czsl.threads import ordered_map
 
 MAX_BAD = 0.01
 
-T = TypeVar("T")
-R = TypeVar("R")
 Progress = Callable[[int, int], None]
 
 
@@ -222,25 +219,6 @@ def _read(source: Path, layout: str, options: ImportOptions) -> Source:
     if guessed and not content.entries and (seen := describe(source)):
         raise DataError(f"{source} fits no layout", f"it looks like {seen[0]}", seen[1])
     return content
-
-
-def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 0) -> Iterator[R]:
-    """``map`` over threads, in order, with a bounded number of results in memory.
-
-    Threads, because Pillow and hashlib release the interpreter lock while they work, and forking beside other libraries hangs.
-    """
-    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _records(

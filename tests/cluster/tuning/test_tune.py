@@ -187,14 +187,14 @@ def test_halving_stops_whom_the_plain_rule_stops_also_after_an_interruption(sear
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_queue_begins_with_what_was_begun_and_goes_on_with_what_is_missing(search, small_space, nodes):
-    from cluster.tuning.tuner import Queue
+    from cluster.tuning.tuner import SearchQueue
 
     search.config.trials, search.config.nodes = 4, nodes
     begin(search, small_space, 0).run.log({"event": "end", "status": "done", "step": 1, "time": 1.0})
     begun = begin(search, small_space, 2).run
     begun.log({"event": "start", "step": 0, "time": 1.0})
     begun.log({"event": "step", "step": 1, "time": 1.0})
-    queue = Queue(search, Drawn(space_of(search.config), 0), small_space, lambda trial: None)
+    queue = SearchQueue(search, Drawn(space_of(search.config), 0), small_space, lambda trial: None)
     assert queue.left == 3
     first = queue.suggest("a")
     assert first["number"] == 2
@@ -211,11 +211,11 @@ def test_the_queue_begins_with_what_was_begun_and_goes_on_with_what_is_missing(s
 
 
 def test_values_that_cannot_be_are_failed_trials_and_the_next_one_comes(tmp_path, small_space):
-    from cluster.tuning.tuner import Queue
+    from cluster.tuning.tuner import SearchQueue
 
     bad = config(space={"lr": {"choice": [-1.0, 0.1]}}, algorithm="grid", trials=2)
     search, told = Search.create(bad, tmp_path, "s"), []
-    queue = Queue(search, Gridded(space_of(bad), 0), small_space, told.append)
+    queue = SearchQueue(search, Gridded(space_of(bad), 0), small_space, told.append)
     handed = queue.suggest("a")
     if not told:  # the good one came first
         queue.on_trial_complete("a", {"value": 0.5})

@@ -31,8 +31,8 @@ def test_few_images_have_the_digits_that_they_have_among_many(photos, request_):
 
 def test_few_images_cost_half_a_batch(photos):
     predictor, seen = Predictor(Request(space=toy.space().to_json()), torch.device("cpu")), []
-    encode = predictor.method.encode_images
-    predictor.method.encode_images = lambda batch: seen.append(len(batch["images"])) or encode(batch)
+    encode = predictor.method.image_features
+    predictor.method.image_features = lambda batch: seen.append(len(batch["images"])) or encode(batch)
     names = sorted(p.name for p in photos.iterdir())
     for count in (1, 12, HALF, HALF + 1, BATCH):
         predictor.predict(photos, names[:count])

@@ -173,3 +173,16 @@ def test_thumbnails_obey_the_limits_of_decoding():
     for damaged in (b"", b"no image", big[: len(big) // 2]):
         with pytest.raises(BadImage):
             thumbnail(damaged, 10)
+
+
+def test_a_large_jpeg_can_be_decoded_at_a_fraction_of_its_size():
+    def content(size, form="JPEG"):
+        file = io.BytesIO()
+        Image.new("RGB", size, "red").save(file, form)
+        return file.getvalue()
+
+    assert decode(content((2000, 1500)), reduced_for=224).size == (1000, 750)
+    assert decode(content((4000, 3000)), reduced_for=224).size == (1000, 750)
+    assert decode(content((4000, 3000))).size == (4000, 3000)
+    assert decode(content((896, 2000)), reduced_for=224).size == (896, 2000)  # not more than four times
+    assert decode(content((2000, 1500), "PNG"), reduced_for=224).size == (2000, 1500)

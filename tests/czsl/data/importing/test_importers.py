@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from czsl.data.importing.foldernames import FolderNames
-from czsl.data.importing.importers import ImportOptions, import_dataset, ordered_map
+from czsl.data.importing.importers import ImportOptions, import_dataset
 from czsl.data.table import Dataset
 from czsl.data.verify import verify
 from czsl.errors import DataError, UsageError
@@ -236,20 +236,6 @@ def test_nothing_usable_at_all(make_tree, tmp_path):
     with pytest.raises(DataError, match="no usable image"):
         import_dataset(root, tmp_path / "out", LENIENT)
     assert not (tmp_path / "out").exists()
-
-
-def test_ordered_map_is_ordered_and_bounded():
-    pulled = []
-
-    def items():
-        for i in range(100):
-            pulled.append(i)
-            yield i
-
-    results = ordered_map(lambda x: x * x, items(), workers=2)
-    assert next(results) == 0
-    assert len(pulled) < 20
-    assert list(results) == [x * x for x in range(1, 100)]
 
 
 @pytest.mark.slow

@@ -1,0 +1,220 @@
+"""Towers that are loaded when they are first used: what an earlier command noted about them, and the texts that it encoded, are enough to
+answer a question about images whose features are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from czsl import __version__
+from czsl.clip.towers import Towers
+from czsl.data.kept_features import FeatureStore, Kept, store_file
+from czsl.data.paths import cache_folder, photographs_limit
+from czsl.data.pixels import Pixels
+from czsl.errors import CzslError
+from czsl.reading import read_json
+
+MOST_PROMPTS = 20_000  # of one call whose features are kept
+FORMAT = 1
+Stamps = list[list[Any]]
+
+
+class _Numbers:
+    """The scalars of a model, in the places where :class:`Towers` looks for them."""
+
+    def __init__(self, scale: float, bias: float | None):
+        self.logit_scale = torch.tensor(scale)
+        self.logit_bias = None if bias is None else torch.tensor(bias)
+
+
+class KnownTowers(Towers):
+    """Towers by their notes.
+
+    Parameters
+    ----------
+    name : str
+        As the user asked for it.
+    notes : dict
+        See :func:`_notes`.
+    load : callable
+        Gives the towers themselves, on the CPU.
+    """
+
+    def __init__(self, name: str, notes: dict[str, Any], load: Callable[[], Towers]):
+        bias = notes["logit_bias"]
+        super().__init__(_Numbers(0.0, bias), name, Pixels(**notes["pixels"]), notes["mean"], notes["std"])
+        # The scale as it is, not again by way of its logarithm.
+        self.logit_scale = torch.tensor(notes["logit_scale"])
+        self.sha256 = notes["sha256"]
+        self._dim, self._architecture = int(notes["dim"]), notes["architecture"]
+        self._load: Callable[[], Towers] = load
+        self._towers: list[Towers] = []  # in a list, so that their weights are not registered a second time
+        self._text = KnownText(self)
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the joint space."""
+        return self._dim
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return self._architecture
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return bool(self._towers)
+
+    @property
+    def towers(self) -> Towers:
+        """The towers themselves, loaded now if they are not."""
+        if not self._towers:
+            self._towers.append(self._load().to(device=self.device, dtype=self.mean.dtype))
+        return self._towers[0]
+
+    @property
+    def visual(self) -> Any:
+        """The image tower."""
+        return self.towers.visual
+
+    @property
+    def text(self) -> Any:
+        """The text tower, which remembers what it encoded."""
+        return self._text
+
+    def _apply(self, fn, recurse=True):
+        for towers in self._towers:
+            towers._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class KnownText:
+    """The text tower of :class:`KnownTowers`; features of prompts are kept in the cache folder."""
+
+    def __init__(self, clip: KnownTowers):
+        self._clip = clip
+
+    def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
+        """Text features [P, D] of plain prompts: the kept ones, or those of the tower."""
+        clip, dtype = self._clip, self._clip.mean.dtype
+        if not prompts:
+            return torch.zeros(0, clip.dim, device=clip.device, dtype=dtype)
+        content = hashlib.sha256(json.dumps([list(prompts), chunk, unit]).encode()).digest()
+        store = FeatureStore(self._file(), photographs_limit() if len(prompts) <= MOST_PROMPTS else 0)
+        try:
+            found = store.find_content(content, None)
+            if found is not None and found.shape == (len(prompts), clip.dim):
+                return torch.from_numpy(found).to(clip.device, dtype)
+            features_PD = clip.towers.text.encode(prompts, chunk, unit)
+            store.add([Kept(content, None, features_PD.cpu().numpy())])
+        finally:
+            store.close()
+        return features_PD
+
+    def _file(self) -> Path:
+        """Where features are kept that follow from the same tower and arithmetic."""
+        clip = self._clip
+        kind = clip.device.type
+        cast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+        card = torch.cuda.get_device_name(clip.device) if kind == "cuda" else str(torch.get_num_threads())
+        return store_file("texts", __version__, torch.__version__, clip.sha256, kind, card, str(clip.mean.dtype), cast)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clip.towers.text, name)
+
+
+def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> KnownTowers:
+    """The towers of these words, loaded only when they are used if an earlier command noted what they are.
+
+    Parameters
+    ----------
+    name, weights : str
+        As :func:`czsl.clip.backbone.load_clip` takes them.
+    load : callable
+        Loads them; called at once if there are no notes, or if a file of weights has changed since.
+    """
+    given = {"name": name, "weights": weights, "here": os.getcwd(), "versions": _versions()}  # noqa: PTH109
+    file = cache_folder() / "towers" / f"{hashlib.blake2b(json.dumps(given).encode(), digest_size=16).hexdigest()}.json"
+    notes = _read(file)
+    if notes is not None:
+        return KnownTowers(name, notes, load)
+    towers = load()
+    notes = _notes(towers, name, weights)
+    known = KnownTowers(name, notes, load)
+    known._towers.append(towers)
+    if notes["files"] is not None:
+        _write(file, notes)
+    return known
+
+
+def _notes(towers: Towers, name: str, weights: str | None) -> dict[str, Any]:
+    """What is known of towers beside their weights, as plain data; ``files`` are the stamps of what they were loaded from."""
+    from czsl.clip.weights import files_of
+
+    return {
+        "format": FORMAT,
+        "files": _stamps(files_of(name, weights)),
+        "sha256": towers.sha256,
+        "dim": towers.dim,
+        "architecture": towers.architecture,
+        "pixels": asdict(towers.pixels),
+        "mean": towers.mean.tolist(),
+        "std": towers.std.tolist(),
+        "logit_scale": float(towers.logit_scale),
+        "logit_bias": None if towers.logit_bias is None else float(towers.logit_bias),
+    }
+
+
+def _stamps(files: Sequence[Path]) -> Stamps | None:
+    """Paths with sizes and times; None if a file is gone."""
+    out: Stamps = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        out.append([str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return out
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Notes that still hold: whole, and of files that have not changed."""
+    if not file.is_file():
+        return None
+    try:
+        notes = read_json(file, most=2**20)
+        if notes["format"] != FORMAT or _stamps([Path(str(f[0])) for f in notes["files"]]) != notes["files"]:
+            return None
+        KnownTowers("", notes, lambda: Towers.__new__(Towers))  # all that it needs is there
+        numbers = [*notes["mean"], *notes["std"], notes["logit_scale"], notes["logit_bias"] or 0.0]
+        whole = len(notes["mean"]) == len(notes["std"]) == 3 and isinstance(notes["sha256"], str)
+        return notes if whole and np.isfinite(numbers).all() else None
+    except (CzslError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        return None
+
+
+def _write(file: Path, notes: dict[str, Any]) -> None:
+    """Keep notes; a cache folder that cannot be written costs only their use."""
+    from czsl.runs.files import write_atomically
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(notes).encode())
+    except OSError:
+        return
+
+
+def _versions() -> list[str]:
+    return [__version__, torch.__version__, importlib.metadata.version("open_clip_torch")]

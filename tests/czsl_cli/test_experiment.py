@@ -1,0 +1,161 @@
+"""``czsl experiment`` as typed: what is trained and what is not, its files, its errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from czsl.runs.run import Run
+
+ROOT = Path(__file__).parents[2]
+TABLE = """
+common: epochs=1 batch=32
+baseline: zero-shot
+resamples: 50
+rows:
+  zero-shot: {train: --method zero-shot}
+  csp: {train: {method: csp, lr: 1e-3}}
+"""
+
+
+@pytest.fixture
+def experiment(czsl, dataset, tmp_path):
+    """``czsl experiment`` on a small dataset with a file of the given content."""
+
+    def run(*args, text=TABLE, expect=0):
+        (tmp_path / "table.yaml").write_text(text)
+        return czsl("experiment", "table.yaml", "--data", dataset, *args, expect=expect)
+
+    return run
+
+
+def starts(path: Path) -> int:
+    return len(list(Run(path).metrics("start")))
+
+
+def test_missing_runs_are_trained_once_and_every_form_has_the_table(experiment, tmp_path):
+    files = [x for kind in ("md", "csv", "tex", "html") for x in (f"--{kind}", f"table.{kind}")]
+    first = json.loads(experiment(*files, "--json").stdout)
+    [table] = first["tables"]
+    assert [row["row"] for row in table["rows"]] == ["zero-shot", "csp"]
+    assert table["rows"][1]["seeds"] == [0, 1]
+    assert table["rows"][0]["seeds"] == [None]
+    report = json.loads((tmp_path / "runs/table/csp-seed1/report-test-closed.json").read_text())
+    assert table["rows"][1]["reports"][1]["auc"] == report["auc"]
+    assert "| csp - zero-shot |" in (tmp_path / "table.md").read_text()
+    assert "\\midrule" in (tmp_path / "table.tex").read_text()
+    assert "<table" in (tmp_path / "table.html").read_text()
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [r["seed"] for r in rows] == ["", "0", "1", "mean", "sd"]
+
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/table").rglob("*")}
+    again = experiment("--json")
+    assert "3 of 3 runs are finished" in again.stderr
+    assert {k: v for k, v in json.loads(again.stdout).items() if k != "seconds"} == {
+        k: v for k, v in first.items() if k != "seconds"
+    }
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/table").rglob("*")} == before
+
+    # A removed run is trained again, a changed setting has a folder of its own, an interrupted run continues.
+    shutil.rmtree(tmp_path / "runs/table/csp-seed1")
+    assert "run 1 of 1: csp-seed1" in experiment().stderr
+    assert starts(tmp_path / "runs/table/csp-seed0") == 1
+    plan = json.loads(experiment("lr=2e-3", "--dry-run", "--json").stdout)
+    assert [Path(r["run"]).name for r in plan["runs"]] == ["zero-shot-seed0", "csp-seed0-2", "csp-seed1-2"]
+    assert [r["state"] for r in plan["runs"]] == ["done", "missing", "missing"]
+    run = Run(tmp_path / "runs/table/csp-seed0")
+    lines = run.metrics_file.read_text().splitlines()
+    run.metrics_file.write_text("\n".join(x for x in lines if '"end"' not in x) + "\n")
+    assert "run 1 of 1: csp-seed0" in experiment().stderr
+    assert starts(run.path) == 2
+    assert next(reversed(list(run.metrics("end"))))["status"] == "done"
+
+
+def test_a_dry_run_counts_steps_and_knows_times_of_finished_rows_only(experiment, tmp_path):
+    plan = json.loads(experiment("--dry-run", "--json").stdout)
+    assert not (tmp_path / "runs").exists()
+    assert plan["seconds"] is None
+    assert [r["steps"] for r in plan["runs"]] == [0, plan["runs"][1]["steps"], plan["runs"][1]["steps"]]
+    experiment("--rows", "csp", "--seeds", "0")
+    plan = json.loads(experiment("--dry-run", "--json").stdout)
+    assert plan["runs"][1]["seconds"] == 0
+    assert plan["runs"][2]["seconds"] > 0
+    assert plan["seconds"] == plan["runs"][2]["seconds"]
+
+
+def test_a_run_that_fails_ends_alone(experiment):
+    text = TABLE.replace("lr: 1e-3", "lr: 1e30, precision: float32, weight_decay: 0") + "  two: {train: --method csp}\n"
+    shown = experiment("--seeds", "0", text=text, expect=6)
+    assert "csp-seed0 failed: the loss is not a number" in shown.stderr
+    assert "failed: csp-seed0" in shown.stdout
+    assert "two - zero-shot" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rows: {a: {trian: x}}", "did you mean 'train'?"),
+        ("row: {a: {}}", "did you mean 'rows'?"),
+        ("rows: {a: {train: --method csp}, a: {train: --method troika}}", "'a' is there twice"),
+        ("rows: {a: {train: --method csp --nodes 3}}", "--nodes is no setting"),
+        ("rows: {a: {train: --method csp --from x}}", "--from is no setting"),
+        ("rows: {a: {train: --method csq}}", "row a: unknown method 'csq'"),
+        ("rows: {a: {train: {method: csp, epocs: 3}}}", "did you mean 'epochs'?"),
+        ("rows: {a: {train: --method csp --data toy}}", "row a sets data"),
+        ("rows: {a: {train: --method csp --seed 1}}", "row a sets seed"),
+        ("seeds: [0, 0]\nrows: {a: {}}", "twice"),
+        ("seeds: 3\nrows: {a: {}}", "seeds is 3"),
+        ("rows: {a: {}}\ncompare: [[a, b]]", "unknown row 'b'"),
+        ("rows: {a: {}}\nbaseline: b", "unknown row 'b'"),
+        ("rows: {a/b: {}}", "'a/b' cannot be used"),
+        ("rows: []", "rows is a list"),
+        ("[1]", "is no experiment"),
+        ("evaluate: [opne]\nrows: {a: {}}", "did you mean 'open'?"),
+        ("evaluate: [{per_piar: 3}]\nrows: {a: {}}", "did you mean 'per_pair'?"),
+        ("evaluate: [{per_pair: x}]\nrows: {a: {}}", "wrong type"),
+        ("rows: {a: {train: --methd csp}}", "--method"),
+        ("rows: {a: {train: '--method \"csp'}}", "No closing quotation"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(experiment, tmp_path, text, words):
+    assert words in experiment(text=text, expect=2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_half_gone_folders_and_other_data_are_refused_with_the_reason(experiment, tmp_path):
+    folder = tmp_path / "runs/table/csp-seed0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("")
+    assert "config.yaml is missing" in experiment(expect=3).stderr
+    shutil.rmtree(folder)
+    experiment("--rows", "csp", "--seeds", "0")
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**environment, "data_sha256": "0" * 64}))
+    assert "trained on other data" in experiment(expect=3).stderr
+    (folder / "environment.json").write_text(json.dumps(environment))
+    shutil.rmtree(folder / "checkpoints")
+    assert "its checkpoints are missing" in experiment(expect=3).stderr
+
+
+def test_several_datasets_and_worlds_have_a_table_each(czsl, dataset, tmp_path):
+    text = TABLE.replace("baseline: zero-shot\n", f"data: {{one: '{dataset}', two: '{dataset}'}}\nevaluate: [closed, open]\n")
+    (tmp_path / "t.yaml").write_text(text)
+    found = json.loads(czsl("experiment", "t.yaml", "--rows", "zero-shot", "--json").stdout)
+    assert [(t["data"], t["evaluation"]) for t in found["tables"]] == [
+        ("one", "closed world"), ("one", "open world"), ("two", "closed world"), ("two", "open world")
+    ]  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "runs/t").iterdir()) == ["zero-shot-one-seed0", "zero-shot-two-seed0"]
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "examples/tables").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_tables_of_the_documents_can_be_read(table):
+    from czsl_cli.experiment_file import read_experiment
+
+    asked = read_experiment(table, data="toy")
+    for name in asked.rows:
+        if "partial_labels" not in asked.rows[name].settings:
+            assert asked.config(name, "toy", 0).method
