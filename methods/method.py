@@ -225,8 +225,8 @@ class Method(nn.Module):
 
     # -- training --------------------------------------------------------------------------------------------------
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Weighted loss terms of the whole global batch; the loss is their sum."""
-        raise NotImplementedError
+        """Weighted loss terms of the whole global batch; the loss is their sum. By default the cross-entropy over the training pairs."""
+        return {"pair": nn.functional.cross_entropy(self.logits(images, text)[0], targets.pair)}
 
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a global batch, of which ``batch`` holds this worker's rows.

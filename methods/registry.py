@@ -19,6 +19,7 @@ METHODS = {
     "zero-shot": "methods.zero_shot.model:ZeroShot",
     "coop": "methods.coop.model:CoOp",
     "csp": "methods.csp.model:CSP",
+    "dfsp": "methods.dfsp.model:DFSP",
     "troika": "methods.troika.model:Troika",
     "clusPro": "methods.clus_pro.model:ClusPro",
     "lazsl": "methods.lazsl.model:LaZSL",

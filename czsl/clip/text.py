@@ -133,7 +133,23 @@ class TextTower(nn.Module):
         Under the causal mask a token depends on those before it alone, so a common beginning is the same for all prompts:
         "a photo of" once, each attribute once, and two tokens a pair instead of seven.
         """
+        (P, Q), x_NW = tree.ends.shape, self._tree_stream(tree)
+        return self.project(x_NW[len(x_NW) - P * Q :].unflatten(0, (P, Q))[:, -1])
+
+    def tree_tokens(self, tree: PromptTree) -> Tensor:
+        """All tokens [P, T, W] of the prompts of a tree after the last block, before the final norm; shared ones computed once."""
         F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
+        trunk, branches, leaves = self._tree_stream(tree).split([F_, M, P * Q])
+        middle = [branches[tree.parents][:, None]] if M else []
+        return torch.cat([trunk.expand(P, -1, -1), *middle, leaves.unflatten(0, (P, Q))], dim=1)
+
+    def project(self, x_PW: Tensor) -> Tensor:
+        """Final norm and projection of end tokens [P, W] to the joint space, [P, D]."""
+        return self.ln_final(x_PW) @ self.text_projection
+
+    def _tree_stream(self, tree: PromptTree) -> Tensor:
+        """The stream [N, W] after the last block of a tree's tokens: trunk, branches, then the leaves prompt by prompt."""
+        F_, M, Q = len(tree.trunk), len(tree.branches), tree.ends.shape[1]
         depth = F_ + (M > 0)
         at = self.positional_embedding
         parts = [tree.trunk + at[:F_], tree.branches + at[F_], (tree.leaves + at[depth : depth + Q]).flatten(0, 1)]
@@ -141,8 +157,7 @@ class TextTower(nn.Module):
         for blk in self.blocks:
             x_NW = x_NW + blk.ls_1(self._tree_attention(blk.attn, blk.ln_1(x_NW), tree))
             x_NW = x_NW + blk.ls_2(blk.mlp(blk.ln_2(x_NW)))
-        ends_PW = x_NW[F_ + M :].unflatten(0, (P, Q))[:, -1]
-        return self.ln_final(ends_PW) @ self.text_projection
+        return x_NW
 
     @staticmethod
     def _tree_attention(attn: nn.MultiheadAttention, x_NW: Tensor, tree: PromptTree) -> Tensor:

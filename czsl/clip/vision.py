@@ -115,6 +115,13 @@ class VisionTower(nn.Module):
         return x if tokens else x[:, 0]
 
     @in_own_precision
+    def unprojected(self, images_B3SS: Tensor) -> Tensor:
+        """All tokens [B, L, V] after the last block, before the final norm and projection."""
+        for x in self._stream(images_B3SS, None):  # noqa: B007
+            pass
+        return x
+
+    @in_own_precision
     def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
         """All tokens behind some blocks in the joint space, [B, L, D] by the block's index; the others are not projected.
 

@@ -22,6 +22,7 @@ class CAILAConfig(MethodConfig):
     """
 
     about: ClassVar[str] = "Adapters inside both towers for attributes, objects and their fusion; takes the public checkpoints."
+    adaptable: ClassVar[bool] = True
 
     reduction: int = 4
     fusion_start: int = 0

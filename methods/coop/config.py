@@ -13,6 +13,7 @@ class CoOpConfig(MethodConfig):
     """Fields of CoOp: those of every method."""
 
     about: ClassVar[str] = "Learned context words before fixed names; both towers frozen."
+    adaptable: ClassVar[bool] = True
 
     @property
     def keeps_features(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.coop.config import CoOpConfig
 from methods.method import Method
 from methods.parts.prompts import SoftPrompts
-from methods.sides import ImageSide, Targets, TextSide
+from methods.sides import TextSide
 
 
 class CoOp(Method):
@@ -30,7 +29,3 @@ class CoOp(Method):
         """Text side of index pairs, [P, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
-
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Cross-entropy over the training pairs."""
-        return {"pair": F.cross_entropy(self.logits(images, text)[0], targets.pair)}

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
@@ -18,7 +17,7 @@ from methods.method import Method
 from methods.parts.adapters import BlockAdapters
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import BRANCH_NAMES, TABLE, PublicNames, State, inferred
-from methods.sides import ImageSide, Targets, TextSide
+from methods.sides import TextSide
 
 
 class CSP(Method):
@@ -49,10 +48,6 @@ class CSP(Method):
         """Text side of index pairs, [P, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
-
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Cross-entropy over the training pairs."""
-        return {"pair": F.cross_entropy(self.logits(images, text)[0], targets.pair)}
 
 
 def _settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class GDEConfig(MethodConfig):
 
     label: ClassVar[str] = "GDE"
     about: ClassVar[str] = "Directions of attributes and objects from image features in closed form; takes new images in seconds."
+    adaptable: ClassVar[bool] = True
     classes: ClassVar[bool] = True
     steps: ClassVar[bool] = False
     grows: ClassVar[bool] = True

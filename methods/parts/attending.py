@@ -76,11 +76,6 @@ class AttendingMethod(Method):
             raise self.config.refused(name, f"{heads} heads do not divide the joint width {self.clip.dim}")
         return heads
 
-    @property
-    def frozen_images(self) -> bool:
-        """Tokens are not kept: they are L times what the cache of features is made for."""
-        return False
-
     # -- what a subclass writes ------------------------------------------------------------------------------------
     def memory(self, features: Tensor) -> Any:
         """What texts attend to, from ``image_features`` [b, L, D] whose first token is the class token."""

@@ -22,6 +22,7 @@ class VPCMJLConfig(BranchesConfig):
 
     label: ClassVar[str] = "VP-CMJL"
     about: ClassVar[str] = "Learned prompts and adapters with three branches, and learned visual proxies of primitives."
+    adaptable: ClassVar[bool] = True
     positive: ClassVar[tuple[str, ...]] = ("attention_heads",)
 
     proxy_weight: float = 0.3

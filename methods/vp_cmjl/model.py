@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.method import Method
 from methods.parts.adapters import BlockAdapters
+from methods.parts.blocks import AttentionBlock
 from methods.parts.branches import branch_losses, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.parts.traction import QuickGELU
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 from methods.vp_cmjl.config import VPCMJLConfig
 
@@ -53,23 +53,6 @@ class ProxyText(TextSide):
         return replace(super().tile(start, stop), texts=texts, proxies=proxies)
 
 
-class PrototypeAttention(nn.Module):
-    """An image feature attends to the text features of all attributes, or of all objects."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.ln_x, self.ln_y, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = nn.MultiheadAttention(dim, heads)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x_BD: Tensor, texts_nD: Tensor) -> tuple[Tensor, Tensor]:
-        """The moved features [B, D] and the attention to each text, mean over heads [B, n]; each image attends by itself."""
-        texts_nD = self.ln_y(texts_nD)
-        moved_BD, weights_Bn = self.attn(self.ln_x(x_BD), texts_nD, texts_nD)
-        x_BD = x_BD + moved_BD
-        return x_BD + self.mlp(self.ln_2(x_BD)), weights_Bn
-
-
 class VPCMJL(Method):
     """Learned prompts and adapters with three branches, each with two sets of logits: of texts and of learned visual proxies.
 
@@ -90,7 +73,7 @@ class VPCMJL(Method):
         names = self.attribute_names, self.object_names
         self.prompts = SoftPrompts(clip.text, *names, c.attr_dropout, True, primitive_prefix=c.primitive_prefix)
         self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
-        self.attentions = nn.ModuleDict({b: PrototypeAttention(dim, c.attention_heads) for b in BRANCHES})
+        self.attentions = nn.ModuleDict({b: AttentionBlock(dim, c.attention_heads) for b in BRANCHES})
         self.disentanglers = nn.ModuleDict({b: Disentangler(dim, c.head_dropout) for b in BRANCHES})
         self.compose = nn.Linear(2 * dim, dim)
         ids_nT, end_n = clip.text.tokenize([*self.attribute_names, *self.object_names])
@@ -139,7 +122,8 @@ class VPCMJL(Method):
         assert images.raw is not None
         out = []
         for branch, texts_nD in zip(BRANCHES, self._primitives(text), strict=True):
-            moved_BD, weights_Bn = self.attentions[branch](images.raw, texts_nD)
+            block = cast(AttentionBlock, self.attentions[branch])
+            moved_BD, weights_Bn = block.weighted(images.raw, texts_nD)
             cosines_Bn = F.normalize(moved_BD.to(texts_nD.dtype), dim=-1) @ F.normalize(texts_nD, dim=-1).T
             out.append(self.clip.logit_scale * (cosines_Bn + weights_Bn.to(texts_nD.dtype)))
         return out
@@ -172,8 +156,12 @@ class VPCMJL(Method):
 
     def scores(self, images: ImageSide, text: TextSide) -> Tensor:
         """Composition logit plus the sum (or the product) of primitive probabilities, [B, P]."""
-        pair_BP, *primitives = self.logits(images, text)
-        attr_BA, obj_BO = primitive_terms(primitives[0], primitives[1], self.config, 1)
+        return self.rescored(self.logits(images, text)[0], images, text)
+
+    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+        """The same with other composition logits [B, P]."""
+        _, attr_BA, obj_BO = self.logits(images, text.tile(0, 0))
+        attr_BA, obj_BO = primitive_terms(attr_BA, obj_BO, self.config, 1)
         join = torch.add if self.config.fusion == "sum" else torch.mul
         return self.config.pair_inference_weight * pair_BP + join(attr_BA[:, text.pairs[:, 0]], obj_BO[:, text.pairs[:, 1]])
 

@@ -23,7 +23,7 @@ from methods.building import build
 from methods.loading import load
 
 CPU = torch.device("cpu")
-NEW = ("coop", "vp-cmjl", "vp-cmjl fusion=product", "caila")
+NEW = ("coop", "vp-cmjl", "vp-cmjl fusion=product", "caila", "dfsp")
 
 
 def make_run(tmp_path, clip_file, method="clusPro", step=1, run=None, **settings):

@@ -30,6 +30,7 @@ SMALL = {
     "coop": {"epochs": 3, "label_warmup": 1},
     "vp-cmjl": {"epochs": 2, "label_warmup": 0, "adapter_dim": 0},
     "caila": {"epochs": 2, "label_warmup": 0},
+    "dfsp": {"epochs": 2, "label_warmup": 0},
 }
 
 

@@ -51,7 +51,7 @@ def test_a_run_keeps_everything_that_is_needed_to_trust_it(engine, make_run):
     assert not (run.path / ".attempts").exists()
 
 
-LATER = ("coop", "vp-cmjl", "caila")
+LATER = ("coop", "vp-cmjl", "caila", "dfsp")
 
 
 @pytest.mark.slow
@@ -67,6 +67,8 @@ def test_the_number_of_workers_does_not_change_the_result(ray_local, make_run, m
     elif method in ("coop", "caila"):
         del settings["attr_dropout"]
         settings |= {"image_dropout": 0.0} if method == "caila" else {}
+    elif method == "dfsp":
+        settings |= {"fusion_dropout": 0.0}
     elif settings["method"] != "csp":
         settings |= {"adapter_dropout": 0.0, "head_dropout": 0.0, "adapter_dim": 8}
     if method == "troika":

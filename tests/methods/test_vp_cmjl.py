@@ -100,8 +100,8 @@ def test_an_image_attends_by_itself(make, images):
     method = make()
     text = method.encode_compositions(torch.from_numpy(method.space.open_pairs))
     raw = method.encode_images({"images": images}).raw
-    moved, weights = method.attentions["attribute"](raw, text.attribute)
-    alone, alone_weights = method.attentions["attribute"](raw[2:3], text.attribute)
+    moved, weights = method.attentions["attribute"].weighted(raw, text.attribute)
+    alone, alone_weights = method.attentions["attribute"].weighted(raw[2:3], text.attribute)
     torch.testing.assert_close(moved[2:3], alone, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(weights[2:3], alone_weights, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(weights.sum(1), torch.ones(5))

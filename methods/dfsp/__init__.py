@@ -1,0 +1,1 @@
+"""DFSP: decomposed text features fused with the tokens of images."""
