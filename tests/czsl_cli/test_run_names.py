@@ -21,6 +21,8 @@ ON_RUNS = (
     "compare",
     "index build",
     "index show",
+    "report",
+    "runs show",
 )
 
 
@@ -85,7 +87,11 @@ def test_all_of_them_have_both_ways(name):
 
 def test_the_list_is_whole():
     """A command whose help speaks of a run folder to work on is in the list."""
-    at_work = {name for name in COMMANDS if name not in ("train", "tune", "data", "cluster", "doctor", "methods", "completion")}
+    at_work = {
+        name
+        for name in COMMANDS
+        if name not in ("train", "tune", "data", "cluster", "doctor", "methods", "completion", "experiment")
+    }
     assert at_work - {"import-checkpoint"} == {name.split()[0] for name in ON_RUNS}
 
 
