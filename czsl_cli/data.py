@@ -208,14 +208,25 @@ def verify(folder, max_pixels, as_json):
 
 @data.command()
 @click.argument("folder")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with counts, problems and sample images."
+)
+@click.option("--samples", type=click.IntRange(0), default=2, show_default=True, help="--html: images per composition.")
 @as_json
-def stats(folder, as_json):
+def stats(folder, html, samples, as_json):
     """Describe the dataset FOLDER, or the built-in data: toy."""
     from czsl.data.stats import stats as describe
     from czsl.data.table import open_data
 
+    opened = open_data(folder)
     with progress("reading") as advance:
-        found = describe(open_data(folder), advance)
+        found = describe(opened, advance)
+    if html:
+        from czsl_cli.data_page import write_data_page
+
+        with progress("drawing") as advance:
+            write_data_page(html, opened, found, samples, advance)
+        say(f"page: {html}")
     if as_json:
         print_json(found)
         return

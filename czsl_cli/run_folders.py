@@ -12,6 +12,7 @@ import click
 
 from czsl_cli.compare import compare
 from czsl_cli.console import duration, percent, print_json, print_table, print_text, say, short
+from czsl_cli.options import named_run
 
 RUNS = click.Path(path_type=Path)
 STATES = ("done", "running", "stopped", "failed", "interrupted", "new", "damaged")
@@ -68,15 +69,15 @@ def list_(folder, method, data, state, tag, sort, as_json) -> None:
 
 
 @runs.command()
-@click.argument("run", type=RUNS)
+@named_run()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def show(run, as_json) -> None:
-    """Show what RUN is: state, settings, numbers, checkpoints, environment."""
+    """Show what RUN (the newest one by default) is: state, settings, numbers, checkpoints, environment."""
     from czsl.runs import checkpoint
     from czsl.runs.catalogue import numbers_of, size_of
-    from czsl.runs.run import Run
+    from czsl_cli.runs import chosen_run
 
-    opened = Run(run)  # what is no run is refused here
+    opened = chosen_run(run)
     about = entry(opened.path)
     settings = {k: v for k, v in opened.config.to_dict().items() if k != "model"}
     best = checkpoint.best(opened.checkpoints)

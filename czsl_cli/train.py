@@ -240,6 +240,11 @@ def _loop_notes(config, own, data) -> list[str]:
     from cluster.work.augmentation import check_loop
     from czsl.data.batches import stratified
 
+    if config.stop_after and not len(data.split("val")):
+        from czsl.errors import UsageError
+
+        why = "no epoch can be called better than another"
+        raise UsageError(f"stop_after={config.stop_after} without validation images", why, "leave it out, or import a val split")
     train = data.split("train")
     images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
     return check_loop(config, own.keeps_features, _trains(config.method), images)
@@ -287,6 +292,7 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
     else:
         kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
+        kind |= {"hm": "best epoch by HM, validation AUC", "accuracy": "best epoch by accuracy, validation AUC"}
         what = kind[run.config.selection]
         epoch = f" in epoch {found['epoch']}" if found.get("epoch") else ""
         auc = f", {what} {percent(found['auc'])}{epoch}" if found.get("auc") is not None else ""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from czsl.runs.run import Run
 
 VALIDATION = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen", "top1": "top-1"}
-KNOWN = {"event", "epoch", "step", "time", "auc_ref20", "attr_acc", "obj_acc", *VALIDATION}
+KNOWN = {"event", "epoch", "step", "time", "auc_ref20", "attr_acc", "obj_acc", "accuracy", *VALIDATION}
 MOST_POINTS = 400  # of a curve of losses; more are averaged in groups
 MOST_NAMES = 30  # of a confusion matrix
 

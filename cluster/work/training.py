@@ -26,6 +26,7 @@ from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset, open_data
 from czsl.errors import CzslError, UsageError
 from czsl.evaluation import Candidates, report
+from czsl.evaluation.at_point import accuracies
 from czsl.precision import allow_tf32, check_precision, fitting
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ class Trainer:
     epoch: int = 0
     place: int = 0  # batches done in this epoch
     best_auc: float = -1.0  # the largest figure that `selection` goes by
+    waited: int = 0  # epochs in a row without a better one
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -131,7 +133,7 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         first_pass(trainer)
     if not trainer.epochs:  # what the first pass found is all there is
         validate_and_save(trainer)
-    while trainer.epoch < trainer.epochs:
+    while trainer.epoch < trainer.epochs and not waited_enough(trainer):
         if train_epoch(trainer):
             save(trainer)
             end(trainer, "stopped")
@@ -141,6 +143,11 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     choose_operating_point(trainer)
     end(trainer, "done")
     return "done"
+
+
+def waited_enough(t: Trainer) -> bool:
+    """Return whether ``stop_after`` ends training: so many epochs in a row were no better than the best one."""
+    return bool(t.config.stop_after) and t.waited >= t.config.stop_after
 
 
 def choose_operating_point(t: Trainer) -> None:
@@ -339,12 +346,12 @@ def judged(t: Trainer) -> float:
 
 
 def validation(t: Trainer) -> dict[str, Any]:
-    """Closed-world numbers on the validation images in use."""
+    """Closed-world numbers on the validation images in use, and the accuracy without a bias."""
     candidates = Candidates.build(t.data.space, split="val")
     t.method.validating = True
     extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
     t.method.validating = False
-    return report(extremes, candidates)
+    return {**report(extremes, candidates), "accuracy": accuracies(extremes, 0.0)["acc"]}
 
 
 def validate_and_save(t: Trainer) -> None:
@@ -352,13 +359,14 @@ def validate_and_save(t: Trainer) -> None:
     facts: dict[str, Any] = {}
     if len(t.val_rows):
         numbers = validation(t)
-        facts = {k: numbers[k] for k in LOGGED if k in numbers}
+        facts = {k: numbers[k] for k in (*LOGGED, "accuracy") if k in numbers}
     facts |= t.method.metrics()
     if t.method.weights is not None:
         facts |= disambiguation(t.method.weights, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
     figure = _figure(t.config.selection, t.epoch, facts)
     better = figure is None or figure > t.best_auc
+    t.waited = 0 if better else t.waited + 1
     if better:
         t.best_auc = -1.0 if figure is None else figure
     path = save(t)
@@ -371,7 +379,7 @@ def _figure(selection: str, epoch: int, facts: dict[str, Any]) -> float | None:
     """What epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
     if selection == "last":
         return float(epoch)
-    return facts.get("auc_ref20" if selection == "auc20" else "auc")
+    return facts.get({"auc20": "auc_ref20"}.get(selection, selection))
 
 
 def save(t: Trainer) -> Any:
@@ -385,7 +393,7 @@ def save(t: Trainer) -> Any:
         if isinstance(value, torch.Tensor)
     }
     state = {
-        "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "method": t.config.method,
+        "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "waited": t.waited, "method": t.config.method,
         "clip_sha256": t.method.clip.sha256, "clip": t.method.clip.architecture, "data_sha256": t.data.sha256,
         "partial_labels_sha256": t.labels.sha256 if t.labels else None,
         "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
@@ -420,6 +428,7 @@ def restore(t: Trainer) -> None:
         on_device = key != "step" or t.optimizer.defaults.get("fused")
         t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
+    t.waited = kept.state.get("waited", 0)
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)
         mark = checkpoint.best(t.run.checkpoints)

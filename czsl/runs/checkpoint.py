@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEEP = 3
 FILES = {"method.safetensors", "optimizer.safetensors", "state.json"}  # those that every checkpoint has
 # What is read of a state, with its types; all else is only compared.
-STATE: dict[str, Any] = {"step": int, "epoch": int, "place": int, "best_auc": (int, float), "space": dict}
+STATE: dict[str, Any] = {"step": int, "epoch": int, "place": int, "best_auc": (int, float), "waited": int, "space": dict}
 log = logging.getLogger("czsl")
 
 

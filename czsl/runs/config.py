@@ -12,7 +12,7 @@ from czsl.errors import UsageError
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 OPTIMIZERS = ("adam", "adamw")
 LABEL_INITS = ("clip", "uniform", "multihot")
-SELECTIONS = ("auc", "auc20", "last")
+SELECTIONS = ("auc", "auc20", "hm", "accuracy", "last")
 
 
 @dataclass
@@ -41,7 +41,9 @@ class RunConfig:
     train_per_pair: use at most this many training images a pair (0: all), drawn with the seed.
     val_per_pair: the same for the validation images that choose the best checkpoint.
     selection: the epoch that counts as best: the one of the largest ``auc`` on the validation images, of the largest ``auc20`` (in 20
-        bins, by which the public loops choose), or the ``last``.
+        bins, by which the public loops choose), the largest harmonic mean ``hm``, the largest ``accuracy`` over all images without a
+        bias, or the ``last``.
+    stop_after: end training after this many epochs in a row without a better one by ``selection``; 0: train all epochs.
     eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
     precision: auto, float32, bfloat16 (matrix products of the towers and of training; scores stay in float32) or float64. ``auto``:
         bfloat16 on a GPU of compute capability 8.0 or more, else float32, with TF32 for float32 products of a GPU; the run keeps what it
@@ -82,6 +84,7 @@ class RunConfig:
     train_per_pair: int = 0
     val_per_pair: int = 0
     selection: str = "auc"
+    stop_after: int = 0
     eval_batch: int = 64
     precision: str = "auto"
     checkpoint_blocks: bool = False
@@ -111,6 +114,7 @@ class RunConfig:
             ("augment_copies", 0),
             ("train_per_pair", 0),
             ("val_per_pair", 0),
+            ("stop_after", 0),
             ("threads", 0),
             ("label_relevance", 0),
             ("label_warmup", 0),
@@ -125,6 +129,12 @@ class RunConfig:
             raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
         if self.selection not in SELECTIONS:
             raise UsageError(f"unknown selection {self.selection!r}", "", f"choose one of {', '.join(SELECTIONS)}")
+        if self.stop_after and self.selection == "last":
+            raise UsageError(
+                f"stop_after={self.stop_after} with selection=last",
+                "the last epoch always counts as the best, so training would never stop",
+                "choose selection=auc, hm or accuracy, or leave stop_after out",
+            )
         if self.augment_copies and self.augment is False:
             raise UsageError(
                 f"augment_copies={self.augment_copies} without augmentation",
