@@ -147,8 +147,8 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align
 nav { margin: .6rem 0; } nav a { margin-right: .8rem; }
 .plot svg { max-width: 100%; height: auto; background: white; border-radius: 6px; }
 .pick { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
-.pick:hover { text-decoration: underline; } [aria-sort=ascending] .pick::after { content: " \2191"; }
-[aria-sort=descending] .pick::after { content: " \2193"; }
+.pick:hover { text-decoration: underline; } [aria-sort=ascending] .pick::after { content: " \\2191"; }
+[aria-sort=descending] .pick::after { content: " \\2193"; }
 @media (prefers-color-scheme: dark) { .plot svg { filter: invert(.9) hue-rotate(180deg); } }
 </style>
 </head>

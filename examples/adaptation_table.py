@@ -2,7 +2,7 @@
 
     python examples/adaptation_table.py runs/zero-shot runs/csp-seed0 runs/csp-seed1
 
-Rows come from examples/tables/adaptation.yaml. The numbers use the unlabelled test images. Seconds are of the stream alone, after image
+Rows come from examples/adaptation.yaml. The numbers use the unlabelled test images. Seconds are of the stream alone, after image
 features are kept and texts are encoded; they are no benchmark on a machine that has other work.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--table", type=Path, default=Path(__file__).parent / "tables/adaptation.yaml")
+    parser.add_argument("--table", type=Path, default=Path(__file__).parent / "adaptation.yaml")
     options = parser.parse_args()
     spec = read_yaml(options.table)
     row(*COLUMNS)

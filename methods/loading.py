@@ -56,6 +56,7 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None, p
     if kept:
         check_fits(kept, method)
         method.load_state_dict(kept.method)
+    method.decode = config.decode
     method.operating_point, method.stale_point = stored_point(run, which)
     method.trained_on = seen_names(method.space)
     method = method.to(clip.device).eval()

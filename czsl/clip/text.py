@@ -136,6 +136,7 @@ class TextTower(nn.Module):
         (P, Q), x_NW = tree.ends.shape, self._tree_stream(tree)
         return self.project(x_NW[len(x_NW) - P * Q :].unflatten(0, (P, Q))[:, -1])
 
+    @in_own_precision
     def tree_tokens(self, tree: PromptTree) -> Tensor:
         """All tokens [P, T, W] of the prompts of a tree after the last block, before the final norm; shared ones computed once."""
         F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
@@ -143,6 +144,7 @@ class TextTower(nn.Module):
         middle = [branches[tree.parents][:, None]] if M else []
         return torch.cat([trunk.expand(P, -1, -1), *middle, leaves.unflatten(0, (P, Q))], dim=1)
 
+    @in_own_precision
     def project(self, x_PW: Tensor) -> Tensor:
         """Final norm and projection of end tokens [P, W] to the joint space, [P, D]."""
         return self.ln_final(x_PW) @ self.text_projection

@@ -92,6 +92,7 @@ class VisionTower(nn.Module):
             out = out + adapter(n + i, y)
         return out
 
+    @in_own_precision
     def project(self, x_BLV: Tensor) -> Tensor:
         """Final norm and projection to the joint space, [B, L, D]."""
         return self.vit.ln_post(x_BLV) @ self.vit.proj

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from czsl.errors import DataError
-from czsl.reading import parse_json, read_safetensors
+from czsl.reading import PathLike, parse_json, read_safetensors
 from czsl.runs.files import write_atomically
 from methods.adaptation.adaptation import Adaptation
 
@@ -20,25 +20,26 @@ WORDS = {
 }
 
 
-def save_state(path: Path, state: Adaptation, origin: dict[str, str]) -> None:
+def save_state(path: PathLike, state: Adaptation, origin: dict[str, str]) -> None:
     """Write the state, whole or not at all.
 
     Parameters
     ----------
-    path : Path
+    path : str or path
     state : Adaptation
     origin : dict
         What it belongs to, by the keys of :data:`WORDS`.
     """
     from safetensors.torch import save
 
+    path = Path(path)
     about = torch.frombuffer(bytearray(json.dumps({"format": FORMAT, **origin}).encode()), dtype=torch.uint8)
     tensors = {key: x.detach().cpu().contiguous().clone() for key, x in state.state().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save({"about": about, **tensors}))
 
 
-def load_state(path: Path, state: Adaptation, origin: dict[str, str]) -> None:
+def load_state(path: PathLike, state: Adaptation, origin: dict[str, str]) -> None:
     """Take over the state of a file; a file that does not exist yet starts a new stream.
 
     Raises
@@ -46,6 +47,7 @@ def load_state(path: Path, state: Adaptation, origin: dict[str, str]) -> None:
     DataError
         A damaged file, or a state that belongs to something else.
     """
+    path = Path(path)
     if not path.exists():
         return
     again = "name another --state file, or delete this one to start from nothing"

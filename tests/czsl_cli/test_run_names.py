@@ -91,7 +91,7 @@ def test_the_list_is_whole():
     at_work = {
         name
         for name in COMMANDS
-        if name not in ("train", "tune", "data", "cluster", "doctor", "methods", "completion", "experiment")
+        if name not in ("train", "tune", "data", "cluster", "doctor", "cache", "methods", "completion", "experiment")
     }
     assert at_work - {"import-checkpoint"} == {name.split()[0] for name in ON_RUNS}
 
