@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.towers import own_precision
 from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from methods.caila.adapters import MIXTURE, TowerAdapters
@@ -82,9 +83,13 @@ class CAILA(Method):
 
     def image_features(self, batch) -> Tensor:
         """Un-normalised features of the fused, the attribute and the object stream, [B, 3, D]."""
+        with own_precision(self.clip.device, self.clip.visual.precision):
+            return self._streams(self.clip.normalise(batch["images"])).to(self.clip.mean.dtype)
+
+    def _streams(self, images_B3SS: Tensor) -> Tensor:
         visual, F_ = self.clip.visual, self.fusion_start
         last, recompute = len(visual.blocks), visual.checkpointing
-        embedded_BLV, L = visual.embed(self.clip.normalise(batch["images"])), 0
+        embedded_BLV, L = visual.embed(images_B3SS), 0
         halfway, tops = [], []
         for concept in CONCEPTS:
             x_BLV = self.vision.run(visual.blocks, 0, F_, concept, embedded_BLV, recompute=recompute)
@@ -93,7 +98,7 @@ class CAILA(Method):
             L = x_BLV.shape[1]
         fused = self.vision.run(visual.blocks, F_, last, MIXTURE, torch.cat(halfway, dim=1), recompute=recompute)
         tops.insert(0, (fused[:, 0] + fused[:, L]) / 2)
-        return visual.project(torch.stack(tops, dim=1)).to(self.clip.mean.dtype)
+        return visual.project(torch.stack(tops, dim=1))
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
         """The three streams; dropout comes after the norm, as in the public program."""
@@ -139,9 +144,10 @@ class CAILA(Method):
         x_nTW = text.embed_tokens(ids_nT)
         if self.text is None:
             return text.encode_embeddings(x_nTW, end_n)
-        x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
-        x_nTW = self.text.run(text.blocks, 0, len(text.blocks), concept, x_nTW, causal=True)
-        return text.ln_final(x_nTW[torch.arange(len(x_nTW)), end_n]) @ text.text_projection
+        with own_precision(self.clip.device, text.precision):
+            x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
+            x_nTW = self.text.run(text.blocks, 0, len(text.blocks), concept, x_nTW, causal=True)
+            return text.project(x_nTW[torch.arange(len(x_nTW)), end_n])
 
     # -- scores and training ---------------------------------------------------------------------------------------
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,7 +78,9 @@ class VPCMJL(Method):
         self.compose = nn.Linear(2 * dim, dim)
         ids_nT, end_n = clip.text.tokenize([*self.attribute_names, *self.object_names])
         with torch.no_grad():  # [A + O, D], starting as CLIP's features of the bare names
-            self.proxies = nn.Parameter(clip.text.encode_embeddings(clip.text.embed_tokens(ids_nT), end_n).clone())
+            self.proxies = nn.Parameter(
+                clip.text.encode_embeddings(clip.text.embed_tokens(ids_nT), end_n).to(clip.mean.dtype, copy=True)
+            )
 
     # -- images and texts ------------------------------------------------------------------------------------------
     def image_features(self, batch) -> Tensor:
