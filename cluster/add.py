@@ -38,7 +38,7 @@ from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import changed
 from czsl.runs.run import Run
 from methods.building import build, check_fits, clip_for
-from methods.loading import fingerprint
+from methods.fingerprint import fingerprint
 from methods.method import Method
 from methods.registry import METHODS, config_class
 
@@ -277,7 +277,8 @@ def _grown(space: CompositionSpace, entries: list[Entry], addition: Addition) ->
     unseen = {space.pair_names(pair) for pair in (*space.val_pairs, *space.test_pairs)} - seen
     if lost := [pair for pair in addition.pairs if tuple(pair) in unseen]:
         named = ", ".join(" ".join(pair) for pair in lost[:SHOWN]) + (", ..." if len(lost) > SHOWN else "")
-        addition.notes.append(f"{len(lost)} compositions are unseen ones of val or test and have images now: {named}")
+        what = "1 composition has" if len(lost) == 1 else f"{len(lost)} compositions have"
+        addition.notes.append(f"{what} images now that val or test count as unseen: {named}")
     return CompositionSpace(attributes, objects, train, space.val_pairs, space.test_pairs)
 
 

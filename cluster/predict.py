@@ -23,7 +23,8 @@ from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import UsageError
 from czsl.runs.run import Run
-from methods.loading import fingerprint, point_for
+from methods.fingerprint import fingerprint
+from methods.loading import point_for
 
 
 def predict_files(

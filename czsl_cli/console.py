@@ -132,7 +132,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, name in enumerate(columns):
         numeric = all(
             isinstance(row[i], int | float) or str(row[i])[:1] in "0123456789-+." for row in rows if row[i] not in ("", None)

@@ -134,7 +134,7 @@ _PAGE = """<!doctype html>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #2e8b57; --bad: #c0392b; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-p { margin: .2rem 0; opacity: .8; }
+p { margin: .2rem 0; opacity: .8; overflow-wrap: anywhere; }
 .gallery { display: flex; flex-wrap: wrap; gap: 14px; margin-top: .6rem; }
 figure { margin: 0; width: var(--size); }
 figure img { width: var(--size); height: var(--size); object-fit: contain; background: var(--soft); }
@@ -143,7 +143,7 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; } .note { opacity: .65;
 .good img { outline: 3px solid var(--good); } .bad img { outline: 3px solid var(--bad); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin-top: .6rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-.number { text-align: right; } tbody th { font-weight: normal; }
+.number { text-align: right; } td.number { white-space: nowrap; } tbody th { font-weight: normal; }
 nav { margin: .6rem 0; } nav a { margin-right: .8rem; }
 .plot svg { max-width: 100%; height: auto; background: white; border-radius: 6px; }
 .pick { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
@@ -161,7 +161,7 @@ nav { margin: .6rem 0; } nav a { margin-right: .8rem; }
 {% for section in sections %}
 <section>
 <h2 id="s{{ loop.index }}">{{ section.title }}</h2>
-{% if section.text %}<p>{{ section.text }}</p>{% endif %}
+{% for line in section.text.splitlines() %}<p>{{ line }}</p>{% endfor %}
 {% if section.kind == "gallery" %}<div class="gallery" style="--size: {{ section.size }}px">
 {% for card in section.cards %}<figure class="{{ card.tone }}">{% if card.link %}<a href="{{ card.link }}">{% endif -%}
 <img src="{{ card.picture }}" alt="{{ card.caption }}">{% if card.link %}</a>{% endif %}
@@ -170,7 +170,9 @@ nav { margin: .6rem 0; } nav a { margin-right: .8rem; }
 {% endfor %}</div>
 {% elif section.kind == "table" %}<div class="wide" tabindex="0" role="region" aria-labelledby="s{{ loop.index }}">
 <table aria-labelledby="s{{ loop.index }}"{% if section.sortable %} class="sortable"{% endif %}><thead><tr>
-{% for column in section.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead><tbody>
+{% for column in section.columns %}{% set i = loop.index0 %}
+<th scope="col"{% if i and section.rows and numeric(section.rows[0][i] or "") %} class="number"{% endif %}>{{ column }}</th>
+{% endfor %}</tr></thead><tbody>
 {% for row in section.rows %}<tr>{% for cell in row %}
 {% if loop.first %}<th scope="row"{% if cell is number %} class="number"{% endif %}>{{ cell }}</th>
 {% else %}<td{% if numeric(cell) %} class="number"{% endif %}>{{ cell }}</td>

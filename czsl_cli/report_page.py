@@ -215,9 +215,8 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
     sections.append(Table(title, ["percent", "over all biases"], rows))
     if "operating_point" in result:
         name, columns, lines = point_table(result)
-        sections.append(
-            Table("Operating point", columns, lines, ". ".join([name[0].upper() + name[1:], *point_lines(result)]) + ".")
-        )
+        said = "\n".join(line[0].upper() + line[1:] + "." for line in (name, *point_lines(result)))
+        sections.append(Table("Operating point", columns, lines, said))
     if found.reduction is not None and result.get("auc") is not None:
         run = {"name": found.run.path.name, "auc": result["auc"], "hm": result["hm"], "op_bias": result.get("op_bias")}
         plots["seen-unseen"] = curves_figure([run], [found.reduction.extremes])

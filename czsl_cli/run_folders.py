@@ -6,13 +6,16 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from czsl_cli.compare import compare
 from czsl_cli.console import duration, percent, print_json, print_table, print_text, say, short
 from czsl_cli.options import named_run
+
+if TYPE_CHECKING:
+    from czsl.runs.run import Run
 
 RUNS = click.Path(path_type=Path)
 STATES = ("done", "running", "stopped", "failed", "interrupted", "new", "damaged")
@@ -62,7 +65,7 @@ def list_(folder, method, data, state, tag, sort, as_json) -> None:
     rows = []
     for e in found:
         numbers = [_number(e, key) for key in ("auc", "hm")]
-        row = [_inside(e["run"], folder), e["method"], e["data"], *numbers, _state(e), _age(e["age_s"]), size(e["bytes"])]
+        row = [short(Path(e["run"])), e["method"], e["data"], *numbers, _state(e), _age(e["age_s"]), size(e["bytes"])]
         rows.append([*row, *([" ".join(e["tags"])] if tags else [])])
     print_table(["run", "method", "data", "AUC", "HM", "state", "age", "size", *(["tags"] if tags else [])], rows)
     say(f"{len(found)} run{'s' * (len(found) > 1)}, {size(sum(e['bytes'] for e in found))}")
@@ -90,7 +93,7 @@ def show(run, as_json) -> None:
         "settings": {**settings, "model": opened.config.model},
         "environment": opened.environment(),
         "best": best,
-        "reports": numbers_of(opened.path),
+        "reports": numbers_of(opened.path, _weights(opened)),
         "checkpoints": checkpoints,
     }
     if as_json:
@@ -233,7 +236,7 @@ def entry(path: Path) -> dict[str, Any]:
     except CzslError as error:  # a method that this version does not have
         return {**about, "why": error.what}
     best = checkpoint.best(run.checkpoints)
-    numbers = numbers_of(path).get("test-closed")
+    numbers = numbers_of(path, _weights(run)).get("test-closed")
     if numbers:
         about |= {"auc": numbers.get("auc"), "hm": numbers.get("hm"), "of": "test"}
     elif best.get("auc") is not None:
@@ -242,17 +245,21 @@ def entry(path: Path) -> dict[str, Any]:
     return {**about, "state": state.name, "why": state.why}
 
 
+def _weights(run: Run) -> str:
+    """The hash of a run's best weights; empty if it has none."""
+    from czsl.errors import CzslError
+    from methods.fingerprint import fingerprint
+
+    try:
+        return fingerprint(run)
+    except (CzslError, OSError, KeyError):
+        return ""
+
+
 def _touched(path: Path) -> float:
     """When a run was last written to by training or evaluation."""
     times = [f.stat().st_mtime for f in path.iterdir() if f.is_file() and f.name != "tags.json"]
     return max(times, default=path.stat().st_mtime)
-
-
-def _inside(run: str, folder: Path) -> str:
-    try:
-        return str(Path(run).relative_to(folder.resolve()))
-    except ValueError:
-        return run
 
 
 def _number(about: dict[str, Any], key: str) -> str:

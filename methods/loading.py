@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 
@@ -15,12 +13,13 @@ from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
 from czsl.precision import fitting
-from czsl.reading import PathLike, read_json
+from czsl.reading import PathLike
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import sha256_file
 from czsl.runs.run import Run
 from methods.building import build, check_fits, clip_for
+from methods.fingerprint import fingerprint
 from methods.method import Method
 from methods.registry import config_class
 
@@ -181,14 +180,3 @@ def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
         "from": {"run": str(source.path), "checkpoint": path.name, "sha256": sha256_file(path / "method.safetensors")},
     }  # fmt: skip
     return Checkpoint(moved, {}, state)
-
-
-def fingerprint(run: Run, which: str = "best") -> str:
-    """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
-    # As they were written: fields that later versions add say nothing about this run.
-    settings = {key: value for key, value in run.settings.items() if key != "data"}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if config_class(run.config.method).trains:
-        manifest = checkpoint.find(run.checkpoints, which) / "manifest.json"
-        digest.update(read_json(manifest)["method.safetensors"].encode())
-    return digest.hexdigest()

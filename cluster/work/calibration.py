@@ -35,7 +35,8 @@ from czsl.evaluation.rejection import best_detector, detector_values, rejection_
 from czsl.evaluation.sums import GRID, Sums, SumsAccumulator
 from czsl.runs.run import Run
 from methods.adaptation.plan import Plan
-from methods.loading import fingerprint, stored_point
+from methods.fingerprint import fingerprint
+from methods.loading import stored_point
 from methods.method import Method
 
 

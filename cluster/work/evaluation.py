@@ -39,7 +39,8 @@ from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from czsl.spaces import load_space
 from methods.adaptation.plan import Plan
-from methods.loading import fingerprint, load
+from methods.fingerprint import fingerprint
+from methods.loading import load
 from methods.method import Method
 
 SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
@@ -156,10 +157,11 @@ def answer(
     if warnings := [*numbers.pop("warnings", []), *chosen.notes, *point.notes, *additions_note]:
         numbers["warnings"] = warnings
     about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
-    result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers}
+    hashes = {"data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers, **hashes}
     if question.per_pair:
         result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
-    facts = {**about, "data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    facts = {**about, **hashes}
     if question.adapt:
         result["adaptation"] = question.adapt.to_json()
         facts["adaptation"] = question.adapt.key

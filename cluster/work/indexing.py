@@ -21,7 +21,8 @@ from czsl.retrieval.storage import describe
 from czsl.runs import checkpoint
 from czsl.runs.files import sha256_file, write_array
 from czsl.runs.run import Run
-from methods.loading import fingerprint, load
+from methods.fingerprint import fingerprint
+from methods.loading import load
 from methods.method import TEXT_CHUNK, Method
 from methods.registry import config_class
 

@@ -35,7 +35,8 @@ from czsl.spaces import space_from_json
 from methods.adaptation.plan import Plan
 from methods.adaptation.state_file import load_state, save_state
 from methods.building import build
-from methods.loading import fingerprint, load, point_for
+from methods.fingerprint import fingerprint
+from methods.loading import load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
 from methods.sides import ImageSide

@@ -92,15 +92,18 @@ def superfluous(checkpoints: PathLike) -> list[Path]:
     return [path for path in there if path.name not in kept]
 
 
-def numbers_of(path: PathLike) -> dict[str, dict[str, Any]]:
-    """Return AUC and HM of the kept reports of a run, by name (``test-closed``); damaged ones are left out."""
+def numbers_of(path: PathLike, weights: str) -> dict[str, dict[str, Any]]:
+    """Return AUC and HM of the kept reports of a run, by name (``test-closed``); damaged ones are left out.
+
+    So are reports of other weights than those with the hash ``weights`` (:func:`methods.fingerprint.fingerprint`).
+    """
     found = {}
     for file in sorted(Path(path).glob("report-*.json")):
         try:
             report = read_json(file)
         except CzslError:
             continue
-        if isinstance(report, dict):
+        if isinstance(report, dict) and report.get("checkpoint_sha256", weights) == weights:
             kept = {k: report.get(k) for k in ("auc", "hm") if isinstance(report.get(k), int | float)}
             found[file.stem.removeprefix("report-")] = kept
     return found

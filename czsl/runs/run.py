@@ -63,9 +63,13 @@ class Run:
         self.path = Path(path).resolve()
         file = self.path / "config.yaml"
         if not file.is_file():
-            raise UsageError(
-                f"{path} is not a run folder", "it has no config.yaml", "give a folder that czsl train wrote, e.g. runs/<name>"
+            meant = Path("runs", path)
+            fix = (
+                f"did you mean {meant}?"
+                if (meant / "config.yaml").is_file()
+                else "give a folder that czsl train wrote, e.g. runs/<name>"
             )
+            raise UsageError(f"{path} is not a run folder", "it has no config.yaml", fix)
         told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand, or written by another version?"}
         self.settings: dict[str, Any] = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
         if not isinstance(self.settings, dict):

@@ -23,7 +23,8 @@ from czsl.errors import DataError, UsageError
 from czsl.runs import checkpoint
 from czsl.runs.files import held, read_by
 from czsl.runs.run import Run
-from methods.loading import fingerprint, load, stored_point
+from methods.fingerprint import fingerprint
+from methods.loading import load, stored_point
 
 CPU = torch.device("cpu")
 

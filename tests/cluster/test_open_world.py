@@ -20,7 +20,7 @@ from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Curve, ExtremesAccumulator, Reduction, evaluate
 from czsl.runs.run import Run
-from methods.loading import fingerprint
+from methods.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -44,4 +44,4 @@ def test_a_plot_is_inline_and_the_same_twice(tmp_path):
 
 def test_numbers_stand_to_the_right():
     page = render("t", [Table("numbers", ["name", "value"], [["a", "-0.5"], ["b", 3]])])
-    assert page.count('class="number"') == 2
+    assert page.count('class="number"') == 3  # the heading of the column too

@@ -14,6 +14,7 @@ from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.files import held, write_json
 from czsl.runs.run import Run
+from methods.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -53,7 +54,16 @@ def test_the_list_has_every_run_at_any_depth_with_its_numbers(czsl, make, tmp_pa
     assert listed(czsl, "--state", "failed") == []
     shown = czsl("runs", "list").stdout
     assert "70.0 v" in shown
-    assert "experiment/deep" in shown
+    assert "runs/experiment/deep" in shown  # what the other commands take
+    assert "did you mean runs/one?" in czsl("runs", "show", "one", expect=2).stderr
+
+
+def test_a_report_of_other_weights_is_not_told(czsl, make):
+    run = make()
+    write_json(run.path / "report-test-closed.json", {"auc": 0.25, "hm": 0.5, "checkpoint_sha256": "0" * 64})
+    assert listed(czsl)[0]["of"] == "val"
+    write_json(run.path / "report-test-closed.json", {"auc": 0.25, "hm": 0.5, "checkpoint_sha256": fingerprint(run)})
+    assert (listed(czsl)[0]["auc"], listed(czsl)[0]["of"]) == (0.25, "test")
 
 
 def test_an_empty_folder_and_a_wrong_word_are_answered(czsl):

@@ -14,7 +14,8 @@ from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.config import RunConfig
 from czsl.runs.run import Run
 from methods.building import build
-from methods.loading import fingerprint, load, starting_point
+from methods.fingerprint import fingerprint
+from methods.loading import load, starting_point
 from methods.registry import METHODS, method_class
 
 TRAINED = sorted(name for name in METHODS if method_class(name).trains and method_class(name).steps)
