@@ -84,9 +84,10 @@ class RayEngine:
         """Return one line on why workers failed."""
         each = getattr(error, "worker_failures", None)
         causes = [str(e).strip().splitlines() for e in each.values()] if each else [str(error).strip().splitlines()]
-        dead = [lines for lines in causes if any("died" in line or "dead" in line.lower() for line in lines)]
-        lines = next((c for c in dead or causes if c), [type(error).__name__])
-        return (lines[0] if dead else lines[-1])[:200]
+        # Ray puts a line of its own before the one that says who died, if a poll of the worker fails first.
+        dead = [line for lines in causes for line in lines if "died" in line or "dead" in line.lower()]
+        last = [lines[-1] for lines in causes if lines]
+        return (dead or last or [type(error).__name__])[0].strip()[:200]
 
 
 def _trainer(settings: dict[str, Any], attempt: Path, placement: Placement, needs: Needs) -> Any:
