@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.machines.preflight import Needs
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
+from czsl_start import shadowed
 
 if TYPE_CHECKING:
     import torch
@@ -105,20 +106,9 @@ def log_crash(folder: Path, rank: int) -> None:
 
 
 def check_packages() -> None:
-    """Refuse to work with a folder of the user's that shadows one of our packages (``methods`` and ``cluster`` are common names)."""
-    import cluster
-    import czsl
-    import methods
-
-    home = Path(czsl.__file__).resolve().parents[1]
-    for package in (methods, cluster):
-        found = Path(package.__file__ or "").resolve().parents[1]
-        if found != home:
-            raise SetupError(
-                f"the package {package.__name__!r} comes from {found}",
-                f"czsl is installed in {home}: a folder named {package.__name__!r} shadows its part",
-                "run from another folder, or rename yours",
-            )
+    """Raise SetupError if a foreign package stands in for one of ours (``methods`` and ``cluster`` are common names)."""
+    if lines := shadowed(("czsl", "methods", "cluster")):
+        raise SetupError(*lines)
 
 
 def error_in_words(error: CzslError) -> dict[str, Any]:
