@@ -57,6 +57,7 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     from cluster.add import history as additions
     from cluster.add import undo as take_back
     from czsl.data.importing.foldernames import read_names
+    from czsl_cli.runs import tell_unknown_words
 
     if history:
         _history(additions(chosen), as_json)
@@ -75,6 +76,7 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
         )  # fmt: skip
     for text in done.notes:
         warn(text)
+    tell_unknown_words(chosen.config.clip, [*chosen.space.attributes, *chosen.space.objects, *new[0], *new[1]])
     for name, why in done.skipped[:MOST_SKIPPED]:
         say(f"left out: {name}: {why}")
     if len(done.skipped) > MOST_SKIPPED:

@@ -172,6 +172,7 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
     from czsl.spaces import space_from_json
     from czsl_cli.config import resolve
     from czsl_cli.predict import read_names, read_pairs
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
     given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
@@ -186,6 +187,7 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
         space = space_from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
+    tell_unknown_words(config.clip, (*space.attributes, *space.objects))
     method = build(name, space, clip_for(name, config.model, config.clip, config.clip_weights), config.model).eval()
     return Subject(method, None, f"{name} on {config.clip}")
 
@@ -196,7 +198,8 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
 
     from czsl.compositions import index_pairs
     from czsl.spaces import space_from_json
-    from czsl_cli.predict import tell_new_words
+    from czsl_cli.predict import names_in, tell_new_words
+    from czsl_cli.runs import tell_unknown_words
     from czsl_cli.search import candidates, read_composition
 
     method, space = subject.method, subject.method.space
@@ -205,6 +208,7 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
     if asked:
         content, named = candidates(space, asked)
         tell_new_words(content, space)
+        tell_unknown_words(method.clip.name, names_in(content))
         new = space_from_json(content)
         if (new.attributes, new.objects) != (space.attributes, space.objects):
             method = method.for_space(new)

@@ -95,6 +95,7 @@ def match(
     from czsl.data.images import decode
     from czsl.data.photographs import AS_SHOWN, AS_STORED
     from czsl.errors import UsageError
+    from czsl_cli.runs import tell_unknown_words
 
     if run is not None:
         options["clip"], options["clip_weights"] = _clip_of(run, options)
@@ -119,6 +120,7 @@ def match(
     if where is not None and where.is_dir():
         raise UsageError("--images DIR goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
     sentences = _sentences(texts, texts_file)
+    tell_unknown_words(options["clip"] or "tiny", [one.sentence for one in sentences])
     inputs = gather_images(images, where, column=column, root=root, all_files=all_files, full_names=True)
     names = inputs.source.names
 

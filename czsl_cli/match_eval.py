@@ -48,6 +48,7 @@ def evaluate_file(
     from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file
     from czsl.data.paths import contained
+    from czsl_cli.runs import tell_unknown_words
     from methods.comclip.parse import parse
 
     def load(name: str):
@@ -66,6 +67,7 @@ def evaluate_file(
         warn(f"none of the {len(unread):,} images can be read: is {folder} their folder?")
     known = {name: i for i, name in enumerate(features)}
     texts = list(captions)
+    tell_unknown_words(options["clip"] or "tiny", texts)
     clip_NC = matcher.clip_scores(features, list(known), [parsed[text].sentence for text in texts])
     clip = _ClipScores(known, {text: c for c, text in enumerate(texts)}, clip_NC.double().cpu().numpy())
     answer = _retrieval if file.kind == "retrieval" else _choices

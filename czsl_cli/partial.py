@@ -96,8 +96,10 @@ def _similarity(space, clip: str, clip_weights: str | None):
     import torch
 
     from czsl.clip.backbone import load_clip
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build
 
+    tell_unknown_words(clip, (*space.attributes, *space.objects))
     text = build("zero-shot", space, load_clip(clip, clip_weights, features=True), {}).encode_compositions(
         torch.from_numpy(space.train_pairs.copy())
     )

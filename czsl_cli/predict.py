@@ -187,7 +187,7 @@ def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
 def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
     """Which method and which candidates."""
     from czsl.errors import UsageError
-    from czsl_cli.runs import chosen_run, usable_checkpoint
+    from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
     named = _candidates(options)
     if options["probes"] and (named is not None or not options["open_world"]):
@@ -206,6 +206,7 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         common |= answer_settings(None, options)
         from cluster.work.predictor import Request
 
+        tell_unknown_words(options["clip"] or "tiny", names_in(space))
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     if plan:
@@ -221,6 +222,7 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         index = _index(run, options) if options["open_world"] and not plan else None
         return Request(**where, **common, index=index, probes=options["probes"])
     tell_new_words(named[0], run.space)
+    tell_unknown_words(run.config.clip, names_in(named[0]))
     return Request(**where, space=named[0], pairs=named[1], **common)
 
 
@@ -320,6 +322,11 @@ def read_pairs(path: Path) -> list[list[str]]:
     if not pairs:
         raise DataError(f"{path} names no pair", "", "write attribute,object a line")
     return [list(p) for p in dict.fromkeys(map(tuple, pairs))]
+
+
+def names_in(space: dict[str, Any]) -> list[str]:
+    """All names of a label space in the form of ``space.json``."""
+    return [name for kind in ("attributes", "objects", "classes") for name in space.get(kind, ())]
 
 
 def tell_new_words(space: dict[str, Any], known) -> None:

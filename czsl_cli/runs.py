@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -34,7 +35,7 @@ def _read(run: Run) -> Run:
 def usable_checkpoint(run: Run, which: str) -> None:
     """UsageError unless the run has the checkpoint (a method that trains nothing has none): before a cluster is started for nothing.
 
-    Also warns if the run's precision is slow on this machine.
+    Also warns if the run's precision is slow on this machine, and about labels that the built-in CLIP cannot tell apart.
     """
     from czsl.runs.checkpoint import find
     from methods.registry import config_class
@@ -42,6 +43,19 @@ def usable_checkpoint(run: Run, which: str) -> None:
     if config_class(run.config.method).trains:
         find(run.checkpoints, which)
     tell_precision(run)
+    tell_unknown_words(run.config.clip, (*run.space.attributes, *run.space.objects))
+
+
+def tell_unknown_words(clip: str, texts: Iterable[str]) -> None:
+    """Warn, once per command and word, about words for which the built-in CLIP has no vectors."""
+    from czsl.clip.vocabulary import note_on_words, unknown_words
+
+    context = click.get_current_context(silent=True)
+    told: set[str] = context.meta.setdefault("czsl.unknown_words", set()) if context is not None else set()
+    new = [word for word in unknown_words(clip, texts) if word not in told]
+    told.update(new)
+    if note := note_on_words(new):
+        warn(note)
 
 
 def tell_precision(run: Run) -> None:

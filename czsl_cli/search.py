@@ -67,8 +67,8 @@ def search(
     from czsl.compositions import label_of
     from czsl.data.images import decode
     from czsl.errors import UsageError
-    from czsl_cli.predict import tell_new_words
-    from czsl_cli.runs import chosen_run, usable_checkpoint
+    from czsl_cli.predict import names_in, tell_new_words
+    from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
     if not words:
         why = "" if run is None else f"{run} is the run"
@@ -80,6 +80,7 @@ def search(
     wanted = list(dict.fromkeys(read_composition(text, run.space) for text in words))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
+    tell_unknown_words(run.config.clip, names_in(space))
     from cluster.predict import predict_files
     from cluster.work.predictor import Request
 

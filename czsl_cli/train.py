@@ -209,6 +209,7 @@ def checked(config, data) -> list[str]:
     CzslError
         Settings that contradict each other or the data; a CLIP that the method cannot use.
     """
+    from czsl.clip.vocabulary import note_on_words, unknown_words
     from czsl_cli.config import fix_paths
     from methods.registry import check_labels, config_class
 
@@ -217,6 +218,8 @@ def checked(config, data) -> list[str]:
     check_labels(config.method, data.space)
     own = config_class(config.method)(**config.model)
     notes = [*own.notes(data.space), *own.data_notes(data), *_loop_notes(config, own, data)]
+    if note := note_on_words(unknown_words(config.clip, (*data.space.attributes, *data.space.objects))):
+        notes.append(note)
     fix_paths(config)
     if _may_fail(config, data.space):
         from methods.checking import check_clip
@@ -393,6 +396,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from cluster.machines.session import planned
     from cluster.work.estimate import estimate
     from czsl.data.table import open_data
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
     data = open_data(config.data)
@@ -401,6 +405,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     method = build(config.method, data.space, clip, config.model)
     for note in _loop_notes(config, method.config, data):
         warn(note)
+    tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)

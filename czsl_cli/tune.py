@@ -105,6 +105,7 @@ def _settings(options: dict[str, Any]):
     from czsl.runs.search import grid
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
+    from czsl_cli.runs import tell_unknown_words
     from methods.registry import check_labels, config_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
@@ -127,6 +128,7 @@ def _settings(options: dict[str, Any]):
     check_labels(base.method, data.space)
     for note in check_loop(base, config_class(base.method)(**base.model).keeps_features):
         warn(note)
+    tell_unknown_words(base.clip, (*data.space.attributes, *data.space.objects))
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}
