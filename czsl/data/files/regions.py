@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from czsl.data.files.masks import decode_mask, read_mask
 from czsl.data.images import BadImage, image_size, is_image_name
 from czsl.data.table import Dataset
 from czsl.errors import DataError
@@ -23,14 +24,13 @@ from czsl.reading import PathLike, parse_json, read_text
 MAX_BYTES = 512 * 2**20
 MAX_REGIONS = 1000  # an image
 MAX_PHRASE = 1000  # characters
-MAX_MASK_PIXELS = 100_000_000
 SHAPE = 'a record is {"image": "dog.jpg", "regions": [{"phrase": "a dog", "box": [left, top, right, bottom]}]}'
 BOX_SHAPE = "a box is [left, top, right, bottom] in pixels of the image"
 
 
 @dataclass(frozen=True)
 class Region:
-    """A place in an image and what is said of it; ``mask`` is an uncompressed COCO run-length code {"size", "counts"}."""
+    """A place in an image and what is said of it; ``mask`` is a run-length code of :func:`~czsl.data.files.masks.read_mask`."""
 
     phrase: str
     box: tuple[float, float, float, float]
@@ -185,26 +185,6 @@ def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
     return cut[inside], int((~inside).sum())
 
 
-def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Bool [height, width] of an uncompressed COCO run-length code: lengths down the columns, starting with what is outside.
-
-    Raises
-    ------
-    DataError
-        Its size is not the image's (width, height), or its lengths do not add up to it.
-    """
-    height, width = code["size"]
-    if (width, height) != tuple(size):
-        why = f"the mask is {width} x {height}, the image {size[0]} x {size[1]}"
-        raise DataError("a mask does not fit its image", why, "give masks in the image's full size")
-    counts = np.asarray(code["counts"], dtype=np.int64)
-    if counts.sum() != width * height:
-        why = f"its lengths add up to {counts.sum():,}, the image has {width * height:,} pixels"
-        raise DataError("a mask is no run-length code of its image", why, 'write {"size": [height, width], "counts": [..]}')
-    inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(inside, counts).reshape(width, height).T
-
-
 # -- files ---------------------------------------------------------------------------------------------------------
 def read_regions(path: PathLike) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
@@ -304,7 +284,7 @@ def _own(record: Any, source: str) -> tuple[str, ImageRegions]:
     for item in record["regions"]:
         if not isinstance(item, dict) or ("box" not in item and "mask" not in item):
             raise DataError(f"{source} has a region without a box", f"found {str(item)[:80]}", SHAPE)
-        mask = _mask(item.get("mask"), source)
+        mask = None if item.get("mask") is None else read_mask(item["mask"], source)
         box = _numbers(item.get("box", [0, 0, 1, 1]), source)
         phrase = item.get("phrase", "")
         regions.append(_region(phrase, box, source, item.get("score"), mask, item.get("relative") is True))
@@ -338,20 +318,6 @@ def _numbers(box: Any, source: str) -> tuple[float, float, float, float]:
     if not good or not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in box):
         raise DataError(f"{source} has a box that is not four finite numbers", f"found {str(box)[:80]}", BOX_SHAPE)
     return tuple(box)
-
-
-def _mask(code: Any, source: str) -> Mapping[str, Any] | None:
-    if code is None:
-        return None
-    form = 'write {"size": [height, width], "counts": [..]}; compressed codes (texts) have to be decoded first'
-    size, counts = (code.get("size"), code.get("counts")) if isinstance(code, dict) else (None, None)
-    if not (isinstance(size, list) and len(size) == 2 and isinstance(counts, list)):
-        raise DataError(f"{source} has a mask that is no run-length code", f"found {str(code)[:80]}", form)
-    if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in [*size, *counts]):
-        raise DataError(f"{source} has a mask with other than whole numbers", f"found {str(code)[:80]}", form)
-    if size[0] * size[1] > MAX_MASK_PIXELS or any(n > MAX_MASK_PIXELS for n in counts):
-        raise DataError(f"{source} has a mask of {size[1]} x {size[0]} pixels", f"limit {MAX_MASK_PIXELS:,}", form)
-    return code
 
 
 def _name(record: Mapping[str, Any], source: str) -> str:
