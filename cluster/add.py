@@ -193,7 +193,7 @@ def _current(run: Run) -> Path:
 
 def _folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}", "", "give a folder with folders such as wet dog/")
+        raise DataError(f"no folder {folder}", "there is no such folder here", "give a folder with folders such as wet dog/")
     return folder
 
 

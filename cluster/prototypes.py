@@ -72,13 +72,17 @@ def inspect_prototypes(
         torch.set_num_threads(run.threads)
     method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(method, ClusPro):
-        raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")
+        raise UsageError(f"{config.method} has no prototypes", "only ClusPro learns prototypes", "give a run of clusPro")
     data = open_data(config.data, config.decode)
     source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
     split = source.split
     rows = stratified(split.attr, split.obj, per_pair, config.seed)
     if not len(rows):
-        raise DataError(f"{data.folder} has no training images", "", "is it the run's dataset?")
+        raise DataError(
+            f"{data.folder} has no training images",
+            "prototypes are shown with their nearest training images",
+            "is it the run's dataset?",
+        )
     features = source.encode(rows, config.eval_batch).to(method.clip.device)
     labels = split.attr[rows], split.obj[rows]
     primitives, found = gallery(method, features, *labels, shown=shown)

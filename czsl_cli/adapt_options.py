@@ -106,7 +106,11 @@ def split_run(word: str) -> tuple[str, Plan | None]:
     name, *settings = text.split(",")
     seeds = [s.partition("=")[2] for s in settings if s.startswith("seed=")]
     if len(seeds) > 1 or not all(s == "given" or s.isdecimal() for s in seeds):
-        raise UsageError(f"{word}: its seed cannot be read", "", f"write for example {path}@{name},seed=1")
+        raise UsageError(
+            f"{word}: its seed cannot be read",
+            "a seed is one whole number, or `given`",
+            f"write for example {path}@{name},seed=1",
+        )
     seed = None if not seeds else seeds[0] if seeds[0] == "given" else int(seeds[0])
     return path, plan_of(name, [s for s in settings if not s.startswith("seed=")], seed)
 

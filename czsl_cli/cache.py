@@ -47,13 +47,10 @@ def clear(kind: str | None, yes: bool) -> None:
     """
     from czsl.data.caches import KINDS, caches
     from czsl.data.paths import cache_folder
-    from czsl.errors import UsageError
+    from czsl.errors import UsageError, did_you_mean
 
     if kind is not None and kind not in KINDS:
-        import difflib
-
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(kind, KINDS)
         raise UsageError(f"there is no kind {kind!r} of cache", hint, f"choose one of {', '.join(KINDS)}")
     chosen = [c for c in caches() if kind in (None, c.kind) and c.entries]
     if not chosen:

@@ -67,9 +67,13 @@ def compare(
         raise UsageError(f"{len(runs) or 'no'} runs to compare", "a comparison takes two or more", "czsl compare RUN_A RUN_B")
     if bool(space) != scores:
         missing, there = ("--space", "--scores") if scores else ("--scores", "--space")
-        raise UsageError(f"{there} without {missing}", "", "czsl compare --scores A.npz B.npz --space FILE.json")
+        raise UsageError(
+            f"{there} without {missing}",
+            "score files are read with their label space",
+            "czsl compare --scores A.npz B.npz --space FILE.json",
+        )
     if plot and plot.suffix not in (".svg", ".png"):
-        raise UsageError(f"--plot {plot} is neither .svg nor .png", "", f"--plot {plot.stem}.svg")
+        raise UsageError(f"--plot {plot} is neither .svg nor .png", "the suffix selects the format", f"--plot {plot.stem}.svg")
     names = _names(runs)
     biases = None
     if scores:

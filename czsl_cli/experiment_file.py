@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.reading import read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import typed
@@ -171,7 +170,9 @@ def _settings(given: Any, where: str) -> dict[str, Any]:
         found = _arguments(given, where)
     else:
         raise UsageError(
-            f"{where}: settings are a {type(given).__name__}", "", "write --method csp epochs=5, or {method: csp, epochs: 5}"
+            f"{where}: settings are a {type(given).__name__}",
+            "settings are a text or a mapping",
+            "write --method csp epochs=5, or {method: csp, epochs: 5}",
         )
     for key, instead in (("seed", "seeds:"), ("data", "data:")):
         if key in found:
@@ -220,7 +221,11 @@ def _datasets(given: Any, path: Path) -> dict[str, str]:
                     "name it: data: {LABEL: FOLDER}",
                 )
         return dict(given)
-    raise UsageError(f"{path}: data is {given!r}", "", "name a dataset folder, a list of them, or  data: {label: folder}")
+    raise UsageError(
+        f"{path}: data is {given!r}",
+        "it is neither a name nor a list or mapping of names",
+        "name a dataset folder, a list of them, or  data: {label: folder}",
+    )
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
@@ -243,7 +248,11 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
     for one in given if isinstance(given, list) else [given]:
         asked = {"world": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else None
         if asked is None:
-            raise UsageError(f"evaluate holds {one!r}", "", "write  evaluate: [closed, open]  or  - {world: open, per_pair: 3}")
+            raise UsageError(
+                f"evaluate holds {one!r}",
+                "each entry is a name or a mapping",
+                "write  evaluate: [closed, open]  or  - {world: open, per_pair: 3}",
+            )
         world = str(asked.pop("world", "closed"))
         _known(world, WORLDS, "world", "evaluate")
         heading = asked.pop("name", None)
@@ -259,7 +268,9 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
         parts = [f"{world} world", *(f"{k.replace('_', ' ')} {v}" for k, v in asked.items())]
         heading = str(heading or ", ".join(parts))
         if heading in found:
-            raise UsageError(f"evaluate has {heading!r} twice", "", "name one of them:  {world: open, name: ...}")
+            raise UsageError(
+                f"evaluate has {heading!r} twice", "headings tell columns apart", "name one of them:  {world: open, name: ...}"
+            )
         Question(**typed(question, Question))
         found[heading] = question
     return found
@@ -296,6 +307,5 @@ def _whole(value: Any, name: str, least: int) -> int:
 def _known(name: str, known: Any, what: str, where: str) -> None:
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise UsageError(f"unknown {what} {name!r} ({where})", hint, f"known: {', '.join(names)}")

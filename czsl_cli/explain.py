@@ -163,7 +163,7 @@ def _newest(name: str, trains: bool) -> Run:
         if trains
         else "give its labels: --data DATASET, --pairs FILE or --classes FILE"
     )
-    raise UsageError(f"no run of {name} in runs/", "", fix)
+    raise UsageError(f"no run of {name} in runs/", "the explanation needs a trained method or labels", fix)
 
 
 def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
@@ -177,7 +177,7 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
 
     given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} both give labels", "", "give one of them")
+        raise UsageError(f"{' and '.join(given)} both give labels", "candidates come from one place", "give one of them")
     config = resolve({"method": name, "data": data, "clip": clip, "clip_weights": clip_weights}, overrides)
     if pairs:
         named = read_pairs(pairs)

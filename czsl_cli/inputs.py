@@ -125,7 +125,9 @@ def gather_images(
             raise UsageError("--column and --root go with --images", "there is no table", "add --images FILE, or drop them")
         if not given:
             raise UsageError(
-                "no images were given", "", "give images, folders, archives, `-` for a list on stdin, or --images TABLE"
+                "no images were given",
+                "the command needs at least one",
+                "give images, folders, archives, `-` for a list on stdin, or --images TABLE",
             )
         lines = listed(sys.stdin.buffer.read()) if "-" in given else []
         paths = [path for path in given if path != "-"]

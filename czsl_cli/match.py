@@ -104,9 +104,13 @@ def match(
         if images or texts or texts_file:
             raise UsageError("--eval brings its own images and sentences", "IMAGE, --text or --texts was given", "drop them")
         if where is None or not where.is_dir():
-            raise UsageError("--eval needs the folder of its images", "", "add --images DIR")
+            raise UsageError(
+                "--eval needs the folder of its images", "match files hold the names of images only", "add --images DIR"
+            )
         if html or options["explain"]:
-            raise UsageError("--eval has no page", "", "drop --html and --explain, or match single images")
+            raise UsageError(
+                "--eval has no page", "it answers thousands of questions", "drop --html and --explain, or match single images"
+            )
         from czsl_cli.match_eval import evaluate_file
 
         with progress_bar() as bar:
@@ -116,9 +120,13 @@ def match(
         return
     for name in ("limit", "clean_triplets"):
         if options[name]:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "", "drop it")
+            raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "it applies to files of questions", "drop it")
     if where is not None and where.is_dir():
-        raise UsageError("--images DIR goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
+        raise UsageError(
+            "--images DIR goes with --eval",
+            "without --eval, --images names a table",
+            "give images as arguments: czsl match FOLDER --text ..",
+        )
     sentences = _sentences(texts, texts_file)
     tell_unknown_words(options["clip"] or "tiny", [one.sentence for one in sentences])
     inputs = gather_images(images, where, column=column, root=root, all_files=all_files, full_names=True)
@@ -168,7 +176,7 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     if (places or ("file" if file else "patch")) != "file" and file:
         raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
     if places == "file" and not file:
-        raise UsageError("--regions file needs its file", "", "add --regions-file FILE")
+        raise UsageError("--regions file needs its file", "regions are read from it", "add --regions-file FILE")
     kind = places or ("file" if file else "patch")
     clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -185,7 +193,9 @@ def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     lines = [*texts, *(read_sentences(file) if file else [])]
     lines = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
     if not lines:
-        raise UsageError("no sentence", "", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE')
+        raise UsageError(
+            "no sentence", "images are ranked for a sentence", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE'
+        )
     return [parse(line) for line in lines]
 
 

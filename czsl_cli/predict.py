@@ -274,7 +274,11 @@ def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]
         return {"classes": classes, "seen": []}, [["", name] for name in classes]
     if options["pairs"]:
         if options["attributes"] or options["objects"] or options["open_world"]:
-            raise UsageError("--pairs names the candidates already", "", "drop --attributes, --objects and --open-world")
+            raise UsageError(
+                "--pairs names the candidates already",
+                "the file lists every candidate",
+                "drop --attributes, --objects and --open-world",
+            )
         pairs = read_pairs(options["pairs"])
         attributes, objects = ([*dict.fromkeys(p[i] for p in pairs)] for i in (0, 1))
     elif options["attributes"] or options["objects"]:
@@ -296,7 +300,7 @@ def read_names(path: Path) -> list[str]:
 
     names = [*dict.fromkeys(line for line in read_lines(path, fix="write one name a line, in UTF-8") if line)]
     if not names:
-        raise DataError(f"{path} names nothing", "", "write one name a line")
+        raise DataError(f"{path} names nothing", "all its lines are empty", "write one name per line")
     return names
 
 
@@ -320,7 +324,7 @@ def read_pairs(path: Path) -> list[list[str]]:
             )
         pairs.append(parts)
     if not pairs:
-        raise DataError(f"{path} names no pair", "", "write attribute,object a line")
+        raise DataError(f"{path} names no pair", "all its lines are empty", "write attribute,object on each line")
     return [list(p) for p in dict.fromkeys(map(tuple, pairs))]
 
 

@@ -19,7 +19,11 @@ def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
         return _read(Run(path))
     run = latest_run(out)
     if run is None:
-        raise UsageError("no run was given and there is none in runs/", "", "train one with czsl train, or name a run folder")
+        raise UsageError(
+            "no run was given and there is none in runs/",
+            "commands use the newest run by default",
+            "train one with czsl train, or name a run folder",
+        )
     say(f"using the newest run: {out / run.path.name}")
     return _read(run)
 

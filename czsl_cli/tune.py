@@ -151,7 +151,11 @@ def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
     if file is None:
         suggested = load_search(method)
         if not suggested:
-            raise UsageError(f"{method} suggests nothing to search", "", "write a search file and give it with --search")
+            raise UsageError(
+                f"{method} suggests nothing to search",
+                "its presets hold no search space",
+                "write a search file and give it with --search",
+            )
         return {k: v for k, v in suggested.items() if k not in fixed}
     content = read_yaml(
         file, error=UsageError, head="{path} is not YAML", fix="write for example  lr: {loguniform: [1e-5, 1e-2]}"

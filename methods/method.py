@@ -382,7 +382,9 @@ class Method(nn.Module):
         if bias == "val":
             return point
         if isinstance(bias, str) or not np.isfinite(bias):
-            raise UsageError(f"bias={bias!r} is no bias", "", 'give "val", "none" or a number')
+            raise UsageError(
+                f"bias={bias!r} is no bias", "a bias is added to the scores of unseen pairs", 'give "val", "none" or a number'
+            )
         return point.given(bias)
 
     def unseen(self, pairs: np.ndarray) -> np.ndarray:

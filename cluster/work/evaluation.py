@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import encode_candidates, reduce_split
 from cluster.work.source import Source
 from czsl.clip.feasibility import feasibility_from_clip
+from czsl.compositions import SPLITS
 from czsl.data.subset import Subset
 from czsl.data.table import Dataset, open_data
 from czsl.errors import DataError, UsageError
@@ -34,6 +36,7 @@ from czsl.evaluation import (
 from czsl.evaluation.calibration import temperatures_of
 from czsl.evaluation.operating import is_classes
 from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
+from czsl.evaluation.thresholds import RULES
 from czsl.precision import allow_tf32
 from czsl.runs import checkpoint
 from czsl.runs.run import Run
@@ -82,6 +85,20 @@ class Question:
                 "it cuts away unlikely pairs of the open world",
                 "evaluate the open world with a feasibility, or drop the threshold",
             )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageError(
+                f"threshold is {self.threshold}", "feasibilities are compared with a finite number", "give a number such as 0.3"
+            )
+        for name, minimum in (("topk", 1), ("bootstrap", 0), ("per_pair", 0)):
+            if getattr(self, name) < minimum:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}", f"the minimum is {minimum}", f"give a whole number from {minimum} on"
+                )
+        for name, choices in (("rule", RULES), ("split", SPLITS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}", "there is no such choice", f"choose one of {', '.join(choices)}"
+                )
 
     @property
     def name(self) -> str:

@@ -78,7 +78,7 @@ def export_dataset(
         There is no image, or a label that the form cannot hold.
     """
     if form not in FORMATS:
-        raise UsageError(f"no form {form!r}", "", f"one of: {', '.join(FORMATS)}")
+        raise UsageError(f"no form {form!r}", "an export cannot be written in it", f"one of: {', '.join(FORMATS)}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not an empty folder", "an export writes a folder of its own", "give a new folder")
     _check_labels(data)

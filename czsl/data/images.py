@@ -170,7 +170,7 @@ def list_images(folder: PathLike) -> list[Path]:
     """
     folder = Path(folder)
     if not Path(folder).is_dir():
-        raise DataError(f"no folder {folder}", "", "give a folder of images")
+        raise DataError(f"no folder {folder}", "there is no such folder here", "give a folder of images")
     return [Path(folder) / name for name in walk(folder).files if is_image_file(Path(folder) / name)]
 
 

@@ -298,7 +298,9 @@ def _expanded(text: str) -> list[str]:
         return [text]
     found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (names stay as given)
     if not found:
-        raise UsageError(f"no file matches {text}", "", "check the pattern, and that it is below this folder")
+        raise UsageError(
+            f"no file matches {text}", "the pattern finds nothing", "check the pattern, and that it is below this folder"
+        )
     return found
 
 

@@ -54,9 +54,17 @@ class DecodeOptions:
 
     def __post_init__(self):
         if self.orientation not in ORIENTATIONS:
-            raise UsageError(f"unknown orientation {self.orientation!r}", "", f"choose one of {', '.join(ORIENTATIONS)}")
+            raise UsageError(
+                f"unknown orientation {self.orientation!r}",
+                "stored pixels are turned in one of two ways",
+                f"choose one of {', '.join(ORIENTATIONS)}",
+            )
         if self.background not in (*COLOURS, "ignore") and not re.fullmatch("#[0-9a-fA-F]{6}", str(self.background)):
-            raise UsageError(f"unknown background {self.background!r}", "", f"choose one of {', '.join(BACKGROUNDS)}")
+            raise UsageError(
+                f"unknown background {self.background!r}",
+                "transparent pixels are filled in one of these ways",
+                f"choose one of {', '.join(BACKGROUNDS)}",
+            )
 
     @classmethod
     def from_settings(cls, orientation: str | None, background: str | None) -> DecodeOptions:

@@ -81,7 +81,7 @@ class Dataset:
     def split(self, name: str) -> Split:
         """The images of ``train``, ``val`` or ``test`` (possibly none); UsageError for another name."""
         if name not in SPLITS:
-            raise UsageError(f"no split {name!r}", "", f"one of: {', '.join(SPLITS)}")
+            raise UsageError(f"no split {name!r}", "the dataset has no such split", f"one of: {', '.join(SPLITS)}")
         if name not in self._splits:
             self._splits[name] = Split(self, name)
         return self._splits[name]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.curve import Curve, harmonic_mean, primitive_hits, right_at
 from czsl.evaluation.extremes import Extremes
 
@@ -92,7 +92,11 @@ def compare(
             "evaluate both on one split of one dataset",
         )
     if not np.array_equal(first.true_seen, second.true_seen):
-        raise DataError("the two runs do not agree which pairs are seen", "", "evaluate both in one label space")
+        raise DataError(
+            "the two runs do not agree on which pairs are seen",
+            "they were trained on other pairs",
+            "compare runs that were trained in one label space",
+        )
     runs = [_Measured(e, bias) for e, bias in zip((first, second), biases or (None, None), strict=True)]
     keys = KEYS if biases is None else (*KEYS, *POINT_KEYS)
     differences = []
@@ -155,7 +159,7 @@ def pair_accuracies(runs: Sequence[Extremes]) -> list[dict]:
 def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each image was drawn, float64 [N], once for each resample."""
     if resamples < 1:
-        raise UsageError(f"a bootstrap of {resamples} resamples", "", "take at least 1, better 1000")
+        raise ValueError(f"a bootstrap of {resamples} resamples; take at least 1, better 1000")
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)

@@ -9,16 +9,24 @@ from czsl.evaluation.candidates import Candidates
 
 
 def check_labels(labels, candidates: Candidates, source: str = "scores") -> np.ndarray:
-    """Labels as int64 [N, 2] from [N, 2] or a tuple of two vectors; DataError names the first one outside the space."""
+    """Labels as int64 [N, 2] from [N, 2] or a tuple of two vectors.
+
+    Raises
+    ------
+    ValueError
+        Another shape or type.
+    DataError
+        No label, or one outside the space; the first is named.
+    """
     if isinstance(labels, tuple):
         if len(labels) != 2 or len(labels[0]) != len(labels[1]):
-            raise DataError(f"{source}: labels are not two vectors of one length", "", "give (attributes, objects)")
+            raise ValueError(f"{source}: labels are not two vectors of one length; give (attributes, objects)")
         labels = np.stack([np.asarray(part) for part in labels], axis=1)
     labels_N2 = np.asarray(labels)
     if labels_N2.size == 0:
-        raise DataError(f"{source}: the split has no images", "", "is this the right split?")
+        raise DataError(f"{source}: the split has no images", "there is no label", "choose a split that has images")
     if labels_N2.ndim != 2 or labels_N2.shape[1] != 2 or not np.issubdtype(labels_N2.dtype, np.integer):
-        raise DataError(f"{source}: labels of shape {list(labels_N2.shape)}, {labels_N2.dtype}", "", "give integers [N, 2]")
+        raise ValueError(f"{source}: labels of shape {list(labels_N2.shape)} and type {labels_N2.dtype}; give integers [N, 2]")
     space = candidates.space
     for column, (kind, limit) in enumerate((("attribute", space.num_attributes), ("object", space.num_objects))):
         bad = np.flatnonzero((labels_N2[:, column] < 0) | (labels_N2[:, column] >= limit))

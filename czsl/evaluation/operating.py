@@ -54,7 +54,7 @@ class Aim:
         """Read ``hm``, ``accuracy``, ``unseen-share=0.3`` or ``seen>=0.5``; UsageError for anything else."""
         found = re.fullmatch(r"\s*(hm|accuracy|unseen-share\s*=\s*(\S+)|seen\s*>=\s*(\S+))\s*", text)
         if not found:
-            raise UsageError(f"the aim {text!r} is unknown", "", f"choose one of: {AIMS}")
+            raise UsageError(f"the aim {text!r} is unknown", "it is not one of the aims below", f"choose one of: {AIMS}")
         number = found[2] or found[3]
         if number is None:
             return cls(found[1])

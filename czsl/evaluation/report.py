@@ -8,7 +8,7 @@ import numpy as np
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.at_point import RESAMPLES, point_numbers
 from czsl.evaluation.breakdown import breakdown
 from czsl.evaluation.calibration import calibration_numbers, fit_point, temperatures_of
@@ -94,15 +94,16 @@ def evaluate(
 
     Raises
     ------
+    ValueError
+        Options that contradict each other, or scores of another shape.
     UsageError, DataError
-        Options that contradict each other; scores, labels, pairs or feasibility that cannot be used.
+        An unknown split; scores, labels, pairs or feasibility that cannot be used.
     """
     space = as_space(space)
     if val is not None and open_world and (feasibility is None or threshold is not None):
-        raise UsageError(
-            "validation scores choose a threshold in the open world",
-            "no feasibility was given" if feasibility is None else "a threshold was given as well",
-            "give a feasibility and no threshold",
+        why = "no feasibility was given" if feasibility is None else "a threshold was given as well"
+        raise ValueError(
+            f"validation scores choose a threshold in the open world, but {why}; give a feasibility and no threshold"
         )
     candidates = Candidates.build(
         space, pairs, split=split, open_world=open_world, feasibility=feasibility, threshold=threshold, source=source
@@ -133,7 +134,7 @@ def reduce_scores(scores, labels, candidates: Candidates, topk: int = 1, source:
     accumulator = ExtremesAccumulator(candidates, labels, topk, source=source)
     count, width = len(accumulator.index_N), len(candidates.pairs)
     if np.shape(scores) != (count, width):
-        raise UsageError(f"{source}: scores of shape {list(np.shape(scores))}", f"{count} images, {width} candidate pairs", "")
+        raise ValueError(f"{source}: scores of shape {list(np.shape(scores))} for {count} images and {width} candidate pairs")
     step = max(BLOCK // width, 1)
     for start in range(0, count, step):
         stop = min(start + step, count)

@@ -91,30 +91,34 @@ class CompositionIndex:
         Raises
         ------
         UsageError
-            Unknown kind, or an impossible number of cells.
+            More cells than pairs, or none.
+        ValueError
+            Unknown kind, cells of a flat index, shapes or types that do not fit.
         DataError
-            Shapes that do not fit, a value that is not finite, a pair twice.
+            A value that is not finite, a pair twice or outside of the limits.
         """
         if kind not in KINDS:
-            raise UsageError(f"unknown kind of index {kind!r}", "", f"choose one of {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind of index {kind!r}; choose one of {', '.join(KINDS)}")
         pairs_P2 = _checked_pairs(pairs_P2, "pairs")
         vectors_PD = np.asarray(embeddings_PD)
         if vectors_PD.ndim != 2 or len(vectors_PD) != len(pairs_P2) or not vectors_PD.shape[1]:
-            raise DataError(
-                f"embeddings of shape {list(vectors_PD.shape)}", f"there are {len(pairs_P2)} pairs", "give one embedding a pair"
+            raise ValueError(
+                f"embeddings of shape {list(vectors_PD.shape)} for {len(pairs_P2)} pairs; give one embedding per pair"
             )
         if not np.issubdtype(vectors_PD.dtype, np.floating):
-            raise DataError(f"embeddings of type {vectors_PD.dtype}", "", "give floating-point embeddings")
+            raise ValueError(f"embeddings of type {vectors_PD.dtype}; give floating-point embeddings")
         vectors_PD = np.ascontiguousarray(vectors_PD, dtype=np.float32)
         row_norms(vectors_PD)
         gpu = gpu_there() if gpu is None else gpu
         if kind == "flat":
             if cells is not None:
-                raise UsageError("cells in a flat index", "only ivf has cells", "drop cells or take kind ivf")
+                raise ValueError("cells was given for a flat index; only ivf has cells")
             return cls(pairs_P2, vectors_PD, gpu=gpu)
         cells = max(1, round(len(pairs_P2) ** 0.5)) if cells is None else cells
         if not 1 <= cells <= len(pairs_P2):
-            raise UsageError(f"{cells} cells for {len(pairs_P2)} pairs", "each cell needs a pair", "ask for fewer cells")
+            raise UsageError(
+                f"{cells} cells were requested for {len(pairs_P2)} pairs", "each cell needs a pair", "request fewer cells"
+            )
         order_P, starts = _cut(_assign(vectors_PD, cells, seed, gpu))
         vectors_PD = vectors_PD[order_P]
         centroids_CD = np.stack([vectors_PD[a:b].mean(0, np.float64) for a, b in _spans(starts)]).astype(np.float32)
@@ -245,7 +249,7 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
 
     Raises
     ------
-    DataError
+    ValueError
         Parts that overlap, leave a gap, or differ in width.
     """
     vectors_PD: np.ndarray | None = None
@@ -255,8 +259,8 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
         if vectors_PD is None and part_nD.ndim == 2:
             vectors_PD = np.empty((count, part_nD.shape[1]), np.float32)
         if vectors_PD is None or part_nD.shape[1:] != vectors_PD.shape[1:] or not 0 <= start <= stop <= count:
-            raise DataError(
-                f"embeddings of shape {list(part_nD.shape)} from pair {start} on", f"there are {count} pairs of one width", ""
+            raise ValueError(
+                f"embeddings of shape {list(part_nD.shape)} from pair {start} on; there are {count} pairs of one width"
             )
         vectors_PD[start:stop] = part_nD
         spans.append((start, stop))
@@ -264,10 +268,10 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
     for start, stop in sorted(spans):
         if start != covered:
             kind = "in two parts" if start < covered else "in no part"
-            raise DataError(f"the embedding of pair {min(start, covered)} is {kind}", "", "cut the pair list once")
+            raise ValueError(f"the embedding of pair {min(start, covered)} is {kind}; cut the pair list once")
         covered = stop
     if vectors_PD is None or covered != count:
-        raise DataError(f"the embedding of pair {covered} is in no part", f"there are {count} pairs", "give all parts")
+        raise ValueError(f"the embedding of pair {covered} is in no part; there are {count} pairs")
     return vectors_PD
 
 
@@ -298,16 +302,22 @@ def _checked_pairs(pairs: np.ndarray, source: str) -> np.ndarray:
     pairs_P2 = np.asarray(pairs)
     if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or not np.issubdtype(pairs_P2.dtype, np.integer):
         raise DataError(
-            f"{source}: {pairs_P2.dtype} of shape {list(pairs_P2.shape)}", "", "give integers [P, 2], at least one pair"
+            f"{source}: {pairs_P2.dtype} of shape {list(pairs_P2.shape)}",
+            "a pair is the index of an attribute and the index of an object",
+            "give integers [P, 2], at least one pair",
         )
     outside = np.flatnonzero(((pairs_P2 < 0) | (pairs_P2 >= _LARGEST_INDEX)).any(axis=1))
     if outside.size:
-        raise DataError(f"{source}: pair {outside[0]} is {pairs_P2[outside[0]].tolist()}", "", "use indices from 0 on")
+        raise DataError(
+            f"{source}: pair {outside[0]} is {pairs_P2[outside[0]].tolist()}", "an index is out of range", "use indices from 0 on"
+        )
     pairs_P2 = pairs_P2.astype(np.int64, copy=False)
     _, first = np.unique(_keys(pairs_P2), return_index=True)
     if len(first) < len(pairs_P2):
         row = int(np.setdiff1d(np.arange(len(pairs_P2)), first)[0])
-        raise DataError(f"{source}: pair {row} {pairs_P2[row].tolist()} is listed twice", "", "keep it once")
+        raise DataError(
+            f"{source}: pair {row} {pairs_P2[row].tolist()} is listed twice", "each pair has one embedding", "keep it once"
+        )
     return pairs_P2
 
 
@@ -357,11 +367,13 @@ def _check_cells(index: CompositionIndex, folder: Path) -> None:
     assert index.order is not None and index.starts is not None and index.centroids is not None and index.radii is not None
     count = len(index)
     if not np.array_equal(np.sort(index.order), np.arange(count)):
-        raise DataError(f"{folder}/order.npy is no order of the {count} pairs", "", "build the index again")
+        raise DataError(
+            f"{folder}/order.npy is damaged", f"it is not a permutation of the {count} pairs", "build the index again"
+        )
     if index.starts[0] != 0 or index.starts[-1] != count or (np.diff(index.starts) < 1).any():
-        raise DataError(f"{folder}/starts.npy does not cut {count} rows into cells", "", "build the index again")
+        raise DataError(f"{folder}/starts.npy is damaged", f"it does not divide {count} rows into cells", "build the index again")
     if not (np.isfinite(index.centroids).all() and np.isfinite(index.radii).all()):
-        raise DataError(f"{folder}: a centroid or radius is not finite", "", "build the index again")
+        raise DataError(f"the index {folder} is damaged", "a centroid or radius is not finite", "build the index again")
     outside = np.flatnonzero(_radii(index.vectors, index.starts, index.centroids) > index.radii)
     if outside.size:
         raise DataError(

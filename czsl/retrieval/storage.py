@@ -102,11 +102,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is not an index", "it has no index.json", "is the path right?")
     content = read_json(path, head="cannot read {path}", fix=_AGAIN)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path} does not describe an index", "", "is the path right?")
+        raise DataError(f"{path} does not describe an index", "its format is another one", "check the path")
     if content.get("version") != VERSION:
         raise DataError(f"{path}: version {content.get('version')!r}", f"this program reads version {VERSION}", _AGAIN)
     if not isinstance(content.get("files"), dict) or not isinstance(content.get("meta"), dict):
-        raise DataError(f"{path} has no files or no meta", "", _AGAIN)
+        raise DataError(f"{path} is damaged", "it has no `files` or no `meta`", _AGAIN)
     return content
 
 
@@ -114,10 +114,14 @@ def _facts(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {name: content.get(name) for name in ("kind", "pairs", "dim", "cells")}
     least = {"pairs": 1, "dim": 1, "cells": 1 if facts["kind"] == "ivf" else 0}
     if not isinstance(facts["kind"], str) or facts["kind"] not in ARRAYS:
-        raise DataError(f"{folder}/index.json: unknown kind {facts['kind']!r}", "", f"kinds are {', '.join(ARRAYS)}")
+        raise DataError(
+            f"{folder}/index.json: unknown kind {facts['kind']!r}",
+            "it was written by another program or version",
+            f"kinds are {', '.join(ARRAYS)}",
+        )
     for name, smallest in least.items():
         if type(facts[name]) is not int or not smallest <= facts[name] < 2**40:
-            raise DataError(f"{folder}/index.json: {name} is {facts[name]!r}", "", _AGAIN)
+            raise DataError(f"{folder}/index.json is damaged", f"{name} is {facts[name]!r}, not a whole number above 0", _AGAIN)
     return facts
 
 

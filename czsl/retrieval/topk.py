@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.retrieval.index import BLOCK, CompositionIndex
 
 IMAGES = 1024  # handled at a time
@@ -95,7 +95,7 @@ def top_compositions(
 
     Raises
     ------
-    UsageError
+    ValueError
         Shapes that do not fit, half of the primitive terms, ``k`` or ``probes`` below 1, ``probes`` on a flat index or with
         ``probability``, a weight that is not above 0.
     DataError
@@ -103,7 +103,7 @@ def top_compositions(
     """
     queries_BD = _checked(queries_BD, "queries", (None, index.dim))
     if (attribute_BA is None) != (object_BO is None):
-        raise UsageError("one of the two primitive terms is missing", "", "give attribute and object terms, or none")
+        raise ValueError("one of the two primitive terms is missing; give attribute and object terms, or none")
     terms = None
     if attribute_BA is not None and object_BO is not None:
         most = index.pairs.max(axis=0) + 1
@@ -112,25 +112,25 @@ def top_compositions(
             for term, name, least in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), most, strict=True)
         )
     if k < 1 or (probes is not None and probes < 1):
-        raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
+        raise ValueError(f"k is {k} and probes is {probes}; the minimum of both is 1")
     if probes is not None and index.kind == "flat":
-        raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+        raise ValueError("probes was given for a flat index, which has no cells")
     if combine not in ("product", "sum"):
-        raise UsageError(f"combine={combine!r} is not known", "primitive terms are multiplied or added", "give product or sum")
+        raise ValueError(f"combine={combine!r} is unknown; primitive terms are combined by product or sum")
     if probability is not None and (probes is not None or not probability > 0):
-        why = "a probability needs the products of all pairs" if probes else f"its weight is {probability}"
-        raise UsageError("this composition term cannot be searched", why, "leave probes out, and give a weight above 0")
+        why = "probes cannot be used with it" if probes else f"its weight is {probability}, not above 0"
+        raise ValueError(f"a probability as composition term needs the products of all pairs: {why}")
     allowed_P = np.ones(len(index), bool) if allowed is None else np.asarray(allowed)
     if allowed_P.shape != (len(index),) or allowed_P.dtype != bool:
-        raise UsageError(
-            f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}", f"the index holds {len(index)} pairs", "give bool [P]"
+        raise ValueError(
+            f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}; give bool [{len(index)}], one per pair of the index"
         )
     groups = [(allowed_P, 0.0)]
     if bias is not None:
         value, marked_P = float(bias[0]), np.asarray(bias[1])
         if not np.isfinite(value) or marked_P.shape != (len(index),) or marked_P.dtype != bool:
-            raise UsageError(
-                f"a bias of {value} on {marked_P.dtype} {list(marked_P.shape)}", f"the index has {len(index)} pairs", ""
+            raise ValueError(
+                f"a bias of {value} on {marked_P.dtype} {list(marked_P.shape)}; give a finite number and bool [{len(index)}]"
             )
         groups = [(allowed_P & ~marked_P, 0.0), (allowed_P & marked_P, value)]
     k = min(k, int(allowed_P.sum()))
@@ -184,7 +184,9 @@ class _Search:
             largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))
         if (largest > 1e30).any():
             raise DataError(
-                f"scores of image {int(largest.argmax())} reach {largest.max():.1e}", "", "are the embeddings scaled?"
+                f"scores of image {int(largest.argmax())} reach {largest.max():.1e}",
+                "float32 cannot rank such scores",
+                "check that the embeddings are normalised",
             )
         # Rounding of a float32 inner product summed in any order, of the primitive term, and of their sum.
         self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
@@ -434,12 +436,14 @@ def _checked(values: np.ndarray, name: str, shape: tuple, least: int = 0, lowest
     fits = array.ndim == 2 and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
     if not fits or array.shape[1] < least or not np.issubdtype(array.dtype, np.floating):
         wanted = [least if want is None and least else want for want in shape]
-        raise UsageError(
-            f"{name}: {array.dtype} of shape {list(array.shape)}", f"the index needs {wanted}", "give floats of this shape"
-        )
+        raise ValueError(f"{name}: {array.dtype} of shape {list(array.shape)}; the index needs floats of shape {wanted}")
     array = np.ascontiguousarray(array, dtype=np.float32)
     bad = np.argwhere(~(np.isfinite(array) & (array >= lowest)))
     if bad.size:
         what = "is not finite" if not np.isfinite(array[tuple(bad[0])]) else "is negative"
-        raise DataError(f"{name}: column {bad[0][1]} of image {bad[0][0]} {what}", f"it is {array[tuple(bad[0])]}", "")
+        raise DataError(
+            f"{name}: column {bad[0][1]} of image {bad[0][0]} {what}",
+            f"it is {array[tuple(bad[0])]}",
+            "check the weights of the run and the image",
+        )
     return array

@@ -72,7 +72,9 @@ def set_tags(path: PathLike, add: list[str], remove: list[str]) -> list[str]:
     there = tags_of(path)
     for tag in add:
         if not TAG.fullmatch(tag):
-            raise UsageError(f"{tag!r} cannot be a tag", "", "use up to 64 letters, digits, - _ . +")
+            raise UsageError(
+                f"{tag!r} cannot be a tag", "it is too long or has other characters", "use up to 64 letters, digits, - _ . +"
+            )
     if absent := [tag for tag in remove if tag not in there]:
         raise UsageError(
             f"{Path(path).name} has no tag {absent[0]!r}", f"its tags: {', '.join(there) or 'none'}", "name one of these"

@@ -124,11 +124,23 @@ class RunConfig:
                     f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
                 )
         if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"unknown optimizer {self.optimizer!r}", "", f"choose one of {', '.join(OPTIMIZERS)}")
+            raise UsageError(
+                f"unknown optimizer {self.optimizer!r}",
+                "there is no such optimizer here",
+                f"choose one of {', '.join(OPTIMIZERS)}",
+            )
         if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
+            raise UsageError(
+                f"unknown precision {self.precision!r}",
+                "there is no such precision here",
+                f"choose one of {', '.join(PRECISIONS)}",
+            )
         if self.selection not in SELECTIONS:
-            raise UsageError(f"unknown selection {self.selection!r}", "", f"choose one of {', '.join(SELECTIONS)}")
+            raise UsageError(
+                f"unknown selection {self.selection!r}",
+                "checkpoints are chosen in one of these ways",
+                f"choose one of {', '.join(SELECTIONS)}",
+            )
         if self.stop_after and self.selection == "last":
             raise UsageError(
                 f"stop_after={self.stop_after} with selection=last",
@@ -155,7 +167,11 @@ class RunConfig:
 
     def _check_labels(self) -> None:
         if self.label_init not in LABEL_INITS:
-            raise UsageError(f"unknown label_init {self.label_init!r}", "", f"choose one of {', '.join(LABEL_INITS)}")
+            raise UsageError(
+                f"unknown label_init {self.label_init!r}",
+                "label confidences start in one of these ways",
+                f"choose one of {', '.join(LABEL_INITS)}",
+            )
         for name in ("label_momentum", "label_rescue"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it is a share", "set it between 0 and 1")

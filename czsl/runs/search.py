@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import zlib
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import check_known, typed
 
@@ -137,8 +136,7 @@ def _domain(name: str, spec: Any, owner: type) -> Domain:
         )
     kind, args = next(iter(spec.items()))
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(kind), KINDS)
         raise UsageError(f"{name}: unknown kind {kind!r}", hint, f"kinds: {', '.join(KINDS)}")
     example = f"write for example  {name}: {{{KINDS[kind]}}}"
     if not isinstance(args, list):

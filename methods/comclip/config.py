@@ -61,7 +61,11 @@ class ComCLIPConfig(RegionFileConfig):
                 "the defaults are 0.01 and 16",
             )
         if "{}" not in self.phrase:
-            raise UsageError(f"phrase {self.phrase!r} has no place for the word", "", "write {} where the word belongs")
+            raise UsageError(
+                f"phrase {self.phrase!r} has no place for the word",
+                "each word is put into the phrase",
+                "write {} where the word belongs",
+            )
         self.rule  # noqa: B018 (it checks its own fields)
 
     @property

@@ -126,7 +126,11 @@ def _from_lines(text: str, path: Path) -> MatchFile:
                 f"{where} is of no known format", f"its fields: {', '.join(map(str, record))[:120]}", f"formats: {FORMATS}"
             )
         if len(kinds) > 1:
-            raise DataError(f"{where} is of another format than the lines before", "", "put each format into a file of its own")
+            raise DataError(
+                f"{where} is of another format than the lines before",
+                "all lines of a file are questions of one kind",
+                "put each format into a file of its own",
+            )
     return MatchFile(next(iter(kinds), "retrieval"), tuple(items))
 
 

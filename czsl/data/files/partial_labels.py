@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Dataset
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError, UsageError, did_you_mean
 from czsl.reading import PathLike, parquet_errors, parse_json, read_text
 from czsl.runs.files import write_atomically
 from czsl.runs.settings import typed
@@ -208,11 +208,14 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
     key = tuple(label) if isinstance(label, list) and all(isinstance(x, str) for x in label) else label
     place = places.get(key) if isinstance(key, str | tuple) else None
     if place == -1:
-        raise DataError(f"{where}: two seen pairs are written {key!r}", "", 'write ["attribute", "object"]')
+        raise DataError(
+            f"{where}: two seen pairs are written {key!r}",
+            "the text does not tell which of them is meant",
+            'write ["attribute", "object"]',
+        )
     if place is None:
         text = " ".join(key) if isinstance(key, tuple) else str(key)
-        near = difflib.get_close_matches(text, [k for k in places if isinstance(k, str)], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(text, [k for k in places if isinstance(k, str)])
         raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are pairs that training knows")
     return place
 

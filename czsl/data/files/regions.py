@@ -237,7 +237,9 @@ def _table(content: Any, source: str, stem: str) -> RegionTable:
     if any("boxes" in record for record in records):
         found = {_name(record, source): from_grounding_dino(record, source) for record in records}
         if len(found) < len(records):
-            raise DataError(f"{source} names an image twice", "", "put all regions of an image in one record")
+            raise DataError(
+                f"{source} names an image twice", "each image has one record", "put all regions of an image in one record"
+            )
         return RegionTable(found)
     return RegionTable.from_json(records, source)
 
@@ -266,7 +268,11 @@ def from_grounding_dino(record: Mapping[str, Any], source: str = "GroundingDINO 
     boxes, phrases = record.get("boxes"), record.get("phrases", record.get("labels"))
     scores = record.get("logits", record.get("scores"))
     if not isinstance(boxes, list) or not isinstance(phrases, list) or len(boxes) != len(phrases):
-        raise DataError(f"{source}: boxes and phrases are not lists of one length", "", 'write {"image", "boxes", "phrases"}')
+        raise DataError(
+            f"{source}: boxes and phrases are not lists of one length",
+            "each box has one phrase",
+            'write {"image", "boxes", "phrases"}',
+        )
     if scores is not None and (not isinstance(scores, list) or len(scores) != len(boxes)):
         raise DataError(f"{source}: there are not as many logits as boxes", f"found {str(scores)[:80]}", "give one a box")
     regions = []

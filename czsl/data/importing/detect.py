@@ -24,7 +24,7 @@ def find_layout(source: Path) -> str:
     if source.is_file():
         return _layout_of_file(source)
     if not source.is_dir():
-        raise DataError(f"no file or folder {source}", "", "is the path right?")
+        raise DataError(f"no file or folder {source}", "nothing exists at this path", "check the path")
     if (source / "dataset.json").is_file():
         raise DataError(f"{source} is a dataset folder already", "it was imported before", "use it as it is")
     if _is_hub_cache(source):

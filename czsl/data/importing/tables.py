@@ -46,7 +46,11 @@ def split_tables(folder: Path) -> list[Path]:
 def _read_split_tables(folder: Path, reading: Reading) -> Source:
     files = split_tables(folder)
     if not files:
-        raise DataError(f"{folder} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
+        raise DataError(
+            f"{folder} has no manifest.csv or manifest.parquet",
+            "the layout `manifest` reads one of these files",
+            "give the manifest's own path",
+        )
     source, whole = source_at(folder, reading), Table(str(files[0]), [], [])
     for path in files:
         table = read_table(path, reading)

@@ -112,13 +112,17 @@ def check_destination(dest: PathLike, force: bool = False) -> None:
     if not dest.exists() and not dest.is_symlink():
         return
     if not dest.is_dir() or dest.is_symlink():
-        raise UsageError(f"{dest} is not a folder", "", "give a new folder")
+        raise UsageError(f"{dest} is not a folder", "a dataset is a folder of several files", "give a new folder")
     if not any(dest.iterdir()):
         return
     if not (dest / "dataset.json").is_file():
-        raise UsageError(f"{dest} is not empty and is not a dataset folder", "", "give a new or empty folder")
+        raise UsageError(
+            f"{dest} is not empty and is not a dataset folder",
+            "its files would be mixed with the dataset",
+            "give a new or empty folder",
+        )
     if not force:
-        raise UsageError(f"{dest} already holds a dataset", "", "give a new folder, or --force to replace it")
+        raise UsageError(f"{dest} already holds a dataset", "it would be replaced", "give a new folder, or --force to replace it")
 
 
 def _write_files(folder, space, records, name, problems, read_as, decode) -> dict:
@@ -131,10 +135,14 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
         for record in records:
             row = Row(record.id, hashlib.sha256(record.image).hexdigest(), record.attr, record.obj, record.split)
             if record.id in rows:
-                raise DataError(f"the id {record.id!r} occurs twice", "", "give every image a name of its own")
+                raise DataError(
+                    f"the id {record.id!r} occurs twice", "an id names one image", "give every image a name of its own"
+                )
             if (record.attr, record.obj) not in allowed.get(record.split, ()):
                 raise DataError(
-                    f"{record.id}: {row.label!r} is no {record.split} {space.noun} of the space", "", "mend the lists"
+                    f"{record.id}: {row.label!r} is no {record.split} {space.noun} of the space",
+                    "the lists of pairs and the labels of images disagree",
+                    "add the pair to the lists, or correct the label",
                 )
             rows[record.id] = row
             writers[record.split].add(row, record.image)
@@ -145,7 +153,7 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
             writer.abandon()
         raise
     if not rows:
-        raise DataError("there is no usable image", "", "is this the right folder?")
+        raise DataError("there is no usable image", "every image was refused, or none was found", "is this the right folder?")
     content = {
         "format": FORMAT,
         "name": name,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.retrieval import topk
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
@@ -77,7 +77,7 @@ def test_probabilities_of_compositions_equal_brute_force(kind, clusters, weight,
         result = top_compositions(index, queries, *(terms or ()), k=k, allowed=some, probability=weight)
         assert_equal(result, brute_force(vectors, pairs, queries, terms, k, some, weight))
     for wrong in ({"probability": 0.0}, {"probability": -1.0}, {"probability": 1.0, "probes": 2}):
-        with pytest.raises(UsageError):
+        with pytest.raises(ValueError):
             top_compositions(index, queries, **wrong)
 
 
@@ -95,7 +95,7 @@ def test_sums_of_primitive_terms_equal_brute_force(kind, clusters, sizes, weight
         assert_equal(result, brute_force(vectors, pairs, queries, terms, k, some, combine="sum"))
     result = top_compositions(index, queries, *terms, k=10, probability=2.0, combine="sum")
     assert_equal(result, brute_force(vectors, pairs, queries, terms, 10, None, 2.0, combine="sum"))
-    with pytest.raises(UsageError, match="combine='mean'"):
+    with pytest.raises(ValueError, match="combine='mean'"):
         top_compositions(index, queries, *terms, combine="mean")
 
 
@@ -314,7 +314,7 @@ def flat_index():
 def test_arguments_that_do_not_fit(change):
     index, queries, (alpha, beta) = flat_index()
     arguments = {"queries_BD": queries, "attribute_BA": alpha, "object_BO": beta} | change
-    with pytest.raises(UsageError):
+    with pytest.raises(ValueError):
         top_compositions(index, **arguments)
 
 
@@ -350,5 +350,5 @@ def test_a_bias_that_cannot_be_added_is_refused():
     vectors, pairs, queries, _ = world()
     index = CompositionIndex.build(vectors, pairs)
     for bias in ((float("nan"), np.ones(len(pairs), bool)), (1.0, np.ones(3, bool)), (1.0, np.ones(len(pairs)))):
-        with pytest.raises(UsageError, match="a bias of"):
+        with pytest.raises(ValueError, match="a bias of"):
             top_compositions(index, queries, bias=bias)
