@@ -33,16 +33,17 @@ def clip(small_clip):
     """The small CLIP with drawn weights."""
     own = copy.deepcopy(small_clip)
     fill(own, "clip.")
+    own.logit_scale.fill_(20.0)
     return own
 
 
 @pytest.fixture(scope="module")
 def batch(small_space):
-    """Three images and their labels."""
-    images = (128 + 60 * drawn("images", 3, 3, 64, 64)).clamp(0, 255).to(torch.uint8)
-    pair = torch.tensor([0, 5, 9])
+    """Five images and their labels."""
+    images = (128 + 60 * drawn("images", 5, 3, 64, 64)).clamp(0, 255).to(torch.uint8)
+    pair = torch.tensor([0, 5, 9, 2, 12])
     attr, obj = torch.from_numpy(small_space.train_pairs[pair.numpy()].copy()).T
-    return {"images": images, "attr": attr, "obj": obj, "pair": pair, "index": torch.arange(3), "ids": ["a", "b", "c"]}
+    return {"images": images, "attr": attr, "obj": obj, "pair": pair, "index": torch.arange(5), "ids": list("abcde")}
 
 
 def made(name, space, clip):
@@ -52,12 +53,10 @@ def made(name, space, clip):
     config = method_class(name).Config
     off = {field: 0.0 for field in config.__dataclass_fields__ if "dropout" in field}
     extra = {"adapter_dim": 8} if "adapter_dim" in config.__dataclass_fields__ else {}
+    extra |= {"proto_init": "first_samples"} if "proto_init" in config.__dataclass_fields__ else {}
     method = build(name, space, copy.deepcopy(clip), {**off, **extra})
     own = {n: p for n, p in method.named_parameters() if not n.startswith("clip.") and p.requires_grad}
-    with torch.no_grad():
-        for n, parameter in own.items():
-            scale = 0.1 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5
-            parameter += scale * drawn(f"{name}.{n}", *parameter.shape).to(parameter)
+    fill(own, f"{name}.")
     return method, own
 
 
@@ -69,8 +68,8 @@ def test_scores_losses_and_gradients(name, small_space, clip, batch):
     GOLDEN.check(f"{name}: scores", scores, rtol=1e-3, atol=1e-3)
     if method.wants_first_pass:
         with torch.no_grad():
-            features = drawn(f"{name} features", 60, clip.dim).float()
-            pair = torch.arange(60) % len(small_space.train_pairs)
+            features = drawn(f"{name} features", 210, clip.dim).float()
+            pair = torch.arange(210) % len(small_space.train_pairs)
             attr, obj = torch.from_numpy(small_space.train_pairs[pair.numpy()].copy()).T
             method.first_pass(features, attr, obj)
     terms = method.train().training_step(batch)

@@ -48,9 +48,10 @@ def drawn(name: str, *shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fill(module: torch.nn.Module, prefix: str = "") -> None:
-    """Overwrite all parameters by drawn numbers of a usual size, whatever initialised them."""
-    for name, parameter in module.named_parameters():
+def fill(parameters: torch.nn.Module | dict[str, torch.nn.Parameter], prefix: str = "") -> None:
+    """Overwrite parameters by drawn numbers of a usual size, whatever initialised them."""
+    named = parameters.items() if isinstance(parameters, dict) else parameters.named_parameters()
+    for name, parameter in named:
         own = drawn(prefix + name, *parameter.shape)
         if parameter.dim() > 1:
             parameter.copy_(own / parameter.shape[-1] ** 0.5)
