@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -28,6 +27,7 @@ from czsl.data.paths import cache_folder
 from czsl.data.table import Split
 from czsl.errors import DataError
 from czsl.reading import PathLike, read_array
+from czsl.runs.files import whole_file
 
 DECODE_CHUNK = 256
 log = logging.getLogger("czsl")
@@ -122,8 +122,7 @@ class PixelCache:
 
     def _build(self, path: Path, shape: tuple[int, ...], prepare: Callable, progress: Callable[[int], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
-        try:
+        with whole_file(path) as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
             def fill(item: tuple[int, bytes]) -> None:
@@ -137,9 +136,6 @@ class PixelCache:
                     list(pool.map(fill, chunk))
                     progress(chunk[-1][0] + 1)
             pixels.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def batch(
         self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu"
@@ -159,11 +155,6 @@ def prepared_batch(
         prepared = dict(zip(contents, images, strict=True))
     rows = [prepared[row] for row in rows_B.tolist()]
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _beside(path: Path) -> Path:
-    """A name of one's own for a file in the making: threads, processes and hosts may make the same one at once."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def split_key(split: Split) -> str:
@@ -215,13 +206,8 @@ def save_features(path: PathLike, features_ND: Tensor) -> None:
 
 def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 class FeatureParts:

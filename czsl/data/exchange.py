@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from czsl.data.importing.columns import ID
 from czsl.data.importing.published import LISTS
 from czsl.data.table import Dataset
 from czsl.errors import DataError, UsageError
+from czsl.runs.files import whole_folder
 
 FORMATS = ("imagefolder", "table", "coco")
 MAX_PART = 200  # bytes in a part of a file's name
@@ -85,20 +83,11 @@ def export_dataset(
     rows = {split: sorted(choose(data.split(split), limit, seed)) for split in splits if len(data.split(split))}
     if not any(rows.values()):
         raise DataError(f"{data.folder} has no images of {', '.join(splits)}", "the splits are empty", "choose another --split")
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.parent / f".{dest.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
-    temporary.mkdir()
-    try:
+    with whole_folder(dest) as temporary:
         images = list(_write_images(data, form, temporary, rows, progress))
         {"imagefolder": _image_folder, "table": _table, "coco": _coco}[form](temporary, data, images)
         if limit is None and set(splits) == set(SPLITS):
             data.space.save(temporary / "space.json")
-        if dest.is_dir():
-            dest.rmdir()
-        temporary.rename(dest)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return len(images)
 
 

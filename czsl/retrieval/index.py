@@ -45,8 +45,6 @@ class CompositionIndex:
         First row of each cell.
     centroids : float32 [C, D], optional
         Mean of each cell's vectors.
-    radii : float32 [C], optional
-        Largest distance of a cell's vector to its centroid, rounded up.
     meta : dict
         The caller's: which run, checkpoint and label space the embeddings come from.
     gpu : bool
@@ -58,7 +56,6 @@ class CompositionIndex:
     order: np.ndarray | None = None
     starts: np.ndarray | None = None
     centroids: np.ndarray | None = None
-    radii: np.ndarray | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     gpu: bool = False
 
@@ -122,8 +119,7 @@ class CompositionIndex:
         order_P, starts = _cut(_assign(vectors_PD, cells, seed, gpu))
         vectors_PD = vectors_PD[order_P]
         centroids_CD = np.stack([vectors_PD[a:b].mean(0, np.float64) for a, b in _spans(starts)]).astype(np.float32)
-        radii_C = np.nextafter(_radii(vectors_PD, starts, centroids_CD).astype(np.float32), np.float32(np.inf))
-        return cls(pairs_P2, vectors_PD, order_P, starts, centroids_CD, radii_C, gpu=gpu)
+        return cls(pairs_P2, vectors_PD, order_P, starts, centroids_CD, gpu=gpu)
 
     # -- what is in it ---------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -142,7 +138,7 @@ class CompositionIndex:
     @property
     def cells(self) -> int:
         """C, the number of cells; 0 in a flat index."""
-        return 0 if self.radii is None else len(self.radii)
+        return 0 if self.centroids is None else len(self.centroids)
 
     @cached_property
     def longest(self) -> float:
@@ -215,7 +211,7 @@ class CompositionIndex:
 
     @classmethod
     def load(cls, folder: PathLike, gpu: bool | None = None) -> CompositionIndex:
-        """Read what :meth:`save` wrote, after checking sizes, hashes, shapes, values and cell radii.
+        """Read what :meth:`save` wrote, after checking sizes, hashes, shapes and values.
 
         Raises
         ------
@@ -322,7 +318,7 @@ def _checked_pairs(pairs: np.ndarray, source: str) -> np.ndarray:
 
 
 def _assign(vectors_PD: np.ndarray, cells: int, seed: int, gpu: bool) -> np.ndarray:
-    """Cell of each vector by L2 k-means: small radii are what the bounds of the exact search live on. int64 [P]."""
+    """Cell of each vector by L2 k-means, int64 [P]."""
     import faiss
 
     sample = min(len(vectors_PD), cells * SAMPLE_PER_CELL)
@@ -353,18 +349,9 @@ def _spans(starts: np.ndarray) -> Iterable[tuple[int, int]]:
     return itertools.pairwise(starts.tolist())
 
 
-def _radii(vectors_PD: np.ndarray, starts: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
-    """Largest distance of each cell's vectors to its centroid, float64 [C]."""
-    radii = []
-    for (start, stop), centroid_D in zip(_spans(starts), centroids_CD, strict=True):
-        apart = vectors_PD[start:stop].astype(np.float64) - centroid_D
-        radii.append(np.sqrt(np.einsum("nd,nd->n", apart, apart).max()))
-    return np.array(radii)
-
-
 def _check_cells(index: CompositionIndex, folder: Path) -> None:
-    """DataError unless the cells hold each pair once and lie within their radii: the exact search relies on it."""
-    assert index.order is not None and index.starts is not None and index.centroids is not None and index.radii is not None
+    """DataError unless the cells hold each pair once and their centroids are finite."""
+    assert index.order is not None and index.starts is not None and index.centroids is not None
     count = len(index)
     if not np.array_equal(np.sort(index.order), np.arange(count)):
         raise DataError(
@@ -372,12 +359,5 @@ def _check_cells(index: CompositionIndex, folder: Path) -> None:
         )
     if index.starts[0] != 0 or index.starts[-1] != count or (np.diff(index.starts) < 1).any():
         raise DataError(f"{folder}/starts.npy is damaged", f"it does not divide {count} rows into cells", "build the index again")
-    if not (np.isfinite(index.centroids).all() and np.isfinite(index.radii).all()):
-        raise DataError(f"the index {folder} is damaged", "a centroid or radius is not finite", "build the index again")
-    outside = np.flatnonzero(_radii(index.vectors, index.starts, index.centroids) > index.radii)
-    if outside.size:
-        raise DataError(
-            f"{folder}/radii.npy: cell {outside[0]} reaches beyond its radius",
-            "an exact search needs it",
-            "build the index again",
-        )
+    if not np.isfinite(index.centroids).all():
+        raise DataError(f"{folder}/centroids.npy is damaged", "a centroid is not finite", "build the index again")

@@ -6,8 +6,6 @@ Nothing is unpickled, and only the files named here are opened.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ import numpy as np
 
 from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike, read_array, read_json
-from czsl.runs.files import sha256_file, sync_folder, write_json
+from czsl.runs.files import sha256_file, whole_folder, write_json
 
-FORMAT, VERSION = "czsl composition index", 1
-ARRAYS = {"flat": ("pairs", "vectors"), "ivf": ("pairs", "vectors", "order", "starts", "centroids", "radii")}
-_NAMES = {"index.json"} | {f"{name}.npy" for name in ARRAYS["ivf"]}
+FORMAT, VERSION = "czsl composition index", 2
+ARRAYS = {"flat": ("pairs", "vectors"), "ivf": ("pairs", "vectors", "order", "starts", "centroids")}
+_NAMES = {"index.json", "radii.npy"} | {f"{name}.npy" for name in ARRAYS["ivf"]}  # radii: of version 1, which is replaced
 _AGAIN = "build the index again"
 
 
@@ -32,33 +30,14 @@ def write(folder: PathLike, arrays: dict[str, np.ndarray], facts: dict[str, Any]
         meta = json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError("the meta of the index is not JSON", str(error), "use texts, numbers, lists and dicts") from None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    temporary.mkdir()
-    try:
+    with whole_folder(folder, replace=True, sync=True) as temporary:
         files = {}
         for name, array in arrays.items():
             path = temporary / f"{name}.npy"
             with path.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_json(temporary / "index.json", {"format": FORMAT, "version": VERSION, **facts, "files": files, "meta": meta})
-        sync_folder(temporary)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read(folder: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
@@ -73,7 +52,6 @@ def read(folder: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
         "order": (np.int64, (pairs,)),
         "starts": (np.int64, (cells + 1,)),
         "centroids": (np.float32, (cells, dim)),
-        "radii": (np.float32, (cells,)),
     }
     arrays = {}
     for name in ARRAYS[facts["kind"]]:

@@ -23,7 +23,6 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 
 IMAGES = 1024  # handled at a time
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
-FIRST_CELLS, SCAN_SHARE = 7, 0.5  # after so many cells, an image that wants more than this share of the rows scans them all
 DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
 BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
@@ -46,7 +45,7 @@ class TopCompositions:
     visited : float64 [B]
         Inner products computed, as a share of all pairs.
     exact : bool
-        False: cells were left out without a proof that they hold nothing better.
+        False if only some of the cells were visited.
     """
 
     scores: np.ndarray
@@ -82,8 +81,8 @@ def top_compositions(
     allowed : bool [P], optional
         Pairs that may be answered; default: all.
     probes : int, optional
-        Visit this many cells of an ``ivf`` index (more where they hold fewer than k allowed pairs) and stop: quick and approximate.
-        Default: visit cells until no other can hold a better pair.
+        Visit this many cells of an ``ivf`` index (more if they hold fewer than k allowed pairs) and stop: quick and approximate.
+        Default: scan all pairs, which is exact.
     probability : float, optional
         The composition term is this weight times the pair's probability, the softmax of its inner product among all pairs of the index,
         instead of the inner product itself. Costs a scan of its own for the sum.
@@ -225,7 +224,6 @@ class _Search:
 
     def run(self, probes: int | None) -> None:
         """Fill :attr:`scores` and :attr:`places`."""
-        everybody = np.arange(len(self.queries))
         if self.terms is not None:
             self.visit_seeds()
         if probes is not None:
@@ -234,10 +232,8 @@ class _Search:
             left = self.visit_gpu()
             if left.size:
                 self.visit_all(left)
-        elif self.index.kind == "flat":
-            self.visit_all(everybody)
         else:
-            self.visit_cells()
+            self.visit_all(np.arange(len(self.queries)))
 
     # -- which pairs to visit ----------------------------------------------------------------------------------------
     def visit_seeds(self) -> None:
@@ -273,31 +269,6 @@ class _Search:
         products, rows = self.index.on_gpu.search(self.queries, wanted)
         self.products += len(self.index)
         return np.flatnonzero(self.settle(np.arange(len(self.queries)), products, rows, len(self.index)))
-
-    def visit_cells(self) -> None:
-        """Cells in order of their upper bound, until none of the others can hold a better pair."""
-        assert self.index.radii is not None
-        everybody = np.arange(len(self.queries))
-        bound_BC = self.composition_term(everybody, self.centroid_products() + self.lengths[:, None] * self.index.radii)
-        bound_BC += (self.rest + self.slack)[:, None]
-        cells = list(self.cell_rows())
-        sizes_C = np.array([len(rows) for rows in cells])
-        bound_BC[:, sizes_C == 0] = -np.inf
-        order_BC = np.argsort(-bound_BC, axis=1, kind="stable")
-        active, done, width = everybody, 0, 1
-        while done < len(cells) and active.size:
-            if done >= FIRST_CELLS:  # where most of the rows are left over, one scan is quicker than many cells
-                wanted_b = (bound_BC[active] >= self.worst[active, None]) @ sizes_C
-                self.visit_all(active[wanted_b > SCAN_SHARE * len(self.rows)])
-                active = active[wanted_b <= SCAN_SHARE * len(self.rows)]
-            chosen = order_BC[active, done : done + width]
-            for cell, images in _by_cell(active, chosen):
-                images = images[bound_BC[images, cell] >= self.worst[images]]
-                if sizes_C[cell] and images.size:
-                    self.visit(images, cells[cell])
-            done, width = done + width, 2 * width
-            if done < len(cells):
-                active = active[bound_BC[active, order_BC[active, done]] >= self.worst[active]]
 
     def probe(self, probes: int) -> None:
         """The cells of the largest centroid products, as many as asked for, and on until they hold k pairs."""

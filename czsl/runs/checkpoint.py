@@ -6,7 +6,6 @@ Torch is imported where tensors are read or written: commands that only look for
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from czsl.errors import CzslError, UsageError
 from czsl.reading import PathLike, read_json, read_safetensors
-from czsl.runs.files import sha256_file, sync_folder, write_json
+from czsl.runs.files import sha256_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,27 +52,14 @@ def save(folder: PathLike, checkpoint: Checkpoint, prune: bool = True) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     for left in folder.glob(".step-*.tmp"):  # of a process that was killed; a run has one writer
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with whole_folder(target, replace=True, sync=True) as temporary:  # the same step may be there already, after a resume
         for name in ("method", "optimizer", *(["labels"] if checkpoint.labels else [])):
             tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
             (temporary / f"{name}.safetensors").write_bytes(as_bytes(tensors))  # a full disk is an OSError, which save_file hides
         write_json(temporary / "state.json", checkpoint.state)
-        files = sorted(temporary.iterdir())
-        for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        write_json(temporary / "manifest.json", {p.name: sha256_file(p) for p in files})
-        sync_folder(temporary)
-        if target.exists():  # the same step again, after a resume
-            shutil.rmtree(target)
-        temporary.rename(target)
-        sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / "manifest.json", {p.name: sha256_file(p) for p in sorted(temporary.iterdir())})
     if prune:
         _prune(folder)
     return target

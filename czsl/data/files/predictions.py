@@ -14,9 +14,8 @@ import fcntl
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +27,7 @@ from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import DataError, UsageError
 from czsl.printable import printable
 from czsl.reading import PathLike, parse_json
+from czsl.runs.files import whole_file
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FIGURES = ("score", "calibrated", "prob")  # of each prediction
@@ -188,21 +188,11 @@ def write(path: PathLike, records: Iterable[dict[str, Any]], excel: bool = False
     check_format(path, excel)
     first = next(records := iter(records), None)
     classes = first is not None and "classes" in first
-    with _whole(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         csv_writer = _excel if excel else _csv
         writer = {".jsonl": _jsonl, ".csv": csv_writer, ".parquet": _parquet}[path.suffix.lower()]
         yield from writer(temporary, records if first is None else chain([first], records), classes)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _columns(classes: bool) -> tuple[str, ...]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +18,7 @@ from czsl.data.importing.problems import Problem, Row
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
+from czsl.runs.files import whole_folder, write_json
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
@@ -94,15 +92,9 @@ def write_dataset(
     """
     dest = Path(dest)
     check_destination(dest, force)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.parent / f".{dest.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
-    temporary.mkdir()
-    try:
+    with whole_folder(dest, replace=force) as temporary:
         content = _write_files(temporary, space, records, name, problems, read_as, decode)
-        _replace(temporary, dest, force)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        check_destination(dest, force)  # another process may have been faster
     return content
 
 
@@ -165,8 +157,8 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
     if decode is not None:
         content["decode"] = decode.to_json()
     space.save(folder / "space.json")
-    _write_json(folder / "import.json", {"problems": [problem.to_json() for problem in problems]})
-    _write_json(folder / "dataset.json", content)
+    write_json(folder / "import.json", {"problems": [problem.to_json() for problem in problems]})
+    write_json(folder / "dataset.json", content)
     return content
 
 
@@ -224,21 +216,3 @@ class SplitWriter:
         if self._file is not None:
             self._file.close()
             self._file, self._file_bytes = None, 0
-
-
-def _replace(temporary: Path, dest: Path, force: bool) -> None:
-    if force and dest.exists():
-        check_destination(dest, force)
-        old = temporary.with_suffix(".old")
-        dest.rename(old)
-        temporary.rename(dest)
-        shutil.rmtree(old)
-        return
-    check_destination(dest)  # somebody else may have been faster
-    if dest.is_dir():
-        dest.rmdir()
-    temporary.rename(dest)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

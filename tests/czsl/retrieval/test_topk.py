@@ -99,20 +99,6 @@ def test_sums_of_primitive_terms_equal_brute_force(kind, clusters, sizes, weight
         top_compositions(index, queries, *terms, combine="mean")
 
 
-def test_a_sum_leaves_far_cells_out_as_well():
-    vectors, pairs, queries, terms = world(attributes=40, objects=60, clusters=12)
-    result = top_compositions(CompositionIndex.build(vectors, pairs, "ivf", cells=24), queries, *terms, combine="sum")
-    assert_equal(result, brute_force(vectors, pairs, queries, terms, combine="sum"))
-    assert result.visited.max() < 0.5
-
-
-def test_cells_far_away_are_not_visited():
-    vectors, pairs, queries, terms = world(attributes=40, objects=60, clusters=12)
-    result = top_compositions(CompositionIndex.build(vectors, pairs, "ivf", cells=24), queries, *terms)
-    assert_equal(result, brute_force(vectors, pairs, queries, terms))
-    assert result.visited.max() < 0.5
-
-
 def test_the_whole_scan_is_dense_where_the_index_settles_nothing():
     """Primitive terms far above the inner products, and more good primitives than are tried first."""
     vectors, pairs, queries, _ = world(attributes=60, objects=80)
