@@ -41,7 +41,7 @@ def prompt_name(name: str, style: str = "clean") -> str:
 
 
 def label_of(attribute: str, obj: str) -> dict[str, str]:
-    """A label as records name it: ``{"attr": "wet", "obj": "dog"}``, or ``{"class": "dog"}`` where there is no attribute."""
+    """Return a label in the form of records: ``{"attr": "wet", "obj": "dog"}``, or ``{"class": "dog"}`` for a plain class."""
     return {"attr": attribute, "obj": obj} if attribute else {"class": obj}
 
 
@@ -158,16 +158,16 @@ class CompositionSpace:
         return self.open_pairs if open_world else self.closed_pairs
 
     def seen_mask(self, pairs: np.ndarray) -> np.ndarray:
-        """Which of these pairs occur in training, bool [P]."""
+        """Return which of these pairs occur in training, bool [P]."""
         return np.isin(self.key(pairs), self.key(self.train_pairs))
 
     def split_mask(self, pairs: np.ndarray, split: str) -> np.ndarray:
-        """Which of these pairs compete in the closed world of a split (its own and the training pairs), bool [P]."""
+        """Return which of these pairs compete in the closed world of a split (its own and the training pairs), bool [P]."""
         allowed = np.concatenate([self.key(getattr(self, f"{split}_pairs")), self.key(self.train_pairs)])
         return np.isin(self.key(pairs), allowed)
 
     def locate(self, pairs: np.ndarray, within: np.ndarray) -> np.ndarray:
-        """Position of each pair in the list ``within`` [P, 2]; -1 where it is not there. int64 [n]."""
+        """Position of each pair in the list ``within`` [P, 2]; -1 if it is absent. int64 [n]."""
         keys = self.key(within)
         order = np.argsort(keys, kind="stable")
         wanted = self.key(pairs)

@@ -45,7 +45,7 @@ def stream_seed_option(default: str, several: bool) -> Callable[[Callable], Call
 
 
 def split_settings(words: Sequence[str], adapt: str | None) -> tuple[list[str], list[str]]:
-    """Split words of a command line into those that are no settings, and ``key=value`` settings of the adaptation.
+    """Split words of a command line into those that are not settings, and ``key=value`` settings of the adaptation.
 
     A word is a setting if it holds ``=`` and no such file exists.
 

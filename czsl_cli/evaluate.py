@@ -42,7 +42,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Treatment of infeasible pairs.",
 )
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
-@click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
+@click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @adapt_option
 @stream_seed_option("0", several=True)
@@ -66,7 +66,7 @@ def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
     calibrate). A run that has none yet gets one first.
 
     With --adapt the test images are one unlabelled stream that moves the scores of those after it. Such numbers are transductive and no
-    result of the run alone; the report names adaptation, order and settings, and shows the numbers without it. Threshold and
+    result of the run itself; the report names adaptation, order and settings, and shows the numbers without it. Threshold and
     operating point are chosen on the validation images, adapted from a fresh state.
 
     Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the bias of the operating point as
@@ -353,7 +353,7 @@ def _print_pairs(result: dict[str, Any], title: str) -> None:
 
 
 def _threshold_in_words(result: dict[str, Any]) -> str:
-    """Which feasibility threshold the numbers are of, and where it comes from."""
+    """Return the feasibility threshold of the numbers and its origin, as text."""
     rows = result["thresholds"]
     if result["threshold"] is None:
         best = max(rows, key=lambda row: row["auc"] or 0.0)

@@ -37,7 +37,7 @@ FIX = "docs/experiments.md describes the file"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, what it is trained on in words (None: said from its settings), and its settings."""
+    """A line of the table: its name, a description of its training (None: derived from its settings), and its settings."""
 
     name: str
     trained: str | None
@@ -113,7 +113,7 @@ def read_experiment(
     """
     content = read_yaml(path, error=UsageError, head="{path} cannot be read", fix=FIX)
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is no experiment", f"it holds a {type(content).__name__}, not a mapping with rows", FIX)
+        raise UsageError(f"{path} is not an experiment", f"it holds a {type(content).__name__}, not a mapping with rows", FIX)
     known = ("data", "clip", "clip_weights", "common", "rows", "seeds", "evaluate", "per_pair", "bootstrap", "resamples")
     for key in content:
         _known(key, (*known, "columns", "compare", "baseline"), "key", str(path))
@@ -201,7 +201,7 @@ def _arguments(text: str, where: str) -> dict[str, Any]:
         if key not in (*SETTINGS, "seed"):
             option = f"--{'from' if key == 'source' else key.replace('_', '-')}"
             raise UsageError(
-                f"{where}: {option} is no setting of a run", "only what config.yaml holds belongs into a row",
+                f"{where}: {option} is not a setting of a run", "only what config.yaml holds belongs into a row",
                 "give nodes, workers and folders to czsl experiment itself",
             )  # fmt: skip
     return {**used, **parse_overrides(overrides)}
@@ -278,7 +278,7 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
 
 def _pairs(given: Any, baseline: Any, rows: Mapping[str, Row]) -> tuple[tuple[str, str], ...]:
     if not isinstance(given, list) or any(not isinstance(x, list) or len(x) != 2 for x in given):
-        raise UsageError("compare is no list of pairs of rows", f"{given!r}"[:200], "write  compare: [[zero-shot, csp]]")
+        raise UsageError("compare is not a list of pairs of rows", f"{given!r}"[:200], "write  compare: [[zero-shot, csp]]")
     found = [(str(one), str(other)) for one, other in given]
     for name in [*(x for pair in found for x in pair), *([baseline] if baseline else [])]:
         _known(str(name), rows, "row", "compare and baseline name rows of the table")

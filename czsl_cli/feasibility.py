@@ -16,7 +16,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN|DATA|SPACE.json]")
-@named_run(beside="words")
+@named_run(others="words")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The vector, as .npy.")
 @click.option(
     "--glove", type=FILE, help="Word vectors: a text file of lines with a word and numbers.  [default: CLIP's text tower]"

@@ -1,4 +1,4 @@
-"""``czsl match``: which image fits a sentence, or which sentence an image, by ComCLIP beside plain CLIP."""
+"""``czsl match``: rank images for a sentence, or sentences for an image, by ComCLIP and by plain CLIP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("images", nargs=-1, metavar="[RUN] [IMAGES]...")
-@named_run(beside="images", default="")
+@named_run(others="images", default="")
 @click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
 @click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
 @click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
@@ -36,7 +36,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="--eval: the folder of its images. Else a table with a column of file names (CSV, JSON lines, Parquet).",
 )
 @image_options
-@click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
+@click.option("--limit", type=click.IntRange(1), help="Number of items of --eval, evenly spread over the file.")
 @click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
 @click.option("--clip", help="`tiny` (default), an open_clip model, hf-hub:org/name, a model's folder, or a weight file.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
@@ -50,7 +50,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--regions",
     type=click.Choice(["patch", "grid", "superpixel", "file", "whole"]),
-    help="Where words are found: CLIP's own patches (default), windows, segments, --regions-file, nowhere.",
+    help="Regions in which words are found: CLIP's own patches (default), windows, segments, --regions-file, nowhere.",
 )
 @click.option(
     "--regions-file", type=click.Path(exists=True, path_type=Path), help="Regions: our JSON, GRiT's or GroundingDINO's."
@@ -70,9 +70,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Sub-image of a verb: subject and object, the whole image, or none.",
 )
 @click.option(
-    "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images beside the image's 1."
+    "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images; the image has weight 1."
 )
-@click.option("--rerank", type=click.IntRange(1), help="Compose CLIP's first N alone.  [default: all; retrieval: 10]")
+@click.option("--rerank", type=click.IntRange(1), help="Re-rank only CLIP's top N.  [default: all; retrieval: 10]")
 @click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
 @decode_options("`exif` and `white`; --eval: as stored, as the field does")
 @click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
@@ -163,7 +163,7 @@ def _clip_of(run: Path, options: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
-    """The matcher that the options ask for, on the GPU where there is one."""
+    """The matcher for the options, on the GPU if there is one."""
     import torch
 
     from czsl.clip.backbone import load_clip
@@ -207,11 +207,11 @@ class Ranking:
 
     @property
     def by_image(self) -> bool:
-        """Whether an image looks for its sentence."""
+        """Return whether sentences are ranked for one image."""
         return len(self.names) == 1 and len(self.sentences) > 1
 
     def questions(self, top: int) -> list[dict[str, Any]]:
-        """What was asked, each with its best answers: name, sentence, score, cosines and ranks."""
+        """Return the queries, each with its best answers: name, sentence, score, cosines and ranks."""
         from czsl.evaluation.matching import reranked
 
         asked = range(len(self.names)) if self.by_image else range(len(self.sentences))

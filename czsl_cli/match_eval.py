@@ -37,7 +37,7 @@ def evaluate_file(
     ----------
     matcher : Matcher
     path : Path
-        Of a format that :func:`czsl.data.files.match.read_match_file` knows.
+        A file that :func:`czsl.data.files.match.read_match_file` reads.
     folder : Path
         Absolute; no image outside of it is opened.
     options : dict
@@ -87,7 +87,7 @@ class _ClipScores:
         self.images, self.captions, self.scores = images, captions, scores_NC
 
     def of(self, items: tuple[Item, ...]) -> dict[tuple[str, str], float]:
-        """Of all images and captions of the items; images that cannot be read have none."""
+        """Scores of all images and captions of the items; unreadable images have NaN."""
         pairs = {(image, text) for item in items for image in item.images for text in item.captions if image in self.images}
         return {(image, text): float(self.scores[self.images[image], self.captions[text]]) for image, text in pairs}
 

@@ -1,4 +1,4 @@
-"""Which run a command means."""
+"""Choice of the run that a command works on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from czsl_cli.console import say, warn
 
 
 def chosen_run(path: Path | None, out: Path = Path("runs")) -> Run:
-    """The run at a path, or the newest one below ``runs/`` (and says which)."""
+    """The run at a path, or the newest one below ``runs/`` (and prints which)."""
     if path is not None:
         return _read(Run(path))
     run = latest_run(out)
     if run is None:
         raise UsageError(
-            "no run was given and there is none in runs/",
+            "no run was given and runs/ holds none",
             "commands use the newest run by default",
             "train one with czsl train, or name a run folder",
         )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] COMPOSITION...")
-@named_run(beside="words")
+@named_run(others="words")
 @click.option(
     "--in",
     "images",
@@ -132,7 +132,7 @@ def search(
 
 
 def read_composition(text: str, space: CompositionSpace) -> tuple[str, str]:
-    """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space where it knows the words.
+    """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space if it holds the words.
 
     Names may hold spaces: the cut that leaves most known words counts, else the first space. Of plain classes the whole text is one,
     and its attribute is empty.

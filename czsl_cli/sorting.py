@@ -80,7 +80,7 @@ class Sorter:
     Attributes
     ----------
     placed, kept, unreadable : int
-        Images that were put in place, that were in place before, and that stay where they are because they could not be read.
+        Images that were put in place, that were in place before, and that stay because they could not be read.
     failed : dict
         Reason by name of image, for those that could not be placed.
     """

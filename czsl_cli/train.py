@@ -33,7 +33,7 @@ SHORT_NAMES = (
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @settings_options
 @click.option("--lr", type=float, help="Learning rate.")
-@click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
+@click.option("--seed", type=int, help="Random seed for initialisation, data order, augmentation and dropout.  [default: 0]")
 @click.option(
     "--partial-labels",
     metavar="FILE",
@@ -84,7 +84,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
     from cluster.train import train as train_run
 
     if resume and source:
-        raise click.UsageError("--resume goes on with a run, --from starts a new one: give one of them")
+        raise click.UsageError("--resume continues a run, --from starts a new one: give one of them")
     if resume:
         run = _resumed(resume, overrides, config_file, options)
     else:
@@ -158,7 +158,7 @@ def _say_what_is_younger(run) -> None:
 
 
 def _as_in(source: Path, options: dict[str, Any], overrides: tuple[str, ...], config_file: Path | None) -> dict[str, Any]:
-    """What a run that starts from another's weights takes over where it is not given: what the weights hang on, and the data."""
+    """Settings that a run takes over from the run whose weights it starts from, unless given: those its weights depend on, and the data."""
     from czsl.runs.run import Run
     from czsl_cli.config import parse_overrides, read_config_file
 
@@ -229,7 +229,7 @@ def checked(config, data) -> list[str]:
 
 
 def _may_fail(config, space) -> bool:
-    """Whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
+    """Return whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
     from czsl.compositions import prompt_name
 
     if config.clip != "tiny" or config.clip_weights:
@@ -292,7 +292,7 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     found = best(run.checkpoints)
     if status == "stopped":
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
-        say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
+        say(f"stopped {where} after {duration(seconds)}; continue with: czsl train --resume {shown}")
     else:
         kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
         kind |= {"hm": "best epoch by HM, validation AUC", "accuracy": "best epoch by accuracy, validation AUC"}
@@ -334,10 +334,10 @@ class Watcher:
         )
 
     def failed(self, reason: str, failures: int) -> None:
-        """Say that workers are started anew."""
+        """Print that workers are restarted."""
         self.first = None
         warn(f"workers failed ({failures} in a row): {reason}")
-        say("starting anew from the newest checkpoint")
+        say("restarting from the newest checkpoint")
 
     def record(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""

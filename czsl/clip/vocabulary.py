@@ -37,7 +37,7 @@ def unknown_words(clip: str, texts: Iterable[str]) -> list[str]:
 
 
 def note_on_words(words: list[str]) -> str:
-    """Return the warning about :func:`unknown_words`; an empty text if there are none."""
+    """Return the warning about :func:`unknown_words`; an empty text without any."""
     if not words:
         return ""
     more = f" and {len(words) - MAX_LISTED} more" if len(words) > MAX_LISTED else ""

@@ -148,7 +148,7 @@ class PixelCache:
 def prepared_batch(
     split: Split, rows_B: np.ndarray, prepare: Callable[[Image.Image, str], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What ``prepare`` makes of these rows, stacked by key [B, ...]; nothing is kept, a repeated row is prepared once."""
+    """Prepare these rows and stack the results by key [B, ...]; nothing is cached, a repeated row is prepared once."""
     contents = {row: split.image_bytes(row) for row in sorted(set(rows_B.tolist()))}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = pool.map(lambda r: prepare(decode(contents[r], options=split.decode), split.ids[r]), contents)
@@ -168,7 +168,7 @@ def split_key(split: Split) -> str:
 
 
 def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1", prepare_key: str = "") -> Path:
-    """Where the frozen tower's image features [N, D] of a split are kept.
+    """Return the cache file of the frozen tower's image features [N, D] of a split.
 
     ``arithmetic`` names all that their last bits follow from: precision, kind of device, number of CPU threads. ``prepare_key`` names
     how images are prepared.
@@ -178,14 +178,14 @@ def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1
 
 
 def load_features(path: PathLike, count: int) -> Tensor | None:
-    """Kept features [N, D], or None where there are none, they are of another split, or the file is damaged."""
+    """Cached features [N, D]; None if no such file exists, it belongs to another split, or it is damaged."""
     path = Path(path)
     features = _kept(path, np.float32, (count, None), mapped=False)
     return None if features is None else torch.from_numpy(features)
 
 
 def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool = True) -> np.ndarray | None:
-    """An array of a cache, or None where it is missing, damaged or of another form: it is made anew then. None stands for any size."""
+    """An array of a cache; None if it is missing, damaged or of another form and has to be made again. None in ``shape``: any size."""
     if not path.exists():
         return None
     try:
@@ -216,7 +216,7 @@ class FeatureParts:
     Parameters
     ----------
     path : Path
-        The file that the whole pass will write; the parts lie in a folder beside it.
+        The file that the whole pass will write; the parts lie in a folder next to it.
     """
 
     every = 16  # batches a part

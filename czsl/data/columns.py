@@ -64,7 +64,7 @@ def read_column(path: PathLike, column: str | None = None) -> Column:
 
 
 def choose(path: Path, found: Sequence[str], asked: str | None) -> str:
-    """The column that is asked for, or the only one that names images; DataError otherwise."""
+    """Return the requested column, or the only one that names images; DataError otherwise."""
     if len(found) > MAX_COLUMNS:
         raise DataError(f"{path} has {len(found):,} columns", f"limit {MAX_COLUMNS:,}", "is it a table of images?")
     listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
@@ -129,7 +129,7 @@ def _csv(path: Path, text: str, column: str | None) -> Column:
 
 
 def _fit(line: str, separator: str, column: str | None) -> tuple[int, int]:
-    """How well a header splits: columns that may be meant, then columns."""
+    """Rate how well a header splits: by columns that may be meant, then by columns."""
     try:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     except csv.Error:

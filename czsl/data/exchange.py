@@ -57,7 +57,7 @@ def export_dataset(
     ----------
     data : Dataset
     form : {"imagefolder", "table", "coco"}
-        ``train/``, ``val/``, ``test/`` with a ``metadata.csv`` each; ``manifest.csv`` beside the images; ``annotations/train.json``, ..
+        ``train/``, ``val/``, ``test/`` with a ``metadata.csv`` each; ``manifest.csv`` next to the images; ``annotations/train.json``, ..
         with a box around each whole image.
     dest : Path
         A folder that is absent or empty. Nothing is left of an export that fails.
@@ -71,9 +71,9 @@ def export_dataset(
     Raises
     ------
     UsageError
-        There is no such form, or ``dest`` holds something.
+        The form is unknown, or ``dest`` holds something.
     DataError
-        There is no image, or a label that the form cannot hold.
+        The dataset has no image, or a label that the form cannot hold.
     """
     if form not in FORMATS:
         raise UsageError(f"no form {form!r}", "an export cannot be written in it", f"one of: {', '.join(FORMATS)}")
@@ -119,7 +119,7 @@ def _write_images(data: Dataset, form: str, root: Path, rows: dict[str, list[int
 
 
 def _file_name(ident: str, content: bytes, folders: set[str]) -> str:
-    """The id itself where it is a usable path of an image, or else a name made of its hash."""
+    """The id itself if it is a usable path of an image, otherwise a name made of its hash."""
     parts = ident.split("/")
     plain = is_image_name(ident) and ident.isprintable() and ident not in folders and parts[0] not in RESERVED
     plain = plain and not any(sign in ident for sign in '\\:"*?<>|') and ident == ident.strip() and len(ident.encode()) < 1000

@@ -33,7 +33,7 @@ _SHARD = re.compile(r"(train|val|test)-\d{5}\.parquet")
 
 
 class Dataset:
-    """A dataset folder, opened by :meth:`open`; nothing but small files is read before a split is asked for.
+    """A dataset folder, opened by :meth:`open`; only small files are read before the first access to a split.
 
     Attributes
     ----------

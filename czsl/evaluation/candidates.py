@@ -69,7 +69,7 @@ class Candidates:
         open_world : bool
             All pairs compete.
         feasibility : float [P] or [A * O], optional
-            Feasibility of the candidates, or of the whole open world in attribute-major order (read so only where P is
+            Feasibility of the candidates, or of the whole open world in attribute-major order (read so only if P is
             not A * O). Values of seen pairs are not read.
         threshold : float, optional
             A threshold to reduce scores for besides the grid.
@@ -108,14 +108,14 @@ class Candidates:
 
     @cached_property
     def level(self) -> np.ndarray:
-        """How many thresholds the pair's feasibility reaches: feasible at ``thresholds[i]`` if ``level > i``. int64 [P]."""
+        """Number of thresholds that the pair's feasibility reaches: feasible at ``thresholds[i]`` if ``level > i``. int64 [P]."""
         if self.feasibility is None:
             return np.zeros(len(self.pairs), np.int64)
         return np.searchsorted(self.thresholds, self.feasibility, side="right")
 
     @cached_property
     def group(self) -> np.ndarray:
-        """Group of each column: T + 1 for seen pairs, the level of an unseen one, -1 where not allowed. int64 [P]."""
+        """Group of each column: T + 1 for seen pairs, the level of an unseen one, -1 for a pair that is not allowed. int64 [P]."""
         group_P = np.where(self.seen, len(self.thresholds) + 1, self.level)
         return np.where(self.allowed, group_P, -1)
 

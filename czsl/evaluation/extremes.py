@@ -1,4 +1,4 @@
-"""The few numbers an image that every point of the seen/unseen curve follows from.
+"""The few numbers per image from which every point of the seen/unseen curve follows.
 
 A calibration bias on the unseen pairs reorders pairs neither inside the seen nor inside the unseen group. So the k best of each
 group and the true pair's score are enough; scores pass by in tiles of pairs and no array of size N x P ever exists.
@@ -74,7 +74,7 @@ class Extremes:
         Raises
         ------
         DataError
-            There is no part.
+            The list of parts is empty.
         ValueError
             The parts differ in k or thresholds, or an image is in two of them.
         """

@@ -45,7 +45,7 @@ def feasibility_scores(similarity_AA: np.ndarray, similarity_OO: np.ndarray, spa
     ):
         if np.shape(matrix) != (size, size) or not np.isfinite(matrix).all():
             raise DataError(
-                f"the {kind} similarities are no finite [{size}, {size}] matrix",
+                f"the {kind} similarities are not a finite [{size}, {size}] matrix",
                 f"shape {list(np.shape(matrix))}",
                 f"give one row for each of the {size} {kind}s",
             )

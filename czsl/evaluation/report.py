@@ -160,7 +160,7 @@ def report(
     Parameters
     ----------
     point : OperatingPoint, optional
-        Reported beside the best over all biases; in the open world without a feasibility threshold, as predictions are. Of plain classes
+        Reported next to the best over all biases; in the open world without a feasibility threshold, as predictions are. Of plain classes
         its bias is gamma; None: gamma is 0.
     sums : Sums, optional
         At the temperatures that :func:`czsl.evaluation.calibration.temperatures_of` the point and of no point names.
@@ -171,10 +171,10 @@ def report(
     -------
     dict
         The fifteen keys of :func:`numbers`, of plain classes with those of :func:`czsl.evaluation.class_numbers` instead of ``attr_acc,
-        obj_acc``; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
+        obj_acc``; ``topk`` if it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
         ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a bootstrap; ``macro``, ``per_attribute``,
         ``per_object`` (or ``per_class``) with ``details``; with a point ``operating_point``, the keys of :func:`point_numbers` and, with
-        sums, of :func:`calibration_numbers`, ``reject_auroc``, ``reject_fpr95`` and ``rejection``; ``warnings`` where there are any.
+        sums, of :func:`calibration_numbers`, ``reject_auroc``, ``reject_fpr95`` and ``rejection``; ``warnings`` if there are any.
         Undefined numbers are None.
     """
     check_rule(rule)
@@ -214,7 +214,7 @@ def _of_classes(result: dict, e: Extremes, gamma: float, bootstrap: int, seed: i
 def _at_point(
     e: Extremes, candidates: Candidates, point: OperatingPoint, sums: Sums | None, marginals, bootstrap: int, seed: int
 ) -> dict:
-    """What :func:`czsl.evaluation.at_point.point_numbers` and, with sums, the calibration and the rejection give, ready for JSON."""
+    """Return the numbers of :func:`~czsl.evaluation.at_point.point_numbers` and, with sums, of calibration and rejection, as JSON."""
     found: dict = {"operating_point": {**point.brief(), "for": point.aim}}
     found |= point_numbers(e, point, isinstance(candidates.space, ClassSpace), bootstrap or RESAMPLES, seed)
     if sums is not None and e.k == 1:
@@ -239,7 +239,7 @@ def numbers(e: Extremes, pairs: np.ndarray) -> dict:
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON: None where it is undefined."""
+    """A number for JSON: None if it is undefined."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -251,7 +251,7 @@ def threshold_rows(extremes: Extremes, candidates: Candidates, rule: str = "excl
 
 
 def find_warnings(extremes: Extremes, candidates: Candidates) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return warnings for readers of the numbers."""
     warnings, noun = [], candidates.space.noun
     if extremes.true_seen.all():
         warnings.append(f"no image shows an unseen {noun}: unseen accuracy, harmonic mean and AUC are undefined")

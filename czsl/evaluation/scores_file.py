@@ -68,7 +68,7 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
 
 
 def read_space(path: PathLike) -> CompositionSpace:
-    """A label space from a file: ``space.json``, or the json beside a score file; DataError names file and place."""
+    """A label space from a file: ``space.json``, or the JSON file next to a score file; DataError names file and place."""
     path = Path(path)
     return as_space(_read_json(Path(path)), str(path))
 
@@ -80,7 +80,7 @@ def read_scores(npz: PathLike, space_json: PathLike, split: str | None = None, o
     ----------
     npz : path
     space_json : path
-        The json beside the npz, or a dataset's ``space.json``.
+        The JSON file next to the npz, or a dataset's ``space.json``.
     split : {"val", "test"}, optional
         Default: the json's ``phase``, else ``test``.
     open_world : bool, optional
@@ -138,7 +138,7 @@ def write_scores(
     open_world: bool = False,
     feasibility=None,
 ) -> tuple[Path, Path]:
-    """Write ``path`` (with the suffix .npz) and the json beside it; arguments as for :func:`czsl.evaluation.evaluate`.
+    """Write ``path`` (with the suffix .npz) and the JSON file next to it; arguments as for :func:`czsl.evaluation.evaluate`.
 
     Returns
     -------

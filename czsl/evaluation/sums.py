@@ -44,7 +44,7 @@ class Sums:
     true_weight : float64 [N]
         Log-weight of the true pair minus ``top``; -inf if the split does not allow it.
     best_weight : float32 [N, F, 2]
-        Highest log-weight of each fold and group minus ``top``; -inf if there is no such pair.
+        Highest log-weight of each fold and group minus ``top``; -inf if no such pair exists.
     best_score : float32 [N, F, 2]
         The score of the same pair.
     total : float32 [N, G, F, 2]
@@ -96,7 +96,7 @@ class Sums:
         return int(found[0])
 
     def has(self, temperatures: Sequence[float]) -> bool:
-        """Whether sums were taken at all of these temperatures."""
+        """Return whether sums were taken at all of these temperatures."""
         return all(np.isclose(self.temperatures, t, rtol=1e-9, atol=0).any() for t in temperatures)
 
     def all_pairs(self, place: int) -> np.ndarray:
@@ -217,7 +217,7 @@ class Marginals:
     candidates : Candidates
     labels : int [N, 2]
     scalings : sequence of (Scaling, Scaling)
-        For attributes and objects; one of these pairs for each point that is asked about.
+        Temperatures of attributes and objects, one such pair per operating point.
     index : int [N], optional
     """
 

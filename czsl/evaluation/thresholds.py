@@ -77,7 +77,7 @@ def _multiplied(e: Extremes, candidates: Candidates, level: int, doubled: bool) 
 
 
 def choose_threshold(rows: Sequence[dict], rule: str = "exclude") -> float | None:
-    """The first threshold with the best AUC (of the validation split); None where every AUC is 0 or undefined.
+    """The first threshold with the best AUC (of the validation split); None if every AUC is 0 or undefined.
 
     Parameters
     ----------

@@ -124,7 +124,7 @@ def _prices(similarity_NK: np.ndarray) -> np.ndarray:
 
 
 def silhouette(x_ND: np.ndarray, centres_KD: np.ndarray) -> float:
-    """How well clusters are separated, from -1 to 1: mean of (b - a) / max(a, b), a the cosine distance of a vector to its nearest
+    """Silhouette of clusters, from -1 to 1: mean of (b - a) / max(a, b), a the cosine distance of a vector to its nearest
     centre and b to the second nearest (the simplified silhouette, Hruschka et al. 2004).
 
     Parameters

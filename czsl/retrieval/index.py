@@ -74,7 +74,7 @@ class CompositionIndex:
         Parameters
         ----------
         embeddings_PD : float [P, D]
-            Any length; kept as float32. A flat index keeps the array itself where it is float32 already.
+            Any length; kept as float32. A flat index keeps the array itself if it is float32 already.
         pairs_P2 : int [P, 2]
             Attribute and object index of each pair, no pair twice.
         kind : {"flat", "ivf"}
@@ -147,7 +147,7 @@ class CompositionIndex:
 
     @cached_property
     def row_of_place(self) -> np.ndarray | None:
-        """Row of each place, int64 [P]; None where they are the same."""
+        """Row of each place, int64 [P]; None if they are the same."""
         if self.order is None:
             return None
         rows_P = np.empty_like(self.order)
@@ -173,7 +173,7 @@ class CompositionIndex:
 
     @cached_property
     def on_gpu(self) -> Any:
-        """A FAISS inner-product index over the rows, spread over all GPUs; None without :attr:`gpu` or where it does not fit."""
+        """A FAISS inner-product index over the rows, spread over all GPUs; None without :attr:`gpu` or if it does not fit."""
         if not (self.gpu and gpu_there()):
             return None
         import faiss
@@ -272,7 +272,7 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
 
 
 def gpu_there() -> bool:
-    """Whether FAISS finds a GPU."""
+    """Return whether FAISS finds a GPU."""
     import faiss
 
     return faiss.get_num_gpus() > 0

@@ -22,7 +22,7 @@ _AGAIN = "build the index again"
 
 
 def write(folder: PathLike, arrays: dict[str, np.ndarray], facts: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write beside the target, sync, rename. UsageError where the folder holds something else, or meta is not JSON."""
+    """Write the folder, whole or not at all. UsageError if it holds something else, or if meta is not JSON."""
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and all(path.name in _NAMES for path in folder.iterdir())):
         raise UsageError(f"{folder} exists and holds other files", "it would be replaced", "choose another folder")
@@ -61,7 +61,9 @@ def read(folder: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[
         dtype, shape = expected[name]
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             raise DataError(
-                f"{path}: {array.dtype} of shape {list(array.shape)}", f"index.json says {np.dtype(dtype)} {list(shape)}", _AGAIN
+                f"{path}: {array.dtype} of shape {list(array.shape)}",
+                f"index.json records {np.dtype(dtype)} {list(shape)}",
+                _AGAIN,
             )
         arrays[name] = array if name == "vectors" else np.array(array)
     return arrays, facts, content["meta"]
@@ -109,6 +111,6 @@ def _check_file(path: Path, entry: Any) -> None:
     if not path.is_file():
         raise DataError(f"no file {path}", "index.json lists it", _AGAIN)
     if path.stat().st_size != entry.get("bytes"):
-        raise DataError(f"{path} has {path.stat().st_size} bytes", f"index.json says {entry.get('bytes')}", _AGAIN)
+        raise DataError(f"{path} has {path.stat().st_size} bytes", f"index.json records {entry.get('bytes')}", _AGAIN)
     if sha256_file(path) != entry.get("sha256"):
         raise DataError(f"{path} was changed", "its SHA-256 is not the one in index.json", _AGAIN)

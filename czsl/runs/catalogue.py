@@ -1,4 +1,4 @@
-"""The runs below a folder: where they lie, how large they are, which tags they have, and which of their checkpoints nobody needs."""
+"""The runs below a folder: their paths, sizes and tags, and the checkpoints that can be deleted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def set_tags(path: PathLike, add: list[str], remove: list[str]) -> list[str]:
     Raises
     ------
     UsageError
-        A tag that is no short word, or one to remove that the run does not have.
+        A tag that is not a short word, or a tag to remove that the run does not have.
     """
     there = tags_of(path)
     for tag in add:

@@ -1,6 +1,6 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle.
 
-Torch is imported where tensors are read or written: commands that only look for checkpoints start without it.
+Torch is imported by the functions that read or write tensors, so commands that only look for checkpoints start without it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("czsl")
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on, or to be used.
+    """State of a run, enough to resume its training or to use it.
 
     method : state of the method (trainable weights, prototypes, batch statistics), never the frozen CLIP
     optimizer : Adam's moments, as ``<moment>.<parameter>``
@@ -72,7 +72,7 @@ def mark_best(folder: PathLike, checkpoint: PathLike, **facts: Any) -> None:
 
 
 def best(folder: PathLike) -> dict[str, Any]:
-    """What :func:`mark_best` wrote, or an empty dict."""
+    """Return what :func:`mark_best` wrote, or an empty dict."""
     folder = Path(folder)
     file = folder / "best.json"
     if not file.exists():
@@ -102,7 +102,7 @@ def step_of(path: PathLike) -> int:
 
 
 def is_valid(path: PathLike) -> bool:
-    """Whether every file of a checkpoint is there and unchanged."""
+    """Return whether every file of a checkpoint exists and is unchanged."""
     path = Path(path)
     try:
         manifest = read_json(path / "manifest.json")
@@ -129,7 +129,7 @@ def find(folder: PathLike, which: str = "best") -> Path:
     Raises
     ------
     UsageError
-        If there is none, or the one asked for is damaged; lists those there are.
+        If no such checkpoint exists or it is damaged; lists the existing ones.
     """
     folder = Path(folder)
     if which == "best":

@@ -210,11 +210,11 @@ def sha256_file(path: PathLike) -> str:
 
 
 def no_space(error: OSError, folder: PathLike) -> SetupError:
-    """What a full disk means for the run in a folder."""
+    """Return the error of a full disk for the run in a folder."""
     folder = Path(folder)
     free = shutil.disk_usage(folder).free / 2**20
     return SetupError(
         f"no space left to write in {folder}",
         f"{error.strerror}{f': {error.filename}' if error.filename else ''} ({free:,.0f} MiB free); the checkpoints before are kept",
-        f"make space, then go on with: czsl train --resume {folder}",
+        f"make space, then continue with: czsl train --resume {folder}",
     )

@@ -102,7 +102,7 @@ def test_pruning_keeps_the_best_and_the_last_whole_checkpoint(czsl, make):
     run = make(steps=(1, 2, 3))
     damaged = make("damaged", steps=(1, 2, 3))
     (damaged.checkpoints / "step-00000003/state.json").write_text("x")
-    assert "stdin is no terminal" in czsl("runs", "prune", expect=2).stderr
+    assert "stdin is not a terminal" in czsl("runs", "prune", expect=2).stderr
     assert "would delete" in czsl("runs", "prune", "--dry-run").stderr
     assert steps(run) == [1, 2, 3]
     czsl("runs", "prune", "--yes")

@@ -27,7 +27,7 @@ def distractor_rates(kind: str, q: float, count: int, similarity_CC: np.ndarray 
     kind : str
         ``uniform``: q for every wrong label. ``pair``: q for the next label (the first one after the last), 0 for others.
         ``semantic``: (C - 1) q * softmax of the similarity / 0.05 over the wrong labels, at most 1: as many distractors as
-        ``uniform`` expects, less what the limit cuts off, most of them alike.
+        ``uniform`` expects, less what the limit cuts off, with most of them equal.
     q : float
         In [0, 1].
     count : int
@@ -63,7 +63,7 @@ def generator(seed: int, image_id: str) -> np.random.Generator:
 def draw(rng: np.random.Generator, label: int, rates_C: np.ndarray, force_one: bool, noise_rate: float) -> np.ndarray:
     """One candidate set, ascending.
 
-    ``force_one``: where no distractor was drawn, one is, any wrong label alike. ``noise_rate``: how often the true label leaves the set
+    ``force_one``: if no distractor was drawn, draw one uniformly. ``noise_rate``: how often the true label leaves the set
     (a set that would be empty gets a wrong one).
     """
     C = len(rates_C)

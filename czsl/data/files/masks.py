@@ -36,7 +36,7 @@ def read_mask(code: Any, source: str) -> dict[str, Any]:
     """
     size, counts = (code.get("size"), code.get("counts")) if isinstance(code, dict) else (None, None)
     if not (isinstance(size, list | tuple) and len(size) == 2 and isinstance(counts, list | str | bytes)):
-        raise DataError(f"{source} has a mask that is no run-length code", f"found {str(code)[:80]}", FORM)
+        raise DataError(f"{source} has a mask that is not a run-length code", f"found {str(code)[:80]}", FORM)
     lengths = counts if isinstance(counts, list) else []
     if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in [*size, *lengths]):
         raise DataError(f"{source} has a mask with other than whole numbers", f"found {str(code)[:80]}", FORM)
@@ -51,7 +51,7 @@ def read_mask(code: Any, source: str) -> dict[str, Any]:
 
 
 def decompress(text: str | bytes, pixels: int) -> np.ndarray:
-    """Return the lengths, int64 [n], of a compressed code of an image with so many pixels.
+    """Return the lengths, int64 [n], of a compressed code of an image with this many pixels.
 
     Raises
     ------
@@ -107,6 +107,6 @@ def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     counts = np.asarray(code["counts"], dtype=np.int64)
     if counts.sum() != width * height:
         why = f"its lengths add up to {counts.sum():,}, the image has {width * height:,} pixels"
-        raise DataError("a mask is no run-length code of its image", why, FORM)
+        raise DataError("a mask is not a run-length code of its image", why, FORM)
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts).reshape(width, height).T

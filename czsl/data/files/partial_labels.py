@@ -1,7 +1,7 @@
 """Partial labels: for each training image the set of seen pairs among which the true one is, as a sidecar of a dataset.
 
 ``candidates-<kind>-<q>-<seed>.parquet`` has the columns ``id`` and ``candidates`` (ascending indices into the space's training
-pairs) and says in its metadata for which data it was made. It never holds the true label, nor does a training that is given it.
+pairs) and names in its metadata the data it was made for. It never contains the true label, and training on it never reads the true labels.
 Letters: N images of the training split, C seen pairs, S the largest number of candidates.
 """
 
@@ -38,7 +38,7 @@ SHAPE = 'write {"image": ["wet dog", ["dry", "cat"]]}, or a CSV with the columns
 
 @dataclass(frozen=True)
 class Origin:
-    """Where candidate sets come from: the kind of their making, its numbers, and the data they belong to (SHA-256)."""
+    """Origin of candidate sets: how they were drawn, its numbers, and the data they belong to (SHA-256)."""
 
     kind: str
     q: float | None
@@ -216,7 +216,7 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
     if place is None:
         text = " ".join(key) if isinstance(key, tuple) else str(key)
         hint = did_you_mean(text, [k for k in places if isinstance(k, str)])
-        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are pairs that training knows")
+        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are training pairs")
     return place
 
 

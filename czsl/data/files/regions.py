@@ -30,7 +30,7 @@ BOX_SHAPE = "a box is [left, top, right, bottom] in pixels of the image"
 
 @dataclass(frozen=True)
 class Region:
-    """A place in an image and what is said of it; ``mask`` is a run-length code of :func:`~czsl.data.files.masks.read_mask`."""
+    """A region of an image and its phrase; ``mask`` is a run-length code of :func:`~czsl.data.files.masks.read_mask`."""
 
     phrase: str
     box: tuple[float, float, float, float]
@@ -39,13 +39,13 @@ class Region:
     relative: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As a region file has it."""
+        """Return it in the form of a region file."""
         out: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box)}
         extras = {"score": self.score, "mask": self.mask, "relative": self.relative or None}
         return out | {key: value for key, value in extras.items() if value is not None}
 
     def pixels(self, size: tuple[int, int]) -> np.ndarray | None:
-        """What it covers of an image (width, height), bool [height, width]; None where it lies outside.
+        """Return the pixels it covers of an image (width, height), bool [height, width]; None if it lies outside.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Region:
 
 @dataclass(frozen=True)
 class ImageRegions:
-    """Regions of one image, and which region phrases a word means, where the file says so."""
+    """Regions of one image, and the region phrases that words refer to, if the file holds these."""
 
     regions: tuple[Region, ...] = ()
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class ImageRegions:
         return np.array(boxes[:most], dtype=np.int64).reshape(-1, 4), outside
 
     def to_json(self, image: str) -> dict[str, Any]:
-        """As a record of a region file."""
+        """Return it as a record of a region file."""
         out: dict[str, Any] = {"image": image, "regions": [region.to_json() for region in self.regions]}
         return out | ({"matches": {word: list(said) for word, said in self.matches.items()}} if self.matches else {})
 
 
 class RegionTable:
-    """Regions by image: found by the whole name, else by the file's name, else by its stem, where that is no other image's too."""
+    """Regions by image. Lookup order: full relative path, file name, stem (the last two only if unambiguous)."""
 
     def __init__(self, images: Mapping[str, ImageRegions]):
         self.images = dict(images)
@@ -110,7 +110,7 @@ class RegionTable:
         return len(self.images)
 
     def of(self, image: str) -> ImageRegions | None:
-        """The regions of an image; None where the file does not name it."""
+        """The regions of an image; None if the file does not name it."""
         path = PurePosixPath(image)
         for key in (image, path.name, path.stem):
             if key in self.images:
@@ -138,7 +138,7 @@ class RegionTable:
 
 
 def notes_on(table: RegionTable, data: Dataset) -> list[str]:
-    """What of a region file does not fit a dataset, in words; the sizes of images that have regions come from their headers."""
+    """Return warnings about regions that do not match the dataset; sizes of images are read from their headers."""
     without, outside, used = 0, 0, set()
     for name in data.counts:
         split = data.split(name)
@@ -189,7 +189,7 @@ def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
 def read_regions(path: PathLike) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
 
-    Formats: a record as in `SHAPE`, a list of records or one a line; boxes alone, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
+    Formats: a record as in `SHAPE`, a list of records or one a line; boxes only, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
     ..]}`` of one image or
     ``{image: {caption: [box, ..]}}``; GroundingDINO, ``{"image", "boxes": [[cx, cy, w, h], ..], "phrases", "logits"}`` in shares of
     the image, one, a list or one a line.
@@ -238,7 +238,7 @@ def _table(content: Any, source: str, stem: str) -> RegionTable:
         found = {_name(record, source): from_grounding_dino(record, source) for record in records}
         if len(found) < len(records):
             raise DataError(
-                f"{source} names an image twice", "each image has one record", "put all regions of an image in one record"
+                f"{source} has two records of one image", "each image has one record", "put all regions of an image in one record"
             )
         return RegionTable(found)
     return RegionTable.from_json(records, source)
@@ -308,9 +308,9 @@ def _region(
 ) -> Region:
     if not isinstance(phrase, str) or len(phrase) > MAX_PHRASE:
         why = f"found {str(phrase)[:80]!r}; limit {MAX_PHRASE} characters"
-        raise DataError(f"{source} has a region whose phrase is no short text", why, SHAPE)
+        raise DataError(f"{source} has a region whose phrase is missing or too long", why, SHAPE)
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)):
-        raise DataError(f"{source}: the score of {phrase!r} is no number", f"found {str(score)[:80]}", SHAPE)
+        raise DataError(f"{source}: the score of {phrase!r} is not a number", f"found {str(score)[:80]}", SHAPE)
     x0, y0, x1, y1 = box
     if mask is None and (x1 <= x0 or y1 <= y0):
         raise DataError(

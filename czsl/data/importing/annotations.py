@@ -64,7 +64,7 @@ def annotation_files(path: Path, form: str) -> list[tuple[Path, Any]]:
 
 
 def image_places(root: Path, base: Path, stem: str = "") -> tuple[str, ...]:
-    """Folders below the root in which the images of an annotation file may lie, the likeliest first."""
+    """Folders below the root in which the images of an annotation file may lie, the most probable first."""
     inside = base.resolve()
     near = inside.relative_to(root).as_posix() if inside.is_relative_to(root) else "."
     above = Path(near).parent.as_posix()

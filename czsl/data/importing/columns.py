@@ -1,4 +1,4 @@
-"""Which column of a table is the image, the attribute, the object, the class and the split."""
+"""Roles of a table's columns: image, attribute, object, class and split."""
 
 from __future__ import annotations
 

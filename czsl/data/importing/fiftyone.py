@@ -1,4 +1,4 @@
-"""FiftyOne's exports of classifications: ``labels.json`` beside ``data/``, or ``samples.json`` of a whole dataset."""
+"""FiftyOne's exports of classifications: ``labels.json`` next to ``data/``, or ``samples.json`` of a whole dataset."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _files(source: Source, places: tuple[str, ...]) -> dict[str, str]:
 # -- samples.json --------------------------------------------------------------------------------------------------
 def _samples(table: Table, samples: Any, name: str, places: tuple[str, ...], split: str | None) -> None:
     if not isinstance(samples, list):
-        raise DataError(f"cannot read {name}", "its samples are no list", "export it again")
+        raise DataError(f"cannot read {name}", "its samples are not a list", "export it again")
     for number, sample in enumerate(samples, 1):
         where = f"{name}, sample {number}"
         if not isinstance(sample, dict):

@@ -151,7 +151,7 @@ def _find_image(item: Item) -> None:
 
 
 def _path_in(value: str) -> str | None:
-    """The path of a file in an address of Label Studio, of a storage or of a server; None for a text that is no address."""
+    """The path of a file in an address of Label Studio, of a storage or of a server; None for any other text."""
     parts = urlsplit(value) if value.isprintable() else None
     if parts is None:
         return None

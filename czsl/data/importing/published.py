@@ -89,7 +89,7 @@ def _is_file(path: Path) -> bool:
 
 
 def metadata_file(folder: Path) -> Path:
-    """The metadata of a published benchmark; DataError if there is none."""
+    """The metadata of a published benchmark; DataError if it is missing."""
     for suffix in (".t7", ".json"):
         path = folder / f"{METADATA}{suffix}"
         if path.is_file():

@@ -30,7 +30,7 @@ _KEYS = ("image", "attr", "obj", "set")
 
 
 def read_metadata(path: PathLike) -> list[Metadata]:
-    """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs what a pickle asks for.
+    """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs the code of a pickle.
 
     Raises
     ------

@@ -59,7 +59,7 @@ def read_labelled_tree(folder: Path, reading: Reading) -> Source:
 
 
 def _labelled(source: Source, folder: Path, reading: Reading) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
-    """Images of a tree with attribute and object, and the split of each top folder (None if folders are no splits).
+    """Images of a tree with attribute and object, and the split of each top folder (None if folders are not splits).
 
     Images that cannot be used are listed in the source.
     """

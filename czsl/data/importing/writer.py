@@ -61,8 +61,8 @@ def write_dataset(
 ) -> dict:
     """Write a dataset folder and return the content of its ``dataset.json``.
 
-    Everything goes to a temporary folder beside ``dest``, which is renamed at the end: an error or an interruption leaves
-    nothing behind.
+    Everything goes to a temporary folder next to ``dest``, which is renamed at the end: an error or an interruption leaves
+    no files.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def write_dataset(
     UsageError
         ``dest`` holds something.
     DataError
-        An id occurs twice, a pair is not in the list of its split, or there is no record.
+        An id occurs twice, a pair is not in the list of its split, or the records are empty.
     """
     dest = Path(dest)
     check_destination(dest, force)
@@ -145,7 +145,9 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
             writer.abandon()
         raise
     if not rows:
-        raise DataError("there is no usable image", "every image was refused, or none was found", "is this the right folder?")
+        raise DataError(
+            "the source has no usable image", "every image was refused, or none was found", "is this the right folder?"
+        )
     content = {
         "format": FORMAT,
         "name": name,

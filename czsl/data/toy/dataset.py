@@ -93,7 +93,7 @@ def samples(seed: int = 0, scale: float = 1.0) -> Iterator[tuple[str, str, str, 
     Parameters
     ----------
     seed : int
-        Of the pairs (:func:`space`) and of the pictures. A picture depends on the seed and its own id alone.
+        Seed of the pairs (:func:`space`) and of the pictures. A picture depends on the seed and its own id only.
     scale : float
         Multiplies the pictures a pair (train 30, val 13, test 20); at least one is drawn.
     """

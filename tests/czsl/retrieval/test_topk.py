@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from czsl.errors import DataError
-from czsl.retrieval import topk
+from czsl.retrieval import search, topk
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 
@@ -69,7 +69,7 @@ def test_equal_to_brute_force(kind, clusters, with_terms, weight):
 @pytest.mark.parametrize("weight", [0.3, 1.0, 20.0])
 @pytest.mark.parametrize("with_terms", [False, True])
 def test_probabilities_of_compositions_equal_brute_force(kind, clusters, weight, with_terms, monkeypatch):
-    monkeypatch.setattr(topk, "DENSE_ROWS", 100)
+    monkeypatch.setattr(search, "DENSE_ROWS", 100)
     vectors, pairs, queries, terms = world(clusters=clusters, share=0.8)
     terms, allowed = (terms if with_terms else None), np.random.default_rng(0).random(len(pairs)) < 0.7
     index = CompositionIndex.build(vectors, pairs, kind)
@@ -140,7 +140,7 @@ def test_differences_below_float32(kind, with_terms, monkeypatch):
     assert with_terms or (rounded != oracle[1]).any()
     index = CompositionIndex.build(vectors, pairs, kind)
     assert_equal(top_compositions(index, queries, *(terms or ())), oracle)
-    monkeypatch.setattr(topk, "BLOCK", 200)
+    monkeypatch.setattr(search, "BLOCK", 200)
     assert_equal(top_compositions(index, queries, *(terms or ())), oracle)
 
 
@@ -193,7 +193,7 @@ def test_batches_do_not_matter(kind, probes, monkeypatch):
         np.testing.assert_array_equal(alone.places[0], together.places[i])
         np.testing.assert_array_equal(alone.scores[0], together.scores[i])
     for name, size in (("IMAGES", 7), ("BLOCK", 50), ("DENSE_ROWS", 33), ("DENSE_IMAGES", 2)):
-        monkeypatch.setattr(topk, name, size)
+        monkeypatch.setattr(topk if name == "IMAGES" else search, name, size)
     cut = top_compositions(index, queries, *terms, probes=probes)
     np.testing.assert_array_equal(cut.places, together.places)
     np.testing.assert_array_equal(cut.scores, together.scores)
@@ -320,7 +320,7 @@ def test_values_that_have_no_order(name, value):
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97, 1.0])
 @pytest.mark.parametrize(("with_terms", "probability"), [(False, None), (True, None), (True, 0.7)])
 def test_a_bias_on_marked_pairs_keeps_the_answer_exact(kind, value, share, with_terms, probability, monkeypatch):
-    monkeypatch.setattr(topk, "DENSE_ROWS", 100)
+    monkeypatch.setattr(search, "DENSE_ROWS", 100)
     vectors, pairs, queries, terms = world(clusters=6, share=0.8)
     make = np.random.default_rng(3)
     bias, terms = (value, make.random(len(pairs)) < share), terms if with_terms else None
