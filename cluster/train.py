@@ -130,7 +130,7 @@ def _outcome(run: Run, failure: BaseException | None) -> str:
     raise TrainingFailedError(
         "training failed",
         reason[0] if reason else "the workers ended without a word",
-        f"see {run.path / 'log.txt'}; go on with: czsl train --resume {run.path}",
+        f"see {run.path / 'log.txt'}; continue with: czsl train --resume {run.path}",
     )
 
 

@@ -262,7 +262,7 @@ def read_array(
                 array.close()
                 refuse("it holds an archive, not one array")
             if array.offset + array.nbytes != Path(path).stat().st_size:  # type: ignore[attr-defined]
-                refuse(f"it is longer than the {array.dtype} of shape {list(array.shape)} that its header tells")
+                refuse(f"it is longer than the {array.dtype} of shape {list(array.shape)} of its header")
             if array.dtype.kind not in "biufcSUmM":
                 refuse(f"it holds {array.dtype}, not numbers")
             return array if mapped else np.array(array)
@@ -305,12 +305,12 @@ def read_arrays(
         if not zipfile.is_zipfile(path):
             with Path(path).open("rb") as file:
                 one = file.read(6) == b"\x93NUMPY"
-            refuse("it holds one array, not an archive of named ones" if one else "it is no npz archive, or is cut short")
+            refuse("it holds one array, not an archive of named ones" if one else "it is not an npz archive, or it is cut short")
         _check_archive(path, stored)
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in names if name in archive.files}
         if odd := next((name for name, x in found.items() if not isinstance(x, np.ndarray)), None):
-            refuse(f"{odd} is no array")
+            refuse(f"{odd} is not an array")
         return found
     except CzslError:
         raise

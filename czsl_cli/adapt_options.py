@@ -27,7 +27,7 @@ class SeedType(click.ParamType):
         if value == "given" or isinstance(value, int):
             return value
         if not str(value).isdecimal() or int(value) > 2**32 - 1:
-            self.fail(f"{value!r} is no seed: give a number from 0 on, or `given`", param, ctx)
+            self.fail(f"{value!r} is not a seed: give a number from 0 on, or `given`", param, ctx)
         return int(value)
 
 

@@ -208,7 +208,7 @@ def _compare(
         mixed = len(adapted) < len(rows)
         warnings.append(
             f"{', '.join(adapted)}: adapted to the unlabelled {first.facts['split']} images, in one order"
-            + ("; a difference to a run that was not is no difference of the methods alone" if mixed else "")
+            + ("; a difference to a run that was not is not only a difference of the methods" if mixed else "")
         )
     if rows[0]["auc"] is None:
         group = "unseen" if first.extremes.true_seen.all() else "seen"

@@ -28,7 +28,7 @@ class Numbers(click.ParamType):
             return value
         parts = value.split(",")
         if any(not part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 0,1,2", param, ctx)
         return tuple(int(part) for part in parts)
 
 

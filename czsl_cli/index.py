@@ -76,7 +76,7 @@ def show(run, as_json) -> None:
         print_json({"folder": str(folder), "fresh": fresh, **describe(folder)})
         return
     _describe(folder)
-    say("it belongs to the best checkpoint" if fresh else "it is of another checkpoint: build it anew to use it")
+    say("it belongs to the best checkpoint" if fresh else "it is of another checkpoint: build it again to use it")
 
 
 def _describe(folder: Path) -> None:

@@ -30,7 +30,7 @@ class BiasType(click.ParamType):
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no bias: give val, none or a number", param, ctx)
+            self.fail(f"{value!r} is not a bias: give val, none or a number", param, ctx)
         return number
 
 

@@ -176,7 +176,7 @@ def _print(results: list[dict[str, Any]]) -> None:
     for result in results:
         rows = [[rank, r["image"], f"{r['prob']:.3f}", label_words(r["best"])] for rank, r in enumerate(result["images"], 1)]
         what = "class" if "class" in result else "composition"
-        print_table(["rank", "image", "probability", f"likeliest {what}"], rows, title=_title(result))
+        print_table(["rank", "image", "probability", f"top-1 {what}"], rows, title=_title(result))
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -196,5 +196,5 @@ def _write_page(path: Path, load: Callable[[str], Image.Image], run: str, result
             shown = picture(load(r["image"]))
             cards.append(Card(shown, r["image"], f"{100 * r['prob']:.1f} %", "good" if hit else ""))
         sections.append(Gallery(_title(result), cards))
-    intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other label is likelier."]
+    intro = [f"The most probable of {images:,} images, by run {run}. A frame: no other label is more probable."]
     write_page(path, "Images found", sections, intro)

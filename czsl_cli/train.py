@@ -348,7 +348,7 @@ class Watcher:
             )
         elif event == "start":
             self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
-            where = f", going on at step {record['step']}" if record["step"] else ""
+            where = f", continuing at step {record['step']}" if record["step"] else ""
             how = f", precision {record['precision']}" if "precision" in record else ""
             steps = f"batches of {self.batch}, {self.total} steps{how}{where}" if self.total else "no steps"
             say(f"{self.images} training images, {steps}")
@@ -377,7 +377,7 @@ class Watcher:
         if record.get("auc") is None:
             return
         found = record.get("disambiguation")
-        note = "" if found is None else f"  true label likeliest {percent(found)}"
+        note = "" if found is None else f"  true label top-1 {percent(found)}"
         mark = "  best so far" if record["auc"] > self.best and self.total else ""
         self.best = max(self.best, record["auc"])
         where = f"epoch {record['epoch']}/{self.epochs}  " if self.total else ""

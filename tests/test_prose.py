@@ -63,7 +63,7 @@ EVERYWHERE = {
     "goes on": (r"\b(?:go|goes|going|went|gone) on\b", "continue"),
     "is none": (r"\b(?:is|are|was|were) none\b", "no such X exists, is not a X"),
     "is no": (
-        r"\b(?:is|are|was|were) no (?!longer|more\b|fewer|larger|smaller|better|worse|less)\w+",
+        r"(?<!there )\b(?:is|are|was|were) no (?!longer|more\b|fewer|larger|smaller|better|worse|less)\w+",
         "is not a X, there is no X",
     ),
     "somebody": (r"\b(?:somebody|nobody|anybody|everybody|a person)\b", "a user, people, no one"),
@@ -83,6 +83,7 @@ EVERYWHERE = {
         "holds, names, is given, contains",
     ),
 }
+PLAIN = ("behind", "anew", "so many", "goes on", "is none", "is no", "somebody", "alike", "likeliest", "cannot be")
 DOCSTRINGS = {
     "headless": (
         r"\A(?:What|Which|Whether|Where|How|Who|Of|That|When|Those|As)\b",
@@ -97,7 +98,7 @@ HELP = {
 ALLOWED: dict[str, tuple[str, ...]] = {}
 
 ERRORS = {"CzslError", "UsageError", "DataError", "SetupError", "ExpectationError", "BadImage", "ValueError"}
-SPEAKERS = {"say", "warn", "say_error", "notice", "note"}
+SPEAKERS = {"say", "warn", "say_error", "notice", "note", "refuse", "_refuse", "refused"}
 
 
 def literal(node: ast.AST) -> str:
@@ -110,8 +111,14 @@ def literal(node: ast.AST) -> str:
 
 
 def texts_of_python(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, kind and text of docstrings, help texts, error texts and printed lines."""
-    for node in ast.walk(ast.parse(source)):
+    """Line, kind and text of docstrings, help texts, error texts and printed lines, and of all other texts of a program."""
+    tree = ast.parse(source)
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if text := ast.get_docstring(node):
                 yield getattr(node, "lineno", 1), "docstring", text
@@ -122,6 +129,8 @@ def texts_of_python(source: str) -> Iterator[tuple[int, str, str]]:
                     yield node.lineno, "help", literal(keyword.value)
             if name in ERRORS | SPEAKERS:
                 yield from ((argument.lineno, "message", literal(argument)) for argument in node.args)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value and node not in docstrings:
+            yield node.lineno, "text", node.value
 
 
 def texts_of_markdown(source: str) -> Iterator[tuple[int, str, str]]:
@@ -145,6 +154,8 @@ def refused(path: Path) -> list[str]:
     for line, kind, text in texts(path):
         plain = re.sub(r"``[^`]*``|`[^`]*`", "", text) if kind == "docstring" else text
         rules = {**EVERYWHERE, **(DOCSTRINGS if kind == "docstring" else HELP if kind == "help" else {})}
+        if kind == "text":  # it may be a part of a sentence, or no prose at all
+            rules = {name: EVERYWHERE[name] for name in PLAIN}
         for name, (pattern, better) in rules.items():
             for match in re.finditer(pattern, plain):
                 around = " ".join(plain[max(0, match.start() - 40) : match.end() + 30].split())

@@ -66,7 +66,7 @@ def read_state() -> State | None:
     content = read_json(state_file(), error=SetupError, **told)
     try:
         if not isinstance(content, dict):
-            raise TypeError("it is no record of a cluster")
+            raise TypeError("it is not a record of a cluster")
         return State(**typed(content, State))
     except (TypeError, KeyError, UsageError) as error:
         raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], told["fix"]) from None

@@ -153,7 +153,7 @@ def tune(
         raise TrainingFailedError(
             "the search failed",
             str(failure).strip().splitlines()[-1],
-            f"see {search.path / 'log.txt'}; go on with: czsl tune --resume {search.path}",
+            f"see {search.path / 'log.txt'}; continue with: czsl tune --resume {search.path}",
         )
     return "stopped" if queue.stopping else "done"
 

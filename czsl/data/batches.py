@@ -191,7 +191,7 @@ def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool =
     try:
         array = read_array(path, mapped=mapped)
     except DataError as error:
-        log.warning("the cache %s is damaged (%s) and made anew", path, error.why)
+        log.warning("the cache %s is damaged (%s) and made again", path, error.why)
         return None
     fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     return array if fits and array.dtype == dtype else None

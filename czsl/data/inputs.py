@@ -144,7 +144,7 @@ class Gatherer:
         elif not os.path.exists(given):  # noqa: PTH110
             if "\0" in given:
                 raise UsageError(f"no file or folder {given!r}", "the name holds a zero byte", "give images or folders of images")
-            why = "web addresses are not downloaded" if "://" in given else ""
+            why = "web addresses are not downloaded" if "://" in given else "nothing exists at this path"
             raise UsageError(f"no file or folder {given}", why, "give images, folders or archives that exist")
         elif is_archive(path):
             self._add_archive(path, f"{given}/" if prefix else "")

@@ -82,7 +82,7 @@ def best(folder: PathLike) -> dict[str, Any]:
         kinds: dict[str, Any] = {"checkpoint": str, "auc": (int, float, type(None)), "epoch": int, "step": int}
         if isinstance(content, dict) and all(isinstance(content[name], kinds[name]) for name in kinds.keys() & content.keys()):
             return content
-        why = "it is no mark of a checkpoint"
+        why = "it is not a mark of a checkpoint"
     except CzslError as error:
         why = error.why
     log.warning("%s is damaged (%s), the best checkpoint is not known", file, why)

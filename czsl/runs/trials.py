@@ -225,7 +225,7 @@ class Search:
             try:
                 content = read_json(file)
                 if not isinstance(content, dict) or not content.keys() >= {"number", "values"}:
-                    raise TypeError("it is no record of a trial")
+                    raise TypeError("it is not a record of a trial")
                 check_known(content, (f.name for f in fields(Trial) if f.name != "path"), "NAME")
                 found.append(Trial(path=file.parent, **typed(content, Trial)))
             except (TypeError, CzslError) as error:

@@ -59,7 +59,7 @@ def test_what_is_kept_is_shown_and_emptied(czsl, cache, photos):
     ("args", "words"),
     [
         (["clear", "photograph"], "did you mean 'photographs'"),
-        (["clear", "../.."], "there is no kind"),
+        (["clear", "../.."], "unknown kind"),
         (["--json", "clear"], "goes with"),
         (["empty"], "No such command"),
     ],

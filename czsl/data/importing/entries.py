@@ -136,7 +136,7 @@ class Source:
     def usable(self, where: str, attr: str, obj: str, split: str) -> bool:
         """True if labels and split are whole and allowed; otherwise it is listed why not."""
         if split not in SPLITS:
-            self.skip("unknown split", where, f"{split!r} is none of {', '.join(SPLITS)}")
+            self.skip("unknown split", where, f"{split!r} is not one of {', '.join(SPLITS)}")
         elif self.unseen is None and not (attr and obj):
             self.skip("missing label", where, f"attribute {attr!r}, object {obj!r}")
         elif not obj:

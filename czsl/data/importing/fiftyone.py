@@ -51,7 +51,7 @@ def _labels(source: Source, table: Table, content: dict, path: Path, places: tup
         if isinstance(value, int) and not isinstance(value, bool) and classes is not None:
             value = classes[value] if 0 <= value < len(classes) else None
         if value is None:
-            table.bad.append(("missing label", where, "no class, or a number that is none of the classes"))
+            table.bad.append(("missing label", where, "no class, or a number that is not a class"))
             continue
         names = names_in(places, name) + names_in(("",), files.get(name))
         table.items.append(Item(where, {"image": name, **cells, "label": value}, split=split, also=names))

@@ -216,7 +216,7 @@ def _split_pairs(source: Source, items: Sequence[Item], column: str, reading: Re
     for item, text in texts:
         pair = pairs[(text,)]
         if pair is None:
-            source.skip("unknown pair", item.where, f"{text!r} is no listed attribute and object")
+            source.skip("unknown pair", item.where, f"{text!r} is not a listed attribute and object")
         else:
             result.append((item, *pair))
     return result
