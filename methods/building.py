@@ -26,7 +26,7 @@ def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None
 
 
 def needs_only_features(name: str, settings: dict[str, Any]) -> bool:
-    """Whether features of images and texts are all that a method with these settings wants of CLIP."""
+    """Return whether a method with these settings needs only features of images and texts from CLIP."""
     own = config_class(name)
     return own(**typed(own.read_files(settings), own)).only_features
 
@@ -82,7 +82,7 @@ def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None)
             raise UsageError(
                 f"the checkpoint was made with other {what}",
                 f"checkpoint: {str(then)[:160]}; here: {str(now)[:160]}",
-                "use the run's own data and --clip, or train anew",
+                "use the run's own data and --clip, or train again",
             )
     there, own = {k: v.shape for k, v in kept.method.items()}, {k: v.shape for k, v in method.state_dict().items()}
     if there != own:

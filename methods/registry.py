@@ -1,4 +1,4 @@
-"""Names of methods and where they live; a module is imported when its method is asked for."""
+"""Names of methods and where they live; a module is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of adaptations and where they live; a module is imported when its adaptation is asked for."""
+"""Names of adaptations and where they live; a module is imported on first use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def adaptation_class(name: str) -> type[Adaptation]:
 
 
 def adaptation_recipes(name: str) -> dict[str, dict[str, Any]]:
-    """Return the named settings of an adaptation, from ``recipes.yaml`` beside this module."""
+    """Return the named settings of an adaptation, from ``recipes.yaml`` next to this module."""
     return dict(read_yaml(Path(__file__).with_name("recipes.yaml"))[canonical_adaptation(name)]["recipes"])
 
 

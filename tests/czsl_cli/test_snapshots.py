@@ -19,16 +19,15 @@ FOLDER = Path(__file__).parents[1] / "snapshots"
 RENEW = bool(os.environ.get("CZSL_RENEW"))
 
 
-def commands(name: str, command: click.Command):
-    """Words and command of a command and of all its subcommands."""
-    yield (name,), command
+def contexts(name: str, command: click.Command, parent: click.Context | None = None):
+    """The context of a command, as the command line makes it, and those of all its subcommands."""
+    context = click.Context(command, parent, name, **command.context_settings)
+    yield context
     if isinstance(command, click.Group):
-        context = click.Context(command)
         for child in command.list_commands(context):
             found = command.get_command(context, child)
             assert found is not None
-            for words, inner in commands(child, found):
-                yield (name, *words), inner
+            yield from contexts(child, found, context)
 
 
 def compare(name: str, text: str) -> None:
@@ -44,16 +43,13 @@ def compare(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
+    root = click.Context(cli, None, "czsl", **cli.context_settings)
     if not name:
-        compare("help/czsl.txt", click.Context(cli, info_name="czsl", max_content_width=110).get_help() + "\n")
+        compare("help/czsl.txt", root.get_help() + "\n")
         return
-    command = cli.get_command(click.Context(cli), name)
+    command = cli.get_command(root, name)
     assert command is not None
-    pages = []
-    for words, found in commands(name, command):
-        context = click.Context(found, info_name=" ".join(("czsl", *words)), max_content_width=110)
-        pages.append(context.get_help())
-    compare(f"help/{name}.txt", "\n\n\n".join(pages) + "\n")
+    compare(f"help/{name}.txt", "\n\n\n".join(context.get_help() for context in contexts(name, command, root)) + "\n")
 
 
 def test_no_snapshot_is_left_of_a_command_that_is_gone():
