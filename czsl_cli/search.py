@@ -71,7 +71,7 @@ def search(
     from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
     if not words:
-        why = "" if run is None else f"{run} is the run"
+        why = "no words were given" if run is None else f"{run} is the run"
         raise UsageError("no composition to search for", why, 'czsl search RUN "wet dog" --in FOLDER')
     inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names

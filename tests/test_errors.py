@@ -23,10 +23,23 @@ def raised(path):
         yield node.lineno, dict(zip(PARTS, node.args, strict=False)) | {k.arg: k.value for k in node.keywords}
 
 
+def may_be_empty(node, assigned):
+    """Whether a part is an empty text, or one in some case: ``x if .. else ""``, or a name that was assigned so."""
+    if isinstance(node, ast.Name):
+        return any(may_be_empty(value, {}) for value in assigned.get(node.id, ()))
+    if isinstance(node, ast.IfExp):
+        return may_be_empty(node.body, assigned) or may_be_empty(node.orelse, assigned)
+    return isinstance(node, ast.Constant) and not node.value
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_error_has_three_parts(path):
+    assigned: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            assigned.setdefault(node.targets[0].id, []).append(node.value)
     for line, parts in raised(path):
-        empty = [name for name in PARTS if name not in parts or (isinstance(parts[name], ast.Constant) and not parts[name].value)]
+        empty = [name for name in PARTS if name not in parts or may_be_empty(parts[name], assigned)]
         assert not empty, f"{path.name}, line {line}: the error has no {' and no '.join(empty)}"
 
 
