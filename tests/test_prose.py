@@ -65,7 +65,7 @@ EVERYWHERE = {
     "goes on": (r"\b(?:go|goes|going|went|gone) on\b", "continue"),
     "is none": (r"\b(?:is|are|was|were) none\b", "no such X exists, is not a X"),
     "is no": (
-        r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more\b|fewer|larger|smaller|better|worse|less)\w+",
+        r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more\b|fewer|larger|smaller|better|worse|less)(?:\w+|\{)",
         "is not a X, there is no X",
     ),
     "somebody": (r"\b(?:somebody|nobody|anybody|everybody|a person)\b", "a user, people, no one"),

@@ -92,7 +92,7 @@ def verify(
         if row.id in rows:
             report.problems.append(_bad("repeated id", row.id))
         if row.split != stored.split or (row.attr, row.obj) not in allowed[stored.split]:
-            report.problems.append(_bad("wrong label", row.id, f"'{row.label}' is no {stored.split} {dataset.space.noun}"))
+            report.problems.append(_bad("wrong label", row.id, f"'{row.label}' is not a {stored.split} {dataset.space.noun}"))
         rows[row.id] = row
         if progress:
             progress(done, total)

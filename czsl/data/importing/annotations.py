@@ -49,7 +49,7 @@ def annotation_files(path: Path, form: str) -> list[tuple[Path, Any]]:
         content = parse_json(read_text(path), path)
         if form_of(content) != form:
             raise DataError(
-                f"{path} is no {form} file", f"it looks like: {form_of(content) or 'something else'}", "mend --layout"
+                f"{path} is not a {form} file", f"it looks like: {form_of(content) or 'something else'}", "mend --layout"
             )
         return [(path, content)]
     files = json_files(path)

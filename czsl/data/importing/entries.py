@@ -190,7 +190,7 @@ class Source:
         for name, entry in list(self.entries.items()):
             if (entry.attr, entry.obj) not in allowed[entry.split]:
                 del self.entries[name]
-                self.skip("unknown pair", name, f"'{entry.attr} {entry.obj}' is no {entry.split} pair of space.json")
+                self.skip("unknown pair", name, f"'{entry.attr} {entry.obj}' is not a {entry.split} pair of space.json")
 
 
 def space_of(source: Source) -> CompositionSpace | None:

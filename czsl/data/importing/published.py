@@ -102,4 +102,4 @@ def _why_unknown(space: CompositionSpace, attr: str, obj: str, split: str) -> st
         return f"attribute {attr!r} is in no pair list"
     if obj not in space.objects:
         return f"object {obj!r} is in no pair list"
-    return f"'{attr} {obj}' is no {split} pair"
+    return f"'{attr} {obj}' is not a {split} pair"

@@ -132,7 +132,7 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
                 )
             if (record.attr, record.obj) not in allowed.get(record.split, ()):
                 raise DataError(
-                    f"{record.id}: {row.label!r} is no {record.split} {space.noun} of the space",
+                    f"{record.id}: {row.label!r} is not a {record.split} {space.noun} of the space",
                     "the lists of pairs and the labels of images disagree",
                     "add the pair to the lists, or correct the label",
                 )
