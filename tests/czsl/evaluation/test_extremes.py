@@ -157,5 +157,5 @@ def test_a_true_pair_without_a_column():
     there = problem.space.locate(problem.labels, problem.pairs)
     keep = np.arange(len(problem.pairs)) != there[0]
     candidates = Candidates.build(problem.space, problem.pairs[keep])
-    with pytest.raises(DataError, match=r"image 0 shows .* no candidate"):
+    with pytest.raises(DataError, match=r"image 0 shows .* not a candidate"):
         ExtremesAccumulator(candidates, problem.labels)
