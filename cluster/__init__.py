@@ -1,1 +1,5 @@
-"""The same work across a Ray cluster: the only place that imports Ray."""
+"""The jobs of the command line on one worker or many; the only package that imports Ray."""
+
+from czsl_start import require
+
+require("czsl", "methods", "cluster")

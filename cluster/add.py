@@ -48,9 +48,9 @@ POINTS = "points-before"  # folder in a checkpoint: operating points of the one 
 
 @dataclass
 class Addition:
-    """What an addition changed.
+    """Result of an addition.
 
-    checkpoint : the one that it made, or None where nothing was written
+    checkpoint : the one that it made, or None if nothing was written
     images : records ``image, sha256, attr, obj``
     attributes, objects : new words
     pairs : compositions that training had not seen before, by name
@@ -193,7 +193,7 @@ def _current(run: Run) -> Path:
 
 def _folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}", "", "give a folder with folders such as wet dog/")
+        raise DataError(f"no folder {folder}", "the folder does not exist", "give a folder with folders such as wet dog/")
     return folder
 
 
@@ -207,7 +207,7 @@ def _checked(
     max_bad: float,
     progress: Progress,
 ) -> list[Entry]:
-    """Those of the images that are to be added; notes their hashes. Every image is decoded once before anything is changed."""
+    """Return the images to add and note their hashes. Every image is decoded once before anything is changed."""
     there = _there(run, kept, addition)
     named = len(entries) + len(bad)
     taken: list[Entry] = []
@@ -247,7 +247,7 @@ def _checked(
 
 
 def _there(run: Run, kept: Checkpoint, addition: Addition) -> dict[str, str]:
-    """Hashes of the images of the run's dataset, whatever their split, and of earlier additions, with where they are."""
+    """Hashes of the images of the run's dataset, whatever their split, and of earlier additions, with their places."""
     found = {
         image["sha256"]: f"added on {one['time']} as {image['image']}"
         for one in kept.state.get("additions", [])

@@ -59,7 +59,7 @@ def ensure_point(
                 notes=(f"the bias on unseen labels is 0: {why or 'no point is kept'}, and {run.path} cannot be written to",)
             )
         say(
-            f"choosing the operating point on the validation images first: {why or 'there is none yet'} (--bias none answers without it)"
+            f"choosing the operating point on the validation images first: {why or 'none was chosen yet'} (--bias none answers without it)"
         )
         world = open_world and bool(why)
         with cpu_threads(run.threads):

@@ -45,7 +45,7 @@ def evaluation_of(
     """The report of a run on a split, and the few numbers per image that it follows from.
 
     Both are written into the run folder (``report-test-closed.json``, ``extremes-test-closed.npz``). If one worker answers and nothing can
-    be written there, a notice says so. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine
+    be written there, ``notice`` is called. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine
     needs no Ray. With an adaptation the report holds the run's numbers without it too (``without_adaptation``).
     """
     plain = _without_adaptation(run, question, progress=progress, notice=notice, **where) if question.adapt else None
@@ -129,7 +129,7 @@ def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
 def reduction_of(
     run: Run, question: Question, progress: Progress = quiet, say: Callable[[str], None] = lambda text: None
 ) -> Reduction:
-    """The reduction of a run: the kept one, or where it is missing or stale that of an evaluation now, in this process."""
+    """The reduction of a run: the stored one, or, if it is missing or stale, that of an evaluation in this process."""
     kept, why = kept_reduction(run, question)
     if kept is None:
         say(f"evaluating {run.path.name} first: {why}")

@@ -38,7 +38,7 @@ class Planned:
     config : complete settings
     path : its run folder, of an earlier run or of one to be made
     state : ``missing``, or that of :func:`czsl.runs.states.state_of`
-    changed : what an earlier run of this row and seed has differently, in words; it stays and another folder is made
+    changed : differences of an earlier run of this row and seed, as text; that run stays and another folder is made
     steps : optimizer steps of the whole training
     """
 
@@ -53,7 +53,7 @@ class Planned:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train."""
+        """Return whether anything is left to train."""
         return self.seed is not None
 
     @property
@@ -110,7 +110,7 @@ def _incomplete(path: Path, why: str) -> DataError:
 
 
 def _differences(there: RunConfig, wanted: RunConfig) -> str:
-    """Settings of an earlier run that differ, in words; empty for none."""
+    """Settings of an earlier run that differ, as text; empty without any."""
     one, other = _plain(there), _plain(wanted)
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     shown = [f"{name}={one.get(name)} (the experiment wants {other.get(name)})" for name in names[:3]]

@@ -31,7 +31,7 @@ class Answer:
     """A composition of the image (or a class, without an attribute): its names, score, probability among the candidates, rank from 1, why.
 
     calibrated : score with the bias of the operating point, which the rank is by
-    seen : whether training saw it; ``rows``: rows of the training split behind the places that the explanation names
+    seen : whether training saw it; ``rows``: rows of the training split for the images that the explanation names
     """
 
     attr: str
@@ -90,7 +90,7 @@ class TrainingImages:
         return rows[(self.split.attr[rows] == own[0]) | (self.split.obj[rows] == own[1])]
 
     def examples(self, attr: int, obj: int) -> Examples | None:
-        """The images behind :meth:`rows`; None where there are none."""
+        """The images of :meth:`rows`; None without any."""
         rows, names = self.rows(attr, obj), self.method.space
         if not len(rows):
             return None
@@ -105,7 +105,7 @@ def _index(names: Sequence[str], name: str) -> int:
 
 
 def training_images(method: Method, run: Run | None, progress: Progress = quiet) -> tuple[TrainingImages | None, str]:
-    """What a method's explanations show of its run's dataset, or None and why they cannot (empty if they need not)."""
+    """Training images for a method's explanations; None and the reason without them (no reason if none are needed)."""
     if not method.explains_by_examples:
         return None, ""
     if run is None:
@@ -148,7 +148,7 @@ def explain(
     space : CompositionSpace, optional
         Whose training pairs count as seen; the method's by default.
     point : OperatingPoint, optional
-        Bias of the ranking and scale of the probabilities; by default there is none.
+        Bias of the ranking and scale of the probabilities; by default none is applied.
     """
     text = method.encode_compositions(torch.from_numpy(pairs.copy()).to(method.clip.device))
     question = method.question(image, image_id, text)

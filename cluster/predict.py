@@ -42,7 +42,7 @@ def predict_files(
     """Records of images of a source (or below a folder), in the order of ``names``, as they become ready.
 
     The source's files must be visible on every node. ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`, ``progress`` and
-    ``notice`` are told about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
+    ``notice`` are called about the nodes; the answers do not depend on the number of workers. Batches that ``partial`` (of
     :func:`partial_of` for the same request and files) holds are read back instead of computed; new ones are added to it.
 
     ``keep``: image features are kept in the cache folder of each node, and those that are there are used: a second question about the
@@ -61,7 +61,7 @@ def predict_files(
 
 
 def partial_of(out: Path, request: Request, source: ImageSource | Path, names: list[str]) -> Partial:
-    """What an interrupted prediction of the same files with the same weights and options left beside ``out``."""
+    """Return the partial results next to ``out`` of an interrupted prediction of the same files, weights and options."""
     given = [x for x in (request.clip, request.clip_weights) if x]
     weights = [Path(x) for x in given if Path(x).is_file()] + [w for x in given if is_folder(x) for w in weight_files(Path(x))]
     index = Path(request.index) / "index.json" if request.index else None

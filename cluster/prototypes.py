@@ -1,4 +1,4 @@
-"""The prototypes of a run beside the training images that they stand for."""
+"""The prototypes of a run with the training images nearest to them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from methods.loading import load
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_prototypes` found.
+    """Result of :func:`inspect_prototypes`.
 
     split : the training images; ``rows`` [N]: those looked at, to which the places in ``primitives`` refer
     primitives : one entry for each attribute and object that they show
     health : see :func:`methods.clus_pro.prototypes.health`
-    counts : mean silhouette for each number of clusters that was asked for
+    counts : mean silhouette for each requested number of clusters
     """
 
     split: Split
@@ -54,7 +54,7 @@ def inspect_prototypes(
     checkpoint : str
         ``best``, ``last`` or a step.
     per_pair : int
-        Look at so many images of each pair only; 0: all. Adapted towers encode them anew, frozen ones have kept their features.
+        Number of images per pair to look at; 0: all. Adapted towers encode them again, features of frozen towers are cached.
     shown : int
         Nearest images of each prototype.
     counts : sequence of int
@@ -72,13 +72,17 @@ def inspect_prototypes(
         torch.set_num_threads(run.threads)
     method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(method, ClusPro):
-        raise UsageError(f"{config.method} has no prototypes", "", "give a run of clusPro")
+        raise UsageError(f"{config.method} has no prototypes", "only ClusPro learns prototypes", "give a run of clusPro")
     data = open_data(config.data, config.decode)
     source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
     split = source.split
     rows = stratified(split.attr, split.obj, per_pair, config.seed)
     if not len(rows):
-        raise DataError(f"{data.folder} has no training images", "", "is it the run's dataset?")
+        raise DataError(
+            f"{data.folder} has no training images",
+            "prototypes are shown with their nearest training images",
+            "is it the run's dataset?",
+        )
     features = source.encode(rows, config.eval_batch).to(method.clip.device)
     labels = split.attr[rows], split.obj[rows]
     primitives, found = gallery(method, features, *labels, shown=shown)

@@ -54,20 +54,20 @@ def train(
     Parameters
     ----------
     run : Run
-        A new run, or an interrupted one, which goes on from its newest valid checkpoint.
+        A new run, or an interrupted one, which continues from its newest valid checkpoint.
     nodes : int or (int, int)
         Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
-        losing nodes goes on with those that are left if they are not fewer.
+        losing nodes continues with those that are left if they are not fewer.
     workers_per_node, gpus_per_node, address, engine
         See :class:`cluster.machines.nodes.Ask`.
     threads : int
-        CPU threads a worker where the run's settings leave them open.
+        CPU threads per worker if the run's settings leave them open.
     wait_s : float
-        Longest wait for nodes that are not there yet; where no cluster is joined none can come.
+        Longest wait for nodes that are not there yet; without a joined cluster none can come.
     max_failures : int
         How often in a row, without a checkpoint between, dead workers are replaced.
     on_placement, on_wait, on_failure, on_record : callable
-        Told where the workers run (at each start), what they wait for, why they are started anew, and every new line of the run's
+        Told where the workers run (at each start), what they wait for, why they are restarted, and every new line of the run's
         metrics; all from the calling thread.
 
     Raises
@@ -130,7 +130,7 @@ def _outcome(run: Run, failure: BaseException | None) -> str:
     raise TrainingFailedError(
         "training failed",
         reason[0] if reason else "the workers ended without a word",
-        f"see {run.path / 'log.txt'}; go on with: czsl train --resume {run.path}",
+        f"see {run.path / 'log.txt'}; continue with: czsl train --resume {run.path}",
     )
 
 
@@ -190,7 +190,7 @@ def _forward(run: Run, position: int, on_record: Callable[[dict[str, Any]], None
 
 @contextlib.contextmanager
 def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls ``stop``, which asks the workers to save and end; a second one ends at once."""
+    """The first SIGINT or SIGTERM calls ``stop``, which makes the workers save and end; a second one ends at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

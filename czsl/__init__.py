@@ -1,3 +1,3 @@
-"""The nouns every floor speaks of: compositions, data, clip, evaluation, retrieval, runs."""
+"""Core data types, datasets, the CLIP wrapper, evaluation, retrieval and run folders. No command line, no Ray."""
 
 __version__ = "0.1.0"

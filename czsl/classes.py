@@ -43,7 +43,7 @@ class ClassSpace(CompositionSpace):
         seen : iterable of str, optional
             Those that occur in training; default all.
         val, test : iterable of str, optional
-            Those that a split shows; default all. They compete there beside the seen ones.
+            Those that a split shows; default all. They compete with the seen ones.
         source : str
             Named in errors.
 
@@ -61,7 +61,7 @@ class ClassSpace(CompositionSpace):
             own = list(classes if names is None else names)
             if unknown := [name for name in own if name not in place]:
                 what = "seen" if split == "train" else split
-                raise DataError(f"{source}: {unknown[0]!r} is no class", f"{what} names it", "list it among the classes")
+                raise DataError(f"{source}: {unknown[0]!r} is not a class", f"{what} names it", "list it among the classes")
             pairs[f"{split}_pairs"] = np.array([(0, place[name]) for name in own], dtype=np.int64).reshape(-1, 2)
         return cls((NO_ATTRIBUTE,), tuple(classes), **pairs)
 
@@ -90,7 +90,7 @@ class ClassSpace(CompositionSpace):
 
     @classmethod
     def from_json(cls, content: dict, source: str = "space.json") -> ClassSpace:
-        """Read ``{"classes": [..], "seen": [..]}``, with ``val`` and ``test`` where they are not all classes.
+        """Read ``{"classes": [..], "seen": [..]}``, with ``val`` and ``test`` if they are not all classes.
 
         Raises
         ------

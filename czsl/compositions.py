@@ -33,7 +33,7 @@ def prompt_name(name: str, style: str = "clean") -> str:
         Another style.
     """
     if style not in ("clean", "reference"):
-        raise UsageError(f"unknown style of names {style!r}", "", "names is clean or reference")
+        raise UsageError(f"unknown style of names {style!r}", "there are two styles", "choose clean or reference")
     name = name.lower().replace(".", " ")
     if style == "reference":
         return name
@@ -41,7 +41,7 @@ def prompt_name(name: str, style: str = "clean") -> str:
 
 
 def label_of(attribute: str, obj: str) -> dict[str, str]:
-    """A label as records name it: ``{"attr": "wet", "obj": "dog"}``, or ``{"class": "dog"}`` where there is no attribute."""
+    """Return a label in the form of records: ``{"attr": "wet", "obj": "dog"}``, or ``{"class": "dog"}`` for a plain class."""
     return {"attr": attribute, "obj": obj} if attribute else {"class": obj}
 
 
@@ -80,20 +80,30 @@ class CompositionSpace:
     def __post_init__(self):
         for kind, names in self.vocabulary.items():
             if not names:
-                raise DataError(f"the label space has no {kind}", "", "list at least one")
+                raise DataError(
+                    f"the label space has no {kind}", "a label space needs at least one name of each kind", "list at least one"
+                )
             if len(set(names)) < len(names):
                 twice = sorted({n for n in names if names.count(n) > 1})
-                raise DataError(f"{kind} named twice: {', '.join(twice[:5])}", "", "keep each name once")
+                raise DataError(f"{kind} named twice: {', '.join(twice[:5])}", "names identify labels", "keep each name once")
         limits = np.array([len(self.attributes), len(self.objects)])
         for split in SPLITS:
             pairs = np.asarray(getattr(self, f"{split}_pairs"), dtype=np.int64).reshape(-1, 2)
             if ((pairs < 0) | (pairs >= limits)).any():
-                raise DataError(f"{split} pairs name an index outside the labels", f"limits {limits.tolist()}", "")
+                raise DataError(
+                    f"{split} pairs name an index outside the labels",
+                    f"limits {limits.tolist()}",
+                    "use indices from 0 to the number of names minus one",
+                )
             keys = pairs @ [len(self.objects), 1]
             _, first = np.unique(keys, return_index=True)
             if len(first) < len(keys):
                 row = int(np.setdiff1d(np.arange(len(keys)), first)[0])
-                raise DataError(f"{split} {self.noun} {row} occurs twice: {self.pair_name(pairs[row])}", "", "keep it once")
+                raise DataError(
+                    f"{split} {self.noun} {row} occurs twice: {self.pair_name(pairs[row])}",
+                    "the pairs of a split are a set",
+                    "keep it once",
+                )
             pairs.setflags(write=False)
             object.__setattr__(self, f"{split}_pairs", pairs)
 
@@ -148,16 +158,16 @@ class CompositionSpace:
         return self.open_pairs if open_world else self.closed_pairs
 
     def seen_mask(self, pairs: np.ndarray) -> np.ndarray:
-        """Which of these pairs occur in training, bool [P]."""
+        """Return which of these pairs occur in training, bool [P]."""
         return np.isin(self.key(pairs), self.key(self.train_pairs))
 
     def split_mask(self, pairs: np.ndarray, split: str) -> np.ndarray:
-        """Which of these pairs compete in the closed world of a split (its own and the training pairs), bool [P]."""
+        """Return which of these pairs compete in the closed world of a split (its own and the training pairs), bool [P]."""
         allowed = np.concatenate([self.key(getattr(self, f"{split}_pairs")), self.key(self.train_pairs)])
         return np.isin(self.key(pairs), allowed)
 
     def locate(self, pairs: np.ndarray, within: np.ndarray) -> np.ndarray:
-        """Position of each pair in the list ``within`` [P, 2]; -1 where it is not there. int64 [n]."""
+        """Position of each pair in the list ``within`` [P, 2]; -1 if it is absent. int64 [n]."""
         keys = self.key(within)
         order = np.argsort(keys, kind="stable")
         wanted = self.key(pairs)

@@ -1,6 +1,8 @@
-"""Errors that a person reads: what happened, why, and what to do; each kind knows its exit code."""
+"""Errors with three parts (what happened, why, what to do) and an exit code."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class CzslError(Exception):
@@ -11,14 +13,14 @@ class CzslError(Exception):
     what : str
         What went wrong, in one line.
     why : str
-        The cause, as far as the program knows it.
+        The cause.
     fix : str
         What the user can do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, why: str = "", fix: str = ""):
+    def __init__(self, what: str, why: str, fix: str):
         super().__init__(what, why, fix)  # all three in args, so that the error survives a trip between processes
         self.what, self.why, self.fix = what, why, fix
 
@@ -39,12 +41,23 @@ class DataError(CzslError):
 
 
 class SetupError(CzslError):
-    """The environment or the cluster cannot do what is asked (exit code 4)."""
+    """The environment or the cluster lacks something that the command needs (exit code 4)."""
 
     exit_code = 4
 
 
 class ExpectationError(CzslError):
-    """A result is below what ``--expect`` asks for (exit code 5)."""
+    """A result is below the limit of ``--expect`` (exit code 5)."""
 
     exit_code = 5
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``did you mean 'x'?`` for the known name that is nearest to a misspelt one, or that none is near.
+
+    ``cutoff`` is the similarity, from 0 to 1, that a name needs (:func:`difflib.get_close_matches`).
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else "no known name is close to it"

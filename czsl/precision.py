@@ -24,7 +24,7 @@ def fitting(device: torch.device) -> str:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """SetupError if a GPU has no bfloat16 and a run asks for it in so many words."""
+    """Raise SetupError if a run sets bfloat16 and the GPU does not support it."""
     if precision == "bfloat16" and device.type == "cuda" and (found := _capability(device))[0] < BFLOAT16_FROM:
         import torch
 
@@ -48,7 +48,7 @@ def allow_tf32(device: torch.device, setting: str) -> None:
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; without them its products take several times as long as in float32."""
+    """Return whether this processor has instructions for bfloat16; without them its products take several times as long as in float32."""
     try:
         words = CPU_INFO.read_text(encoding="utf-8", errors="replace").lower().split()
     except OSError:
@@ -57,7 +57,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def slow_on_cpu(precision: str) -> str:
-    """A warning about ``precision`` for a command that will compute on this processor; empty if there is none."""
+    """A warning about ``precision`` for a command that will compute on this processor; empty if it is fast here."""
     if precision != "bfloat16" or cpu_has_bfloat16():
         return ""
     return (

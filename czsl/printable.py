@@ -1,6 +1,6 @@
 """Text from outside, made safe to look at: names, labels and messages may hold what steers a terminal or reorders a line.
 
-Results keep the real characters; only what a person reads on a terminal or in a page goes through here.
+Results keep the real characters; only text for a terminal or a page is escaped here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def printable(text: str, keep: str = "") -> str:
 def printable_json(content: Any, indent: int | None = None) -> str:
     r"""JSON that is safe on a terminal and holds the same content: such characters are written as ``\uXXXX``.
 
-    What is no Unicode (a byte of a file name that is not UTF-8) becomes a lone ``\udcXX``, which Python reads back as it was.
+    What is not Unicode (a byte of a file name that is not UTF-8) becomes a lone ``\udcXX``, which Python reads back as it was.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     return _UNUSUAL.sub(lambda found: found[0] if found[0] == "\n" or _shown(found[0]) else _json_escaped(found[0]), text)

@@ -37,7 +37,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 class _Refusal:
-    """How a reader's failure is told."""
+    """Error of a reader: its type, first and last line."""
 
     def __init__(self, path: PathLike | str, error: type[CzslError], head: str, fix: str):
         self.path, self.error, self.head, self.fix = path, error, head, fix
@@ -47,7 +47,7 @@ class _Refusal:
 
 
 def reason(error: BaseException | str) -> str:
-    """An error's words in one line of at most 300 characters; the kind of error where it has none."""
+    """An error's words in one line of at most 300 characters; the kind of error if it has no words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnicodeDecodeError):
@@ -108,7 +108,7 @@ def parse_json(
     head: str = "{path} is not JSON",
     fix: str = "is it the right file?",
 ) -> Any:
-    """What a JSON text says; ``path`` names it in errors."""
+    """Content of a JSON text; ``path`` names it in errors."""
     refuse = _Refusal(path, error, head, fix)
     try:
         content = json.loads(text, object_pairs_hook=pairs)
@@ -120,7 +120,7 @@ def parse_json(
 
 
 def json_record(line: str | bytes) -> dict[str, Any] | None:
-    """The mapping in a line of JSON lines, or None where the line is no whole mapping: the way to read what may be cut short."""
+    """Return the mapping in a line of JSON lines, or None if the line is cut or not a mapping."""
     try:
         content = parse_json(line)
     except DataError:
@@ -199,7 +199,7 @@ def parse_yaml(
     head: str = "{path} is not YAML",
     fix: str = "see a run's config.yaml",
 ) -> Any:
-    """What a YAML text says; ``path`` names it in errors."""
+    """Content of a YAML text; ``path`` names it in errors."""
     refuse = _Refusal(path, error, head, fix)
     try:
         content = _Loader(text).get_single_data()
@@ -214,7 +214,7 @@ def parse_yaml(
 
 
 def _not_plain(content: Any, most: int, any_keys: bool = False) -> str:
-    """Why these are no plain values within the limits; empty where they are. An alias counts as often as it stands there."""
+    """Return why the values are not plain or exceed the limits; empty if all is well. An alias counts each time it occurs."""
     level, depth, count = [content], 0, 0
     while level:
         if depth > MOST_DEPTH:
@@ -248,7 +248,7 @@ def read_array(
 ) -> np.ndarray:
     """The array of an ``.npy`` file, memory-mapped where asked; never unpickled.
 
-    The header is believed only where the file is as long as it says.
+    The header is trusted only if the file has the length that follows from it.
     """
     import numpy as np
 
@@ -262,7 +262,7 @@ def read_array(
                 array.close()
                 refuse("it holds an archive, not one array")
             if array.offset + array.nbytes != Path(path).stat().st_size:  # type: ignore[attr-defined]
-                refuse(f"it is longer than the {array.dtype} of shape {list(array.shape)} that its header tells")
+                refuse(f"it is longer than the {array.dtype} of shape {list(array.shape)} of its header")
             if array.dtype.kind not in "biufcSUmM":
                 refuse(f"it holds {array.dtype}, not numbers")
             return array if mapped else np.array(array)
@@ -294,7 +294,7 @@ def read_arrays(
     head: str = "cannot read {path}",
     fix: str = "give an npz of plain arrays",
 ) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an ``.npz`` holds; never unpickled.
+    """Read those of the named arrays that an ``.npz`` holds; never unpickled.
 
     Archives that unfold to more than half of the memory are refused, with ``stored`` all compressed ones.
     """
@@ -305,12 +305,12 @@ def read_arrays(
         if not zipfile.is_zipfile(path):
             with Path(path).open("rb") as file:
                 one = file.read(6) == b"\x93NUMPY"
-            refuse("it holds one array, not an archive of named ones" if one else "it is no npz archive, or is cut short")
+            refuse("it holds one array, not an archive of named ones" if one else "it is not an npz archive, or it is cut short")
         _check_archive(path, stored)
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in names if name in archive.files}
         if odd := next((name for name, x in found.items() if not isinstance(x, np.ndarray)), None):
-            refuse(f"{odd} is no array")
+            refuse(f"{odd} is not an array")
         return found
     except CzslError:
         raise
@@ -329,7 +329,7 @@ def _check_archive(path: PathLike, stored: bool = False) -> None:
 
 
 def archive_names(path: PathLike) -> list[str]:
-    """Names of the files in a zip archive; none where it is no whole archive."""
+    """Names of the files in a zip archive; empty if it is not a complete archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -367,7 +367,7 @@ def read_torch(
     head: str = "cannot read {path}",
     fix: str = "save plain tensors with torch.save(model.state_dict(), FILE) or as .safetensors",
 ) -> Any:
-    """What ``torch.save`` wrote, on the CPU, by ``weights_only``: a pickle that asks for anything but plain data is refused."""
+    """Read a file of ``torch.save`` on the CPU with ``weights_only``: a pickle with anything but plain data is refused."""
     import torch
 
     refuse = _Refusal(path, error, head, fix)
@@ -384,7 +384,7 @@ def read_torch(
 
 
 def pointer(path: PathLike) -> str:
-    """What a file is that only stands for another one (a Git LFS pointer, a web page); empty for others."""
+    """Describe a file that stands in for another one (a Git LFS pointer, a web page); empty for others."""
     try:
         with Path(path).open("rb") as file:
             first = file.read(200).lstrip().lower()
@@ -396,14 +396,14 @@ def pointer(path: PathLike) -> str:
 
 
 def _unpickler_line(error: Exception) -> str:
-    """What torch's restricted unpickler met, without its advice to switch the restriction off."""
+    """Error of torch's restricted unpickler, without its advice to switch the restriction off."""
     found = re.search(r"WeightsUnpickler error: ([^\n]+?)(?: was not an allowed global| Please|$)", str(error), re.MULTILINE)
     return found[1][:200] if found else "no pickle of tensors" if "weights_only" in str(error) else reason(error)
 
 
 # -- Parquet -----------------------------------------------------------------------------------------------------------
 def parquet_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises on damaged or foreign files, while opening, reading and turning columns into Python's values."""
+    """Return the errors that pyarrow raises on damaged or foreign files, from opening them to converting columns to Python's values."""
     import pyarrow as pa
 
     return (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError)

@@ -25,8 +25,8 @@ def space_from_json(content: Any, source: str = "space.json") -> CompositionSpac
 
 
 def load_space(path: PathLike) -> CompositionSpace:
-    """Read a ``space.json``; DataError where it is missing, not JSON, or not a label space."""
+    """Read a ``space.json``; DataError if it is missing, not JSON, or not a label space."""
     path = Path(path)
     if not Path(path).exists():
-        raise DataError(f"no file {path}", "", "is the path right?")
+        raise DataError(f"no file {path}", "nothing exists at this path", "check the path")
     return space_from_json(read_json(path, head="{path} is not JSON"), str(path))

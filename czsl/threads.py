@@ -23,7 +23,7 @@ def cores() -> int:
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 0, window: int = 0) -> Iterator[R]:
     """``map`` over threads, in order, with a bounded number of results in memory.
 
-    Threads, because Pillow and hashlib release the interpreter lock while they work, and forking beside other libraries hangs.
+    Uses threads: Pillow and hashlib release the interpreter lock while they work, and a fork can hang if other libraries run threads.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ class SeedType(click.ParamType):
         if value == "given" or isinstance(value, int):
             return value
         if not str(value).isdecimal() or int(value) > 2**32 - 1:
-            self.fail(f"{value!r} is no seed: give a number from 0 on, or `given`", param, ctx)
+            self.fail(f"{value!r} is not a seed: give a number from 0 on, or `given`", param, ctx)
         return int(value)
 
 
@@ -45,7 +45,7 @@ def stream_seed_option(default: str, several: bool) -> Callable[[Callable], Call
 
 
 def split_settings(words: Sequence[str], adapt: str | None) -> tuple[list[str], list[str]]:
-    """Split words of a command line into those that are no settings, and ``key=value`` settings of the adaptation.
+    """Split words of a command line into those that are not settings, and ``key=value`` settings of the adaptation.
 
     A word is a setting if it holds ``=`` and no such file exists.
 
@@ -106,7 +106,11 @@ def split_run(word: str) -> tuple[str, Plan | None]:
     name, *settings = text.split(",")
     seeds = [s.partition("=")[2] for s in settings if s.startswith("seed=")]
     if len(seeds) > 1 or not all(s == "given" or s.isdecimal() for s in seeds):
-        raise UsageError(f"{word}: its seed cannot be read", "", f"write for example {path}@{name},seed=1")
+        raise UsageError(
+            f"{word}: its seed cannot be read",
+            "a seed is one whole number, or `given`",
+            f"write for example {path}@{name},seed=1",
+        )
     seed = None if not seeds else seeds[0] if seeds[0] == "given" else int(seeds[0])
     return path, plan_of(name, [s for s in settings if not s.startswith("seed=")], seed)
 

@@ -16,7 +16,7 @@ MOST_SKIPPED = 10  # of those left out; --json has all
 
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path), metavar="RUN [PHOTOS]")
-@named_run(beside="photos", default="")
+@named_run(others="photos", default="")
 @click.option(
     "--attributes", type=click.Path(path_type=Path), help="File of new attributes, one a line, for unclear folder names."
 )
@@ -33,7 +33,7 @@ MOST_SKIPPED = 10  # of those left out; --json has all
 def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dry_run, as_json) -> None:
     """Add the images of the folder PHOTOS to RUN, a finished run of gde, in place.
 
-    PHOTOS holds folders named "wet dog", wet_dog or wet/dog, as for `czsl data import`. Names may be new: the run then also knows these
+    PHOTOS holds folders named "wet dog", wet_dog or wet/dog, as for `czsl data import`. Names may be new: the run then also covers these
     words. Each image is read and compared with those that the run has before anything changes. It takes seconds; what was chosen on
     validation images stays.
 
@@ -51,12 +51,13 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     if len(photos) + undo + history != 1:
         raise click.UsageError("give one folder PHOTOS, or one of --undo and --history")
     if (undo or history) and (attributes or objects or skip_known or dry_run or max_bad):
-        raise click.UsageError("--undo and --history stand alone (with --json)")
+        raise click.UsageError("--undo and --history take no other option than --json")
     chosen = Run(run)
     from cluster.add import add as add_images
     from cluster.add import history as additions
     from cluster.add import undo as take_back
     from czsl.data.importing.foldernames import read_names
+    from czsl_cli.runs import tell_unknown_words
 
     if history:
         _history(additions(chosen), as_json)
@@ -75,6 +76,7 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
         )  # fmt: skip
     for text in done.notes:
         warn(text)
+    tell_unknown_words(chosen.config.clip, [*chosen.space.attributes, *chosen.space.objects, *new[0], *new[1]])
     for name, why in done.skipped[:MOST_SKIPPED]:
         say(f"left out: {name}: {why}")
     if len(done.skipped) > MOST_SKIPPED:

@@ -22,7 +22,7 @@ def cache(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         if as_json:
-            raise click.UsageError("--json goes with `czsl cache` alone")
+            raise click.UsageError("--json goes with plain `czsl cache`, without a subcommand")
         return
     from czsl.data.caches import caches
     from czsl.data.paths import cache_folder, photographs_limit
@@ -47,14 +47,11 @@ def clear(kind: str | None, yes: bool) -> None:
     """
     from czsl.data.caches import KINDS, caches
     from czsl.data.paths import cache_folder
-    from czsl.errors import UsageError
+    from czsl.errors import UsageError, did_you_mean
 
     if kind is not None and kind not in KINDS:
-        import difflib
-
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no kind {kind!r} of cache", hint, f"choose one of {', '.join(KINDS)}")
+        hint = did_you_mean(kind, KINDS)
+        raise UsageError(f"unknown kind {kind!r} of cache", hint, f"choose one of {', '.join(KINDS)}")
     chosen = [c for c in caches() if kind in (None, c.kind) and c.entries]
     if not chosen:
         say(f"nothing is kept in {cache_folder()}" + ("" if kind is None else f" of the kind {kind}"))
@@ -70,11 +67,11 @@ def clear(kind: str | None, yes: bool) -> None:
 
 
 def _agreed(what: str) -> bool:
-    """Ask on a terminal; UsageError where nobody can answer."""
+    """Ask on a terminal; UsageError without one."""
     import sys
 
     from czsl.errors import UsageError
 
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked", f"stdin is no terminal, and this deletes {what}", "repeat it with --yes")
+        raise UsageError("this needs a confirmation", f"it deletes {what}, and stdin is not a terminal", "repeat it with --yes")
     return click.confirm(f"delete {what}?", err=True)

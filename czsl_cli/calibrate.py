@@ -67,7 +67,7 @@ def calibrate(run, aim, data, split, checkpoint, open_world, as_json) -> None:
 
 
 def _numbers(run: Run, point: OperatingPoint, kept: Any) -> dict[str, Any]:
-    """What the point reaches on the images it was chosen on."""
+    """Print what the point reaches on the images it was chosen on."""
     import numpy as np
 
     from czsl.evaluation import point_numbers

@@ -28,9 +28,13 @@ def cluster() -> None:
 @cluster.command()
 @click.option("--join", metavar="HEAD:PORT", help="Join this head instead of starting one.")
 @click.option("--host", metavar="ADDRESS", help="Address of this machine by which the others reach it.  [default: found out]")
-@click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True, help="Of the head.")
+@click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True, help="Port of the head.")
 @click.option(
-    "--dashboard-port", type=click.IntRange(1, 65535), default=8265, show_default=True, help="Of the head, on 127.0.0.1 only."
+    "--dashboard-port",
+    type=click.IntRange(1, 65535),
+    default=8265,
+    show_default=True,
+    help="Dashboard port of the head, on 127.0.0.1 only.",
 )
 @click.option("--cpus", type=click.IntRange(0), help="CPUs to offer.  [default: all]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to offer.  [default: all]")
@@ -121,7 +125,7 @@ def down(as_json) -> None:
 @click.option("--no-wait", is_flag=True, help="Print the job's id and leave.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def submit(dashboard, folder, no_wait, words) -> None:
-    """Run a czsl command on the cluster's head, which goes on with it when you log out.
+    """Run a czsl command on the cluster's head, which keeps running it after you log out.
 
     Needs the extra czsl[cluster], here and on the head.
 
@@ -143,6 +147,6 @@ def submit(dashboard, folder, no_wait, words) -> None:
     try:
         code = jobs_module.follow(jobs, job, lambda text: print_lines(click.unstyle(text), end=""))
     except KeyboardInterrupt:
-        say(f"the job goes on: ray job logs {job} --follow; ray job stop {job}")
+        say(f"the job keeps running: ray job logs {job} --follow; ray job stop {job}")
         raise
     sys.exit(code)

@@ -27,20 +27,22 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="RUN_A RUN_B [RUN_C]...")
-@click.option("--run", "more", multiple=True, metavar="RUN", help="One more run, behind those that are given as words.")
+@click.option("--run", "more", multiple=True, metavar="RUN", help="One more run, after those given as arguments.")
 @click.option("--split", type=click.Choice(["test", "val"]), help="Images to compare on.  [default: test]")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--data", help="Another dataset with the runs' label space.")
 @click.option(
-    "--per-pair", type=click.IntRange(0), default=0, help="On at most so many images of each pair, as `czsl evaluate` draws them."
+    "--per-pair", type=click.IntRange(0), default=0, help="Compare on up to N images per pair, drawn as by `czsl evaluate`."
 )
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step, of every run.")
 @click.option("--scores", is_flag=True, help="The arguments are score files (.npz) of any methods.")
 @click.option(
     "--space", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Label space of the score files, as JSON."
 )
-@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the paired bootstrap.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Number of paired-bootstrap resamples."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--html", type=FILE, help="Write a page with the tables and the curves.")
 @click.option("--plot", type=FILE, help="Write the seen/unseen curves (.svg or .png).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (fractions).")
@@ -67,9 +69,13 @@ def compare(
         raise UsageError(f"{len(runs) or 'no'} runs to compare", "a comparison takes two or more", "czsl compare RUN_A RUN_B")
     if bool(space) != scores:
         missing, there = ("--space", "--scores") if scores else ("--scores", "--space")
-        raise UsageError(f"{there} without {missing}", "", "czsl compare --scores A.npz B.npz --space FILE.json")
+        raise UsageError(
+            f"{there} without {missing}",
+            "score files are read with their label space",
+            "czsl compare --scores A.npz B.npz --space FILE.json",
+        )
     if plot and plot.suffix not in (".svg", ".png"):
-        raise UsageError(f"--plot {plot} is neither .svg nor .png", "", f"--plot {plot.stem}.svg")
+        raise UsageError(f"--plot {plot} is neither .svg nor .png", "the suffix selects the format", f"--plot {plot.stem}.svg")
     names = _names(runs)
     biases = None
     if scores:
@@ -93,7 +99,7 @@ def compare(
 
 # -- what is compared ----------------------------------------------------------------------------------------------
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names of runs: the last part of their paths, where that tells them apart."""
+    """Short names of runs: the last part of their paths, if that is unique."""
     from czsl.errors import UsageError
 
     named = [split_run(path) for path in paths]
@@ -202,7 +208,7 @@ def _compare(
         mixed = len(adapted) < len(rows)
         warnings.append(
             f"{', '.join(adapted)}: adapted to the unlabelled {first.facts['split']} images, in one order"
-            + ("; a difference to a run that was not is no difference of the methods alone" if mixed else "")
+            + ("; a difference to a run that was not is not only a difference of the methods" if mixed else "")
         )
     if rows[0]["auc"] is None:
         group = "unseen" if first.extremes.true_seen.all() else "seen"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.reading import parse_yaml, read_yaml
 from czsl.runs.config import RunConfig, as_made
 from czsl.runs.settings import check_known, typed
@@ -25,7 +24,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"{text!r} is not key=value", "", "write for example: epochs=5 lr=1e-4")
+            raise UsageError(
+                f"{text!r} is not key=value", "a setting has a name and a value", "write for example: epochs=5 lr=1e-4"
+            )
         told: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
         # A colour such as #102030 would be a comment in YAML.
         known = value if value.startswith("#") else parse_yaml(value, error=UsageError, **told) if value else None
@@ -70,8 +71,7 @@ def resolve(options: dict[str, Any], overrides: Sequence[str] = (), file: Path |
         if name is None:
             continue
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"{method} has no {kind}s" if not known else ""
+            hint = did_you_mean(str(name), known) if known else f"{method} has no {kind}s"
             raise UsageError(f"{method} has no {kind} {name!r}", hint, f"{kind}s: {', '.join(known) or 'none'}")
         settings |= known[name]
         given[kind] = name

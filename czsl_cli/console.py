@@ -1,4 +1,4 @@
-"""What every command prints with: tables and JSON on stdout, everything else on stderr, bars only on a terminal.
+"""Output of all commands: tables and JSON on stdout, everything else on stderr, bars only on a terminal.
 
 The only place of this package that writes: names, labels and messages are escaped here (:mod:`czsl.printable`).
 """
@@ -60,7 +60,7 @@ _life = SignsOfLife()
 
 @contextlib.contextmanager
 def signs_of_life() -> Iterator[None]:
-    """Print a line now and then while the block runs, if stderr is no terminal."""
+    """Print a line now and then while the block runs, if stderr is not a terminal."""
     global _life
     if sys.stderr.isatty():
         yield
@@ -82,7 +82,7 @@ def signs_of_life() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """A line for a person, on stderr."""
+    """Print a line on stderr."""
     _life.heard()
     click.echo(printable(text), err=True)
 
@@ -104,7 +104,7 @@ def warn(text: str) -> None:
 
 
 def say_error(lines: Sequence[str]) -> None:
-    """What happened, why and what to do, on stderr; empty lines are left out."""
+    """Print what happened, why and what to do on stderr; empty lines are left out."""
     head, *rest = [printable(line) for line in lines if line]
     click.echo(coloured("error: ", "red") + head, err=True)
     for line in rest:
@@ -150,7 +150,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 def percent(value: float | None) -> str:
-    """A fraction as people print it in this field: ``23.8``; ``-`` where it is undefined."""
+    """A fraction as people print it in this field: ``23.8``; ``-`` if it is undefined."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -178,7 +178,7 @@ class SafeFormatter(logging.Formatter):
 
 
 def prepare_streams() -> None:
-    """What a terminal's encoding does not have is escaped instead of ending the command."""
+    """Escape what the terminal's encoding lacks, instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

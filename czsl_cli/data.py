@@ -42,7 +42,7 @@ data.add_command(partial)
 @data.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="How SOURCE is arranged.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="Layout of SOURCE.")
 @click.option("--name", help="Name of the dataset.  [default: that of SOURCE]")
 @click.option("--attributes", type=click.Path(path_type=Path), help="Text file of attribute names, for names such as a_b_c.")
 @click.option("--objects", type=click.Path(path_type=Path), help="Text file of object names, for names such as a_b_c.")
@@ -51,7 +51,7 @@ data.add_command(partial)
 @click.option(
     "--columns",
     metavar="ROLE=NAME,...",
-    help="Which column holds what: image, attr, obj, class, pair (attribute and object) or split.",
+    help="Roles of columns: image, attr, obj, class, pair (attribute and object) or split.",
 )
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the images.  [default: that of the table or annotations]"
@@ -65,7 +65,7 @@ data.add_command(partial)
     help="Boxes: margin of a crop on each side, as a fraction of the box.",
 )
 @click.option("--several", type=click.Choice(["rarest", "each"]), help="Images with several attributes: use the rarest, or each.")
-@click.option("--pairs", type=click.Choice(["space", "plus"]), help="How pair lists are written: 'wet dog' or 'wet+dog'.")
+@click.option("--pairs", type=click.Choice(["space", "plus"]), help="Form of pair lists: 'wet dog' or 'wet+dog'.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the split, for a SOURCE without splits.")
 @click.option(
     "--max-bad",
@@ -159,7 +159,7 @@ def _columns(text: str | None) -> dict[str, str]:
 
 
 def _say_reading(read_as: dict) -> None:
-    """What was taken for what, on stderr; nothing if there was nothing to choose."""
+    """Print on stderr which column or folder was taken for what; nothing if no choice was needed."""
     facts = {key: value for key, value in read_as.items() if key != "layout"}
     if not facts:
         return
@@ -268,8 +268,10 @@ def stats(folder, html, samples, as_json):
     show_default=True,
     help="files: folders named after labels; imagefolder: Hugging Face; table: manifest.csv and images; coco: JSON and images.",
 )
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Which images.  [default: test for files, else all]")
-@click.option("--limit", type=click.IntRange(1), help="At most this many per split, spread over the labels.  [default: all]")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="Split to take images from.  [default: test for files, else all]"
+)
+@click.option("--limit", type=click.IntRange(1), help="Number of images per split, spread over the labels.  [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the choice.")
 def export(folder, dest, form, split, limit, seed):
     """Write images of the dataset FOLDER (or toy) below DEST, as files or in the form of another program.
@@ -328,7 +330,7 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
 
 
 def decoded(options: dict[str, str]) -> str:
-    """How images are decoded, for people."""
+    """Return a description of how images are decoded."""
     return f"orientation {options['orientation']}, background {options['background']}"
 
 

@@ -24,7 +24,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor(on_cluster, address, clip, clip_weights, bench, as_json) -> None:
     """Check versions, GPU, FAISS, CLIP weights, disk, memory, network and Ray's token, and say what to do about each finding.
 
-    Exits with 0 if nothing fails, with 4 if something does; a warning is no failure.
+    Exits with 0 if nothing fails, with 4 if something does; a warning is not a failure.
     """
     if bench:
         if on_cluster or address:
@@ -56,7 +56,7 @@ def doctor(on_cluster, address, clip, clip_weights, bench, as_json) -> None:
 
 
 def _bench(as_json: bool) -> None:
-    """Run the checks of the GPU, then the measurements; SetupError where there is none."""
+    """Run the checks of the GPU, then the measurements; SetupError without a GPU."""
     from dataclasses import asdict
 
     import torch
@@ -66,9 +66,9 @@ def _bench(as_json: bool) -> None:
     if not torch.cuda.is_available():
         build = f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch is a build for CPUs"
         raise SetupError(
-            "there is no GPU to check",
+            "this machine has no GPU",
             f"{build}, and it finds no usable GPU (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})",
-            "run it on a machine with a GPU; if this one has one: czsl doctor says what is missing",
+            "run it on a machine with a GPU; if this one has a GPU: czsl doctor lists what is missing",
         )
     from cluster.work.device_bench import bench
     from cluster.work.device_checks import checks

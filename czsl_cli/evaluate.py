@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from pathlib import Path
@@ -41,7 +42,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Treatment of infeasible pairs.",
 )
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
-@click.option("--per-pair", type=click.IntRange(0), default=0, help="At most so many images of each pair.  [default: all]")
+@click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @adapt_option
 @stream_seed_option("0", several=True)
@@ -65,7 +66,7 @@ def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
     calibrate). A run that has none yet gets one first.
 
     With --adapt the test images are one unlabelled stream that moves the scores of those after it. Such numbers are transductive and no
-    result of the run alone; the report names adaptation, order and settings, and shows the numbers without it. Threshold and
+    result of the run itself; the report names adaptation, order and settings, and shows the numbers without it. Threshold and
     operating point are chosen on the validation images, adapted from a fresh state.
 
     Plain classes: S, U, T1 are means over seen and unseen classes, H the harmonic mean of S and U with the bias of the operating point as
@@ -147,7 +148,11 @@ def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: 
     from czsl.evaluation import read_scores
 
     if run is not None or space is None:
-        raise UsageError("a score file needs its label space and no run", "", "czsl evaluate --scores FILE.npz --space FILE.json")
+        raise UsageError(
+            "a score file needs its label space and no run",
+            "--scores was given with a run or without --space",
+            "czsl evaluate --scores FILE.npz --space FILE.json",
+        )
     open_world = True if options["open_world"] else None
     if options["per_pair"]:
         raise UsageError("--per-pair goes with a run", "a score file has its images", "drop it")
@@ -158,11 +163,31 @@ def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: 
     elif options["feasibility"] or options["glove"]:
         inputs["feasibility"] = _read_feasibility(options, inputs["space"])
     val = read_scores(options["val_scores"], space, "val", open_world) if options["val_scores"] else None
+    _check_threshold(options, inputs)
     result = evaluate_scores(**inputs, val=val, **{k: options[k] for k in ("threshold", "rule", "topk", "bootstrap")})
     if "thresholds" in result:
         chosen = None if result["threshold"] is None else "val" if val else "given"
         result["threshold_chosen"] = chosen
     return result
+
+
+def _check_threshold(options: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """UsageError where a threshold is given and cannot be used, or should be chosen and cannot."""
+    from czsl.errors import UsageError
+
+    given, fix = options["threshold"], "give the scores' feasibility with --feasibility or --glove"
+    if given is not None and not math.isfinite(given):
+        raise UsageError(
+            f"--threshold is {given}", "feasibilities are compared with a finite number", "give a number such as 0.3"
+        )
+    if given is not None and inputs["feasibility"] is None:
+        raise UsageError("--threshold was given without a feasibility", "the score file holds none", fix)
+    if not options["val_scores"] or not inputs["open_world"]:
+        return
+    if given is not None:
+        raise UsageError("--threshold and --val-scores were given", "validation scores choose the threshold", "drop one of them")
+    if inputs["feasibility"] is None:
+        raise UsageError("--val-scores has no threshold to choose", "the open world has no feasibility", fix)
 
 
 def _check_feasibility(options: dict[str, Any], open_world: bool) -> None:
@@ -171,7 +196,7 @@ def _check_feasibility(options: dict[str, Any], open_world: bool) -> None:
 
     sources = [f"--{k.replace('_', '-')}" for k in ("feasibility", "glove", "no_feasibility") if options[k]]
     if options["rename"] and not options["glove"]:
-        raise UsageError("--rename goes with --glove", "", "add --glove FILE, or drop it")
+        raise UsageError("--rename goes with --glove", "it renames words of the --glove file", "add --glove FILE, or drop it")
     if len(sources) > 1:
         raise UsageError(f"{' and '.join(sources)} were given", "the feasibility comes from one place", "keep one of them")
     used = sources + (["--threshold"] if options["threshold"] is not None else [])
@@ -197,7 +222,11 @@ def _parse_expectation(text: str) -> tuple[str, str, float]:
         assert found
         return found[1], found[2], float(found[3])
     except (AssertionError, ValueError):
-        raise UsageError(f"--expect {text!r} cannot be read", "", "write for example --expect 'auc>=0.3'") from None
+        raise UsageError(
+            f"--expect {text!r} cannot be read",
+            "it is not a number, a comparison and a limit",
+            "write for example --expect 'auc>=0.3'",
+        ) from None
 
 
 def _check(result: dict[str, Any], checks: list[tuple[str, str, float]]) -> None:
@@ -207,9 +236,11 @@ def _check(result: dict[str, Any], checks: list[tuple[str, str, float]]) -> None
         value = result.get(key)
         if not isinstance(value, int | float):
             numbers = ", ".join(k for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool))
-            raise UsageError(f"--expect: no number {key!r} in the result", "", f"there are: {numbers}")
+            raise UsageError(f"--expect: no number {key!r} in the result", "the report has no such key", f"there are: {numbers}")
         if not COMPARISONS[sign](value, limit):
-            raise ExpectationError(f"{key} is {value:.4f}", f"--expect {key}{sign}{limit:g}", "")
+            raise ExpectationError(
+                f"{key} is {value:.4f}", f"--expect {key}{sign}{limit:g}", "look at the report above, or change --expect"
+            )
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -322,7 +353,7 @@ def _print_pairs(result: dict[str, Any], title: str) -> None:
 
 
 def _threshold_in_words(result: dict[str, Any]) -> str:
-    """Which feasibility threshold the numbers are of, and where it comes from."""
+    """Return the feasibility threshold of the numbers and its origin, as text."""
     rows = result["thresholds"]
     if result["threshold"] is None:
         best = max(rows, key=lambda row: row["auc"] or 0.0)

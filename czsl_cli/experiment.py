@@ -1,4 +1,4 @@
-"""``czsl experiment``: one file says methods, seeds and data; the command trains what is missing and fills the table."""
+"""``czsl experiment``: one file lists methods, seeds and data; the command trains what is missing and fills the table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Numbers(click.ParamType):
             return value
         parts = value.split(",")
         if any(not part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 0,1,2", param, ctx)
         return tuple(int(part) for part in parts)
 
 
@@ -43,9 +43,7 @@ class Numbers(click.ParamType):
 @click.option("--seeds", type=Numbers(), help="Seeds of training, e.g. 0,1,2, instead of the file's.")
 @click.option("--rows", help="Only these rows, with commas between.")
 @click.option("--baseline", metavar="ROW", help="Compare every row with this one.")
-@click.option(
-    "--per-pair", type=click.IntRange(1), help="Evaluate at most N test images per pair, instead of what the file says."
-)
+@click.option("--per-pair", type=click.IntRange(1), help="Evaluate at most N test images per pair, instead of the file's number.")
 @click.option("--max-concurrent", type=click.IntRange(1), help="On a cluster: trainings at once.  [default: what it holds]")
 @click.option("--each-seed", is_flag=True, help="Show the numbers of every seed instead of mean and deviation.")
 @click.option("--md", type=FILE, help="Write the tables as Markdown.")
@@ -68,7 +66,7 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
     RAY_ADDRESS, --nodes) they share it through Ray Tune. KEY=VALUE changes a setting of all rows.
 
     A difference holds if the 95 % interval of a paired bootstrap over the test images excludes 0, with every seed and in the same
-    direction. Exit code 6: some runs failed; the table says which.
+    direction. Exit code 6: some runs failed; the table names them.
     """
     from czsl.errors import UsageError
     from czsl_cli.experiment_file import read_experiment
@@ -313,7 +311,7 @@ def _row(row: Any, runs: list[Any], reports: list[Any], failed: list[str], colum
 
 
 def _trained(planned: Any) -> str:
-    """A row's training in words, where its file says nothing."""
+    """Return a description of a row's training for a file without one."""
     if not planned.trains:
         return "nothing"
     c = planned.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.reading import read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import typed
@@ -38,7 +37,7 @@ FIX = "docs/experiments.md describes the file"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, what it is trained on in words (None: said from its settings), and its settings."""
+    """A line of the table: its name, a description of its training (None: derived from its settings), and its settings."""
 
     name: str
     trained: str | None
@@ -114,7 +113,7 @@ def read_experiment(
     """
     content = read_yaml(path, error=UsageError, head="{path} cannot be read", fix=FIX)
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is no experiment", f"it holds a {type(content).__name__}, not a mapping with rows", FIX)
+        raise UsageError(f"{path} is not an experiment", f"it holds a {type(content).__name__}, not a mapping with rows", FIX)
     known = ("data", "clip", "clip_weights", "common", "rows", "seeds", "evaluate", "per_pair", "bootstrap", "resamples")
     for key in content:
         _known(key, (*known, "columns", "compare", "baseline"), "key", str(path))
@@ -171,7 +170,9 @@ def _settings(given: Any, where: str) -> dict[str, Any]:
         found = _arguments(given, where)
     else:
         raise UsageError(
-            f"{where}: settings are a {type(given).__name__}", "", "write --method csp epochs=5, or {method: csp, epochs: 5}"
+            f"{where}: settings are a {type(given).__name__}",
+            "settings are a text or a mapping",
+            "write --method csp epochs=5, or {method: csp, epochs: 5}",
         )
     for key, instead in (("seed", "seeds:"), ("data", "data:")):
         if key in found:
@@ -200,7 +201,7 @@ def _arguments(text: str, where: str) -> dict[str, Any]:
         if key not in (*SETTINGS, "seed"):
             option = f"--{'from' if key == 'source' else key.replace('_', '-')}"
             raise UsageError(
-                f"{where}: {option} is no setting of a run", "only what config.yaml holds belongs into a row",
+                f"{where}: {option} is not a setting of a run", "only what config.yaml holds belongs into a row",
                 "give nodes, workers and folders to czsl experiment itself",
             )  # fmt: skip
     return {**used, **parse_overrides(overrides)}
@@ -220,7 +221,11 @@ def _datasets(given: Any, path: Path) -> dict[str, str]:
                     "name it: data: {LABEL: FOLDER}",
                 )
         return dict(given)
-    raise UsageError(f"{path}: data is {given!r}", "", "name a dataset folder, a list of them, or  data: {label: folder}")
+    raise UsageError(
+        f"{path}: data is {given!r}",
+        "it is neither a name nor a list or mapping of names",
+        "name a dataset folder, a list of them, or  data: {label: folder}",
+    )
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
@@ -243,7 +248,11 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
     for one in given if isinstance(given, list) else [given]:
         asked = {"world": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else None
         if asked is None:
-            raise UsageError(f"evaluate holds {one!r}", "", "write  evaluate: [closed, open]  or  - {world: open, per_pair: 3}")
+            raise UsageError(
+                f"evaluate holds {one!r}",
+                "each entry is a name or a mapping",
+                "write  evaluate: [closed, open]  or  - {world: open, per_pair: 3}",
+            )
         world = str(asked.pop("world", "closed"))
         _known(world, WORLDS, "world", "evaluate")
         heading = asked.pop("name", None)
@@ -259,7 +268,9 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
         parts = [f"{world} world", *(f"{k.replace('_', ' ')} {v}" for k, v in asked.items())]
         heading = str(heading or ", ".join(parts))
         if heading in found:
-            raise UsageError(f"evaluate has {heading!r} twice", "", "name one of them:  {world: open, name: ...}")
+            raise UsageError(
+                f"evaluate has {heading!r} twice", "headings tell columns apart", "name one of them:  {world: open, name: ...}"
+            )
         Question(**typed(question, Question))
         found[heading] = question
     return found
@@ -267,7 +278,7 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
 
 def _pairs(given: Any, baseline: Any, rows: Mapping[str, Row]) -> tuple[tuple[str, str], ...]:
     if not isinstance(given, list) or any(not isinstance(x, list) or len(x) != 2 for x in given):
-        raise UsageError("compare is no list of pairs of rows", f"{given!r}"[:200], "write  compare: [[zero-shot, csp]]")
+        raise UsageError("compare is not a list of pairs of rows", f"{given!r}"[:200], "write  compare: [[zero-shot, csp]]")
     found = [(str(one), str(other)) for one, other in given]
     for name in [*(x for pair in found for x in pair), *([baseline] if baseline else [])]:
         _known(str(name), rows, "row", "compare and baseline name rows of the table")
@@ -296,6 +307,5 @@ def _whole(value: Any, name: str, least: int) -> int:
 def _known(name: str, known: Any, what: str, where: str) -> None:
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise UsageError(f"unknown {what} {name!r} ({where})", hint, f"known: {', '.join(names)}")

@@ -270,7 +270,7 @@ def comma_separated(result: Mapping[str, Any]) -> str:
 
 
 def write_tables(result: Mapping[str, Any], shown: Sequence[Block], files: Mapping[str, Path | None], title: str) -> list[Path]:
-    """Write the files that were asked for (``md``, ``csv``, ``tex``, ``html``); return their paths."""
+    """Write the requested files (``md``, ``csv``, ``tex``, ``html``); return their paths."""
     makers = {"md": lambda: markdown(shown), "csv": lambda: comma_separated(result), "tex": lambda: latex(shown)}
     written = []
     for kind, path in files.items():

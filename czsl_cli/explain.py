@@ -28,7 +28,7 @@ WHOLE_SIZE = 380  # of the image itself
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] IMAGE [KEY=VALUE]...")
-@named_run(beside="words")
+@named_run(others="words")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--method", "-m", help="The newest run of this method; or without a run one that needs no training.")
 @click.option("--data", "-d", help="Labels for a method without a run: a dataset folder, or `toy`.")
@@ -43,9 +43,7 @@ WHOLE_SIZE = 380  # of the image itself
     multiple=True,
     help='Explain this one, e.g. "wet dog" (or a class), seen or not; may be given several times.',
 )
-@click.option(
-    "--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Explain so many of the best compositions."
-)
+@click.option("--top", "-k", type=click.IntRange(1), default=3, show_default=True, help="Number of best compositions to explain.")
 @bias_option
 @decode_options("as the run remembers; without a run `exif` and `white`")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with heat maps and pictures.")
@@ -118,7 +116,7 @@ class Subject:
 
     @property
     def labels(self) -> str:
-        """What it names: ``compositions`` or ``classes``."""
+        """Return what it names: ``compositions`` or ``classes``."""
         return "classes" if "classes" in self.method.space.vocabulary else "compositions"
 
 
@@ -141,7 +139,7 @@ def _subject(overrides, run_path, checkpoint, method, data, pairs, classes, clip
         raise UsageError(f"{given[0]} is for a method without a run", why, fix)
     run = chosen_run(_newest(name, config_class(name).trains).path if run_path is None and name else run_path)
     if name and run.config.method != name:
-        raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method says {name}", "give one of them")
+        raise UsageError(f"{run.path.name} is a run of {run.config.method}", f"--method is {name}", "give one of them")
     usable_checkpoint(run, checkpoint)
     from methods.loading import load
 
@@ -163,7 +161,7 @@ def _newest(name: str, trains: bool) -> Run:
         if trains
         else "give its labels: --data DATASET, --pairs FILE or --classes FILE"
     )
-    raise UsageError(f"no run of {name} in runs/", "", fix)
+    raise UsageError(f"no run of {name} in runs/", "the explanation needs a trained method or labels", fix)
 
 
 def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Subject:
@@ -172,11 +170,12 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
     from czsl.spaces import space_from_json
     from czsl_cli.config import resolve
     from czsl_cli.predict import read_names, read_pairs
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
     given = [key for key, value in {"--data": data, "--pairs": pairs, "--classes": classes}.items() if value]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} both give labels", "", "give one of them")
+        raise UsageError(f"{' and '.join(given)} both give labels", "candidates come from one place", "give one of them")
     config = resolve({"method": name, "data": data, "clip": clip, "clip_weights": clip_weights}, overrides)
     if pairs:
         named = read_pairs(pairs)
@@ -186,17 +185,19 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
         space = space_from_json({"classes": read_names(classes), "seen": []})
     else:
         space = open_data(data).space
+    tell_unknown_words(config.clip, (*space.attributes, *space.objects))
     method = build(name, space, clip_for(name, config.model, config.clip, config.clip_weights), config.model).eval()
     return Subject(method, None, f"{name} on {config.clip}")
 
 
 def _candidates(subject: Subject, texts: tuple[str, ...]):
-    """The method, on its device and with new words if some are asked for, its candidates, and what is asked for by name."""
+    """The method, on its device and with new words if given, its candidates, and the compositions given by name."""
     import torch
 
     from czsl.compositions import index_pairs
     from czsl.spaces import space_from_json
-    from czsl_cli.predict import tell_new_words
+    from czsl_cli.predict import names_in, tell_new_words
+    from czsl_cli.runs import tell_unknown_words
     from czsl_cli.search import candidates, read_composition
 
     method, space = subject.method, subject.method.space
@@ -205,6 +206,7 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
     if asked:
         content, named = candidates(space, asked)
         tell_new_words(content, space)
+        tell_unknown_words(method.clip.name, names_in(content))
         new = space_from_json(content)
         if (new.attributes, new.objects) != (space.attributes, space.objects):
             method = method.for_space(new)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, print_text, say, warn
+from czsl_cli.console import print_json, print_table, print_text, say
 from czsl_cli.options import named_run
 
 MOST_SHOWN = 10
@@ -16,7 +16,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN|DATA|SPACE.json]")
-@named_run(beside="words")
+@named_run(others="words")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The vector, as .npy.")
 @click.option(
     "--glove", type=FILE, help="Word vectors: a text file of lines with a word and numbers.  [default: CLIP's text tower]"
@@ -39,7 +39,7 @@ def feasibility(words, run, out, glove, rename, clip, clip_weights, as_json) -> 
     mean of the two best cosines, 0 for pairs seen in training. The file holds A * O float32 numbers, attribute by attribute.
     """
     from czsl.errors import UsageError
-    from czsl_cli.runs import chosen_run
+    from czsl_cli.runs import chosen_run, tell_unknown_words
 
     if glove and (clip or clip_weights):
         raise UsageError("--glove and --clip were given", "names are compared by one of them", "keep one")
@@ -66,8 +66,7 @@ def feasibility(words, run, out, glove, rename, clip, clip_weights, as_json) -> 
         from czsl.clip.backbone import load_clip
         from czsl.clip.feasibility import feasibility_from_clip
 
-        if clip is None and data not in (None, "toy"):
-            warn("the built-in tiny CLIP knows few words: name the CLIP of your run with --clip")
+        tell_unknown_words(clip or "tiny", (*space.attributes, *space.objects))
         values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights, features=True), space)
     _write(out, values)
     summary = _summary(values, space)

@@ -86,7 +86,7 @@ def _labels(labels: str | None, data: str | None, has_rows: bool) -> tuple[Compo
 
     is_file = labels is not None and Path(labels).is_file()
     if labels not in (None, "toy") and not Path(str(labels)).exists():
-        _refuse(f"no labels at {labels}", "there is no such file or dataset", "check --labels")
+        _refuse(f"no labels at {labels}", "no file or dataset exists at this path", "check --labels")
     if labels is None and data is None:
         _refuse("the checkpoint's labels are not known", "its file does not name them", "give --labels FILE or --data DATASET")
     data = data or (None if is_file else labels)

@@ -27,7 +27,7 @@ def index() -> None:
     type=click.Choice(["flat", "ivf"]),
     default="flat",
     show_default=True,
-    help="flat: one scan over all embeddings; ivf: cells, of which an image visits those that can matter.",
+    help="flat: exact scan of all embeddings; ivf: embeddings grouped in cells, for approximate answers with --probes.",
 )
 @click.option("--cells", type=click.IntRange(1), help="Cells of ivf.  [default: the square root of the number of pairs]")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
@@ -76,7 +76,7 @@ def show(run, as_json) -> None:
         print_json({"folder": str(folder), "fresh": fresh, **describe(folder)})
         return
     _describe(folder)
-    say("it belongs to the best checkpoint" if fresh else "it is of another checkpoint: build it anew to use it")
+    say("it belongs to the best checkpoint" if fresh else "it is of another checkpoint: build it again to use it")
 
 
 def _describe(folder: Path) -> None:

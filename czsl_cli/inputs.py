@@ -1,4 +1,4 @@
-"""What images a command works on: the same options, and the same words about what was left out, for all commands."""
+"""Images to work on: options and messages that all commands share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How images are read and what is kept of them; a command takes the options out with :func:`reading_of`."""
+    """Options for reading images and caching their features; a command takes the options out with :func:`reading_of`."""
     for option in reversed(
         (
             click.option(
@@ -59,7 +59,7 @@ def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, di
     Raises
     ------
     UsageError
-        A profile of several workers, or a limit of the cache that is no number.
+        A profile of several workers, or a limit of the cache that is not a number.
     """
     from cluster.machines.nodes import Ask
     from cluster.work.profile import Profile, process_began
@@ -69,12 +69,12 @@ def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, di
     fast, keep, profile = (options.pop(name) for name in ("fast_jpeg", "keep", "profile"))
     photographs_limit()
     if profile and not Ask.of(**where).local:
-        raise UsageError("--profile measures one worker on this machine", "several are asked for", "add --engine local")
+        raise UsageError("--profile measures one worker on this machine", "several were requested", "add --engine local")
     return fast, {"keep": keep, "profile": Profile(process_began()) if profile else None}
 
 
 def tell_profile(profile: Any) -> None:
-    """Print where the time went, on stderr, if that was asked."""
+    """Print on stderr where the time went, if requested."""
     if profile is None:
         return
     from cluster.work.profile import COUNTS, OWN, THREADS
@@ -111,7 +111,7 @@ def gather_images(
     UsageError
         None are named, arguments and a table together, or options of a table without one.
     DataError
-        There are none, or an archive or table is refused.
+        No image was found, or an archive or table is refused.
     """
     from czsl.data.inputs import gather, gather_table, listed, no_images
     from czsl.errors import UsageError
@@ -122,10 +122,12 @@ def gather_images(
         found = gather_table(table, column, root)
     else:
         if column or root:
-            raise UsageError("--column and --root go with --images", "there is no table", "add --images FILE, or drop them")
+            raise UsageError("--column and --root go with --images", "no table was given", "add --images FILE, or drop them")
         if not given:
             raise UsageError(
-                "no images were given", "", "give images, folders, archives, `-` for a list on stdin, or --images TABLE"
+                "no images were given",
+                "the command needs at least one",
+                "give images, folders, archives, `-` for a list on stdin, or --images TABLE",
             )
         lines = listed(sys.stdin.buffer.read()) if "-" in given else []
         paths = [path for path in given if path != "-"]

@@ -1,4 +1,4 @@
-"""``czsl``: the commands, loaded when they are asked for, and the way an error reaches a person."""
+"""``czsl``: the commands, loaded on use, and the display of errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
-        """Name the nearest command where one is misspelt."""
+        """Name the nearest command if one is misspelt."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:

@@ -1,4 +1,4 @@
-"""``czsl match``: which image fits a sentence, or which sentence an image, by ComCLIP beside plain CLIP."""
+"""``czsl match``: rank images for a sentence, or sentences for an image, by ComCLIP and by plain CLIP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("images", nargs=-1, metavar="[RUN] [IMAGES]...")
-@named_run(beside="images", default="")
+@named_run(others="images", default="")
 @click.option("--text", "texts", multiple=True, help='A sentence, e.g. "a dog chases a cat"; may be given several times.')
 @click.option("--texts", "texts_file", type=FILE, help="Sentences, one a line.")
 @click.option("--eval", "eval_file", type=FILE, help="Evaluate a file: ComVG, SVO-Probes, Winoground, VL-Checklist, retrieval.")
@@ -36,7 +36,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="--eval: the folder of its images. Else a table with a column of file names (CSV, JSON lines, Parquet).",
 )
 @image_options
-@click.option("--limit", type=click.IntRange(1), help="--eval: so many items, evenly spread over the file.")
+@click.option("--limit", type=click.IntRange(1), help="Number of items of --eval, evenly spread over the file.")
 @click.option("--clean-triplets", is_flag=True, help="--eval: tidy the file's subject, verb and object (layingin -> lay).")
 @click.option("--clip", help="`tiny` (default), an open_clip model, hf-hub:org/name, a model's folder, or a weight file.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
@@ -50,7 +50,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--regions",
     type=click.Choice(["patch", "grid", "superpixel", "file", "whole"]),
-    help="Where words are found: CLIP's own patches (default), windows, segments, --regions-file, nowhere.",
+    help="Regions in which words are found: CLIP's own patches (default), windows, segments, --regions-file, nowhere.",
 )
 @click.option(
     "--regions-file", type=click.Path(exists=True, path_type=Path), help="Regions: our JSON, GRiT's or GroundingDINO's."
@@ -70,9 +70,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Sub-image of a verb: subject and object, the whole image, or none.",
 )
 @click.option(
-    "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images beside the image's 1."
+    "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images; the image has weight 1."
 )
-@click.option("--rerank", type=click.IntRange(1), help="Compose CLIP's first N alone.  [default: all; retrieval: 10]")
+@click.option("--rerank", type=click.IntRange(1), help="Re-rank only CLIP's top N.  [default: all; retrieval: 10]")
 @click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
 @decode_options("`exif` and `white`; --eval: as stored, as the field does")
 @click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
@@ -95,6 +95,7 @@ def match(
     from czsl.data.images import decode
     from czsl.data.photographs import AS_SHOWN, AS_STORED
     from czsl.errors import UsageError
+    from czsl_cli.runs import tell_unknown_words
 
     if run is not None:
         options["clip"], options["clip_weights"] = _clip_of(run, options)
@@ -103,9 +104,13 @@ def match(
         if images or texts or texts_file:
             raise UsageError("--eval brings its own images and sentences", "IMAGE, --text or --texts was given", "drop them")
         if where is None or not where.is_dir():
-            raise UsageError("--eval needs the folder of its images", "", "add --images DIR")
+            raise UsageError(
+                "--eval needs the folder of its images", "match files hold the names of images only", "add --images DIR"
+            )
         if html or options["explain"]:
-            raise UsageError("--eval has no page", "", "drop --html and --explain, or match single images")
+            raise UsageError(
+                "--eval has no page", "it answers thousands of questions", "drop --html and --explain, or match single images"
+            )
         from czsl_cli.match_eval import evaluate_file
 
         with progress_bar() as bar:
@@ -115,10 +120,15 @@ def match(
         return
     for name in ("limit", "clean_triplets"):
         if options[name]:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "", "drop it")
+            raise UsageError(f"--{name.replace('_', '-')} goes with --eval", "it applies to files of questions", "drop it")
     if where is not None and where.is_dir():
-        raise UsageError("--images DIR goes with --eval", "", "give images as arguments: czsl match FOLDER --text ..")
+        raise UsageError(
+            "--images DIR goes with --eval",
+            "without --eval, --images names a table",
+            "give images as arguments: czsl match FOLDER --text ..",
+        )
     sentences = _sentences(texts, texts_file)
+    tell_unknown_words(options["clip"] or "tiny", [one.sentence for one in sentences])
     inputs = gather_images(images, where, column=column, root=root, all_files=all_files, full_names=True)
     names = inputs.source.names
 
@@ -153,7 +163,7 @@ def _clip_of(run: Path, options: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
-    """The matcher that the options ask for, on the GPU where there is one."""
+    """The matcher for the options, on the GPU if there is one."""
     import torch
 
     from czsl.clip.backbone import load_clip
@@ -166,7 +176,7 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     if (places or ("file" if file else "patch")) != "file" and file:
         raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
     if places == "file" and not file:
-        raise UsageError("--regions file needs its file", "", "add --regions-file FILE")
+        raise UsageError("--regions file needs its file", "regions are read from it", "add --regions-file FILE")
     kind = places or ("file" if file else "patch")
     clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -183,7 +193,9 @@ def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     lines = [*texts, *(read_sentences(file) if file else [])]
     lines = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
     if not lines:
-        raise UsageError("no sentence", "", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE')
+        raise UsageError(
+            "no sentence", "images are ranked for a sentence", 'add --text "a dog chases a cat", --texts FILE, or --eval FILE'
+        )
     return [parse(line) for line in lines]
 
 
@@ -195,11 +207,11 @@ class Ranking:
 
     @property
     def by_image(self) -> bool:
-        """Whether an image looks for its sentence."""
+        """Return whether sentences are ranked for one image."""
         return len(self.names) == 1 and len(self.sentences) > 1
 
     def questions(self, top: int) -> list[dict[str, Any]]:
-        """What was asked, each with its best answers: name, sentence, score, cosines and ranks."""
+        """Return the queries, each with its best answers: name, sentence, score, cosines and ranks."""
         from czsl.evaluation.matching import reranked
 
         asked = range(len(self.names)) if self.by_image else range(len(self.sentences))

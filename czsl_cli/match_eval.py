@@ -37,7 +37,7 @@ def evaluate_file(
     ----------
     matcher : Matcher
     path : Path
-        Of a format that :func:`czsl.data.files.match.read_match_file` knows.
+        A file that :func:`czsl.data.files.match.read_match_file` reads.
     folder : Path
         Absolute; no image outside of it is opened.
     options : dict
@@ -48,6 +48,7 @@ def evaluate_file(
     from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file
     from czsl.data.paths import contained
+    from czsl_cli.runs import tell_unknown_words
     from methods.comclip.parse import parse
 
     def load(name: str):
@@ -66,6 +67,7 @@ def evaluate_file(
         warn(f"none of the {len(unread):,} images can be read: is {folder} their folder?")
     known = {name: i for i, name in enumerate(features)}
     texts = list(captions)
+    tell_unknown_words(options["clip"] or "tiny", texts)
     clip_NC = matcher.clip_scores(features, list(known), [parsed[text].sentence for text in texts])
     clip = _ClipScores(known, {text: c for c, text in enumerate(texts)}, clip_NC.double().cpu().numpy())
     answer = _retrieval if file.kind == "retrieval" else _choices
@@ -85,7 +87,7 @@ class _ClipScores:
         self.images, self.captions, self.scores = images, captions, scores_NC
 
     def of(self, items: tuple[Item, ...]) -> dict[tuple[str, str], float]:
-        """Of all images and captions of the items; images that cannot be read have none."""
+        """Scores of all images and captions of the items; unreadable images have NaN."""
         pairs = {(image, text) for item in items for image in item.images for text in item.captions if image in self.images}
         return {(image, text): float(self.scores[self.images[image], self.captions[text]]) for image, text in pairs}
 

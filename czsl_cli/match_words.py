@@ -1,4 +1,4 @@
-"""What terminal and page of ``czsl match`` say alike."""
+"""Text shared by the terminal and HTML output of ``czsl match``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXPLAINED = 3  # matches of a sentence that are explained
 
 
 def parse_in_words(sentence: Composition) -> str:
-    """What was found in a sentence: ``dog, cat; chase (dog, cat)``."""
+    """Return what was found in a sentence: ``dog, cat; chase (dog, cat)``."""
     if not sentence.entities:
         return "no word to look for: plain CLIP"
     names = [entity.text for entity in sentence.entities]

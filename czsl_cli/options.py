@@ -35,7 +35,7 @@ _PLACEMENT = (
         type=NodeRange(),
         default="1",
         show_default=True,
-        help="Nodes to use, with a worker on each GPU. 2-4: start with two, use up to four, go on with what is left.",
+        help="Nodes to use, with a worker on each GPU. 2-4: start with two, use up to four, continue with those left.",
     ),
     click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs to use of each node.  [default: all]"),
     click.option("--workers-per-node", type=click.IntRange(1), help="Default: one a GPU, one on a node without a GPU."),
@@ -45,7 +45,7 @@ _PLACEMENT = (
         type=click.Choice(["auto", "local", "ray"]),
         default="auto",
         show_default=True,
-        help="local: one worker on this machine, without Ray. auto: local where one worker is asked and no cluster is joined.",
+        help="local: one worker on this machine, without Ray. auto: local if one worker is requested and no cluster is joined.",
     ),
     click.option(
         "--wait",
@@ -79,19 +79,19 @@ _SETTINGS = (
 
 
 def named_run(
-    beside: str | None = None, default: str = "the newest in runs/", settings: bool = False
+    others: str | None = None, default: str = "the newest in runs/", settings: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The one way in which a command names its run: RUN as its first word, or ``--run RUN``; the command gets the path as ``run``, or None.
 
     Parameters
     ----------
-    beside : str, optional
-        The argument (of any number of words) that holds the command's other words, where it has some: its first word is the run if it is
+    others : str, optional
+        The argument (of any number of words) that holds the command's other words, if it has any: its first word is the run if it is
         a folder with a ``config.yaml``, and ``--run`` was not given.
     default : str
         What the command takes where neither is given, for its help.
     settings : bool
-        Whether ``key=value`` words may stand beside RUN: settings of ``--adapt``, which the command gets as ``settings``.
+        Whether ``key=value`` words may follow RUN: settings of ``--adapt``, which the command gets as ``settings``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,14 +102,14 @@ def named_run(
                 if len(given) > 1:
                     raise click.UsageError(f"unexpected word {given[1]!r} after the run {given[0]}")
                 options["run_word"] = Path(given[0]) if given else None
-            if beside is None:
+            if others is None:
                 word = options.pop("run_word")
                 if word is not None and run_option is not None:
                     raise click.UsageError(f"the run is named twice: {word} and --run {run_option}")
             else:
-                words = tuple(options[beside])
+                words = tuple(options[others])
                 word = Path(words[0]) if run_option is None and words and is_run(words[0]) else None
-                options[beside] = words if word is None else words[1:]
+                options[others] = words if word is None else words[1:]
             return command(*args, run=run_option if word is None else word, **options)
 
         option = click.option(
@@ -121,7 +121,7 @@ def named_run(
         )
         if settings:
             named = click.argument("run_words", nargs=-1, metavar="[RUN] [KEY=VALUE]...")(named)
-        elif beside is None:
+        elif others is None:
             named = click.argument("run_word", required=False, type=click.Path(path_type=Path), metavar="[RUN]")(named)
         return option(named)
 
@@ -129,7 +129,7 @@ def named_run(
 
 
 def is_run(word: Any) -> bool:
-    """Whether a word of the command line is the folder of a run."""
+    """Return whether a word of the command line is the folder of a run."""
     try:
         return (Path(word) / "config.yaml").is_file()
     except (OSError, ValueError):  # too long for a path, say
@@ -144,7 +144,7 @@ def decode_options(default: str) -> Callable[[Callable[..., Any]], Callable[...,
     orientation = click.option(
         "--orientation",
         type=click.Choice(["exif", "ignore"]),
-        help=f"Turn photographs as EXIF says, or take them as stored.  [default: {default}]",
+        help=f"Turn photographs by their EXIF tag, or take them as stored.  [default: {default}]",
     )
     background = click.option(
         "--background",

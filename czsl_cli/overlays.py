@@ -80,7 +80,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Im
 
 
 def box_colour(i: int) -> str:
-    """Name of the colour of box ``i`` (from 0); they start again behind the last."""
+    """Name of the colour of box ``i`` (from 0); they start again after the last."""
     return list(BOX_COLOURS)[i % len(BOX_COLOURS)]
 
 

@@ -65,7 +65,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot; ``svg``: what :func:`plot_svg` returns; ``alt``: the same in words, for those who do not see it (default: the title)."""
+    """A plot; ``svg``: what :func:`plot_svg` returns; ``alt``: a text for those who do not see it (default: the title)."""
 
     title: str
     svg: Markup

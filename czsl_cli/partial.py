@@ -18,17 +18,17 @@ MOST_ROWS = 12  # of the law of |S|
     type=click.Choice(["uniform", "pair", "semantic"]),
     default="uniform",
     show_default=True,
-    help="Wrong labels: any alike, the next one, or those whose words are near (by CLIP).",
+    help="Wrong labels: drawn uniformly, the next one, or those with similar words (by CLIP).",
 )
 @click.option("-q", "rate", type=click.FloatRange(0, 1), help="Probability of a wrong label.  [default: 0.05]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws.")
 @click.option("--force-one", is_flag=True, help="Give every image at least one wrong label.")
 @click.option(
     "--noise-rate",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="How often the true label is missing among the candidates.",
+    help="Share of images whose true label is missing among the candidates.",
 )
 @click.option(
     "--from",
@@ -37,7 +37,7 @@ MOST_ROWS = 12  # of the law of |S|
     help="Candidates of your own: JSON {image: [labels]}, or CSV with image, attr, obj.",
 )
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: named, beside DATA's files]"
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: named, next to DATA's files]"
 )
 @click.option("--clip", default="tiny", show_default=True, help="CLIP whose text similarity `--kind semantic` goes by.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
@@ -45,7 +45,7 @@ MOST_ROWS = 12  # of the law of |S|
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
 def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, clip, clip_weights, force, as_json):
-    """Give the training images of DATA (a dataset folder, or toy) sets of candidate labels, in a file beside the data.
+    """Give the training images of DATA (a dataset folder, or toy) sets of candidate labels, in a file next to the data.
 
     \b
       czsl data partial mydata -q 0.05 --seed 0
@@ -53,7 +53,7 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
       czsl data partial mydata --from candidates.json
       czsl train --method clip-pzsl --data mydata --partial-labels mydata/candidates-uniform-0.05-0.parquet
 
-    Candidates are seen pairs. What is drawn for an image depends on its name and the seed alone; val and test keep their labels. The
+    Candidates are seen pairs. What is drawn for an image depends only on its name and the seed; val and test keep their labels. The
     training that is given the file sees no other labels.
     """
     from czsl.data.files.ambiguity import make_partial_labels
@@ -96,8 +96,10 @@ def _similarity(space, clip: str, clip_weights: str | None):
     import torch
 
     from czsl.clip.backbone import load_clip
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build
 
+    tell_unknown_words(clip, (*space.attributes, *space.objects))
     text = build("zero-shot", space, load_clip(clip, clip_weights, features=True), {}).encode_compositions(
         torch.from_numpy(space.train_pairs.copy())
     )
@@ -105,7 +107,7 @@ def _similarity(space, clip: str, clip_weights: str | None):
 
 
 def _law(data, labels) -> dict:
-    """What the sets are like; that the true label is among them is told of all images together."""
+    """Describe the sets; whether they hold the true label is reported for all images together."""
     import numpy as np
 
     split, space, sizes = data.split("train"), data.space, labels.sizes

@@ -30,7 +30,7 @@ class BiasType(click.ParamType):
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no bias: give val, none or a number", param, ctx)
+            self.fail(f"{value!r} is not a bias: give val, none or a number", param, ctx)
         return number
 
 
@@ -55,12 +55,12 @@ def doubt_options(command: Callable) -> Callable:
 
 
 def answer_settings(run: Run | None, options: dict[str, Any], named: bool = False, adapt: Plan | None = None) -> dict[str, Any]:
-    """Fields of a request that its options ask for: ``bias``, ``min_prob`` and ``reject``; says what was chosen.
+    """Return the fields ``bias``, ``min_prob`` and ``reject`` of a request, and print what was chosen.
 
     Parameters
     ----------
     run : Run, optional
-        None without a run: there is no operating point then.
+        None without a run, which would have an operating point.
     options : dict
         ``bias``, ``checkpoint``, ``open_world`` and those of :func:`doubt_options`.
     named : bool
@@ -104,7 +104,7 @@ def answer_settings(run: Run | None, options: dict[str, Any], named: bool = Fals
 def ready_point(
     run: Run, checkpoint: str, bias: str | float, open_world: bool = False, adapt: Plan | None = None
 ) -> OperatingPoint:
-    """The operating point of a run's answers, chosen first if there is none; its notes are shown."""
+    """The operating point of a run's answers, chosen first if missing; its notes are shown."""
     from cluster.calibrate import ensure_point
 
     with progress_bar() as bar:

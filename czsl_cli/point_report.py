@@ -1,4 +1,4 @@
-"""What a report says of the operating point, of probabilities and of rejection: for the terminal and for pages."""
+"""Operating point, probabilities and rejection in a report, for the terminal and for pages."""
 
 from __future__ import annotations
 

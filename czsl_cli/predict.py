@@ -35,7 +35,7 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 
 @click.command()
 @click.argument("images", nargs=-1, metavar="[RUN] [IMAGES]...")
-@named_run(beside="images")
+@named_run(others="images")
 @images_option
 @image_options
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
@@ -46,7 +46,9 @@ SHOWN_ROWS = 40  # of a table on stdout; files hold all
 @click.option(
     "--index/--no-index", "use_index", default=True, help="Open world: ask the run's index (czsl index build) if it has one."
 )
-@click.option("--probes", type=click.IntRange(1), help="Open world: visit only so many cells of an ivf index (approximate).")
+@click.option(
+    "--probes", type=click.IntRange(1), help="Number of cells of an ivf index to visit in the open world (approximate)."
+)
 @click.option(
     "--pairs", type=FILE, help="Candidates: a file with `attribute object` or `attribute,object` a line, new words allowed."
 )
@@ -119,7 +121,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     sure: list[bool] = []
     with partial_of(out, request, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
-            say(f"going on behind {min(partial.done * BATCH, len(names))} of {len(names)} images, which are done")
+            say(f"resuming: {min(partial.done * BATCH, len(names))} of {len(names)} images already done")
         stream = predict_files(request, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
         if shuffled:
             found = dict(zip(places, stream, strict=True))
@@ -168,7 +170,7 @@ def print_line(record: dict[str, Any]) -> None:
 
 
 def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
-    """The adaptation that is asked for; its order is the given one unless there is a seed."""
+    """The requested adaptation; its order is the given one unless there is a seed."""
     from czsl.errors import UsageError
 
     seed = options["stream_seed"] if options["stream_seed"] is not None or not options["adapt"] else "given"
@@ -185,9 +187,9 @@ def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
 
 
 def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
-    """Which method and which candidates."""
+    """Return the request: method, candidates and options."""
     from czsl.errors import UsageError
-    from czsl_cli.runs import chosen_run, usable_checkpoint
+    from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
     named = _candidates(options)
     if options["probes"] and (named is not None or not options["open_world"]):
@@ -199,13 +201,14 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         if named is None:
             raise UsageError(
                 "--zero-shot needs candidates",
-                "there is no run to take them from",
+                "without a run they have to be given",
                 "give --pairs, --classes, or --attributes and --objects",
             )
         space, pairs = named
         common |= answer_settings(None, options)
         from cluster.work.predictor import Request
 
+        tell_unknown_words(options["clip"] or "tiny", names_in(space))
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     if plan:
@@ -221,6 +224,7 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         index = _index(run, options) if options["open_world"] and not plan else None
         return Request(**where, **common, index=index, probes=options["probes"])
     tell_new_words(named[0], run.space)
+    tell_unknown_words(run.config.clip, names_in(named[0]))
     return Request(**where, space=named[0], pairs=named[1], **common)
 
 
@@ -253,7 +257,7 @@ def _index(run, options: dict[str, Any]) -> str | None:
         )
     total = run.space.num_attributes * run.space.num_objects
     if options["use_index"] and (folder_of(run) / "index.json").is_file():
-        warn(f"the index of {run.path.name} is of another checkpoint and not used; build it anew: czsl index build {run.path}")
+        warn(f"the index of {run.path.name} is of another checkpoint and not used; build it again: czsl index build {run.path}")
     elif options["use_index"] and total > SHARD:
         say(f"each worker encodes {total:,} compositions first; to keep them: czsl index build {run.path}")
     return None
@@ -272,7 +276,11 @@ def _candidates(options: dict[str, Any]) -> tuple[dict[str, Any], list[list[str]
         return {"classes": classes, "seen": []}, [["", name] for name in classes]
     if options["pairs"]:
         if options["attributes"] or options["objects"] or options["open_world"]:
-            raise UsageError("--pairs names the candidates already", "", "drop --attributes, --objects and --open-world")
+            raise UsageError(
+                "--pairs names the candidates already",
+                "the file lists every candidate",
+                "drop --attributes, --objects and --open-world",
+            )
         pairs = read_pairs(options["pairs"])
         attributes, objects = ([*dict.fromkeys(p[i] for p in pairs)] for i in (0, 1))
     elif options["attributes"] or options["objects"]:
@@ -294,7 +302,7 @@ def read_names(path: Path) -> list[str]:
 
     names = [*dict.fromkeys(line for line in read_lines(path, fix="write one name a line, in UTF-8") if line)]
     if not names:
-        raise DataError(f"{path} names nothing", "", "write one name a line")
+        raise DataError(f"{path} names nothing", "all its lines are empty", "write one name per line")
     return names
 
 
@@ -318,8 +326,13 @@ def read_pairs(path: Path) -> list[list[str]]:
             )
         pairs.append(parts)
     if not pairs:
-        raise DataError(f"{path} names no pair", "", "write attribute,object a line")
+        raise DataError(f"{path} names no pair", "all its lines are empty", "write attribute,object on each line")
     return [list(p) for p in dict.fromkeys(map(tuple, pairs))]
+
+
+def names_in(space: dict[str, Any]) -> list[str]:
+    """All names of a label space in the form of ``space.json``."""
+    return [name for kind in ("attributes", "objects", "classes") for name in space.get(kind, ())]
 
 
 def tell_new_words(space: dict[str, Any], known) -> None:

@@ -1,4 +1,4 @@
-"""What ``czsl predict`` makes for people to look at: a page, sorted folders, a review file. Each is fed record by record."""
+"""Outputs of ``czsl predict`` to look at: a page, sorted folders, a review file. Each is fed record by record."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def people_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class PeopleOutputs:
-    """The outputs that were asked for.
+    """The requested outputs.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def _check_files(html: Path | None, review: Path | None, out: Path | None, folde
 
 
 def _decoding(request: Request) -> DecodeOptions:
-    """How the images are decoded."""
+    """Return the options for decoding images."""
     from czsl.data.photographs import AS_SHOWN
     from czsl.runs.run import Run
 

@@ -1,4 +1,4 @@
-"""``czsl predict --html``: images under their names with confidence; a page, and a folder of thumbnails and plain lists beside it.
+"""``czsl predict --html``: images under their names with confidence; a page, and a folder of thumbnails and plain lists next to it.
 
 Everything is local: the page loads nothing but its thumbnails, and its script is the only one that its policy lets run. Thumbnails are
 written while predictions pass by, so memory holds names and probabilities only.
@@ -65,7 +65,7 @@ class PredictionPage:
     Parameters
     ----------
     path : Path
-        The page. Its thumbnails and plain lists go to the folder ``<stem>.files`` beside it.
+        The page. Its thumbnails and plain lists go to the folder ``<stem>.files`` next to it.
     source : ImageSource or Path
         The images, or the folder of them.
     decode : DecodeOptions, optional
@@ -74,7 +74,7 @@ class PredictionPage:
     Raises
     ------
     UsageError
-        If a file of that name is no such page, or the folder holds other files.
+        If a file of that name is not such a page, or the folder holds other files.
     """
 
     def __init__(self, path: Path, source: ImageSource | Path, decode: DecodeOptions = AS_SHOWN):
@@ -122,7 +122,7 @@ class PredictionPage:
                 file.unlink()
 
     def _collect(self, most: int) -> None:
-        """Wait until at most so many thumbnails are being made; what went wrong with one is raised here."""
+        """Wait until at most this many thumbnails are being made; what went wrong with one is raised here."""
         while len(self._waiting) > most:
             place, made = self._waiting.popleft()
             self.rows[place] = self.rows[place]._replace(thumb=made.result())
@@ -172,7 +172,7 @@ class PredictionPage:
 
 
 def files_folder(path: Path) -> Path:
-    """Return the folder beside a page that holds its thumbnails and plain lists."""
+    """Return the folder next to a page that holds its thumbnails and plain lists."""
     return path.with_name(f"{path.stem}.files")
 
 
@@ -182,9 +182,9 @@ def check_free(path: Path) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--html {path}: a page ends in .html", "browsers choose by the suffix", f"--html {path.stem}.html")
     if path.is_file() and f'name="generator" content="{MARK}"'.encode() not in path.read_bytes()[:2000]:
-        raise UsageError(f"{path} exists and is no page of czsl predict", "it is not overwritten", "give another --html FILE")
+        raise UsageError(f"{path} exists and is not a page of czsl predict", "it is not overwritten", "give another --html FILE")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"{folder} is no folder", "the page's thumbnails go there", "give another --html FILE")
+        raise UsageError(f"{folder} is not a folder", "the page's thumbnails go there", "give another --html FILE")
     other = next((file.name for file in folder.iterdir() if not _OURS.fullmatch(file.name)), None) if folder.exists() else None
     if other is not None:
         raise UsageError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--images", "shown", type=click.IntRange(1, 50), default=8, show_default=True, help="Images to show of each prototype."
 )
 @click.option(
-    "--per-pair", type=click.IntRange(0), default=0, help="Look at so many training images of each pair.  [default: all]"
+    "--per-pair", type=click.IntRange(0), default=0, help="Number of training images per pair to look at.  [default: all]"
 )
 @click.option("--counts", metavar="FROM-TO", help="Also judge these numbers of clusters on the run's features, e.g. 2-8.")
 @click.option("--json", "as_json", is_flag=True, help="Print sizes, nearest images and health as JSON (no page unless --html).")
@@ -59,7 +59,9 @@ def _counts(text: str | None) -> range | tuple[()]:
         return ()
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and 2 <= int(first) <= int(last) <= 64):
-        raise UsageError(f"--counts {text!r} is no range", "numbers of clusters from 2 to 64", "write for example --counts 2-8")
+        raise UsageError(
+            f"--counts {text!r} is not a range", "it holds numbers of clusters from 2 to 64", "write for example --counts 2-8"
+        )
     return range(int(first), int(last) + 1)
 
 

@@ -1,4 +1,4 @@
-"""``czsl report``: one page about a run, to show to somebody."""
+"""``czsl report``: one page about a run, to show to others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="Images to report on.")
 @click.option("--open-world", is_flag=True, help="Let all attribute-object pairs compete.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@click.option("--per-pair", type=click.IntRange(0), default=0, help="At most N images of each pair.  [default: all]")
+@click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--gallery", type=click.IntRange(0), default=6, show_default=True, help="Images of each kind in the gallery.")
 @click.option(
     "--explain/--no-explain", default=True, show_default=True, help="Write a page of czsl explain for each gallery image."
@@ -32,7 +32,7 @@ def report(run, html, figures, gallery, explain, **asked) -> None:
       czsl report runs/mine --html mine.html --figures figures --open-world
 
     The page holds everything it shows and works without a network and without scripts; only its tables need one to be sorted. Pages that
-    explain the images of the gallery lie in a folder beside it (<page>.files). A run that was not evaluated yet is evaluated first. The
+    explain the images of the gallery lie in a folder next to it (<page>.files). A run that was not evaluated yet is evaluated first. The
     page's path is printed on stdout.
     """
     from czsl.errors import UsageError

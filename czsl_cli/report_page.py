@@ -45,7 +45,7 @@ class Shown:
 
 @dataclass
 class Material:
-    """All that a report says; what could not be had is None and named in the page's notes."""
+    """Content of a report; what is unavailable is None and named in the page's notes."""
 
     run: Run
     question: Question
@@ -75,7 +75,7 @@ def gather(run: Run, question: Question, gallery: int, progress: Progress, note:
         found.result = measured(run, question, progress, note)
         _add_images(found, gallery, note)
     except CzslError as error:  # its settings and curves are worth a page without it
-        note(f"there are no numbers of its {question.split} images: {reason_of(error)}")
+        note(f"its {question.split} images could not be evaluated: {reason_of(error)}")
     return found
 
 

@@ -28,11 +28,11 @@ class Review:
     Parameters
     ----------
     path : Path
-        The CSV file to write; it must not exist, for a person may have worked on it.
+        The CSV file to write; it must not exist, because it may hold corrections.
     source : ImageSource or Path
         The images, or the folder of them.
     size : int, optional
-        Images to keep, least sure first. None: those that are not sure, or `SIZE` if there is no threshold.
+        Images to keep, least sure first. None: those that are not sure, or `SIZE` without a threshold.
     """
 
     def __init__(self, path: Path, source: ImageSource | Path, size: int | None = None):

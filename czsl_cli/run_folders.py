@@ -156,7 +156,7 @@ def tag(run, tags, remove) -> None:
 def prune(given, whole, yes, dry_run) -> None:
     """Delete checkpoints of runs but the best and the last one (default: of all runs below runs/), after asking.
 
-    Runs at work are left alone. What evaluation, prediction and --resume need stays.
+    Runs at work are skipped. What evaluation, prediction and --resume need stays.
     """
     from czsl.errors import UsageError
     from czsl.runs.catalogue import run_folders, size_of, superfluous
@@ -171,7 +171,7 @@ def prune(given, whole, yes, dry_run) -> None:
         if is_held(path):
             if whole:
                 raise UsageError(f"{path} is at work", "a process holds it", "wait for it, or stop it first")
-            say(f"{short(path)}: left alone, it is at work")
+            say(f"{short(path)}: skipped, it is at work")
         elif whole:
             doomed.append(path)
         elif (path / "config.yaml").is_file():
@@ -190,7 +190,7 @@ def prune(given, whole, yes, dry_run) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(
-                f"nothing was deleted: {what}", "stdin is no terminal, so nobody can be asked", "give --yes, or --dry-run"
+                f"nothing was deleted: {what}", "a confirmation is needed and stdin is not a terminal", "give --yes, or --dry-run"
             )
         if not click.confirm(f"delete {what}?", err=True):
             say("nothing was deleted")
@@ -257,7 +257,7 @@ def _weights(run: Run) -> str:
 
 
 def _touched(path: Path) -> float:
-    """When a run was last written to by training or evaluation."""
+    """Return when training or evaluation last wrote to a run."""
     times = [f.stat().st_mtime for f in path.iterdir() if f.is_file() and f.name != "tags.json"]
     return max(times, default=path.stat().st_mtime)
 

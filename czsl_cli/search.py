@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] COMPOSITION...")
-@named_run(beside="words")
+@named_run(others="words")
 @click.option(
     "--in",
     "images",
@@ -67,11 +67,11 @@ def search(
     from czsl.compositions import label_of
     from czsl.data.images import decode
     from czsl.errors import UsageError
-    from czsl_cli.predict import tell_new_words
-    from czsl_cli.runs import chosen_run, usable_checkpoint
+    from czsl_cli.predict import names_in, tell_new_words
+    from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
     if not words:
-        why = "" if run is None else f"{run} is the run"
+        why = "no words were given" if run is None else f"{run} is the run"
         raise UsageError("no composition to search for", why, 'czsl search RUN "wet dog" --in FOLDER')
     inputs = gather_images(images, table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
@@ -80,6 +80,7 @@ def search(
     wanted = list(dict.fromkeys(read_composition(text, run.space) for text in words))
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
+    tell_unknown_words(run.config.clip, names_in(space))
     from cluster.predict import predict_files
     from cluster.work.predictor import Request
 
@@ -131,7 +132,7 @@ def search(
 
 
 def read_composition(text: str, space: CompositionSpace) -> tuple[str, str]:
-    """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space where it knows the words.
+    """Attribute and object of ``wet dog`` or ``wet,dog``: in the spelling of the label space if it holds the words.
 
     Names may hold spaces: the cut that leaves most known words counts, else the first space. Of plain classes the whole text is one,
     and its attribute is empty.
@@ -175,7 +176,7 @@ def _print(results: list[dict[str, Any]]) -> None:
     for result in results:
         rows = [[rank, r["image"], f"{r['prob']:.3f}", label_words(r["best"])] for rank, r in enumerate(result["images"], 1)]
         what = "class" if "class" in result else "composition"
-        print_table(["rank", "image", "probability", f"likeliest {what}"], rows, title=_title(result))
+        print_table(["rank", "image", "probability", f"top-1 {what}"], rows, title=_title(result))
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -195,5 +196,5 @@ def _write_page(path: Path, load: Callable[[str], Image.Image], run: str, result
             shown = picture(load(r["image"]))
             cards.append(Card(shown, r["image"], f"{100 * r['prob']:.1f} %", "good" if hit else ""))
         sections.append(Gallery(_title(result), cards))
-    intro = [f"The likeliest of {images:,} images, by run {run}. A frame: no other label is likelier."]
+    intro = [f"The most probable of {images:,} images, by run {run}. A frame: no other label is more probable."]
     write_page(path, "Images found", sections, intro)

@@ -80,7 +80,7 @@ class Sorter:
     Attributes
     ----------
     placed, kept, unreadable : int
-        Images that were put in place, that were in place before, and that stay where they are because they could not be read.
+        Images that were put in place, that were in place before, and that stay because they could not be read.
     failed : dict
         Reason by name of image, for those that could not be placed.
     """
@@ -139,7 +139,7 @@ class Sorter:
     def _folder(self, name: str) -> Path:
         path = contained(self.dest, name)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise _NotPlacedError(f"{path} is in the way: it is no folder")
+            raise _NotPlacedError(f"{path} is in the way: it is not a folder")
         path.mkdir(exist_ok=True)
         for left in path.glob(".czsl-*.tmp"):  # of a process that was killed
             if not _alive(left):

@@ -33,7 +33,7 @@ SHORT_NAMES = (
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @settings_options
 @click.option("--lr", type=float, help="Learning rate.")
-@click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [default: 0]")
+@click.option("--seed", type=int, help="Random seed for initialisation, data order, augmentation and dropout.  [default: 0]")
 @click.option(
     "--partial-labels",
     metavar="FILE",
@@ -84,7 +84,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
     from cluster.train import train as train_run
 
     if resume and source:
-        raise click.UsageError("--resume goes on with a run, --from starts a new one: give one of them")
+        raise click.UsageError("--resume continues a run, --from starts a new one: give one of them")
     if resume:
         run = _resumed(resume, overrides, config_file, options)
     else:
@@ -158,7 +158,7 @@ def _say_what_is_younger(run) -> None:
 
 
 def _as_in(source: Path, options: dict[str, Any], overrides: tuple[str, ...], config_file: Path | None) -> dict[str, Any]:
-    """What a run that starts from another's weights takes over where it is not given: what the weights hang on, and the data."""
+    """Settings that a run takes over from the run whose weights it starts from, unless given: those its weights depend on, and the data."""
     from czsl.runs.run import Run
     from czsl_cli.config import parse_overrides, read_config_file
 
@@ -209,6 +209,7 @@ def checked(config, data) -> list[str]:
     CzslError
         Settings that contradict each other or the data; a CLIP that the method cannot use.
     """
+    from czsl.clip.vocabulary import note_on_words, unknown_words
     from czsl_cli.config import fix_paths
     from methods.registry import check_labels, config_class
 
@@ -217,6 +218,8 @@ def checked(config, data) -> list[str]:
     check_labels(config.method, data.space)
     own = config_class(config.method)(**config.model)
     notes = [*own.notes(data.space), *own.data_notes(data), *_loop_notes(config, own, data)]
+    if note := note_on_words(unknown_words(config.clip, (*data.space.attributes, *data.space.objects))):
+        notes.append(note)
     fix_paths(config)
     if _may_fail(config, data.space):
         from methods.checking import check_clip
@@ -226,7 +229,7 @@ def checked(config, data) -> list[str]:
 
 
 def _may_fail(config, space) -> bool:
-    """Whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
+    """Return whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
     from czsl.compositions import prompt_name
 
     if config.clip != "tiny" or config.clip_weights:
@@ -289,7 +292,7 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
     found = best(run.checkpoints)
     if status == "stopped":
         where = "with a checkpoint" if any(run.checkpoints.glob("step-*")) else "before the first step"
-        say(f"stopped {where} after {duration(seconds)}; go on with: czsl train --resume {shown}")
+        say(f"stopped {where} after {duration(seconds)}; continue with: czsl train --resume {shown}")
     else:
         kind = {"auc": "best validation AUC", "auc20": "best epoch by AUC in 20 bins, validation AUC", "last": "validation AUC"}
         kind |= {"hm": "best epoch by HM, validation AUC", "accuracy": "best epoch by accuracy, validation AUC"}
@@ -331,10 +334,10 @@ class Watcher:
         )
 
     def failed(self, reason: str, failures: int) -> None:
-        """Say that workers are started anew."""
+        """Print that workers are restarted."""
         self.first = None
         warn(f"workers failed ({failures} in a row): {reason}")
-        say("starting anew from the newest checkpoint")
+        say("restarting from the newest checkpoint")
 
     def record(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""
@@ -345,7 +348,7 @@ class Watcher:
             )
         elif event == "start":
             self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
-            where = f", going on at step {record['step']}" if record["step"] else ""
+            where = f", continuing at step {record['step']}" if record["step"] else ""
             how = f", precision {record['precision']}" if "precision" in record else ""
             steps = f"batches of {self.batch}, {self.total} steps{how}{where}" if self.total else "no steps"
             say(f"{self.images} training images, {steps}")
@@ -374,7 +377,7 @@ class Watcher:
         if record.get("auc") is None:
             return
         found = record.get("disambiguation")
-        note = "" if found is None else f"  true label likeliest {percent(found)}"
+        note = "" if found is None else f"  true label top-1 {percent(found)}"
         mark = "  best so far" if record["auc"] > self.best and self.total else ""
         self.best = max(self.best, record["auc"])
         where = f"epoch {record['epoch']}/{self.epochs}  " if self.total else ""
@@ -393,6 +396,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from cluster.machines.session import planned
     from cluster.work.estimate import estimate
     from czsl.data.table import open_data
+    from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
     data = open_data(config.data)
@@ -401,6 +405,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     method = build(config.method, data.space, clip, config.model)
     for note in _loop_notes(config, method.config, data):
         warn(note)
+    tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)

@@ -74,7 +74,7 @@ def loss_figure(run: Run) -> Figure | None:
 
 
 def validation_figure(run: Run) -> Figure | None:
-    """Draw the validation numbers over the epochs, with a line at the best one; None if there are none."""
+    """Draw the validation numbers over the epochs, with a line at the best one; None without any."""
     from matplotlib.figure import Figure
 
     from czsl.runs import checkpoint

@@ -25,16 +25,16 @@ ON_RESUME = {"resume", "trials", "max_concurrent", "address", "as_json"}
     "--search",
     "search_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What to search, as YAML.  [default: the method's own suggestion]",
+    help="File with the search space, as YAML.  [default: the method's own suggestion]",
 )
-@click.option("--trials", "-n", type=click.IntRange(1), help=f"How many.  [default: {TRIALS}; all points of a grid]")
+@click.option("--trials", "-n", type=click.IntRange(1), help=f"Number of trials.  [default: {TRIALS}; all points of a grid]")
 @click.option("--algorithm", type=click.Choice(["random", "grid", "optuna"]), default="random", show_default=True)
 @click.option(
     "--scheduler",
     type=click.Choice(["asha", "none"]),
     default="asha",
     show_default=True,
-    help="asha stops trials that fall behind.",
+    help="asha stops trials with low metrics early.",
 )
 @click.option("--grace", type=click.IntRange(1), help="Epochs before a trial may be stopped.  [default: an eighth of them]")
 @click.option(
@@ -45,10 +45,14 @@ ON_RESUME = {"resume", "trials", "max_concurrent", "address", "as_json"}
     help="Exact, closed world, on val; a trial's best epoch counts.",
 )
 @click.option("--max-concurrent", type=click.IntRange(1), help="Trials at once.  [default: what the cluster holds]")
-@click.option("--seed", type=int, help="Of the trials' values and of every training.  [default: 0]")
+@click.option("--seed", type=int, help="Seed of the trials' values and of every training.  [default: 0]")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes a trial.")
 @click.option(
-    "--workers-per-node", type=click.IntRange(1), default=1, show_default=True, help="Of a trial; a GPU each, if there are."
+    "--workers-per-node",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers per trial; one GPU each if GPUs exist.",
 )
 @click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started).")
 @click.option(
@@ -105,6 +109,7 @@ def _settings(options: dict[str, Any]):
     from czsl.runs.search import grid
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
+    from czsl_cli.runs import tell_unknown_words
     from methods.registry import check_labels, config_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
@@ -127,6 +132,7 @@ def _settings(options: dict[str, Any]):
     check_labels(base.method, data.space)
     for note in check_loop(base, config_class(base.method)(**base.model).keeps_features):
         warn(note)
+    tell_unknown_words(base.clip, (*data.space.attributes, *data.space.objects))
     fix_paths(base)
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}
@@ -141,7 +147,7 @@ def _settings(options: dict[str, Any]):
 
 
 def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
-    """What to search, as plain data: a file's content, or the method's suggestion without what the command line fixes."""
+    """Search space as plain data: a file's content, or the method's suggestion without what the command line fixes."""
     from czsl.errors import UsageError
     from czsl.reading import read_yaml
     from methods.presets import load_search
@@ -149,7 +155,11 @@ def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
     if file is None:
         suggested = load_search(method)
         if not suggested:
-            raise UsageError(f"{method} suggests nothing to search", "", "write a search file and give it with --search")
+            raise UsageError(
+                f"{method} suggests nothing to search",
+                "its presets hold no search space",
+                "write a search file and give it with --search",
+            )
         return {k: v for k, v in suggested.items() if k not in fixed}
     content = read_yaml(
         file, error=UsageError, head="{path} is not YAML", fix="write for example  lr: {loguniform: [1e-5, 1e-2]}"
@@ -216,10 +226,10 @@ def _finish(search, status: str, seconds: float, as_json: bool) -> None:
         f"{status} after {duration(seconds)}: {over} of {config.trials} trials over; see {path}/trials.svg, trials.csv, report.json"
     )
     if status == "stopped":
-        say(f"go on with: czsl tune --resume {path}")
+        say(f"continue with: czsl tune --resume {path}")
         sys.exit(130)
     if best is None:
-        raise CzslError("no trial ended well", "the table says why each failed", "search other values")
+        raise CzslError("no trial ended well", "the table lists the reason of each", "search other values")
     where = f"trial {best['trial']}, epoch {best['best_epoch']}"
     say(f"best: {where}, validation {NAMES[config.metric]} {percent(best[config.metric])}: {shown_all(best['values'])}")
     say(f"next: czsl evaluate {short(Path(best['run']))}    (trained already)")

@@ -1,4 +1,4 @@
-"""What a person sees of a running search."""
+"""Display of a running search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shown_all(values: dict[str, Any]) -> str:
 
 
 class Watcher:
-    """Turns what trials log into a bar, or into a line now and then, and says when one begins and ends."""
+    """Turns what trials log into a bar, or into a line now and then, and prints when one begins and ends."""
 
     def __init__(self, search, bar: Bar):
         from czsl.runs.trials import METRICS
@@ -32,7 +32,7 @@ class Watcher:
         self.over = sum(t.status() != "unfinished" for t in search.trials())
         self.best: tuple[float, int] | None = None
         if self.over:
-            say(f"{self.over} of {self.config.trials} trials are over, going on with the others")
+            say(f"{self.over} of {self.config.trials} trials are over, continuing with the others")
 
     def share(self, share) -> None:
         """Say how trials share the cluster."""

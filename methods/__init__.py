@@ -1,10 +1,10 @@
-"""The science: one method a folder or file, all through one contract (`methods.method`)."""
+"""The methods, one folder or file each, with one common interface (`methods.method`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from czsl.reading import PathLike
+from czsl_start import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from czsl.clip.backbone import Clip
+    from czsl.reading import PathLike
     from methods.method import Method
 
 __all__ = ["adapt_stream", "adapt_tiles", "from_reference", "load"]
+
+require("czsl", "methods")
 
 
 def load(run: PathLike, checkpoint: str = "best") -> Method:

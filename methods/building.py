@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
 from czsl.clip.backbone import Clip, Towers, load_clip
 from czsl.compositions import CompositionSpace
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.settings import typed
 from methods.method import Method
@@ -27,7 +26,7 @@ def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None
 
 
 def needs_only_features(name: str, settings: dict[str, Any]) -> bool:
-    """Whether features of images and texts are all that a method with these settings wants of CLIP."""
+    """Return whether a method with these settings needs only features of images and texts from CLIP."""
     own = config_class(name)
     return own(**typed(own.read_files(settings), own)).only_features
 
@@ -45,12 +44,7 @@ def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, 
     known = [f.name for f in fields(cls.Config)]
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UsageError(
-                f"{cls.name} has no field {key!r}",
-                f"did you mean {near[0]!r}?" if near else "",
-                f"its fields: {', '.join(known)}",
-            )
+            raise UsageError(f"{cls.name} has no field {key!r}", did_you_mean(key, known), f"its fields: {', '.join(known)}")
     config = cls.Config(**typed(cls.Config.read_files(settings), cls.Config))
     if not isinstance(clip, Clip) and not config.only_features:
         raise UsageError(
@@ -88,7 +82,7 @@ def check_fits(kept: Checkpoint, method: Method, data_sha256: str | None = None)
             raise UsageError(
                 f"the checkpoint was made with other {what}",
                 f"checkpoint: {str(then)[:160]}; here: {str(now)[:160]}",
-                "use the run's own data and --clip, or train anew",
+                "use the run's own data and --clip, or train again",
             )
     there, own = {k: v.shape for k, v in kept.method.items()}, {k: v.shape for k, v in method.state_dict().items()}
     if there != own:

@@ -1,4 +1,4 @@
-"""What a run will need of its CLIP, checked when the run is made and not hours later."""
+"""Checks of a run's CLIP when the run is created, not hours later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_NAMED = 5
 
 
 def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
-    """Whether the CLIP of a run can be had and used: its kind, its weights and their form, the network, the tokenizer, the labels' words.
+    """Check that a run's CLIP is available and usable: kind, weights and their form, network, tokenizer, the labels' words.
 
     Published weights are not downloaded, and for a method that trains not read: its workers do both. A method that trains nothing is
     built as every later command will build it.
@@ -21,12 +21,12 @@ def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
     Returns
     -------
     list of str
-        What a person should know: where weights will come from, names that the text tower does not read to their end.
+        Notes: where weights will come from, names that the text tower does not read to their end.
 
     Raises
     ------
     UsageError, SetupError
-        Something is missing, of the wrong form or kind; says what to do.
+        Something is missing, or of the wrong form or kind.
     """
     features = needs_only_features(config.method, config.model)
     of_ones_own = any(w and (is_path(w) or is_folder(w)) for w in (config.clip, config.clip_weights))

@@ -51,12 +51,12 @@ class MethodConfig:
 
     @property
     def only_features(self) -> bool:
-        """Whether, with these settings, features of images and texts are all that the method wants of CLIP: then any model will do."""
+        """True if, with these settings, the method needs only features of images and texts: then any model will do."""
         return False
 
     @property
     def keeps_features(self) -> bool:
-        """Whether training leaves the image tower as it is, so that an image's features [D] can be computed once and kept."""
+        """True if training does not change the image tower, so that an image's features [D] can be computed once and kept."""
         return False
 
     @classmethod
@@ -65,7 +65,7 @@ class MethodConfig:
         return cls.label or cls.__name__.removesuffix("Config")
 
     def refused(self, name: str, why: str) -> UsageError:
-        """The error of a field whose value cannot be."""
+        """Return the UsageError for an invalid field value."""
         return UsageError(
             f"{self.called()}: {name}={getattr(self, name)!r}", why, "czsl methods NAME lists the fields of a method"
         )
@@ -76,9 +76,9 @@ class MethodConfig:
         return {k: cls.reads[k](Path(v)) if k in cls.reads and isinstance(v, str) else v for k, v in settings.items()}
 
     def notes(self, space: CompositionSpace) -> list[str]:
-        """What a person should know before these settings meet a label space; raises a `CzslError` where they cannot."""
+        """Return warnings about these settings for a label space; raises a `CzslError` if they do not fit it."""
         return []
 
     def data_notes(self, data: Dataset) -> list[str]:
-        """What of the files that were read into these settings does not fit a dataset's images."""
+        """Return warnings about the settings' files that do not match a dataset's images."""
         return []

@@ -1,4 +1,4 @@
-"""What a method says about one image and one composition, as plain data that a command can show without knowing the method.
+"""Explanation of one image and one composition, as plain data that a command can show for any method.
 
 Letters: N images, D width, P candidates, A attributes, O objects; h, w cells of a map.
 """
@@ -30,7 +30,7 @@ class HeatMap:
     extent : the rectangle
     note : what the numbers are, in a few words
     elsewhere : what belongs to no cell (attention to the class token); ``values.sum() + elsewhere`` is 1 for attention
-    even : the value that says nothing, to compare with: 1 / L for attention; None where there is none
+    even : the neutral value to compare with: 1 / L for attention; None without one
     """
 
     group: str
@@ -107,7 +107,7 @@ class Neighbours:
     text: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``places`` until somebody knows the images' names."""
+        """Plain data; ``places`` until the images' names are known."""
         return {"kind": "neighbours", "title": self.title, "places": list(self.places), "cosines": list(self.cosines)}
 
 
@@ -116,7 +116,7 @@ Part = HeatMap | Boxes | Shares | Figures | Neighbours
 
 @dataclass(frozen=True)
 class Explanation:
-    """The parts in the order in which a person should see them, and what should be known of them (``notes``)."""
+    """The parts in the order of display, and notes about them (``notes``)."""
 
     candidate: tuple[str, ...]
     parts: Sequence[Part]
@@ -128,7 +128,7 @@ class Explanation:
 
 
 class Explained(Protocol):
-    """What a method's explanation must offer, whatever else it holds."""
+    """Interface of a method's explanation."""
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -159,8 +159,8 @@ class Question:
     image_id : the name under which it was scored
     side : image side of this one image
     text : text side of P candidates
-    logits : of ``Method.logits``: pair [1, P], attribute [1, A], object [1, O] where there are branches
-    examples : gives training images that show an attribute or an object (indices), or None where there are none at hand
+    logits : of ``Method.logits``: pair [1, P], attribute [1, A], object [1, O] if the method has branches
+    examples : gives training images that show an attribute or an object (indices), or None if none are available
     """
 
     image: Image.Image
@@ -202,7 +202,7 @@ def attention_map(group: str, title: str, weights_L: Tensor, size: tuple[int, in
 
 
 def centre_square(size: tuple[int, int]) -> Box:
-    """What CLIP's resize and centre crop leave of an image (width, height)."""
+    """Return the part of an image (width, height) that CLIP's resize and centre crop keep."""
     short = min(size)
     left, top = ((extent - short) / 2 for extent in size)
     return left, top, left + short, top + short

@@ -1,4 +1,4 @@
-"""What a run's scores follow from, as one hash. Needs no torch."""
+"""One hash of everything that a run's scores follow from. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from methods.registry import config_class
 
 
 def fingerprint(run: Run, which: str = "best") -> str:
-    """SHA-256 of what scores follow from beside the data: the run's settings and, where it trained, the checkpoint's weights."""
+    """SHA-256 of what scores follow from besides the data: the run's settings and, if it was trained, the checkpoint's weights."""
     # As they were written: fields that later versions add say nothing about this run.
     settings = {key: value for key, value in run.settings.items() if key != "data"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -130,7 +130,7 @@ def point_for(
 
 
 def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
-    """What a new run starts from: the weights of another run's best checkpoint on the new run's labels, and no optimizer state.
+    """Starting point of a new run: the weights of another run's best checkpoint on the new run's labels, and no optimizer state.
 
     What was learned of a name follows it, names that the source does not know start as they do without it.
 

@@ -43,7 +43,7 @@ class Method(nn.Module):
     space : CompositionSpace
         The label space; training uses ``space.train_pairs`` in their order.
     clip : Clip
-        Frozen towers; a method registers only what it trains (or collects) beside them.
+        Frozen towers; a method registers only what it trains (or collects) in addition.
     config : MethodConfig
         The method's own ``Config``.
 
@@ -51,7 +51,7 @@ class Method(nn.Module):
     -----
     A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
     ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
-    candidates instead of labels; ``judge`` is set during :meth:`first_pass` where there are validation images: it returns the AUC on
+    candidates instead of labels; ``judge`` is set during :meth:`first_pass` if validation images exist: it returns the AUC on
     these of the method as it stands (for classes without an AUC, the accuracy), the same on every worker.
     """
 
@@ -96,7 +96,7 @@ class Method(nn.Module):
 
     @property
     def frozen_images(self) -> bool:
-        """Whether an image's features never change in training, so that they are computed once and kept."""
+        """True if an image's features never change in training, so that they are computed once and kept."""
         return not self.trains or self.config.keeps_features
 
     # -- images ----------------------------------------------------------------------------------------------------
@@ -104,13 +104,13 @@ class Method(nn.Module):
     def prepare_key(self) -> str:
         """Names what :meth:`prepare` makes where that is more than CLIP's pipeline (views, masks), for caches; empty otherwise.
 
-        A method with a key gets its images prepared anew for each batch, since views are too many to be kept as pixels; its
+        A method with a key gets its images prepared again for each batch, since views are too many to be kept as pixels; its
         features are kept under the key, which therefore names every setting that they depend on.
         """
         return ""
 
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
-        """What the loader makes of an original image: CLIP's resize and centre crop, uint8 [3, S, S]."""
+        """Preprocess an original image in the loader: CLIP's resize and centre crop, uint8 [3, S, S]."""
         return {"images": torch.from_numpy(self.clip.pixels(image))}
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
@@ -123,7 +123,7 @@ class Method(nn.Module):
         return self.clip.visual(self.clip.normalise(batch["images"]))
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
-        """What the method makes of image features [B, D]; in training it sees those of the whole global batch."""
+        """Return the method's image side from image features [B, D]; in training it sees those of the whole global batch."""
         return ImageSide(nn.functional.normalize(features_BD, dim=-1))
 
     def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
@@ -140,7 +140,7 @@ class Method(nn.Module):
         return " ".join(filter(None, ("a photo of", self.attribute_names[pair[0]], self.object_names[pair[1]])))
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
-        """The ``pair`` rows [P, D] of :meth:`encode_compositions` alone: what a composition index holds."""
+        """The ``pair`` rows [P, D] of :meth:`encode_compositions` only: what a composition index holds."""
         return self.encode_compositions(pairs_P2).pair
 
     def encode_prompts(self, prompts: PromptTree, unit: bool = True) -> Tensor:
@@ -183,12 +183,12 @@ class Method(nn.Module):
 
     @property
     def indexable(self) -> bool:
-        """Whether a pair's embedding is the same for all images and :meth:`retrieval_query` says all about its score."""
+        """True if scores are inner products with fixed pair embeddings (:meth:`retrieval_query`), so an index can be used."""
         return type(self).scores is Method.scores
 
     @property
     def adaptable(self) -> bool:
-        """Whether an adaptation while testing can move the composition term: :meth:`rescored` says how the scores follow."""
+        """True if an adaptation while testing can move the composition term; :meth:`rescored` then gives the scores."""
         return self.indexable
 
     @property
@@ -253,12 +253,12 @@ class Method(nn.Module):
         return terms
 
     def _whole(self, x_b: Tensor) -> Tensor:
-        """What belongs to this worker's images, for the global batch."""
+        """Gather what belongs to this worker's images for the global batch."""
         return self.comm.gather(x_b.to(self.clip.device), self.comm.batch)
 
     @property
     def wants_first_pass(self) -> bool:
-        """Whether :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
+        """True if :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
         return False
 
     def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
@@ -330,7 +330,7 @@ class Method(nn.Module):
         Parameters
         ----------
         images : sequence of PIL images or paths
-            Files are decoded under the limits of :mod:`czsl.data.images`, turned and put on a background as ``decode`` says.
+            Files are decoded under the limits of :mod:`czsl.data.images`, turned and put on a background by ``decode``.
         pairs : int array [P, 2], optional
             Candidates; the closed world by default.
         k : int, default 5
@@ -382,11 +382,13 @@ class Method(nn.Module):
         if bias == "val":
             return point
         if isinstance(bias, str) or not np.isfinite(bias):
-            raise UsageError(f"bias={bias!r} is no bias", "", 'give "val", "none" or a number')
+            raise UsageError(
+                f"bias={bias!r} is not a bias", "a bias is added to the scores of unseen pairs", 'give "val", "none" or a number'
+            )
         return point.given(bias)
 
     def unseen(self, pairs: np.ndarray) -> np.ndarray:
-        """Which pairs [P, 2] of the method's space training never saw, new words included. bool [P]."""
+        """Return which pairs [P, 2] of the method's space are unseen, new words included, bool [P]."""
         return ~self.space.seen_mask(pairs) if self.trained_on is None else unseen_mask(self.space, pairs, self.trained_on)
 
     # -- explanation -----------------------------------------------------------------------------------------------
@@ -408,7 +410,7 @@ class Method(nn.Module):
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:
-        """The explanation of a pair of names alone (of a class: ``("", "dog")``); its rank needs all candidates in a question."""
+        """The explanation of a single pair of names (of a class: ``("", "dog")``); its rank needs all candidates in a question."""
         place = index_pairs([pair], self.space.attributes, self.space.objects)
         text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
         return self.explain_candidate(self.question(image, image_id, text), 0)

@@ -1,4 +1,4 @@
-"""Presets, recipes and search space of a method, kept as YAML beside its module."""
+"""Presets, recipes and search space of a method, kept as YAML next to its module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = ("presets", "recipes")
 
 
 def presets_file(name: str) -> Path:
-    """``presets.yaml`` in the method's folder, or ``<module>.yaml`` beside a method of one file."""
+    """``presets.yaml`` in the method's folder, or ``<module>.yaml`` next to a method of one file."""
     module = METHODS[canonical_name(name)].split(":")[0].split(".")[1:]
     root = Path(__file__).parent
     folder = root.joinpath(*module[:-1])
@@ -20,13 +20,13 @@ def presets_file(name: str) -> Path:
 
 
 def load_presets(name: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{"presets": {name: fields}, "recipes": {name: fields}}`` of a method; empty where it has none."""
+    """``{"presets": {name: fields}, "recipes": {name: fields}}`` of a method; empty if it has none."""
     content = _read(name)
     return {kind: {k: dict(v or {}) for k, v in (content.get(kind) or {}).items()} for kind in KINDS}
 
 
 def load_search(name: str) -> dict[str, Any]:
-    """The search space ``{field: {kind: arguments}}`` that a method suggests for tuning; empty where it has none."""
+    """The search space ``{field: {kind: arguments}}`` that a method suggests for tuning; empty if it has none."""
     return dict(_read(name).get("search") or {})
 
 

@@ -93,7 +93,7 @@ def clip_in(state: Mapping[str, Tensor], public: PublicNames) -> Clip | None:
 
 
 def public_names(name: str) -> PublicNames:
-    """What is known of a method's public checkpoints; UsageError for a method without any."""
+    """Names of a method's public checkpoints; UsageError for a method without any."""
     name = canonical_name(name)
     if name not in PUBLIC:
         raise UsageError(
@@ -125,7 +125,7 @@ def read_reference(
 
 
 def _settings(name: str, public: PublicNames, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's fields: its preset ``released``, what the tensors tell, what the program's configuration says."""
+    """The method's fields: its preset ``released``, what follows from the tensors, and the program's configuration."""
     Config = method_class(name).Config
     known = {f.name for f in fields(Config)}
     released = {k: v for k, v in load_presets(name)["presets"].get("released", {}).items() if k in known}

@@ -1,4 +1,4 @@
-"""Names of methods and where they live; a module is imported when its method is asked for."""
+"""Names of methods and where they live; a module is imported on first use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def canonical_name(name: str) -> str:
     near = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.4)
     raise UsageError(
         f"unknown method {name!r}",
-        f"did you mean {known[near[0]]!r}?" if near else "",
+        f"did you mean {known[near[0]]!r}?" if near else "no known name is close to it",
         f"methods: {', '.join(METHODS)}",
     )
 

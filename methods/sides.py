@@ -1,4 +1,4 @@
-"""What passes between the parts of a method: the two sides of a score, its question to an index, the labels of a batch.
+"""Data between the parts of a method: image and text features, the query to an index, the labels of a batch.
 
 Letters: B images, P pairs, A attributes, O objects, D joint width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class ImageSide:
-    """What a method knows of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] where the method has branches."""
+    """Features of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] if the method has branches."""
 
     pair: Tensor
     attribute: Tensor | None = None
@@ -22,7 +22,7 @@ class ImageSide:
 
 @dataclass
 class TextSide:
-    """What a method knows of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
+    """Text features of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
 
     pairs: Tensor
     pair: Tensor
@@ -39,7 +39,7 @@ class TextSide:
 
 @dataclass
 class RetrievalQuery:
-    """What B images ask a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
+    """Query of B images to a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].
 
     ``query`` [B, D]; ``attribute`` [B, A] and ``object`` [B, O], non-negative, where primitives take part in the score; with
     ``combine="sum"`` their sum joins the score instead of their product. With ``probability`` the composition term is that weight times
@@ -71,7 +71,7 @@ class Targets:
 
     @property
     def hard(self) -> tuple[Tensor, Tensor]:
-        """One attribute and one object an image, int64 [B] each: the true ones, or those of the likeliest candidate."""
+        """One attribute and one object per image, int64 [B] each: the true ones, or those of the top-1 candidate."""
         return self.likeliest or (self.attribute, self.object)
 
     def note(self, logits_BP: Tensor, relevance_BP: Tensor | None = None) -> None:

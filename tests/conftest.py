@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # golden.py and snapshots.py, which tests of several packages share
 
 # The same code gives the same verdict: drawn examples are fixed in `make test`, and new ones each time in `make test-all`.
 settings.register_profile("fixed", derandomize=True)

@@ -14,8 +14,6 @@ FLOORS = ("czsl", "methods", "cluster", "czsl_cli")  # from the ground up
 MODULES = {
     path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for f in FLOORS for path in sorted((ROOT / f).rglob("*.py"))
 }
-# Where Ray may be imported: how machines are reached, and the search.
-RAY = ("cluster.machines.", "cluster.tuning.")
 # Where Ray may be imported: how machines are reached, the search, and the one job that Ray Data distributes.
 RAY = ("cluster.machines.", "cluster.tuning.", "cluster.predict")
 WRITERS = ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write")
@@ -160,6 +158,11 @@ def test_only_the_four_floors_are_installed():
     assert {name.split(".")[0] for name in found} == set(FLOORS)
     # Every folder that holds a module is a package, so that it is installed.
     assert set(found) == {".".join(p.parent.relative_to(ROOT).parts) for p in MODULES}
+    assert project["tool"]["setuptools"]["py-modules"] == ["czsl_start"]  # it looks where the four come from
+
+
+def test_the_start_needs_the_standard_library_only():
+    assert {name.split(".")[0] for name in imports(ROOT / "czsl_start.py")} - {"czsl_cli"} <= sys.stdlib_module_names
 
 
 def test_every_module_says_what_it_is_for():

@@ -1,1 +1,1 @@
-"""How workers are started and machines are reached: with Ray, or in a process of this machine."""
+"""Start of workers and access to machines: with Ray, or in a process of this machine."""

@@ -18,7 +18,7 @@ from czsl.errors import SetupError
 
 @dataclass
 class CheckedTorch(TorchConfig):
-    """What Ray Train is told to make.
+    """Backend configuration of Ray Train.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class CheckedTorch(TorchConfig):
 
     @property
     def backend_cls(self) -> type:
-        """Ray asks for it."""
+        """The hook that Ray calls."""
         return _CheckedBackend
 
 

@@ -54,19 +54,19 @@ class State:
 
 
 def state_file() -> Path:
-    """Where :func:`up` writes what it started."""
+    """Return the file in which :func:`up` records what it started."""
     return Path(os.environ.get("CZSL_HOME") or Path.home() / ".czsl") / "cluster.json"
 
 
 def read_state() -> State | None:
-    """What :func:`up` started here, whether or not it still runs; None if nothing."""
+    """Return the record of :func:`up` on this machine, whether or not its processes still run; None without one."""
     if not state_file().exists():
         return None
     told: dict[str, Any] = {"head": "{path} cannot be read", "fix": "was it edited? Remove it once no Ray of it runs any more"}
     content = read_json(state_file(), error=SetupError, **told)
     try:
         if not isinstance(content, dict):
-            raise TypeError("it is no record of a cluster")
+            raise TypeError("it is not a record of a cluster")
         return State(**typed(content, State))
     except (TypeError, KeyError, UsageError) as error:
         raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], told["fix"]) from None
@@ -83,7 +83,7 @@ def up(
 ) -> State:
     """Start a Ray head on this machine, or a worker that joins the head at ``join`` (host:port).
 
-    Token authentication is on: the head makes a token where there is none, a worker needs a copy of it. The dashboard listens on
+    Token authentication is on: the head makes a token if none exists, a worker needs a copy of it. The dashboard listens on
     127.0.0.1 only.
 
     Parameters
@@ -159,7 +159,7 @@ def ensure_token(create: bool) -> str:
     Raises
     ------
     SetupError
-        There is none, and it is not this machine that makes it.
+        The token is missing and this machine is not the head, which makes it.
     """
     file = token_file()
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -184,7 +184,7 @@ def ensure_token(create: bool) -> str:
 def down() -> list[dict[str, Any]]:
     """End what :func:`up` started here, and what that started; returns the recorded processes that were ended.
 
-    A recorded pid that now belongs to another process (another start time or no mark) is left alone.
+    A recorded pid that now belongs to another process (another start time or no mark) is not touched.
     """
     state = read_state()
     if state is None:
@@ -212,7 +212,7 @@ def _end(processes: list[Any]) -> None:
 
 
 def alive(state: State) -> list[Any]:
-    """The recorded processes that still run, as psutil knows them."""
+    """The recorded processes that still run, as psutil processes."""
     psutil = _psutil()
     found = []
     for entry in state.processes:
@@ -252,7 +252,7 @@ def _write(state: State) -> None:
 
 
 def address_of(address: str | None) -> str:
-    """The cluster meant: as given, ``RAY_ADDRESS``, or the one this machine was made part of; SetupError if there is none."""
+    """Address of the cluster: as given, ``RAY_ADDRESS``, or the cluster this machine has joined; SetupError without any."""
     state = read_state()
     found = address or os.environ.get("RAY_ADDRESS") or (state.address if state else None)
     if not found:

@@ -25,7 +25,7 @@ MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read t
 
 
 class _Actor:
-    """What Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere."""
+    """Actor that Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere."""
 
     def __init__(self, request: Request, source: ImageSource, placement: Placement, keep: bool):
         self.source, self.error = source, ""

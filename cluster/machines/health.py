@@ -1,4 +1,4 @@
-"""What ``czsl doctor`` looks at, on this machine or on every node of a cluster: findings, each with what to do about it."""
+"""Checks of ``czsl doctor``, on this machine or on every node of a cluster: findings, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
     level : ``ok``, ``warn`` or ``fail``
     subject : what
     found : what is there
-    fix : what to do, empty where it is fine
+    fix : what to do, empty if it is fine
     node : on which node; empty for this machine
     """
 
@@ -171,7 +171,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _bfloat16() -> Finding:
-    """What ``precision=auto`` is on this machine, and what bfloat16 costs on its processor."""
+    """Report what ``precision=auto`` means on this machine, and what bfloat16 costs on its processor."""
     from cluster.machines.here import own_device
     from czsl.precision import cpu_has_bfloat16, fitting
 
@@ -197,7 +197,7 @@ def _faiss() -> Iterator[Finding]:
 
 
 def _clip(clip: str, clip_weights: str | None) -> Iterator[Finding]:
-    """Where the weights are, or whether the network that has them answers; nothing is downloaded."""
+    """Report where the weights are, or whether their server answers; nothing is downloaded."""
     from czsl.clip.weights import find_weights
 
     try:

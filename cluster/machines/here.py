@@ -1,4 +1,4 @@
-"""What this machine offers to one worker; found without torch if there is no accelerator."""
+"""Resources of this machine for one worker; found without torch on a machine without accelerator."""
 
 from __future__ import annotations
 

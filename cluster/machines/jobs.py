@@ -1,4 +1,4 @@
-"""A job that workers do together and that ends in files: started on the nodes asked for, watched, started anew once if some die."""
+"""A job that workers do together and that ends in files: started on the requested nodes, watched, and restarted once if some die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting one function on every worker of a placement, and starting it again after workers died; an engine says how."""
+"""Starting one function on every worker of a placement, and starting it again after workers died; the engine defines how."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.machines.preflight import Needs
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
+from czsl_start import shadowed
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,10 @@ WorkerFunction = Callable[[dict[str, Any], "Group", "torch.device"], None]
 
 
 class Engine(Protocol):
-    """How workers come to be: through Ray, or as a process of this machine."""
+    """The way workers are started: through Ray, or as a process of this machine."""
 
     def place(self, again: bool = False) -> Placement:
-        """Return where the workers run; ``again``: after some of them died. SetupError if there is no room."""
+        """Return where the workers run; ``again``: after some of them died. SetupError if nothing is free."""
 
     def attempt(self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
         """Run the function on all workers once. Raises what it raised as CzslError; anything else means that workers died."""
@@ -60,7 +61,7 @@ def run_workers(
     max_failures : int
         How often in a row all workers are started again after some died; a failure after ``progress`` is the first one again.
     needs : Needs, optional
-        What workers must have alike, see :mod:`cluster.machines.preflight`.
+        What must be equal on all workers, see :mod:`cluster.machines.preflight`.
     progress : callable, optional
         Returns how far the job is, as a number that grows.
     on_placement : callable, optional
@@ -94,7 +95,7 @@ def run_workers(
 
 
 def attempts_folder(folder: Path) -> Path:
-    """Where the files of attempts lie while a job runs."""
+    """Return the folder of the files of attempts while a job runs."""
     return folder / ".attempts"
 
 
@@ -105,20 +106,9 @@ def log_crash(folder: Path, rank: int) -> None:
 
 
 def check_packages() -> None:
-    """Refuse to work with a folder of the user's that shadows one of our packages (``methods`` and ``cluster`` are common names)."""
-    import cluster
-    import czsl
-    import methods
-
-    home = Path(czsl.__file__).resolve().parents[1]
-    for package in (methods, cluster):
-        found = Path(package.__file__ or "").resolve().parents[1]
-        if found != home:
-            raise SetupError(
-                f"the package {package.__name__!r} comes from {found}",
-                f"czsl is installed in {home}: a folder named {package.__name__!r} shadows its part",
-                "run from another folder, or rename yours",
-            )
+    """Raise SetupError if a foreign package stands in for one of ours (``methods`` and ``cluster`` are common names)."""
+    if lines := shadowed(("czsl", "methods", "cluster")):
+        raise SetupError(*lines)
 
 
 def error_in_words(error: CzslError) -> dict[str, Any]:

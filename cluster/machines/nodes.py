@@ -21,12 +21,12 @@ ANSWER_S = 60.0  # a node that says nothing for so long is left out
 
 @dataclass(frozen=True)
 class Ask:
-    """Which nodes a run wants.
+    """The nodes that a run requests.
 
     most : nodes to use if they are there
-    least : nodes without which the run does not start, or go on after losing some; None runs on what is there
+    least : nodes without which the run does not start, or continue after losses; None runs on what is there
     workers_per_node, gpus_per_node : see :func:`cluster.machines.session.place`
-    wait_s : longest wait for nodes, at the start and after losing one; where no cluster is joined none can come
+    wait_s : longest wait for nodes, at the start and after losing one; without a joined cluster none can come
     address : the Ray cluster to join, see :func:`cluster.machines.session.session`
     engine : ``auto``, ``local`` (one worker here, without Ray) or ``ray``
     """
@@ -50,7 +50,7 @@ class Ask:
 
     @classmethod
     def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> Ask:
-        """An ask in a person's words: ``nodes`` is a number, or the least and the most; the rest are the fields' names."""
+        """Return a request from options: ``nodes`` is a number, or minimum and maximum; the rest are the fields' names."""
         least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
         ask = cls(most, least, **where)
         return ask if joins(ask.address) and not ask.local else replace(ask, wait_s=0.0)
@@ -71,7 +71,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What is being waited for: ``found`` of ``wanted`` nodes, ``waited_s`` of ``limit_s`` seconds."""
+    """State of the wait for nodes: ``found`` of ``wanted`` nodes, ``waited_s`` of ``limit_s`` seconds."""
 
     found: int
     wanted: int
@@ -97,7 +97,7 @@ def await_placement(
 ) -> Placement:
     """Wait until the nodes asked for are there, then choose where workers run.
 
-    An autoscaler sees the nodes that are missing as demand. ``without`` names nodes that count as lost. ``on_wait`` is told about
+    An autoscaler sees the nodes that are missing as demand. ``without`` names nodes that count as lost. ``on_wait`` is called with
     once a second, ``stop`` asked as often.
 
     Raises
@@ -164,7 +164,7 @@ class _Demand:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node said: ``result``, or in ``error`` why it said nothing."""
+    """Answer of a node: ``result``, or in ``error`` the reason for its absence."""
 
     node: str
     address: str

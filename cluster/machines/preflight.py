@@ -1,4 +1,4 @@
-"""What must hold on every worker before the first step, and the interface on which they talk.
+"""Checks on every worker before the first step, and the choice of their network interface.
 
 Each worker describes what it sees (:func:`inspect`); :func:`check` compares the descriptions. This happens before the process group
 is made, because with a wrong network interface that is what hangs or fails, without a word about the node.
@@ -32,7 +32,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @dataclass(frozen=True)
 class Needs:
-    """What workers must have alike: data and CLIP as a run's settings name them; empty where a job needs none."""
+    """Data and CLIP of a run, which must be equal on all workers; empty if a job needs none."""
 
     data: str = ""
     clip: str = ""
@@ -63,7 +63,7 @@ class Shared:
 
 
 def inspect(rank: int, folder: str, words: str, needs: Needs) -> dict[str, Any]:
-    """What this worker is and sees; problems that are its own are under ``errors``, as (what, why, fix)."""
+    """Report of this worker; its own problems are under ``errors``, as (what, why, fix)."""
     import ray
 
     context = ray.get_runtime_context()
@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def network(address: str) -> dict[str, Any]:
-    """Name, address, what the name resolves to, and the interface with the address by which Ray knows this node."""
+    """Name, address, what the name resolves to, and the interface with this node's address in Ray."""
     import psutil  # comes with Ray
 
     host = socket.gethostname()
@@ -157,7 +157,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _reads(file: Path, words: str) -> bool:
-    """Whether the words can be read there, within some seconds."""
+    """Return whether the text can be read there, within some seconds."""
     until = time.monotonic() + READ_AGAIN_S
     while True:
         try:
@@ -206,7 +206,7 @@ def check(reports: list[dict[str, Any]], placement: Placement) -> None:
     if len(a_node) != placement.nodes or set(a_node.values()) != {placement.per_node}:
         found = ", ".join(f"{n} on {_name(next(r for r in reports if r['node'] == node))}" for node, n in a_node.items())
         raise SetupError(
-            f"the workers are not where they belong: {placement.per_node} on each of {placement.nodes} nodes were asked",
+            f"the workers are not where they belong: {placement.per_node} on each of {placement.nodes} nodes were requested",
             f"found {found}",
             "other work took the room? Look at czsl cluster status and start again",
         )
@@ -298,5 +298,5 @@ def set_interface(name: str) -> None:
 
 
 def _name(report: dict[str, Any]) -> str:
-    """A node as a person finds it; simulated nodes share a host and are told apart by Ray's id."""
+    """Name of a node for messages; simulated nodes share a host and are distinguished by Ray's id."""
     return f"{report['host']} ({report['address']}, {report['node'][:6]})"

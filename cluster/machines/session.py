@@ -35,12 +35,12 @@ def prepare_environment(joins: bool) -> None:
 
 
 def token_file() -> Path:
-    """Where Ray looks for the token that all nodes and drivers of a cluster share."""
+    """Return the path at which Ray looks for the token that all nodes and drivers of a cluster share."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def joins(address: str | None) -> bool:
-    """Whether :func:`session` joins a cluster; otherwise it starts a Ray of its own on this machine."""
+    """Return whether :func:`session` joins a cluster; otherwise it starts a Ray of its own on this machine."""
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
@@ -129,9 +129,9 @@ def place(
     nodes : int
         Nodes asked for. Where the cluster has GPUs, only nodes with GPUs count.
     workers_per_node : int, optional
-        Default: one a GPU, or one where there is no GPU.
+        Default: one per GPU, or one without GPUs.
     threads : int
-        CPU threads a worker; 0 divides a node's CPUs among its workers.
+        CPU threads per worker; 0 divides a node's CPUs among its workers.
     gpus_per_node : int, optional
         GPUs to use of each node, with a worker on each. Default: all.
     without : container of str
@@ -155,7 +155,7 @@ def place(
 
 
 def alive_nodes(ray: Any) -> dict[str, dict[str, float]]:
-    """What each living node with a CPU offers, by Ray's id of the node."""
+    """Return the resources of each living node with a CPU, by Ray's id of the node."""
     return {
         n.get("NodeID", str(i)): n["Resources"]
         for i, n in enumerate(ray.nodes())
@@ -174,14 +174,14 @@ def usable(
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """What nobody uses at the moment, by node; of the connected Ray."""
+    """Return the free resources by node, of the connected Ray."""
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()
 
 
 def node_resources(ray: Any) -> list[dict[str, float]]:
-    """What each living node with a CPU offers; SetupError if there is none."""
+    """Return the resources of each living node with a CPU; SetupError without any."""
     alive = list(alive_nodes(ray).values())
     if not alive:
         raise SetupError(
@@ -197,7 +197,7 @@ def planned(
     threads: int = 0,
     gpus_per_node: int | None = None,
 ) -> Placement:
-    """Where :func:`place` would put the workers; starts no Ray where none would be joined."""
+    """Return where :func:`place` would put the workers; starts no Ray if none would be joined."""
     if joins(address):
         with session(address) as ray:
             return place(ray, nodes, workers_per_node, threads, gpus_per_node)
@@ -220,7 +220,7 @@ def _choose(
     per_node = gpus_per_node or workers_per_node or max(gpus, 1)
     if per_node > cpus:
         raise SetupError(
-            f"{per_node} workers a node, but a node has {cpus} CPUs", "each worker needs a CPU", "use fewer --workers-per-node"
+            f"{per_node} workers per node, but a node has {cpus} CPUs", "each worker needs a CPU", "use fewer --workers-per-node"
         )
     note = ""
     if len(used) < nodes:

@@ -1,4 +1,4 @@
-"""Handing a command to a running cluster, which goes on with it when the caller leaves. Needs the extra ``czsl[cluster]``."""
+"""Handing a command to a running cluster, which keeps running it after the caller has left. Needs the extra ``czsl[cluster]``."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _fit(
 
 
 def _trial(settings: dict[str, Any]) -> None:
-    """A trial's driver: train its run, tell Ray Tune about each epoch; a failure is kept with the run and ends this trial alone."""
+    """A trial's driver: train its run, tell Ray Tune about each epoch; a failure is kept with the run and ends this trial only."""
     from ray import tune as ray_tune
 
     trial = Trial(settings["number"], Path(settings["run"]), {})

@@ -1,4 +1,4 @@
-"""What a search tries next: drawn at random, from a grid, or asked of Optuna's TPE."""
+"""Proposals of a search: drawn at random, from a grid, or by Optuna's TPE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Proposals(Protocol):
         """The values of trial ``number``; with ``values``, those of a trial begun earlier, which it thereby learns of."""
 
     def tell(self, number: int, value: float | None) -> None:
-        """How the trial ended: the best metric of its epochs, None if it failed."""
+        """Take note of the end of a trial: the best metric of its epochs, None if it failed."""
 
 
 class Drawn:

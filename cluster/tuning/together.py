@@ -32,7 +32,7 @@ def train_together(
 ) -> str:
     """Train runs whose folders exist, several at once as Ray Tune finds room; returns ``done`` or ``stopped``.
 
-    A run that fails ends alone; its ``end`` record has the reason. Arguments as :func:`cluster.tuning.tune.tune` takes them.
+    A run that fails does not end the others; its ``end`` record has the reason. Arguments as :func:`cluster.tuning.tune.tune` takes them.
 
     Raises
     ------

@@ -23,13 +23,13 @@ TRIALS_A_NODE = 4  # without GPUs; more would each get few threads and a memory 
 
 @dataclass(frozen=True)
 class Share:
-    """How trials share a cluster.
+    """Division of a cluster among trials.
 
     concurrent : trials at once
     workers : of a trial
-    threads : CPU threads a worker
+    threads : CPU threads per worker
     gpu : each worker has a GPU
-    note : what differs from what was asked
+    note : what differs from the request
     """
 
     concurrent: int
@@ -84,7 +84,7 @@ def space_of(config: SearchConfig) -> Space:
 
 
 def proposals(config: SearchConfig, tried: list[Trial]) -> Proposals:
-    """The search algorithm, which knows the trials that are over."""
+    """The search algorithm, with the trials that have ended."""
     space = space_of(config)
     if config.algorithm == "grid":
         return Gridded(space, config.seed)
@@ -117,7 +117,7 @@ def tune(
     Raises
     ------
     CzslError
-        No validation images; nothing fits; Ray Tune itself failed. A trial that fails is no error here.
+        No validation images; nothing fits; Ray Tune itself failed. A failed trial does not raise.
     """
     config = search.config
     data = open_data(config.base.data)
@@ -153,13 +153,13 @@ def tune(
         raise TrainingFailedError(
             "the search failed",
             str(failure).strip().splitlines()[-1],
-            f"see {search.path / 'log.txt'}; go on with: czsl tune --resume {search.path}",
+            f"see {search.path / 'log.txt'}; continue with: czsl tune --resume {search.path}",
         )
     return "stopped" if queue.stopping else "done"
 
 
 def _scheduler(search: Search, queue: Any) -> Any:
-    """Ray Tune's scheduler as the search asks for it."""
+    """Ray Tune's scheduler as the search sets it."""
     from ray.tune.schedulers import FIFOScheduler
 
     from cluster.tuning.tuner import Halving

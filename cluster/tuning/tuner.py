@@ -1,7 +1,7 @@
-"""What Ray Tune asks of a search: the next trial, and whether one may go on. Imported where Ray is connected.
+"""Decisions of a search for Ray Tune: the next trial, and whether a trial may continue. Imported only with a connected Ray.
 
 Ray Tune shares the cluster between trials and follows them; what it remembers is made from the search's own folder, so that a search
-whose driver was killed goes on without anything of Ray's.
+whose driver was killed continues without anything of Ray's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Queue(Searcher):
         return Searcher.FINISHED
 
     def _may_join(self) -> bool:
-        """Whether another trial may start beside those that run.
+        """Return whether another trial may start next to those that run.
 
         Once the first has made a step its image features and pixels lie in the cache, and no other trial makes them. Trials of several
         nodes choose these by what is free when they start, so they start one after the other.
@@ -77,7 +77,7 @@ class Queue(Searcher):
         return self._waiting.popleft()
 
     def _refused(self, trial: Trial) -> None:
-        """Take note of a trial whose settings cannot be."""
+        """Take note of a trial with invalid settings."""
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Forget a trial that is over; ``error``: its process died more often than it is replaced."""
@@ -107,7 +107,7 @@ class SearchQueue(Queue):
     space : CompositionSpace
         Of the data, for the trials' run folders.
     on_trial : callable
-        Called with every trial whose settings cannot be.
+        Called with every trial with invalid settings.
     """
 
     def __init__(self, search: Search, proposals: Proposals, space: CompositionSpace, on_trial: Callable[[Trial], None]):
@@ -149,13 +149,13 @@ class SearchQueue(Queue):
 
 
 def _made_a_step(trial: Trial, starts: int) -> bool:
-    """Whether a run has taken a step since it was started more often than ``starts`` times."""
+    """Return whether a run has taken a step since it was started more often than ``starts`` times."""
     events = [r.get("event") for r in trial.run.metrics()] if trial.run else []
     return events.count("start") > starts and "step" in events[len(events) - events[::-1].index("start") :]
 
 
 class Halving(ASHAScheduler):
-    """Asynchronous successive halving over our own epochs; a trial that falls behind is asked to end by itself, with a checkpoint.
+    """Asynchronous successive halving over our own epochs; a trial with low metrics ends by itself, with a checkpoint.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""What one worker does, on any engine: no Ray, no other machine."""
+"""Work of one worker on any engine: no Ray, no other machine."""

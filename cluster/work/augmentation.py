@@ -1,4 +1,4 @@
-"""What the settings of augmentation and of the public loops mean for a method: refused, without effect, or dear."""
+"""Checks of the settings of augmentation and of the public loops for a method: refused, without effect, or expensive."""
 
 from __future__ import annotations
 

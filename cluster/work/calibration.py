@@ -42,7 +42,7 @@ from methods.method import Method
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an operating point is chosen for and on.
+    """Settings of the choice of an operating point.
 
     checkpoint : ``best``, ``last`` or a step
     open_world : all attribute-object pairs compete
@@ -66,7 +66,7 @@ class Calibration:
 
 
 def reduction_file(run: Run, asked: Calibration) -> Path:
-    """Where the numbers of the images are kept that a point was chosen on."""
+    """Return the file with the numbers of the images that a point was chosen on."""
     return point_file(run.path, asked.open_world, asked.checkpoint, asked.layer).with_suffix(".npz")
 
 
@@ -95,7 +95,7 @@ def choose_point(
     comm : Group
     progress : Progress
     scored : callable, optional
-        In the open world: gives the extremes of the run's validation images without a threshold, where they are needed for more than this.
+        In the open world: gives the extremes of the run's validation images without a threshold, if they are needed for more than this.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def find_point(
     progress: Progress = quiet,
     scored: Callable[[], Extremes] | None = None,
 ) -> OperatingPoint:
-    """The point that the run keeps, else (none yet, or for other weights or data) one that is chosen now; without images there is none.
+    """The run's stored point, or a new one if it is missing or of other weights or data; None without images.
 
     Arguments as in :func:`choose_point`; of ``asked`` only the checkpoint, the world and the adaptation count.
 
@@ -216,7 +216,7 @@ def find_point(
 
 
 def kept_answers(run: Run, asked: Calibration) -> Reduction:
-    """What the run's point was chosen on; DataError if that is gone or of other weights."""
+    """Numbers of the images that the run's point was chosen on; DataError if missing or of other weights."""
     point, why = stored_point(run, asked.checkpoint, asked.open_world, asked.layer)
     file = reduction_file(run, asked)
     if point is not None and file.exists():

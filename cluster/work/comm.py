@@ -19,7 +19,7 @@ class _GatherRows(torch.autograd.Function):
     """All-gather of rows. Behind it every rank computes the same loss, so the gradient of the own rows needs no exchange.
 
     The gradient is multiplied by the world size because :meth:`Group.average_gradients` divides all of them by it: parameters before
-    the gathering get the sum over ranks, those behind it the average of equal numbers.
+    the gathering get the sum over ranks, those after it the average of equal numbers.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ class Group(Communicator):
         return _GatherRows.apply(x.contiguous(), sizes, self.rank)
 
     def common(self, x: Tensor) -> Tensor:
-        """A tensor that all hold alike, entering work that each does on its own rows."""
+        """A tensor that is equal on all workers, entering work that each does on its own rows."""
         return x if self.world == 1 else _Common.apply(x, self.world)
 
     def gather_objects(self, thing: Any) -> list[Any]:

@@ -237,7 +237,7 @@ def check_memory(device: torch.device) -> Check:
 
 
 def checks(device: torch.device) -> Iterator[Check]:
-    """All checks, as they end; one that stumbles is a failure itself."""
+    """All checks, as they end; a check that raises counts as failed."""
     precisions = ["float32"] + (["bfloat16"] if fitting(device) == "bfloat16" or device.type == "cpu" else [])
     todo: list[tuple[str, Callable[[], Check]]] = []
     for precision in precisions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import encode_candidates, reduce_split
 from cluster.work.source import Source
 from czsl.clip.feasibility import feasibility_from_clip
+from czsl.compositions import SPLITS
 from czsl.data.subset import Subset
 from czsl.data.table import Dataset, open_data
 from czsl.errors import DataError, UsageError
@@ -34,6 +36,7 @@ from czsl.evaluation import (
 from czsl.evaluation.calibration import temperatures_of
 from czsl.evaluation.operating import is_classes
 from czsl.evaluation.sums import Marginals, Sums, SumsAccumulator, join_marginals
+from czsl.evaluation.thresholds import RULES
 from czsl.precision import allow_tf32
 from czsl.runs import checkpoint
 from czsl.runs.run import Run
@@ -48,7 +51,7 @@ SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 
 @dataclass(frozen=True)
 class Question:
-    """What to evaluate.
+    """Settings of an evaluation.
 
     split : ``test``, ``val`` or ``train``
     open_world : all attribute-object pairs compete
@@ -59,7 +62,7 @@ class Question:
     feasibility : open world: ``clip`` (from the run's own text tower), a vector [A * O], or None for no thresholds
     threshold : open world: the feasibility threshold in use; by default the best one on the validation split
     rule : what becomes of infeasible pairs (see :mod:`czsl.evaluation.thresholds`)
-    per_pair : at most so many images of each pair, drawn by ``SUBSET_SEED``; 0: all images
+    per_pair : maximal number of images per pair, drawn by ``SUBSET_SEED``; 0: all images
     adapt : an adaptation while testing: the images of the split are one unlabelled stream that moves the scores
     """
 
@@ -82,10 +85,24 @@ class Question:
                 "it cuts away unlikely pairs of the open world",
                 "evaluate the open world with a feasibility, or drop the threshold",
             )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageError(
+                f"threshold is {self.threshold}", "feasibilities are compared with a finite number", "give a number such as 0.3"
+            )
+        for name, minimum in (("topk", 1), ("bootstrap", 0), ("per_pair", 0)):
+            if getattr(self, name) < minimum:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}", f"the minimum is {minimum}", f"give a whole number from {minimum} on"
+                )
+        for name, choices in (("rule", RULES), ("split", SPLITS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}", "it is not one of the choices", f"choose one of {', '.join(choices)}"
+                )
 
     @property
     def name(self) -> str:
-        """How files of the answer are called: ``test-closed``, ``val-open``, ``test-closed-tomcat-1f0c9a3e-seed0``."""
+        """Stem of the files of the answer: ``test-closed``, ``val-open``, ``test-closed-tomcat-1f0c9a3e-seed0``."""
         part = f"-{self.per_pair}-per-pair" if self.per_pair else ""
         return f"{self.split}-{'open' if self.open_world else 'closed'}{part}{f'-{self.adapt.key}' if self.adapt else ''}"
 
@@ -176,7 +193,7 @@ def answer(
 
 
 def _collectors(candidates: Candidates, point: OperatingPoint) -> list[Any]:
-    """What the quality of probabilities follows from, without a point and at this one."""
+    """Sums for the quality of probabilities, without a point and at this one."""
     points = [OperatingPoint(), point]
     temperatures, scalings = temperatures_of(points), [(p.attribute, p.object) for p in points]
     found: list[Any] = [lambda labels, index: SumsAccumulator(candidates, labels, temperatures, index)]
@@ -240,12 +257,12 @@ def _feasibility(question: Question, method: Method, data: Dataset, comm: Group)
 
 # -- what is kept --------------------------------------------------------------------------------------------------
 def reduction_file(run: Run, question: Question) -> Path:
-    """Where the few numbers an image of an evaluation are kept."""
+    """Return the file with the few numbers per image of an evaluation."""
     return run.path / f"extremes-{question.name}{f'-top{question.topk}' if question.topk > 1 else ''}.npz"
 
 
 def kept_reduction(run: Run, question: Question) -> tuple[Reduction | None, str]:
-    """What an earlier evaluation left, or None and in words why it cannot be used.
+    """Result of an earlier evaluation, or None and the reason why it cannot be used.
 
     In the open world it is of the threshold that was used then; settings of the threshold in ``question`` play no part.
     """

@@ -31,7 +31,7 @@ SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to build: the open world of ``run`` at ``checkpoint``; ``kind`` is ``flat`` or ``ivf`` with ``cells``."""
+    """Settings of a build: the open world of ``run`` at ``checkpoint``; ``kind`` is ``flat`` or ``ivf`` with ``cells``."""
 
     run: str
     checkpoint: str = "best"
@@ -41,12 +41,12 @@ class Plan:
 
 
 def folder_of(run: Run) -> Path:
-    """Where a run's index lies."""
+    """Return the folder of a run's index."""
     return run.path / "index"
 
 
 def origin(run: Run, which: str = "best") -> dict[str, Any]:
-    """What an index is made from: an index of another origin is stale."""
+    """Origin of an index: an index of another origin is stale."""
     facts = {"weights": fingerprint(run, which), "space": sha256_file(run.path / "space.json")}
     if config_class(run.config.method).trains:
         facts["checkpoint"] = checkpoint.find(run.checkpoints, which).name
@@ -87,7 +87,7 @@ def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = 
 
 
 def _kept(file: Path, count: int) -> np.ndarray | None:
-    """The embeddings of a shard that an interrupted build left; None where they are missing or damaged."""
+    """The embeddings of a shard of an interrupted build; None if they are missing or damaged."""
     if not file.exists():
         return None
     try:
@@ -109,7 +109,7 @@ def check_indexable(method: Method) -> None:
 
 @torch.inference_mode()
 def _encode(method: Method, pairs_p2: np.ndarray, progress: Progress, done: int, total: int) -> np.ndarray:
-    """Embeddings [p, D] of one shard's pairs, in pieces of whole text chunks so that somebody can watch."""
+    """Embeddings [p, D] of one shard's pairs, in pieces of whole text chunks, with progress."""
     out = []
     for start in range(0, len(pairs_p2), 4 * TEXT_CHUNK):
         piece = torch.from_numpy(pairs_p2[start : start + 4 * TEXT_CHUNK].copy())

@@ -77,13 +77,13 @@ def start_weights(
 
 
 def hard_labels(weights: CandidateWeights, rows_N: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Attribute and object of the likeliest candidate of training images, int64 [N] each."""
+    """Attribute and object of the top-1 candidate of training images, int64 [N] each."""
     pairs_N2 = weights.pairs_C2[weights.likeliest(torch.from_numpy(rows_N).to(weights.pairs_C2.device))]
     return pairs_N2[:, 0], pairs_N2[:, 1]
 
 
 def disambiguation(weights: CandidateWeights, data: Dataset) -> dict[str, Any]:
-    """How often the likeliest candidate is the hidden true label, and how far weights are from being its probability.
+    """Rate at which the top-1 candidate is the hidden true label, and calibration of the label confidences.
 
     A diagnostic: it needs the labels that training does not have.
 

@@ -43,13 +43,13 @@ class Photograph:
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is left to be computed."""
+        """Return whether nothing is left to be computed."""
         return self.features is not None or self.error is not None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a file becomes the tensors of one image.
+    """Steps from a file to the tensors of one image.
 
     prepare : PIL image and name -> tensors by key
     options : how stored pixels become a picture

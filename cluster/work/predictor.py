@@ -46,7 +46,7 @@ FOUND = 100  # compositions an index is asked for; probabilities of primitives a
 
 @dataclass(frozen=True)
 class Request:
-    """What to predict with, as plain data that travels to the workers.
+    """Settings of a prediction, as plain data that travels to the workers.
 
     run : run folder, or None for zero-shot CLIP
     checkpoint : of the run
@@ -62,7 +62,7 @@ class Request:
     orientation, background : how images are decoded (`czsl.data.photographs`), if not as the run remembers
     bias : on unseen pairs: ``val`` (the run's operating point, nothing without one), ``none`` or a number
     min_prob : records say whether the best composition is at least this probable (``sure``)
-    adapt : an adaptation while testing: the images are one stream, in the order in which they are asked about
+    adapt : an adaptation while testing: the images are one stream, in the given order
     state : file with the adaptation's state, which continues an earlier stream and is written at the end of this one
     reject : a detector of :mod:`czsl.evaluation.rejection` and the value below which an image shows no candidate (``rejected``)
     fast_jpeg : large JPEGs are decoded at a fraction of their size, which changes their pixels; records say so
@@ -164,7 +164,7 @@ class Predictor:
             save_state(Path(self.request.state), self.stream.state, self._origin())
 
     def _origin(self) -> dict[str, str]:
-        """What a kept state belongs to, besides the adaptation."""
+        """Origin of a stored state, besides the adaptation."""
         assert self.request.adapt is not None
         space, request = self.method.space, self.request
         candidates = json.dumps([list(space.attributes), list(space.objects), self.pairs.tolist()])
@@ -212,7 +212,7 @@ class Predictor:
 
     @property
     def _halves(self) -> bool:
-        """Whether few images may cost half: on a CPU products of 16 rows and of 32 end in the same digits."""
+        """Return whether a small batch may be padded to half the size: on a CPU products of 16 rows and of 32 end in the same digits."""
         return self.method.clip.device.type == "cpu"
 
     def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
@@ -240,7 +240,7 @@ class Predictor:
         return records
 
     def _judge(self, records: list[dict[str, Any]], confidence_B: Tensor, detected_B: Tensor | None) -> None:
-        """Note in each record whether its best composition is sure, if that was asked, and the operating point."""
+        """Note in each record whether its best composition is sure, if requested, and the operating point."""
         request = self.request
         for b, record in enumerate(records):
             doubts = []

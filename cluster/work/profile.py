@@ -1,4 +1,4 @@
-"""Where the time of a prediction goes: seconds by phase, of the worker's own thread and of the threads that read ahead."""
+"""Profile of a prediction: seconds by phase, of the worker's own thread and of the threads that read ahead."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Profile:
 
 
 def process_began() -> float | None:
-    """When this process began, in the seconds of :func:`time.time`; None if the system does not say."""
+    """Start of this process, in the seconds of :func:`time.time`; None if the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = float(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])

@@ -1,4 +1,4 @@
-"""How far a job is: told to whoever started it, also from another process."""
+"""Progress of a job, reported to the caller, also from another process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Progress = Callable[[str, int, int], None]  # what is being done, how many are d
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """No-op progress callback."""
 
 
 Notice = Callable[[str], None]  # told in words what differs from what was asked
 
 
 def unnoticed(text: str) -> None:
-    """A notice that nobody reads."""
+    """No-op notice callback."""
 
 
 def kept(folder: Path, rank: int) -> Progress:
@@ -54,7 +54,7 @@ def _file(folder: Path) -> Path:
 
 
 def follow(run: Run, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """New complete lines of a run's metrics from a place in the file on, each with the place behind it."""
+    """New complete lines of a run's metrics from a place in the file on, each with the position after it."""
     if not run.metrics_file.exists():
         return
     with run.metrics_file.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Scoring a split: batches cut once and dealt out whole, pairs in tiles, each worker reduced to a few numbers an image."""
+"""Scoring a split: batches cut once and dealt out whole, pairs in tiles, each worker reduced to a few numbers per image."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def encode_candidates(method: Method, candidates: Candidates) -> TextSide:
 
 
 class Collector(Protocol):
-    """What takes in the tiles of a split beside the extremes: :class:`czsl.evaluation.sums.SumsAccumulator` and its like."""
+    """Consumer of a split's tiles in addition to the extremes: :class:`czsl.evaluation.sums.SumsAccumulator` and its like."""
 
     def update(self, rows, pairs, log_weights_Bp: np.ndarray, scores_Bp: np.ndarray) -> None:
         """Take in log-weights and scores [B, p] of images (places in the labels) for columns of the candidates."""
 
     def result(self) -> Any:
-        """What is gathered from all workers."""
+        """Return what is gathered from all workers."""
 
 
 def score_split(

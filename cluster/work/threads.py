@@ -17,7 +17,7 @@ def threads_for(run: Run) -> int:
 
 @contextlib.contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
-    """That many threads for torch inside the block; 0 leaves them as they are."""
+    """Set the number of torch's threads inside the block; 0 leaves them as they are."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(number or before)

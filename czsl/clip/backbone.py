@@ -331,7 +331,9 @@ def _towers(
         if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
             raise ValueError("mean and std are three numbers, std above 0")
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{name} prepares images in an unknown way", str(error), "") from None
+        raise UsageError(
+            f"{name} prepares images in an unknown way", str(error), "check its preprocess_cfg or preprocessor_config.json"
+        ) from None
     if config is None:  # a name of open_clip's list
         config = import_open_clip().get_model_config(name) or {}
     if is_plain(model) and not config.get("text_cfg", {}).get("hf_tokenizer_name"):

@@ -130,7 +130,11 @@ def model_of(config: Mapping[str, Any], source: str) -> nn.Module:
         "mlp_ratio": text.ratio,
     }
     if type(dim) is not int or not 1 <= dim <= 2**16:
-        raise UsageError(f"{source}: projection_dim is {dim!r}", "", "is the config.json that of these weights?")
+        raise UsageError(
+            f"{source}: projection_dim is {dim!r}",
+            "a whole number from 1 to 65,536 is expected",
+            "is the config.json that of these weights?",
+        )
     open_clip = import_open_clip()
     model = open_clip.CLIP(dim, vision_cfg=vision_cfg, text_cfg=text_cfg, quick_gelu=acts[0] == "quick_gelu")
     if acts[0] != acts[1]:
@@ -158,21 +162,33 @@ class _Tower:
         self.activation = self.get("hidden_act", "quick_gelu")
         self.eps = self.get("layer_norm_eps", 1e-5)
         if self.activation not in ACTIVATIONS:
-            raise UsageError(f"{source}: hidden_act is {str(self.activation)[:40]!r}", "", f"known: {', '.join(ACTIVATIONS)}")
+            raise UsageError(
+                f"{source}: hidden_act is {str(self.activation)[:40]!r}",
+                "the towers here have another activation",
+                f"known: {', '.join(ACTIVATIONS)}",
+            )
         if type(self.eps) is not float or not 0 < self.eps < 1:
             raise UsageError(
-                f"{source}: layer_norm_eps is {str(self.eps)[:40]!r}", "", "is the config.json that of these weights?"
+                f"{source}: layer_norm_eps is {str(self.eps)[:40]!r}",
+                "a number between 0 and 1 is expected",
+                "is the config.json that of these weights?",
             )
         if self.width % self.heads:
             raise UsageError(
-                f"{source}: {self.heads} heads do not divide the width {self.width}", "", "is the config.json right?"
+                f"{source}: {self.heads} heads do not divide the width {self.width}",
+                "each head takes the same share of the width",
+                "is the config.json right?",
             )
 
     def size(self, name: str, default: int, most: int) -> int:
         """A whole number of at least 1."""
         value = self.get(name, default)
         if type(value) is not int or not 1 <= value <= most:
-            raise UsageError(f"{self.source}: {name} is {str(value)[:40]!r}", f"a whole number up to {most} is expected", "")
+            raise UsageError(
+                f"{self.source}: {name} is {str(value)[:40]!r}",
+                f"a whole number up to {most} is expected",
+                "is the config.json that of these weights?",
+            )
         return value
 
 

@@ -108,7 +108,11 @@ class TextTower(nn.Module):
         rows = [self.tokenizer.encode(name)[:6] for name in names]
         if not all(rows):
             place = rows.index([])
-            raise DataError(f"name {place} ({names[place]!r}) has no word for a prompt", "", "rename it in the data's labels")
+            raise DataError(
+                f"name {place} ({names[place]!r}) has no word for a prompt",
+                "it has no letter or digit that the tokenizer reads",
+                "rename it in the data's labels",
+            )
         return torch.stack([self.embed_tokens(torch.tensor(row, dtype=torch.long)).mean(0) for row in rows])
 
     @in_own_precision

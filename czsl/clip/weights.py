@@ -300,7 +300,11 @@ def fetch_folder(name: str) -> Path:
 def _repository(name: str) -> str:
     repository = name.removeprefix(HUB)
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", repository) or ".." in repository:
-        raise UsageError(f"{name} is no name of the hub", "", "write hf-hub:organisation/name, e.g. hf-hub:timm/ViT-B-16-SigLIP")
+        raise UsageError(
+            f"{name} is no name of the hub",
+            "such a name has two parts",
+            "write hf-hub:organisation/name, e.g. hf-hub:timm/ViT-B-16-SigLIP",
+        )
     return repository
 
 

@@ -1,6 +1,7 @@
-"""Labelled images: importing, checking and reading them.
+"""Labelled images: importing, checking, reading and exporting them.
 
-`importers` turns a published layout, a folder tree or a manifest into one dataset folder, `table` reads that folder,
-`verify` and `stats` check and describe it, `images` decodes. Nothing here imports torch, apart from the reader of `.t7`
-files, which does so when it is called.
+`importing` turns a published layout, a folder tree, a table or another program's annotations into a dataset folder. `table` reads that
+folder, `verify` and `stats` check and describe it, `export` and `exchange` write it out again. `inputs`, `archives` and `images` find and
+decode images to predict on. `batches` and `augment` import torch; the other modules do not, except for the reader of `.t7` files, which
+does when it is called.
 """

@@ -21,7 +21,7 @@ DRAWS = 11  # flip, perspective, angle, eight corner shifts
 
 
 def id_keys(ids: Sequence[str]) -> np.ndarray:
-    """A 64-bit key an image, from its name alone, uint64 [n]."""
+    """A 64-bit key per image, from its name only, uint64 [n]."""
     digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 

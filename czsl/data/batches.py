@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -28,6 +27,7 @@ from czsl.data.paths import cache_folder
 from czsl.data.table import Split
 from czsl.errors import DataError
 from czsl.reading import PathLike, read_array
+from czsl.runs.files import whole_file
 
 DECODE_CHUNK = 256
 log = logging.getLogger("czsl")
@@ -122,8 +122,7 @@ class PixelCache:
 
     def _build(self, path: Path, shape: tuple[int, ...], prepare: Callable, progress: Callable[[int], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
-        try:
+        with whole_file(path) as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
             def fill(item: tuple[int, bytes]) -> None:
@@ -137,9 +136,6 @@ class PixelCache:
                     list(pool.map(fill, chunk))
                     progress(chunk[-1][0] + 1)
             pixels.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def batch(
         self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu"
@@ -152,18 +148,13 @@ class PixelCache:
 def prepared_batch(
     split: Split, rows_B: np.ndarray, prepare: Callable[[Image.Image, str], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What ``prepare`` makes of these rows, stacked by key [B, ...]; nothing is kept, a repeated row is prepared once."""
+    """Prepare these rows and stack the results by key [B, ...]; nothing is cached, a repeated row is prepared once."""
     contents = {row: split.image_bytes(row) for row in sorted(set(rows_B.tolist()))}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = pool.map(lambda r: prepare(decode(contents[r], options=split.decode), split.ids[r]), contents)
         prepared = dict(zip(contents, images, strict=True))
     rows = [prepared[row] for row in rows_B.tolist()]
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _beside(path: Path) -> Path:
-    """A name of one's own for a file in the making: threads, processes and hosts may make the same one at once."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def split_key(split: Split) -> str:
@@ -177,7 +168,7 @@ def split_key(split: Split) -> str:
 
 
 def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1", prepare_key: str = "") -> Path:
-    """Where the frozen tower's image features [N, D] of a split are kept.
+    """Return the cache file of the frozen tower's image features [N, D] of a split.
 
     ``arithmetic`` names all that their last bits follow from: precision, kind of device, number of CPU threads. ``prepare_key`` names
     how images are prepared.
@@ -187,20 +178,20 @@ def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1
 
 
 def load_features(path: PathLike, count: int) -> Tensor | None:
-    """Kept features [N, D], or None where there are none, they are of another split, or the file is damaged."""
+    """Cached features [N, D]; None if no such file exists, it belongs to another split, or it is damaged."""
     path = Path(path)
     features = _kept(path, np.float32, (count, None), mapped=False)
     return None if features is None else torch.from_numpy(features)
 
 
 def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool = True) -> np.ndarray | None:
-    """An array of a cache, or None where it is missing, damaged or of another form: it is made anew then. None stands for any size."""
+    """An array of a cache; None if it is missing, damaged or of another form and has to be made again. None in ``shape``: any size."""
     if not path.exists():
         return None
     try:
         array = read_array(path, mapped=mapped)
     except DataError as error:
-        log.warning("the cache %s is damaged (%s) and made anew", path, error.why)
+        log.warning("the cache %s is damaged (%s) and made again", path, error.why)
         return None
     fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     return array if fits and array.dtype == dtype else None
@@ -215,13 +206,8 @@ def save_features(path: PathLike, features_ND: Tensor) -> None:
 
 def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 class FeatureParts:
@@ -230,7 +216,7 @@ class FeatureParts:
     Parameters
     ----------
     path : Path
-        The file that the whole pass will write; the parts lie in a folder beside it.
+        The file that the whole pass will write; the parts lie in a folder next to it.
     """
 
     every = 16  # batches a part

@@ -1,4 +1,4 @@
-"""What czsl keeps in the user's cache folder, by kind: how much of it there is, and how to empty it. All of it can be made again."""
+"""The user's cache folder by kind: its size, and how to empty it. All of its content can be made again."""
 
 from __future__ import annotations
 

@@ -59,12 +59,12 @@ def read_column(path: PathLike, column: str | None = None) -> Column:
     except OSError as error:
         raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
     if not text.strip():
-        raise DataError(f"{path} is empty", "", "give a table with a column of file names")
+        raise DataError(f"{path} is empty", "the file holds no text", "give a table with a column of file names")
     return _json(path, text, column) if text.lstrip()[0] in "[{" else _csv(path, text, column)
 
 
 def choose(path: Path, found: Sequence[str], asked: str | None) -> str:
-    """The column that is asked for, or the only one that names images; DataError otherwise."""
+    """Return the requested column, or the only one that names images; DataError otherwise."""
     if len(found) > MAX_COLUMNS:
         raise DataError(f"{path} has {len(found):,} columns", f"limit {MAX_COLUMNS:,}", "is it a table of images?")
     listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
@@ -123,11 +123,13 @@ def _csv(path: Path, text: str, column: str | None) -> Column:
     except csv.Error as error:
         raise DataError(f"cannot read {path} as CSV", f"{error}", "save it as CSV in UTF-8") from None
     except StopIteration:
-        raise DataError(f"{path} has no header", "", "give a table with a column of file names") from None
+        raise DataError(
+            f"{path} has no header", "the first line is missing", "give a table with a column of file names"
+        ) from None
 
 
 def _fit(line: str, separator: str, column: str | None) -> tuple[int, int]:
-    """How well a header splits: columns that may be meant, then columns."""
+    """Rate how well a header splits: by columns that may be meant, then by columns."""
     try:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     except csv.Error:
@@ -139,7 +141,7 @@ def _fit(line: str, separator: str, column: str | None) -> tuple[int, int]:
 def _json(path: Path, text: str, column: str | None) -> Column:
     rows = list(_json_rows(path, text))
     if not rows:
-        raise DataError(f"{path} has no rows", "", "give a list of objects")
+        raise DataError(f"{path} has no rows", "the list is empty", "give a list of objects")
     found = list(dict.fromkeys(key for row in rows[:1000] if isinstance(row, dict) for key in row))
     name = choose(path, found, column)
     return _take((n, row.get(name) if isinstance(row, dict) else row) for n, row in enumerate(rows, 1))

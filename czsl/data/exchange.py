@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from czsl.data.importing.columns import ID
 from czsl.data.importing.published import LISTS
 from czsl.data.table import Dataset
 from czsl.errors import DataError, UsageError
+from czsl.runs.files import whole_folder
 
 FORMATS = ("imagefolder", "table", "coco")
 MAX_PART = 200  # bytes in a part of a file's name
@@ -59,7 +57,7 @@ def export_dataset(
     ----------
     data : Dataset
     form : {"imagefolder", "table", "coco"}
-        ``train/``, ``val/``, ``test/`` with a ``metadata.csv`` each; ``manifest.csv`` beside the images; ``annotations/train.json``, ..
+        ``train/``, ``val/``, ``test/`` with a ``metadata.csv`` each; ``manifest.csv`` next to the images; ``annotations/train.json``, ..
         with a box around each whole image.
     dest : Path
         A folder that is absent or empty. Nothing is left of an export that fails.
@@ -73,32 +71,23 @@ def export_dataset(
     Raises
     ------
     UsageError
-        There is no such form, or ``dest`` holds something.
+        The form is unknown, or ``dest`` holds something.
     DataError
-        There is no image, or a label that the form cannot hold.
+        The dataset has no image, or a label that the form cannot hold.
     """
     if form not in FORMATS:
-        raise UsageError(f"no form {form!r}", "", f"one of: {', '.join(FORMATS)}")
+        raise UsageError(f"no form {form!r}", "an export cannot be written in it", f"one of: {', '.join(FORMATS)}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not an empty folder", "an export writes a folder of its own", "give a new folder")
     _check_labels(data)
     rows = {split: sorted(choose(data.split(split), limit, seed)) for split in splits if len(data.split(split))}
     if not any(rows.values()):
         raise DataError(f"{data.folder} has no images of {', '.join(splits)}", "the splits are empty", "choose another --split")
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.parent / f".{dest.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
-    temporary.mkdir()
-    try:
+    with whole_folder(dest) as temporary:
         images = list(_write_images(data, form, temporary, rows, progress))
         {"imagefolder": _image_folder, "table": _table, "coco": _coco}[form](temporary, data, images)
         if limit is None and set(splits) == set(SPLITS):
             data.space.save(temporary / "space.json")
-        if dest.is_dir():
-            dest.rmdir()
-        temporary.rename(dest)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return len(images)
 
 
@@ -130,7 +119,7 @@ def _write_images(data: Dataset, form: str, root: Path, rows: dict[str, list[int
 
 
 def _file_name(ident: str, content: bytes, folders: set[str]) -> str:
-    """The id itself where it is a usable path of an image, or else a name made of its hash."""
+    """The id itself if it is a usable path of an image, otherwise a name made of its hash."""
     parts = ident.split("/")
     plain = is_image_name(ident) and ident.isprintable() and ident not in folders and parts[0] not in RESERVED
     plain = plain and not any(sign in ident for sign in '\\:"*?<>|') and ident == ident.strip() and len(ident.encode()) < 1000

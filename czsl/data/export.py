@@ -27,7 +27,7 @@ def export(
     data : Dataset
     split : {"train", "val", "test"}
     dest : Path
-        Made where it does not exist; files of the same name are replaced.
+        Created if it does not exist; files of the same name are replaced.
     limit : int, optional
         At most this many: first one image of each composition (or class) in an order drawn with the seed, then a second, and so on.
     seed : int, default 0

@@ -170,7 +170,7 @@ def list_images(folder: PathLike) -> list[Path]:
     """
     folder = Path(folder)
     if not Path(folder).is_dir():
-        raise DataError(f"no folder {folder}", "", "give a folder of images")
+        raise DataError(f"no folder {folder}", "the folder does not exist", "give a folder of images")
     return [Path(folder) / name for name in walk(folder).files if is_image_file(Path(folder) / name)]
 
 
@@ -180,7 +180,7 @@ def is_image_name(name: str) -> bool:
 
 
 def is_image_file(path: PathLike) -> bool:
-    """True if a regular file's suffix is that of a known image format, or its content is one; raw files of cameras are none."""
+    """True if a regular file's suffix is that of a known image format, or its content is one; raw files of cameras are not."""
     path = Path(path)
     if is_image_name(path.name):
         return True

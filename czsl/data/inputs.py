@@ -33,7 +33,7 @@ class ImageSource:
     Parameters
     ----------
     root : str
-        A folder or an archive; a name is a path below it unless ``places`` says otherwise.
+        A folder or an archive; a name is a path below it unless ``places`` holds another one.
     names : list of str
         Unique, in the order of the results.
     places : dict
@@ -70,7 +70,7 @@ class ImageSource:
         return list(dict.fromkeys([*whole, *found]))
 
     def stamp(self, name: str) -> list[Any]:
-        """Where an image lies, its size and time of change (of the archive, for a member); None if it is not there."""
+        """Return the path of an image, its size and time of change (of the archive, for a member); None if it is not there."""
         root, inner = self.places.get(name, (self.root, name))
         file = root if root and os.path.isfile(root) else os.path.join(root, inner)  # noqa: PTH113, PTH118
         try:
@@ -80,7 +80,7 @@ class ImageSource:
         return [root, inner, status.st_size, status.st_mtime_ns]
 
     def version(self, name: str) -> Stamp | None:
-        """Where an image lies, with size and times of its file (of the archive, for a member): the same as long as it has not changed.
+        """Return the path of an image with size and times of its file (of the archive, for a member): equal as long as it has not changed.
 
         None if it is not there. The time of the last change of status is part of it: tools that copy a file can set the other one.
         """
@@ -100,7 +100,7 @@ def as_source(source: ImageSource | PathLike, names: Sequence[str] = ()) -> Imag
 
 @dataclass
 class Gathered:
-    """What was named, as a source, and what of it is not read.
+    """The given images as a source, and what of them is not read.
 
     ``left_out``: files that look like no image, with the reason; ``refused``: what cannot be used and may be images: links that lead
     out, names with ``..``, damaged parts of an archive.
@@ -134,7 +134,7 @@ class Gatherer:
         Raises
         ------
         UsageError
-            There is no such thing.
+            A path does not exist.
         DataError
             An archive is refused.
         """
@@ -144,7 +144,7 @@ class Gatherer:
         elif not os.path.exists(given):  # noqa: PTH110
             if "\0" in given:
                 raise UsageError(f"no file or folder {given!r}", "the name holds a zero byte", "give images or folders of images")
-            why = "web addresses are not downloaded" if "://" in given else ""
+            why = "web addresses are not downloaded" if "://" in given else "nothing exists at this path"
             raise UsageError(f"no file or folder {given}", why, "give images, folders or archives that exist")
         elif is_archive(path):
             self._add_archive(path, f"{given}/" if prefix else "")
@@ -152,7 +152,7 @@ class Gatherer:
             self.put(given, "", os.path.realpath(given))
 
     def add_listed(self, name: str) -> None:
-        """What a line of a list names; a file that is not there is an image that cannot be read, and ends nothing."""
+        """Path in a line of a list; a missing file counts as an unreadable image and does not end the command."""
         if "\0" not in name and os.path.exists(name):  # noqa: PTH110
             self.add(name)
         else:
@@ -285,7 +285,7 @@ def no_images(gathered: Gathered, where: str) -> DataError:
     """The error of a source without images; it names what is there instead."""
     ignored = gathered.refused | gathered.left_out
     if not ignored:
-        return DataError(f"no images below {where}", "there are no files", "is it the right folder?")
+        return DataError(f"no images below {where}", "no files were found", "is it the right folder?")
     name, why = next(iter(ignored.items()))
     more = f" and {len(ignored) - 1:,} more" if len(ignored) > 1 else ""
     return DataError(
@@ -298,7 +298,9 @@ def _expanded(text: str) -> list[str]:
         return [text]
     found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (names stay as given)
     if not found:
-        raise UsageError(f"no file matches {text}", "", "check the pattern, and that it is below this folder")
+        raise UsageError(
+            f"no file matches {text}", "the pattern finds nothing", "check the pattern, and that it is below this folder"
+        )
     return found
 
 

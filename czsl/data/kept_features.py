@@ -115,7 +115,7 @@ class FeatureStore:
         return self._ask(look, None)
 
     def add(self, items: Iterable[Kept]) -> None:
-        """Keep features; the oldest go if there is no room."""
+        """Store features; the oldest are deleted if the cache is full."""
         arrays = [(item, np.ascontiguousarray(item.features)) for item in items]
 
         def write(base: sqlite3.Connection) -> None:
@@ -198,7 +198,7 @@ def _drop_others(path: Path, most_bytes: int) -> None:
 
 
 def _array(row: tuple[str, bytes] | None) -> np.ndarray | None:
-    """An array of a row; None if there is no row, or its parts do not fit each other."""
+    """An array of a row; None if the row is missing or its parts do not fit each other."""
     if row is None or not isinstance(row[0], str) or not isinstance(row[1], bytes):
         return None
     dtype, *sizes = row[0].split() or [""]

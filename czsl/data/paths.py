@@ -11,7 +11,7 @@ from czsl.reading import PathLike
 
 
 def cache_folder() -> Path:
-    """Where czsl keeps what it can make again: ``$CZSL_CACHE``, else ``$XDG_CACHE_HOME/czsl``, else ``~/.cache/czsl``."""
+    """Return the folder for data that can be made again: ``$CZSL_CACHE``, else ``$XDG_CACHE_HOME/czsl``, else ``~/.cache/czsl``."""
     if chosen := os.environ.get("CZSL_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -103,7 +103,7 @@ def contained(root: PathLike, name: str, links: str = "inside") -> Path:
 
 @dataclass
 class Walk:
-    """What lies below a folder, as names relative to it, sorted.
+    """Content of a folder, as sorted names relative to it.
 
     ``files``: regular files (links to files inside the root included). ``refused``: everything else, with its kind (of
     `BadPathError`) and cause: links to folders that are not followed, links out of the root, pipes, unreadable folders, names that

@@ -1,4 +1,4 @@
-"""From stored pixels to the picture a person sees: the orientation in EXIF, and what lies below transparent pixels.
+"""From stored pixels to the picture that viewers show: the orientation in EXIF, and what lies below transparent pixels.
 
 Phones store a photograph as the sensor lay and write next to it how to turn it; product pictures are cut out on transparency, and the
 pixels below it are often black. Public programs of this field apply neither. A dataset and a run remember which of the two they mean.
@@ -33,12 +33,12 @@ SIDEWAYS = frozenset({5, 6, 7, 8})  # width and height change places
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How stored pixels become a picture.
+    """Options for turning stored pixels into a picture.
 
     Parameters
     ----------
     orientation : {"exif", "ignore"}
-        Turn the picture as EXIF (or XMP) says, or leave it as it is stored.
+        Turn the picture by its EXIF (or XMP) tag, or leave it as it is stored.
     background : str
         The colour below transparent pixels: ``white``, ``grey``, ``black`` or ``#rrggbb``; ``ignore`` drops transparency and shows the
         hidden colours.
@@ -54,9 +54,17 @@ class DecodeOptions:
 
     def __post_init__(self):
         if self.orientation not in ORIENTATIONS:
-            raise UsageError(f"unknown orientation {self.orientation!r}", "", f"choose one of {', '.join(ORIENTATIONS)}")
+            raise UsageError(
+                f"unknown orientation {self.orientation!r}",
+                "stored pixels are turned in one of two ways",
+                f"choose one of {', '.join(ORIENTATIONS)}",
+            )
         if self.background not in (*COLOURS, "ignore") and not re.fullmatch("#[0-9a-fA-F]{6}", str(self.background)):
-            raise UsageError(f"unknown background {self.background!r}", "", f"choose one of {', '.join(BACKGROUNDS)}")
+            raise UsageError(
+                f"unknown background {self.background!r}",
+                "transparent pixels are filled in one of these ways",
+                f"choose one of {', '.join(BACKGROUNDS)}",
+            )
 
     @classmethod
     def from_settings(cls, orientation: str | None, background: str | None) -> DecodeOptions:
@@ -80,7 +88,7 @@ class DecodeOptions:
         return "" if self == AS_STORED else f"{self.orientation}-{self.background}"
 
     def to_json(self) -> dict[str, Any]:
-        """As ``dataset.json`` holds it."""
+        """Return it in the form of ``dataset.json``."""
         return asdict(self)
 
 
@@ -89,7 +97,7 @@ AS_STORED = DecodeOptions("ignore", "ignore")  # nothing applied: published benc
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation in EXIF or XMP, 1 to 8; 1 if there is none or it cannot be read (a broken tag costs no image)."""
+    """The orientation in EXIF or XMP, 1 to 8; 1 if the tag is missing or broken."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow's readers of tags raise errors of many kinds on broken data
@@ -98,7 +106,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned as an orientation (1 to 8) says."""
+    """The image turned by an orientation (1 to 8)."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 

@@ -15,7 +15,7 @@ ResizeMode = Literal["shortest", "longest", "squash"]
 
 @dataclass(frozen=True)
 class Pixels:
-    """How an image becomes pixels, by the words of open_clip's ``preprocess_cfg``; the defaults are OpenAI CLIP's.
+    """Image preprocessing in the terms of open_clip's ``preprocess_cfg``; the defaults are OpenAI CLIP's.
 
     size : side S of the square that the image tower takes
     interpolation : ``bicubic`` or ``bilinear``
@@ -36,7 +36,7 @@ class Pixels:
 
     @property
     def key(self) -> str:
-        """Names what differs from CLIP's own pipeline, for hashes and caches; empty where nothing does."""
+        """Names what differs from CLIP's own pipeline, for hashes and caches; empty if nothing does."""
         parts: list[str] = [self.interpolation] if self.interpolation != "bicubic" else []
         if self.resize_mode != "shortest":
             parts += [self.resize_mode, *([str(self.fill)] if self.resize_mode == "longest" else [])]

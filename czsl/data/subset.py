@@ -1,4 +1,4 @@
-"""A dataset of which each split shows only a few images a pair, for methods that need many passes an image."""
+"""A dataset whose splits show only a few images per pair, for methods that need many passes per image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subset(Dataset):
 
 
 class SplitPart(Split):
-    """Some rows of a split, numbered anew from 0."""
+    """Some rows of a split, renumbered from 0."""
 
     def __init__(self, whole: Split, rows_n: np.ndarray):
         self.name, self.space, self.paths, self.decode = whole.name, whole.space, whole.paths, whole.decode

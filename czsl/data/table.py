@@ -33,7 +33,7 @@ _SHARD = re.compile(r"(train|val|test)-\d{5}\.parquet")
 
 
 class Dataset:
-    """A dataset folder, opened by :meth:`open`; nothing but small files is read before a split is asked for.
+    """A dataset folder, opened by :meth:`open`; only small files are read before the first access to a split.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Dataset:
     def split(self, name: str) -> Split:
         """The images of ``train``, ``val`` or ``test`` (possibly none); UsageError for another name."""
         if name not in SPLITS:
-            raise UsageError(f"no split {name!r}", "", f"one of: {', '.join(SPLITS)}")
+            raise UsageError(f"no split {name!r}", "the dataset has no such split", f"one of: {', '.join(SPLITS)}")
         if name not in self._splits:
             self._splits[name] = Split(self, name)
         return self._splits[name]

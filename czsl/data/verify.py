@@ -28,7 +28,7 @@ class Stored(NamedTuple):
 
 @dataclass
 class VerifyReport:
-    """What :func:`verify` found; ``bad`` counts the problems that make the data unusable."""
+    """Result of :func:`verify`; ``bad`` counts the problems that make the data unusable."""
 
     folder: str
     name: str
@@ -39,7 +39,7 @@ class VerifyReport:
 
     @property
     def bad(self) -> int:
-        """How many problems make the data unusable."""
+        """Count the problems that make the data unusable."""
         return sum(problem.bad for problem in self.problems)
 
     def to_json(self) -> dict:
@@ -72,7 +72,7 @@ def verify(
     Raises
     ------
     DataError
-        The folder is no dataset folder, or its small files are damaged.
+        The folder is not a dataset folder, or its small files are damaged.
     """
     folder = Path(folder)
     dataset = open_data(folder)
@@ -92,7 +92,7 @@ def verify(
         if row.id in rows:
             report.problems.append(_bad("repeated id", row.id))
         if row.split != stored.split or (row.attr, row.obj) not in allowed[stored.split]:
-            report.problems.append(_bad("wrong label", row.id, f"'{row.label}' is no {stored.split} {dataset.space.noun}"))
+            report.problems.append(_bad("wrong label", row.id, f"'{row.label}' is not a {stored.split} {dataset.space.noun}"))
         rows[row.id] = row
         if progress:
             progress(done, total)

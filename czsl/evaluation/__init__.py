@@ -1,4 +1,4 @@
-"""Evaluation of compositional zero-shot predictions from scores alone, with NumPy: see ``docs/evaluation.md``."""
+"""Evaluation of compositional zero-shot predictions from scores, with NumPy; see ``docs/evaluation.md``."""
 
 from czsl.evaluation.at_point import point_numbers
 from czsl.evaluation.candidates import Candidates, threshold_grid

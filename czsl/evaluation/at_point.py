@@ -1,4 +1,4 @@
-"""Accuracy at an operating point: what a run's answers reach, beside the best over all biases."""
+"""Accuracy at an operating point: what a run's answers reach, in addition to the best over all biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESAMPLES = 1000
 
 
 def accuracies(e: Extremes, bias: float, classes: bool = False, weight: np.ndarray | None = None) -> dict[str, float]:
-    """``seen``, ``unseen``, ``hm`` and ``acc`` (all images) with a bias on unseen pairs; NaN where no image shows such a pair.
+    """``seen``, ``unseen``, ``hm`` and ``acc`` (all images) with a bias on unseen pairs; NaN if no image shows such a pair.
 
     Of plain classes ``seen`` and ``unseen`` are means over classes: S, U and H with the bias as gamma.
     """

@@ -13,7 +13,7 @@ SHORT = {"attribute": "attr_acc", "object": "obj_acc", "class": "top1"}
 
 
 def breakdown(e: Extremes, candidates: Candidates) -> dict:
-    """Where the accuracy comes from.
+    """Return the accuracy of each attribute, object and class, and macro averages.
 
     Returns
     -------

@@ -98,7 +98,7 @@ class Answers:
 
 
 def answers(e: Extremes, sums: Sums, point: OperatingPoint) -> Answers:
-    """What prediction answers at a point: the best pair of score plus bias, and its probability."""
+    """Predictions at an operating point: the pair with the best score plus bias, and its probability."""
     group, pair = named_group(e, point.bias)
     rows = np.arange(len(e))
     weight = sums.best_weight.astype(np.float64).max(axis=1)[rows, group]
@@ -123,7 +123,7 @@ def log_total(sums: Sums, scaling: Scaling, temperature: float | None = None, bi
 
 
 def log_likelihood(sums: Sums, true_seen: np.ndarray, scaling: Scaling, kind: str = "composition") -> np.ndarray:
-    """log-probability of each image's true label of a kind, float64 [N]; -inf if it is no candidate."""
+    """Log-probability of each image's true label of a kind, float64 [N]; -inf if the label is not a candidate."""
     right = sums.numerator(kind, sums.place(scaling.temperature), true_seen)
     return np.logaddexp(right[:, 0], right[:, 1] + scaling.bias) - log_total(sums, scaling)
 
@@ -159,7 +159,7 @@ def expected_calibration_error(a: Answers, bins: int = BINS) -> float:
 def risk_numbers(a: Answers) -> dict[str, float]:
     """Accuracy of the most confident images at several coverages, the area under the risk, and coverage at several precisions.
 
-    Images of equal confidence are named together or not at all where a precision is asked for, as a threshold does.
+    Images of equal confidence are named together or not at all if a precision is required, as with a threshold.
     """
     order = np.argsort(-a.confidence, kind="stable")
     right = np.cumsum(a.right[order])

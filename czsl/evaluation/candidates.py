@@ -69,7 +69,7 @@ class Candidates:
         open_world : bool
             All pairs compete.
         feasibility : float [P] or [A * O], optional
-            Feasibility of the candidates, or of the whole open world in attribute-major order (read so only where P is
+            Feasibility of the candidates, or of the whole open world in attribute-major order (read so only if P is
             not A * O). Values of seen pairs are not read.
         threshold : float, optional
             A threshold to reduce scores for besides the grid.
@@ -81,39 +81,41 @@ class Candidates:
         Raises
         ------
         UsageError
-            Unknown split; a threshold without a feasibility, or a feasibility in the closed world.
+            Unknown split.
+        ValueError
+            A threshold without a feasibility, a feasibility in the closed world, or a threshold that is not finite.
         DataError
             A pair outside the space or listed twice; a feasibility of the wrong length or with NaN.
         """
         if split not in SPLITS:
-            raise UsageError(f"unknown split {split!r}", "", f"choose one of {', '.join(SPLITS)}")
+            raise UsageError(f"unknown split {split!r}", "a label space has three splits", f"choose one of {', '.join(SPLITS)}")
         pairs_P2 = space.pairs(open_world) if pairs is None else _checked_pairs(space, pairs, source)
         seen_P = space.seen_mask(pairs_P2)
         allowed_P = np.ones(len(pairs_P2), bool) if open_world else space.split_mask(pairs_P2, split)
         if feasibility is None:
             if threshold is not None:
-                raise UsageError("a threshold without a feasibility", "", "give the feasibility of the pairs")
+                raise ValueError("a threshold was given without a feasibility; give the feasibility of the pairs")
             none = np.empty(0, np.float32)
             return cls(space, pairs_P2, open_world, seen_P, allowed_P, None, none, none)
         if not open_world:
-            raise UsageError("a feasibility in the closed world", "it limits the open world", "drop it or ask for the open world")
+            raise ValueError("a feasibility was given in the closed world; it limits the open world only")
         feasibility_P = align_feasibility(feasibility, space, pairs_P2, source)
         grid_T = threshold_grid(feasibility_P, seen_P) if grid is None else np.asarray(grid, np.float32)
         thresholds_T = np.unique(grid_T if threshold is None else np.append(grid_T, np.float32(threshold)))
         if not np.isfinite(thresholds_T).all():
-            raise UsageError("a threshold is not a finite number", str(threshold), "give a finite threshold")
+            raise ValueError(f"a threshold is not a finite number: {threshold}")
         return cls(space, pairs_P2, open_world, seen_P, allowed_P, feasibility_P, grid_T, thresholds_T)
 
     @cached_property
     def level(self) -> np.ndarray:
-        """How many thresholds the pair's feasibility reaches: feasible at ``thresholds[i]`` if ``level > i``. int64 [P]."""
+        """Number of thresholds that the pair's feasibility reaches: feasible at ``thresholds[i]`` if ``level > i``. int64 [P]."""
         if self.feasibility is None:
             return np.zeros(len(self.pairs), np.int64)
         return np.searchsorted(self.thresholds, self.feasibility, side="right")
 
     @cached_property
     def group(self) -> np.ndarray:
-        """Group of each column: T + 1 for seen pairs, the level of an unseen one, -1 where not allowed. int64 [P]."""
+        """Group of each column: T + 1 for seen pairs, the level of an unseen one, -1 for a pair that is not allowed. int64 [P]."""
         group_P = np.where(self.seen, len(self.thresholds) + 1, self.level)
         return np.where(self.allowed, group_P, -1)
 
@@ -126,7 +128,7 @@ class Candidates:
     def tiles(self, size: int = 1024) -> Iterator[np.ndarray]:
         """Cut :attr:`order` into tiles of about ``size`` columns, none narrower than 16 if there are as many."""
         if size < NARROWEST_TILE:
-            raise UsageError(f"tiles of {size} pairs", f"the narrowest is {NARROWEST_TILE}", "take a larger tile")
+            raise ValueError(f"tiles of {size} pairs are too narrow; the minimum is {NARROWEST_TILE}")
         start = 0
         while start < len(self.order):
             stop = start + size
@@ -146,7 +148,11 @@ def threshold_grid(feasibility: np.ndarray, seen: np.ndarray, count: int = NUM_T
     """
     unseen = np.asarray(feasibility, np.float32)[~np.asarray(seen)]
     if not unseen.size:
-        raise DataError("no unseen pair to choose thresholds for", "every candidate occurs in training", "")
+        raise DataError(
+            "no unseen pair to choose thresholds for",
+            "every candidate occurs in training",
+            "evaluate without feasibility thresholds",
+        )
     return np.linspace(unseen.min(), unseen.max(), count, dtype=np.float32)
 
 
@@ -156,7 +162,9 @@ def align_feasibility(
     """Feasibility of each candidate, float32 [P], from a vector [P] or one over the open world [A * O]."""
     values = np.asarray(feasibility)
     if not np.issubdtype(values.dtype, np.floating) and not np.issubdtype(values.dtype, np.integer):
-        raise DataError(f"{source}: the feasibility holds {values.dtype}, not numbers", "", "give a vector of numbers")
+        raise DataError(
+            f"{source}: the feasibility has the type {values.dtype}", "a feasibility is a number", "give a vector of numbers"
+        )
     values = values.astype(np.float32)
     open_world = space.num_attributes * space.num_objects
     if values.shape == (open_world,) != (len(pairs),):
@@ -180,7 +188,11 @@ def align_feasibility(
 def _checked_pairs(space: CompositionSpace, pairs: np.ndarray, source: str) -> np.ndarray:
     pairs_P2 = np.asarray(pairs)
     if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not np.issubdtype(pairs_P2.dtype, np.integer):
-        raise DataError(f"{source}: shape {list(pairs_P2.shape)}, {pairs_P2.dtype}", "", "give integers [P, 2]")
+        raise DataError(
+            f"{source} have the shape {list(pairs_P2.shape)} and the type {pairs_P2.dtype}",
+            "a pair is the index of an attribute and the index of an object",
+            "give integers [P, 2]",
+        )
     pairs_P2 = pairs_P2.astype(np.int64)
     outside = np.flatnonzero(((pairs_P2 < 0) | (pairs_P2 >= [space.num_attributes, space.num_objects])).any(axis=1))
     if outside.size:
@@ -193,5 +205,7 @@ def _checked_pairs(space: CompositionSpace, pairs: np.ndarray, source: str) -> n
     _, first = np.unique(keys_P, return_index=True)
     if len(first) < len(keys_P):
         row = int(np.setdiff1d(np.arange(len(keys_P)), first)[0])
-        raise DataError(f"{source}: pair {row} ({space.pair_name(pairs_P2[row])}) is listed twice", "", "keep it once")
+        raise DataError(
+            f"{source}: pair {row} ({space.pair_name(pairs_P2[row])}) is listed twice", "each pair has one score", "keep it once"
+        )
     return pairs_P2

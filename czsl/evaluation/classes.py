@@ -13,7 +13,7 @@ from czsl.evaluation.extremes import Extremes
 
 
 def class_numbers(e: Extremes, gamma: float = 0.0, weight: np.ndarray | None = None) -> dict[str, float]:
-    """Accuracies of plain classes at level 0 of the extremes; NaN where no image shows such a class.
+    """Accuracies of plain classes at level 0 of the extremes; NaN if no image shows such a class.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def class_numbers(e: Extremes, gamma: float = 0.0, weight: np.ndarray | None = N
     -------
     dict
         ``top1``: share of images, all classes compete, no gamma. Means over the classes that occur: ``T1``, unseen images among the
-        unseen classes alone; ``S``, ``U``, images of seen and unseen classes among all classes, and ``H``, their harmonic mean; ``S0``,
+        unseen classes only; ``S``, ``U``, images of seen and unseen classes among all classes, and ``H``, their harmonic mean; ``S0``,
         ``U0``, ``H0``, the same without gamma. ``gamma`` itself.
     """
     weight_N = np.ones(len(e)) if weight is None else weight

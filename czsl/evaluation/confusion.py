@@ -1,4 +1,4 @@
-"""What is taken for what: named labels at an operating point, their confusion, and accuracies per attribute, object and composition.
+"""Confusions: named labels at an operating point, their confusion, and accuracies per attribute, object and composition.
 
 Letters: N images, P pairs, C labels of one kind.
 """

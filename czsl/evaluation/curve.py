@@ -22,7 +22,7 @@ NUM_BINS = 20
 
 @dataclass(frozen=True)
 class _Duels:
-    """What decides each image: ``able`` [N] the true pair is among the k best of its group; the rival's score and pair."""
+    """Return what decides each image: ``able`` [N] the true pair is among the k best of its group; the rival's score and pair."""
 
     able: np.ndarray
     rival_score: np.ndarray
@@ -85,7 +85,7 @@ class Curve:
     def numbers(self, weight: np.ndarray | None = None) -> dict[str, float]:
         """``auc``, ``hm``, ``seen``, ``unseen`` and ``bias``.
 
-        ``bias`` is the middle of the first interval of biases that reaches ``hm``; 0 where ``hm`` is 0.
+        ``bias`` is the middle of the first interval of biases that reaches ``hm``; 0 if ``hm`` is 0.
         """
         seen, unseen = self.points(weight)
         hm = harmonic_mean(seen, unseen)
@@ -96,7 +96,7 @@ class Curve:
         return {"auc": auc, "hm": hm[best], "seen": seen[0], "unseen": unseen[-1], "bias": bias}
 
     def right_at_best(self) -> np.ndarray:
-        """Which images are right in the first interval of biases that reaches ``hm``. bool [N]."""
+        """Return which images are right in the first interval of biases that reaches ``hm``, bool [N]."""
         best = int(np.argmax(harmonic_mean(*self.points())))
         right = self.always.copy()
         right[self._flipping] = np.where(self._lost, self._step >= best, self._step < best)
@@ -116,7 +116,7 @@ def reference_curve(e: Extremes) -> dict[str, float]:
 
     Equal to the evaluator that CSP, Troika, MSCI and ClusPro share, up to unseen pairs that float32 makes equal only after an
     inner bias was added. Biases are taken from unseen images that are right at +1000: highest seen score minus true score
-    minus 1e-4, sorted, every ``max(n // 20, 1)``-th. Where there is none, ``seen_ref20`` is the value at +1000.
+    minus 1e-4, sorted, every ``max(n // 20, 1)``-th. If no such image exists, ``seen_ref20`` is the value at +1000.
     """
     shifted = _duels(e, e.shifted_pair[:, 0])
     right = _right_at(e, shifted, RIGHT_END)
@@ -144,17 +144,17 @@ def reference_curve(e: Extremes) -> dict[str, float]:
 
 
 def right_at(e: Extremes, bias: float) -> np.ndarray:
-    """Which images are right with a bias added to the unseen pairs, in float64; equal scores: the lower pair first. bool [N]."""
+    """Return which images are right with a bias on the unseen pairs, in float64; of equal scores the lower pair wins. bool [N]."""
     return _right_at(e, _duels(e, e.unseen_pair[:, 0]), np.float64(bias))
 
 
 def right_among_own(e: Extremes) -> np.ndarray:
-    """Which images are right where the pairs of their own group compete alone, seen or unseen. bool [N]."""
+    """Return which images are right if only the pairs of their own group (seen or unseen) compete, bool [N]."""
     return _duels(e, e.unseen_pair[:, 0]).able
 
 
 def _right_at(e: Extremes, duels: _Duels, bias: np.floating) -> np.ndarray:
-    """Which images are right when score + bias ranks the unseen pairs, in the precision of the bias (float32 at least). bool [N]."""
+    """Return which images are right with a bias, in the precision of the bias (at least float32), bool [N]."""
     own = np.where(e.true_seen, e.true_score, e.true_score + bias)
     rival = np.where(e.true_seen, duels.rival_score + bias, duels.rival_score)
     return duels.able & ((own > rival) | ((own == rival) & (e.true_pair < duels.rival_pair)))
@@ -166,20 +166,20 @@ def _mean32(hit: np.ndarray, among: np.ndarray) -> float:
 
 
 def harmonic_mean(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Harmonic mean of non-negative values; 0 where one of them is 0."""
+    """Harmonic mean of non-negative values; 0 if one of them is 0."""
     total = first + second
     return 2 * first * second / np.where(total == 0, 1, total)
 
 
 def predictions(e: Extremes) -> np.ndarray:
-    """The k best pairs without a bias, best first, -1 where there are fewer. int [N, k]."""
+    """The k best pairs without a bias, best first, -1 if there are fewer. int [N, k]."""
     scores = np.concatenate([e.seen_score, e.unseen_score[:, 0]], axis=1)
     pairs = np.concatenate([e.seen_pair, e.unseen_pair[:, 0]], axis=1)
     return best_of(scores, pairs, e.k)[1]
 
 
 def primitive_hits(e: Extremes, pairs: np.ndarray) -> np.ndarray:
-    """Whether the attribute, and the object, of the true pair is among those of the k predicted pairs. bool [N, 2].
+    """Return whether attribute and object of the true pair are among those of the k predicted pairs, bool [N, 2].
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The few numbers an image that every point of the seen/unseen curve follows from.
+"""The few numbers per image from which every point of the seen/unseen curve follows.
 
 A calibration bias on the unseen pairs reorders pairs neither inside the seen nor inside the unseen group. So the k best of each
 group and the true pair's score are enough; scores pass by in tiles of pairs and no array of size N x P ever exists.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
 
@@ -74,17 +74,21 @@ class Extremes:
         Raises
         ------
         DataError
-            No part, parts of different k or thresholds, or an image in two parts.
+            The list of parts is empty.
+        ValueError
+            The parts differ in k or thresholds, or an image is in two of them.
         """
         if not parts:
-            raise DataError("no image was evaluated", "", "is the split empty?")
+            raise DataError(
+                "no image was evaluated", "no worker returned scores", "check that the split has images: czsl data verify"
+            )
         if len({part.unseen_score.shape[1:] for part in parts}) > 1:
-            raise DataError("the parts of an evaluation differ in top-k or thresholds", "", "reduce all parts alike")
+            raise ValueError("the parts of an evaluation differ in top-k or thresholds; reduce all with the same settings")
         index = np.concatenate([part.index for part in parts])
         order = np.argsort(index, kind="stable")
         twice = np.flatnonzero(np.diff(index[order]) == 0)
         if twice.size:
-            raise DataError(f"image {index[order][twice[0]]} was evaluated twice", "", "give each image to one worker")
+            raise ValueError(f"image {index[order][twice[0]]} was evaluated twice; give each image to one worker")
         names = [field.name for field in fields(Extremes)]
         return Extremes(**{name: np.concatenate([getattr(p, name) for p in parts])[order] for name in names})
 
@@ -112,13 +116,13 @@ class ExtremesAccumulator:
 
     def __init__(self, candidates: Candidates, labels, k: int = 1, index=None, source: str = "scores"):
         if k < 1:
-            raise UsageError(f"top-{k} accuracy", "", "k is at least 1")
+            raise ValueError(f"k={k} for top-k accuracy; the minimum is 1")
         self.candidates, self.k, self.source = candidates, k, source
         self.labels_N2 = check_labels(labels, candidates, source)
         count, levels = len(self.labels_N2), len(candidates.thresholds) + 1
         self.index_N = np.arange(count) if index is None else np.asarray(index, np.int64)
         if self.index_N.shape != (count,):
-            raise UsageError(f"{self.index_N.size} image indices for {count} labels", "", "give one for each image")
+            raise ValueError(f"{self.index_N.size} image indices for {count} labels; give one per image")
         self.true_pair_N = locate_labels(self.labels_N2, candidates, source)
         self.true_score_N = np.full(count, -np.inf, np.float32)
         self._scored_N = np.zeros(count, np.int64)
@@ -149,8 +153,8 @@ class ExtremesAccumulator:
             pairs = np.arange(pairs, pairs + scores_Bp.shape[-1])
         pairs_p = np.asarray(pairs)
         if scores_Bp.shape != (len(rows_B), len(pairs_p)):
-            raise UsageError(
-                f"{self.source}: a tile of shape {list(scores_Bp.shape)}", f"{len(rows_B)} images, {len(pairs_p)} pairs", ""
+            raise ValueError(
+                f"{self.source}: a tile of shape {list(scores_Bp.shape)} for {len(rows_B)} images and {len(pairs_p)} pairs"
             )
         order, group_p = self._arrange(pairs_p)
         sorted_pairs = pairs_p if order is None else pairs_p[order]
@@ -173,16 +177,15 @@ class ExtremesAccumulator:
 
         Raises
         ------
-        UsageError
+        ValueError
             An image did not get the scores of all its candidates.
         """
         needed = len(self.candidates.order)
         short = np.flatnonzero(self._scored_N != needed)
         if short.size:
-            raise UsageError(
-                f"{self.source}: image {self.index_N[short[0]]} got {self._scored_N[short[0]]} scores of {needed}",
-                f"{short.size} images lack scores or got some twice",
-                "feed every tile once",
+            raise ValueError(
+                f"{self.source}: image {self.index_N[short[0]]} got {self._scored_N[short[0]]} scores of {needed} "
+                f"({short.size} images lack scores or got some twice); feed every tile once"
             )
         seen_N = self.candidates.seen[self.true_pair_N]
         return Extremes(

@@ -45,7 +45,7 @@ def feasibility_scores(similarity_AA: np.ndarray, similarity_OO: np.ndarray, spa
     ):
         if np.shape(matrix) != (size, size) or not np.isfinite(matrix).all():
             raise DataError(
-                f"the {kind} similarities are no finite [{size}, {size}] matrix",
+                f"the {kind} similarities are not a finite [{size}, {size}] matrix",
                 f"shape {list(np.shape(matrix))}",
                 f"give one row for each of the {size} {kind}s",
             )
@@ -148,7 +148,7 @@ def _parse_vector(text: bytes, width: int, place: str) -> np.ndarray:
     try:
         vector = np.array([float(value) for value in text.split()])
     except ValueError as error:
-        raise DataError(f"{place}: not a word and numbers", str(error), "") from None
+        raise DataError(f"{place}: not a word and numbers", str(error), "give a text file of word vectors") from None
     if not vector.size or not np.isfinite(vector).all() or (width and len(vector) != width):
         raise DataError(f"{place}: {len(vector)} numbers", f"{width or 'some'} finite ones are needed", "is the file cut?")
     return vector
@@ -159,7 +159,9 @@ def read_rename(path: PathLike) -> dict[str, str]:
     path = Path(path)
     content = read_json(path, head="cannot read {path}", fix="give a JSON object of name: words")
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise DataError(f"{path} is not a JSON object of name: words", "", 'write {"Faux.Leather": "fake_leather"}')
+        raise DataError(
+            f"{path} is not a JSON object of names and words", "each name needs a text", 'write {"Faux.Leather": "fake_leather"}'
+        )
     return content
 
 
@@ -184,7 +186,7 @@ def read_feasibility(path: PathLike, space: CompositionSpace) -> np.ndarray:
     if bad.size:
         raise DataError(
             f"{path}: value {bad[0]} ({space.pair_name(divmod(int(bad[0]), space.num_objects))}) is {values[bad[0]]}",
-            "",
+            "feasibilities are compared with one another",
             "give finite numbers",
         )
     return values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How sure the numbers are: bootstrap over images, from the extremes alone, and the paired comparison of runs."""
+"""Confidence intervals by bootstrap over images, from the extremes only, and the paired comparison of runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.curve import Curve, harmonic_mean, primitive_hits, right_at
 from czsl.evaluation.extremes import Extremes
 
@@ -31,7 +31,7 @@ def bootstrap_intervals(e: Extremes, pairs: np.ndarray, resamples: int = 1000, s
     Returns
     -------
     dict
-        ``resamples``, ``level``, and ``[low, high]`` for ``auc, hm, seen, unseen, attr_acc, obj_acc``; None where undefined.
+        ``resamples``, ``level``, and ``[low, high]`` for ``auc, hm, seen, unseen, attr_acc, obj_acc``; None if undefined.
     """
     curve, hits_N2 = Curve(e), primitive_hits(e, pairs)
 
@@ -45,7 +45,7 @@ def bootstrap_intervals(e: Extremes, pairs: np.ndarray, resamples: int = 1000, s
 def resampled_intervals(
     numbers: Callable[[np.ndarray], dict[str, float]], images: int, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict:
-    """Intervals ``[low, high]`` of what ``numbers`` makes of weights of the images; None where undefined.
+    """Intervals ``[low, high]`` of what ``numbers`` makes of weights of the images; None if undefined.
 
     Beside them ``resamples`` and ``level``. One seed draws the same images for whatever is computed of them.
     """
@@ -62,7 +62,7 @@ def compare(
     level: float = 0.95,
     biases: tuple[float, float] | None = None,
 ) -> dict:
-    """Second run minus first run on the same images, by paired bootstrap: both are resampled alike.
+    """Second run minus first run on the same images, by paired bootstrap: both use the same resamples.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def compare(
     dict
         For ``auc, hm, seen, unseen`` and, with biases, ``op_seen, op_unseen, op_hm, op_acc``: ``{"first", "second", "difference",
         "interval": [low, high], "holds"}``, and ``resamples``, ``level``, ``images``. An interval that contains 0 shows no
-        difference: ``holds`` is False then, None where undefined.
+        difference: ``holds`` is False then, None if undefined.
 
     Raises
     ------
@@ -92,7 +92,11 @@ def compare(
             "evaluate both on one split of one dataset",
         )
     if not np.array_equal(first.true_seen, second.true_seen):
-        raise DataError("the two runs do not agree which pairs are seen", "", "evaluate both in one label space")
+        raise DataError(
+            "the two runs do not agree on which pairs are seen",
+            "they were trained on other pairs",
+            "compare runs that were trained in one label space",
+        )
     runs = [_Measured(e, bias) for e, bias in zip((first, second), biases or (None, None), strict=True)]
     keys = KEYS if biases is None else (*KEYS, *POINT_KEYS)
     differences = []
@@ -117,7 +121,7 @@ class _Measured:
         self.right = None if bias is None else right_at(e, bias)
 
     def numbers(self, weight: np.ndarray) -> dict[str, float]:
-        """Those of :data:`KEYS` and, with a bias, of :data:`POINT_KEYS`."""
+        """Return the numbers of :data:`KEYS` and, with a bias, of :data:`POINT_KEYS`."""
         values = self.curve.numbers(weight)
         if self.right is None:
             return values
@@ -153,9 +157,9 @@ def pair_accuracies(runs: Sequence[Extremes]) -> list[dict]:
 
 
 def _resampled_counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image was drawn, float64 [N], once for each resample."""
+    """Yield for each resample how often each image was drawn, float64 [N]."""
     if resamples < 1:
-        raise UsageError(f"a bootstrap of {resamples} resamples", "", "take at least 1, better 1000")
+        raise ValueError(f"a bootstrap of {resamples} resamples; take at least 1, better 1000")
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)

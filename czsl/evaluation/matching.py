@@ -1,6 +1,6 @@
-"""Whether sentences and images find one another: pairs and quadruples of ComVG, SVO-Probes, Winoground and VL-Checklist, and retrieval.
+"""Image-sentence matching: accuracies on pairs and quadruples of ComVG, SVO-Probes, Winoground and VL-Checklist, and retrieval.
 
-A score of NaN is none (the image cannot be read): whatever it takes part in is wrong, and counted. Letters: N images, C captions.
+A score of NaN marks an image that cannot be read: every item with it counts as wrong. Letters: N images, C captions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RECALLS = (1, 5, 10)
 
 
 def right_answers(kind: str, items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
-    """Which items are right, bool [items] by measure; a tie is wrong.
+    """Return which items are right, bool [items] by measure; a tie is wrong.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def right_answers(kind: str, items: Sequence[Item], scores: Scores) -> dict[str,
         otherwise accuracy.
     items : sequence of Item
     scores : mapping
-        Of all images and captions of an item; what is missing is none.
+        Scores of all images and captions of an item; NaN if one is missing.
     """
 
     def score(image: str, caption: str) -> float:

@@ -36,7 +36,7 @@ _HASHES = ("checkpoint_sha256", "data_sha256", "candidates_sha256")
 # -- the aim -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Aim:
-    """What the bias is chosen for.
+    """Aim of the choice of a bias.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Aim:
         """Read ``hm``, ``accuracy``, ``unseen-share=0.3`` or ``seen>=0.5``; UsageError for anything else."""
         found = re.fullmatch(r"\s*(hm|accuracy|unseen-share\s*=\s*(\S+)|seen\s*>=\s*(\S+))\s*", text)
         if not found:
-            raise UsageError(f"the aim {text!r} is unknown", "", f"choose one of: {AIMS}")
+            raise UsageError(f"the aim {text!r} is unknown", "it is not one of the aims below", f"choose one of: {AIMS}")
         number = found[2] or found[3]
         if number is None:
             return cls(found[1])
@@ -147,7 +147,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a run's answers add to unseen pairs, and how they make probabilities of scores.
+    """Bias on unseen pairs and temperatures that turn scores into probabilities, as a run's answers use them.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class OperatingPoint:
 
     @property
     def scalings(self) -> tuple[Scaling, Scaling, Scaling]:
-        """Of compositions, attributes and objects."""
+        """Return the temperatures of compositions, attributes and objects."""
         return self.composition, self.attribute, self.object
 
     def given(self, bias: float) -> OperatingPoint:
@@ -242,7 +242,7 @@ def _number(value: Any) -> float:
 
 
 def point_file(folder: PathLike, open_world: bool = False, which: str = "best", layer: str = "") -> Path:
-    """Where a run folder keeps the point of a world, a checkpoint and, if there is one, an adaptation."""
+    """Return the file of a run's operating point for a world, a checkpoint and, optionally, an adaptation."""
     checkpoint = "" if which == "best" else f"-{which}"
     return Path(folder) / f"operating-point-{'open' if open_world else 'closed'}{checkpoint}{f'-{layer}' if layer else ''}.json"
 
@@ -264,7 +264,7 @@ def seen_names(space: CompositionSpace) -> frozenset[tuple[str, str]]:
 
 
 def unseen_mask(space: CompositionSpace, pairs: np.ndarray, seen: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Which pairs [P, 2] of any label space training never saw: new words and new pairs of known words alike. bool [P].
+    """Return which pairs [P, 2] of any label space are unseen, because of a new word or a new combination. bool [P].
 
     Parameters
     ----------
@@ -292,5 +292,5 @@ def _words(names: Sequence[str]) -> tuple[str, str]:
 
 
 def is_classes(space: CompositionSpace) -> bool:
-    """Whether labels are plain classes, whose accuracies are means over classes."""
+    """Return whether labels are plain classes, whose accuracies are means over classes."""
     return isinstance(space, ClassSpace)

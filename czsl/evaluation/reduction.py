@@ -43,7 +43,7 @@ class Reduction:
     Attributes
     ----------
     extremes : Extremes
-        Of the threshold in use alone (one level).
+        Extremes of the threshold in use only (one level).
     ids : list of str
         Name of each image, in the order of the extremes.
     attributes, objects : list of str
@@ -117,15 +117,15 @@ class Reduction:
 def _check_about(names: list, facts: Any) -> None:
     """ValueError unless these are lists of names and plain facts."""
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
-        raise ValueError("its names are no lists of text")
+        raise ValueError("its names are not lists of text")
     if not isinstance(facts, dict) or not all(isinstance(value, str | int | float | None) for value in facts.values()):
         raise ValueError("its facts are not plain")
     if not isinstance(facts.get("threshold"), float | None):
-        raise ValueError("its threshold is no number")
+        raise ValueError("its threshold is not a number")
 
 
 def _check(arrays: dict[str, np.ndarray], images: int, attributes: int, objects: int) -> None:
-    """ValueError unless the arrays are the extremes of so many images at one level, with labels of so many primitives."""
+    """Raise ValueError unless the arrays are extremes of this many images at one level, with labels of this many primitives."""
     if not images or set(arrays) != set(_LAYOUT):
         raise ValueError(f"{images} images, arrays {', '.join(arrays)}")
     k = arrays["seen_score"].shape[-1] if arrays["seen_score"].ndim else 0
@@ -137,7 +137,7 @@ def _check(arrays: dict[str, np.ndarray], images: int, attributes: int, objects:
         if values.dtype != dtype or values.shape != shape:
             raise ValueError(f"{name} is {values.dtype} of shape {list(values.shape)}, not {list(shape)}")
         if dtype is np.float32 and (np.isnan(values).any() or np.isposinf(values).any()):
-            raise ValueError(f"{name} holds a value that is no score")
+            raise ValueError(f"{name} holds a value that is not a score")
         if dtype in (np.int32, np.int64) and (values < (-1 if dtype is np.int32 else 0)).any():
             raise ValueError(f"{name} holds a negative index")
     if (arrays["labels"] >= [attributes, objects]).any():
@@ -154,6 +154,6 @@ def _check_sums(arrays: dict[str, np.ndarray], images: int) -> None:
         if values.dtype != dtype or values.shape != shape:
             raise ValueError(f"the sums' {name} is {values.dtype} of shape {list(values.shape)}, not {list(shape)}")
         if np.issubdtype(dtype, np.floating) and (np.isnan(values).any() or np.isposinf(values).any()):
-            raise ValueError(f"the sums' {name} contains a value that is no log-sum")
+            raise ValueError(f"the sums' {name} contains a value that is not a log-sum")
     if not sizes["G"] or not sizes["F"] or not (np.isfinite(arrays["temperatures"]) & (arrays["temperatures"] > 0)).all():
         raise ValueError("the sums' temperatures are not positive")

@@ -26,7 +26,7 @@ def detector_values(sums: Sums, point: OperatingPoint, left_out: int | None = No
     sums : Sums
     point : OperatingPoint
     left_out : int, optional
-        A fold whose objects are no candidates; default: all objects are.
+        A fold whose objects are not candidates; default: all objects are.
     """
     kept = [f for f in range(sums.best_weight.shape[1]) if f != left_out]
     scaling = point.composition

@@ -8,7 +8,7 @@ import numpy as np
 
 from czsl.classes import ClassSpace
 from czsl.compositions import CompositionSpace
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.at_point import RESAMPLES, point_numbers
 from czsl.evaluation.breakdown import breakdown
 from czsl.evaluation.calibration import calibration_numbers, fit_point, temperatures_of
@@ -94,15 +94,16 @@ def evaluate(
 
     Raises
     ------
+    ValueError
+        Options that contradict each other, or scores of another shape.
     UsageError, DataError
-        Options that contradict each other; scores, labels, pairs or feasibility that cannot be used.
+        An unknown split; scores, labels, pairs or feasibility that cannot be used.
     """
     space = as_space(space)
     if val is not None and open_world and (feasibility is None or threshold is not None):
-        raise UsageError(
-            "validation scores choose a threshold in the open world",
-            "no feasibility was given" if feasibility is None else "a threshold was given as well",
-            "give a feasibility and no threshold",
+        why = "no feasibility was given" if feasibility is None else "a threshold was given as well"
+        raise ValueError(
+            f"validation scores choose a threshold in the open world, but {why}; give a feasibility and no threshold"
         )
     candidates = Candidates.build(
         space, pairs, split=split, open_world=open_world, feasibility=feasibility, threshold=threshold, source=source
@@ -133,7 +134,7 @@ def reduce_scores(scores, labels, candidates: Candidates, topk: int = 1, source:
     accumulator = ExtremesAccumulator(candidates, labels, topk, source=source)
     count, width = len(accumulator.index_N), len(candidates.pairs)
     if np.shape(scores) != (count, width):
-        raise UsageError(f"{source}: scores of shape {list(np.shape(scores))}", f"{count} images, {width} candidate pairs", "")
+        raise ValueError(f"{source}: scores of shape {list(np.shape(scores))} for {count} images and {width} candidate pairs")
     step = max(BLOCK // width, 1)
     for start in range(0, count, step):
         stop = min(start + step, count)
@@ -159,7 +160,7 @@ def report(
     Parameters
     ----------
     point : OperatingPoint, optional
-        Reported beside the best over all biases; in the open world without a feasibility threshold, as predictions are. Of plain classes
+        Reported next to the best over all biases; in the open world without a feasibility threshold, as predictions are. Of plain classes
         its bias is gamma; None: gamma is 0.
     sums : Sums, optional
         At the temperatures that :func:`czsl.evaluation.calibration.temperatures_of` the point and of no point names.
@@ -170,10 +171,10 @@ def report(
     -------
     dict
         The fifteen keys of :func:`numbers`, of plain classes with those of :func:`czsl.evaluation.class_numbers` instead of ``attr_acc,
-        obj_acc``; ``topk`` where it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
+        obj_acc``; ``topk`` if it is not 1; in the open world ``threshold`` (None: none in use) and, with a feasibility, ``rule`` and
         ``thresholds`` (one dict a threshold, its keys and ``threshold``); ``intervals`` with a bootstrap; ``macro``, ``per_attribute``,
         ``per_object`` (or ``per_class``) with ``details``; with a point ``operating_point``, the keys of :func:`point_numbers` and, with
-        sums, of :func:`calibration_numbers`, ``reject_auroc``, ``reject_fpr95`` and ``rejection``; ``warnings`` where there are any.
+        sums, of :func:`calibration_numbers`, ``reject_auroc``, ``reject_fpr95`` and ``rejection``; ``warnings`` if there are any.
         Undefined numbers are None.
     """
     check_rule(rule)
@@ -213,7 +214,7 @@ def _of_classes(result: dict, e: Extremes, gamma: float, bootstrap: int, seed: i
 def _at_point(
     e: Extremes, candidates: Candidates, point: OperatingPoint, sums: Sums | None, marginals, bootstrap: int, seed: int
 ) -> dict:
-    """What :func:`czsl.evaluation.at_point.point_numbers` and, with sums, the calibration and the rejection give, ready for JSON."""
+    """Return the numbers of :func:`~czsl.evaluation.at_point.point_numbers` and, with sums, of calibration and rejection, as JSON."""
     found: dict = {"operating_point": {**point.brief(), "for": point.aim}}
     found |= point_numbers(e, point, isinstance(candidates.space, ClassSpace), bootstrap or RESAMPLES, seed)
     if sums is not None and e.k == 1:
@@ -238,7 +239,7 @@ def numbers(e: Extremes, pairs: np.ndarray) -> dict:
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON: None where it is undefined."""
+    """A number for JSON: None if it is undefined."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -250,7 +251,7 @@ def threshold_rows(extremes: Extremes, candidates: Candidates, rule: str = "excl
 
 
 def find_warnings(extremes: Extremes, candidates: Candidates) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return warnings for readers of the numbers."""
     warnings, noun = [], candidates.space.noun
     if extremes.true_seen.all():
         warnings.append(f"no image shows an unseen {noun}: unseen accuracy, harmonic mean and AUC are undefined")

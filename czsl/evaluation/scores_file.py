@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from czsl.compositions import CompositionSpace
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.labels import check_labels, locate_labels
 from czsl.reading import PathLike, read_arrays, read_json
@@ -68,7 +68,7 @@ def as_space(space: CompositionSpace | Mapping, source: str = "space") -> Compos
 
 
 def read_space(path: PathLike) -> CompositionSpace:
-    """A label space from a file: ``space.json``, or the json beside a score file; DataError names file and place."""
+    """A label space from a file: ``space.json``, or the JSON file next to a score file; DataError names file and place."""
     path = Path(path)
     return as_space(_read_json(Path(path)), str(path))
 
@@ -80,7 +80,7 @@ def read_scores(npz: PathLike, space_json: PathLike, split: str | None = None, o
     ----------
     npz : path
     space_json : path
-        The json beside the npz, or a dataset's ``space.json``.
+        The JSON file next to the npz, or a dataset's ``space.json``.
     split : {"val", "test"}, optional
         Default: the json's ``phase``, else ``test``.
     open_world : bool, optional
@@ -110,7 +110,7 @@ def read_scores(npz: PathLike, space_json: PathLike, split: str | None = None, o
     if open_world is None:
         open_world = content.get("open_world", feasibility is not None)
         if not isinstance(open_world, bool):
-            raise DataError(f"{space_json}: open_world is {open_world!r}", "", "write true or false")
+            raise DataError(f"{space_json}: open_world is {open_world!r}", "it is neither true nor false", "write true or false")
     candidates = Candidates.build(
         space, pairs_P2, split=split, open_world=open_world, feasibility=feasibility if open_world else None, source=source
     )
@@ -138,7 +138,7 @@ def write_scores(
     open_world: bool = False,
     feasibility=None,
 ) -> tuple[Path, Path]:
-    """Write ``path`` (with the suffix .npz) and the json beside it; arguments as for :func:`czsl.evaluation.evaluate`.
+    """Write ``path`` (with the suffix .npz) and the JSON file next to it; arguments as for :func:`czsl.evaluation.evaluate`.
 
     Returns
     -------
@@ -151,9 +151,7 @@ def write_scores(
     labels_N2 = check_labels(labels, candidates)
     scores_NP = np.asarray(scores, np.float32)
     if scores_NP.shape != (len(labels_N2), len(candidates.pairs)):
-        raise UsageError(
-            f"scores of shape {list(scores_NP.shape)}", f"{len(labels_N2)} images, {len(candidates.pairs)} pairs", ""
-        )
+        raise ValueError(f"scores of shape {list(scores_NP.shape)} for {len(labels_N2)} images and {len(candidates.pairs)} pairs")
     arrays = {
         "scores": scores_NP,
         "attr": labels_N2[:, 0],
@@ -182,19 +180,31 @@ def _read_json(path: Path) -> dict:
 
 def _member(arrays: dict[str, np.ndarray], name: str, source: str) -> np.ndarray:
     if name not in arrays:
-        raise DataError(f"{source} has no array {name!r}", f"it has {', '.join(arrays) or 'none that is known'}", "")
+        raise DataError(
+            f"{source} has no array {name!r}",
+            f"it holds {', '.join(arrays) or 'no known array'}",
+            "write the file with czsl.evaluation.write_scores, or see docs/evaluation.md for its arrays",
+        )
     return arrays[name]
 
 
 def _vector(arrays: dict[str, np.ndarray], name: str, source: str) -> np.ndarray:
     values = _member(arrays, name, source)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-        raise DataError(f"{source}: {name} is {values.dtype} of shape {list(values.shape)}", "", "give a vector of integers")
+        raise DataError(
+            f"{source}: {name} is {values.dtype} of shape {list(values.shape)}",
+            "it holds one index per row",
+            "give a vector of integers",
+        )
     return values
 
 
 def _columns(arrays: dict[str, np.ndarray], first: str, second: str, source: str) -> np.ndarray:
     one, other = _vector(arrays, first, source), _vector(arrays, second, source)
     if len(one) != len(other):
-        raise DataError(f"{source}: {first} has {len(one)} values, {second} {len(other)}", "", "give one value each")
+        raise DataError(
+            f"{source}: {first} has {len(one)} values and {second} has {len(other)}",
+            "together they name one pair per row",
+            "give both the same length",
+        )
     return np.stack([one, other], axis=1)

@@ -44,7 +44,7 @@ class Sums:
     true_weight : float64 [N]
         Log-weight of the true pair minus ``top``; -inf if the split does not allow it.
     best_weight : float32 [N, F, 2]
-        Highest log-weight of each fold and group minus ``top``; -inf if there is no such pair.
+        Highest log-weight of each fold and group minus ``top``; -inf if no such pair exists.
     best_score : float32 [N, F, 2]
         The score of the same pair.
     total : float32 [N, G, F, 2]
@@ -71,9 +71,9 @@ class Sums:
 
     @staticmethod
     def concatenate(parts: Sequence[Sums]) -> Sums:
-        """Join the shares of several workers, ordered by image index; DataError if they do not fit together."""
+        """Join the shares of several workers, ordered by image index; ValueError if they do not fit together."""
         if not parts or any(not np.array_equal(part.temperatures, parts[0].temperatures) for part in parts):
-            raise DataError("the parts of an evaluation differ in their temperatures", "", "reduce all parts alike")
+            raise ValueError("the parts of an evaluation differ in their temperatures; reduce all with the same settings")
         order = np.argsort(np.concatenate([part.index for part in parts]), kind="stable")
         names = [field.name for field in fields(Sums) if field.name != "temperatures"]
         joined = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
@@ -88,11 +88,15 @@ class Sums:
         """Place of a temperature in the grid; DataError if no sums were taken at it."""
         found = np.flatnonzero(np.isclose(self.temperatures, temperature, rtol=1e-9, atol=0))
         if not found.size:
-            raise DataError(f"no sums were taken at temperature {temperature:g}", "", "evaluate the run again")
+            raise DataError(
+                f"no sums are stored for the temperature {temperature:g}",
+                "the run was evaluated before this operating point was chosen",
+                "evaluate the run again",
+            )
         return int(found[0])
 
     def has(self, temperatures: Sequence[float]) -> bool:
-        """Whether sums were taken at all of these temperatures."""
+        """Return whether sums were taken at all of these temperatures."""
         return all(np.isclose(self.temperatures, t, rtol=1e-9, atol=0).any() for t in temperatures)
 
     def all_pairs(self, place: int) -> np.ndarray:
@@ -213,7 +217,7 @@ class Marginals:
     candidates : Candidates
     labels : int [N, 2]
     scalings : sequence of (Scaling, Scaling)
-        For attributes and objects; one of these pairs for each point that is asked about.
+        Temperatures of attributes and objects, one such pair per operating point.
     index : int [N], optional
     """
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from czsl.errors import UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.extremes import RIGHT_END, Extremes, best_of
 
@@ -20,9 +19,9 @@ RULES = ("exclude", "reference")
 
 
 def check_rule(rule: str) -> None:
-    """UsageError unless ``rule`` is one of :data:`RULES`."""
+    """Raise ValueError unless ``rule`` is one of :data:`RULES`."""
     if rule not in RULES:
-        raise UsageError(f"unknown feasibility rule {rule!r}", "", f"choose one of {', '.join(RULES)}")
+        raise ValueError(f"unknown feasibility rule {rule!r}; choose one of {', '.join(RULES)}")
 
 
 def at_threshold(e: Extremes, candidates: Candidates, threshold: float | None, rule: str = "exclude") -> Extremes:
@@ -30,7 +29,7 @@ def at_threshold(e: Extremes, candidates: Candidates, threshold: float | None, r
 
     Raises
     ------
-    UsageError
+    ValueError
         Unknown rule, or a threshold that was not among ``candidates.thresholds`` when the scores were reduced.
     """
     check_rule(rule)
@@ -38,8 +37,9 @@ def at_threshold(e: Extremes, candidates: Candidates, threshold: float | None, r
         return _level(e, 0)
     place = np.flatnonzero(candidates.thresholds == np.float32(threshold))
     if not place.size:
-        raise UsageError(
-            f"threshold {threshold} was not reduced", f"{len(candidates.thresholds)} others were", "name it beforehand"
+        raise ValueError(
+            f"the scores were not reduced for the threshold {threshold} (but for {len(candidates.thresholds)} others); "
+            "pass it to Candidates.build"
         )
     level = int(place[0]) + 1
     if rule == "exclude":
@@ -77,7 +77,7 @@ def _multiplied(e: Extremes, candidates: Candidates, level: int, doubled: bool) 
 
 
 def choose_threshold(rows: Sequence[dict], rule: str = "exclude") -> float | None:
-    """The first threshold with the best AUC (of the validation split); None where every AUC is 0 or undefined.
+    """The first threshold with the best AUC (of the validation split); None if every AUC is 0 or undefined.
 
     Parameters
     ----------

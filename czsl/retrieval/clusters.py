@@ -124,7 +124,7 @@ def _prices(similarity_NK: np.ndarray) -> np.ndarray:
 
 
 def silhouette(x_ND: np.ndarray, centres_KD: np.ndarray) -> float:
-    """How well clusters are separated, from -1 to 1: mean of (b - a) / max(a, b), a the cosine distance of a vector to its nearest
+    """Silhouette of clusters, from -1 to 1: mean of (b - a) / max(a, b), a the cosine distance of a vector to its nearest
     centre and b to the second nearest (the simplified silhouette, Hruschka et al. 2004).
 
     Parameters
@@ -135,11 +135,11 @@ def silhouette(x_ND: np.ndarray, centres_KD: np.ndarray) -> float:
 
     Raises
     ------
-    UsageError
-        One centre: nothing to be separated from.
+    ValueError
+        Fewer than two centres.
     """
     if len(centres_KD) < 2:
-        raise UsageError("a silhouette of one cluster", "", "take at least two")
+        raise ValueError("a silhouette needs at least two clusters")
     distance_NK = np.sort(1 - unit_rows(x_ND) @ unit_rows(centres_KD).T, axis=1)
     near_N, second_N = np.maximum(distance_NK[:, 0], 0), np.maximum(distance_NK[:, 1], 1e-12)
     return float(np.mean((second_N - near_N) / second_N))

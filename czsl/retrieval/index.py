@@ -45,8 +45,6 @@ class CompositionIndex:
         First row of each cell.
     centroids : float32 [C, D], optional
         Mean of each cell's vectors.
-    radii : float32 [C], optional
-        Largest distance of a cell's vector to its centroid, rounded up.
     meta : dict
         The caller's: which run, checkpoint and label space the embeddings come from.
     gpu : bool
@@ -58,7 +56,6 @@ class CompositionIndex:
     order: np.ndarray | None = None
     starts: np.ndarray | None = None
     centroids: np.ndarray | None = None
-    radii: np.ndarray | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     gpu: bool = False
 
@@ -77,7 +74,7 @@ class CompositionIndex:
         Parameters
         ----------
         embeddings_PD : float [P, D]
-            Any length; kept as float32. A flat index keeps the array itself where it is float32 already.
+            Any length; kept as float32. A flat index keeps the array itself if it is float32 already.
         pairs_P2 : int [P, 2]
             Attribute and object index of each pair, no pair twice.
         kind : {"flat", "ivf"}
@@ -91,35 +88,38 @@ class CompositionIndex:
         Raises
         ------
         UsageError
-            Unknown kind, or an impossible number of cells.
+            More cells than pairs, or none.
+        ValueError
+            Unknown kind, cells of a flat index, shapes or types that do not fit.
         DataError
-            Shapes that do not fit, a value that is not finite, a pair twice.
+            A value that is not finite, a pair twice or outside of the limits.
         """
         if kind not in KINDS:
-            raise UsageError(f"unknown kind of index {kind!r}", "", f"choose one of {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind of index {kind!r}; choose one of {', '.join(KINDS)}")
         pairs_P2 = _checked_pairs(pairs_P2, "pairs")
         vectors_PD = np.asarray(embeddings_PD)
         if vectors_PD.ndim != 2 or len(vectors_PD) != len(pairs_P2) or not vectors_PD.shape[1]:
-            raise DataError(
-                f"embeddings of shape {list(vectors_PD.shape)}", f"there are {len(pairs_P2)} pairs", "give one embedding a pair"
+            raise ValueError(
+                f"embeddings of shape {list(vectors_PD.shape)} for {len(pairs_P2)} pairs; give one embedding per pair"
             )
         if not np.issubdtype(vectors_PD.dtype, np.floating):
-            raise DataError(f"embeddings of type {vectors_PD.dtype}", "", "give floating-point embeddings")
+            raise ValueError(f"embeddings of type {vectors_PD.dtype}; give floating-point embeddings")
         vectors_PD = np.ascontiguousarray(vectors_PD, dtype=np.float32)
         row_norms(vectors_PD)
         gpu = gpu_there() if gpu is None else gpu
         if kind == "flat":
             if cells is not None:
-                raise UsageError("cells in a flat index", "only ivf has cells", "drop cells or take kind ivf")
+                raise ValueError("cells was given for a flat index; only ivf has cells")
             return cls(pairs_P2, vectors_PD, gpu=gpu)
         cells = max(1, round(len(pairs_P2) ** 0.5)) if cells is None else cells
         if not 1 <= cells <= len(pairs_P2):
-            raise UsageError(f"{cells} cells for {len(pairs_P2)} pairs", "each cell needs a pair", "ask for fewer cells")
+            raise UsageError(
+                f"{cells} cells were requested for {len(pairs_P2)} pairs", "each cell needs a pair", "request fewer cells"
+            )
         order_P, starts = _cut(_assign(vectors_PD, cells, seed, gpu))
         vectors_PD = vectors_PD[order_P]
         centroids_CD = np.stack([vectors_PD[a:b].mean(0, np.float64) for a, b in _spans(starts)]).astype(np.float32)
-        radii_C = np.nextafter(_radii(vectors_PD, starts, centroids_CD).astype(np.float32), np.float32(np.inf))
-        return cls(pairs_P2, vectors_PD, order_P, starts, centroids_CD, radii_C, gpu=gpu)
+        return cls(pairs_P2, vectors_PD, order_P, starts, centroids_CD, gpu=gpu)
 
     # -- what is in it ---------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class CompositionIndex:
     @property
     def cells(self) -> int:
         """C, the number of cells; 0 in a flat index."""
-        return 0 if self.radii is None else len(self.radii)
+        return 0 if self.centroids is None else len(self.centroids)
 
     @cached_property
     def longest(self) -> float:
@@ -147,7 +147,7 @@ class CompositionIndex:
 
     @cached_property
     def row_of_place(self) -> np.ndarray | None:
-        """Row of each place, int64 [P]; None where they are the same."""
+        """Row of each place, int64 [P]; None if they are the same."""
         if self.order is None:
             return None
         rows_P = np.empty_like(self.order)
@@ -173,7 +173,7 @@ class CompositionIndex:
 
     @cached_property
     def on_gpu(self) -> Any:
-        """A FAISS inner-product index over the rows, spread over all GPUs; None without :attr:`gpu` or where it does not fit."""
+        """A FAISS inner-product index over the rows, spread over all GPUs; None without :attr:`gpu` or if it does not fit."""
         if not (self.gpu and gpu_there()):
             return None
         import faiss
@@ -211,7 +211,7 @@ class CompositionIndex:
 
     @classmethod
     def load(cls, folder: PathLike, gpu: bool | None = None) -> CompositionIndex:
-        """Read what :meth:`save` wrote, after checking sizes, hashes, shapes, values and cell radii.
+        """Read what :meth:`save` wrote, after checking sizes, hashes, shapes and values.
 
         Raises
         ------
@@ -245,7 +245,7 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
 
     Raises
     ------
-    DataError
+    ValueError
         Parts that overlap, leave a gap, or differ in width.
     """
     vectors_PD: np.ndarray | None = None
@@ -255,8 +255,8 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
         if vectors_PD is None and part_nD.ndim == 2:
             vectors_PD = np.empty((count, part_nD.shape[1]), np.float32)
         if vectors_PD is None or part_nD.shape[1:] != vectors_PD.shape[1:] or not 0 <= start <= stop <= count:
-            raise DataError(
-                f"embeddings of shape {list(part_nD.shape)} from pair {start} on", f"there are {count} pairs of one width", ""
+            raise ValueError(
+                f"embeddings of shape {list(part_nD.shape)} from pair {start} on; there are {count} pairs of one width"
             )
         vectors_PD[start:stop] = part_nD
         spans.append((start, stop))
@@ -264,15 +264,15 @@ def concatenate_parts(parts: Iterable[tuple[int, np.ndarray]], count: int) -> np
     for start, stop in sorted(spans):
         if start != covered:
             kind = "in two parts" if start < covered else "in no part"
-            raise DataError(f"the embedding of pair {min(start, covered)} is {kind}", "", "cut the pair list once")
+            raise ValueError(f"the embedding of pair {min(start, covered)} is {kind}; cut the pair list once")
         covered = stop
     if vectors_PD is None or covered != count:
-        raise DataError(f"the embedding of pair {covered} is in no part", f"there are {count} pairs", "give all parts")
+        raise ValueError(f"the embedding of pair {covered} is in no part; there are {count} pairs")
     return vectors_PD
 
 
 def gpu_there() -> bool:
-    """Whether FAISS finds a GPU."""
+    """Return whether FAISS finds a GPU."""
     import faiss
 
     return faiss.get_num_gpus() > 0
@@ -298,21 +298,27 @@ def _checked_pairs(pairs: np.ndarray, source: str) -> np.ndarray:
     pairs_P2 = np.asarray(pairs)
     if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or not np.issubdtype(pairs_P2.dtype, np.integer):
         raise DataError(
-            f"{source}: {pairs_P2.dtype} of shape {list(pairs_P2.shape)}", "", "give integers [P, 2], at least one pair"
+            f"{source}: {pairs_P2.dtype} of shape {list(pairs_P2.shape)}",
+            "a pair is the index of an attribute and the index of an object",
+            "give integers [P, 2], at least one pair",
         )
     outside = np.flatnonzero(((pairs_P2 < 0) | (pairs_P2 >= _LARGEST_INDEX)).any(axis=1))
     if outside.size:
-        raise DataError(f"{source}: pair {outside[0]} is {pairs_P2[outside[0]].tolist()}", "", "use indices from 0 on")
+        raise DataError(
+            f"{source}: pair {outside[0]} is {pairs_P2[outside[0]].tolist()}", "an index is out of range", "use indices from 0 on"
+        )
     pairs_P2 = pairs_P2.astype(np.int64, copy=False)
     _, first = np.unique(_keys(pairs_P2), return_index=True)
     if len(first) < len(pairs_P2):
         row = int(np.setdiff1d(np.arange(len(pairs_P2)), first)[0])
-        raise DataError(f"{source}: pair {row} {pairs_P2[row].tolist()} is listed twice", "", "keep it once")
+        raise DataError(
+            f"{source}: pair {row} {pairs_P2[row].tolist()} is listed twice", "each pair has one embedding", "keep it once"
+        )
     return pairs_P2
 
 
 def _assign(vectors_PD: np.ndarray, cells: int, seed: int, gpu: bool) -> np.ndarray:
-    """Cell of each vector by L2 k-means: small radii are what the bounds of the exact search live on. int64 [P]."""
+    """Cell of each vector by L2 k-means, int64 [P]."""
     import faiss
 
     sample = min(len(vectors_PD), cells * SAMPLE_PER_CELL)
@@ -343,29 +349,15 @@ def _spans(starts: np.ndarray) -> Iterable[tuple[int, int]]:
     return itertools.pairwise(starts.tolist())
 
 
-def _radii(vectors_PD: np.ndarray, starts: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
-    """Largest distance of each cell's vectors to its centroid, float64 [C]."""
-    radii = []
-    for (start, stop), centroid_D in zip(_spans(starts), centroids_CD, strict=True):
-        apart = vectors_PD[start:stop].astype(np.float64) - centroid_D
-        radii.append(np.sqrt(np.einsum("nd,nd->n", apart, apart).max()))
-    return np.array(radii)
-
-
 def _check_cells(index: CompositionIndex, folder: Path) -> None:
-    """DataError unless the cells hold each pair once and lie within their radii: the exact search relies on it."""
-    assert index.order is not None and index.starts is not None and index.centroids is not None and index.radii is not None
+    """DataError unless the cells hold each pair once and their centroids are finite."""
+    assert index.order is not None and index.starts is not None and index.centroids is not None
     count = len(index)
     if not np.array_equal(np.sort(index.order), np.arange(count)):
-        raise DataError(f"{folder}/order.npy is no order of the {count} pairs", "", "build the index again")
-    if index.starts[0] != 0 or index.starts[-1] != count or (np.diff(index.starts) < 1).any():
-        raise DataError(f"{folder}/starts.npy does not cut {count} rows into cells", "", "build the index again")
-    if not (np.isfinite(index.centroids).all() and np.isfinite(index.radii).all()):
-        raise DataError(f"{folder}: a centroid or radius is not finite", "", "build the index again")
-    outside = np.flatnonzero(_radii(index.vectors, index.starts, index.centroids) > index.radii)
-    if outside.size:
         raise DataError(
-            f"{folder}/radii.npy: cell {outside[0]} reaches beyond its radius",
-            "an exact search needs it",
-            "build the index again",
+            f"{folder}/order.npy is damaged", f"it is not a permutation of the {count} pairs", "build the index again"
         )
+    if index.starts[0] != 0 or index.starts[-1] != count or (np.diff(index.starts) < 1).any():
+        raise DataError(f"{folder}/starts.npy is damaged", f"it does not divide {count} rows into cells", "build the index again")
+    if not np.isfinite(index.centroids).all():
+        raise DataError(f"{folder}/centroids.npy is damaged", "a centroid is not finite", "build the index again")

@@ -1,34 +1,25 @@
-"""Exact top-k compositions without a matrix of images x pairs: the threshold algorithm on a :class:`CompositionIndex`.
+"""Exact top-k compositions without a matrix of images x pairs, by the threshold algorithm on a :class:`CompositionIndex`.
 
-The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the index bounds, and a product (or the sum)
-of primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001).
-float32 products
-only choose candidates, with a slack for their rounding; the candidates' scores are computed again in float64, pair by pair, so
+The score of a pair (a, o) is ``q . t_ao + alpha[a] * beta[o]``: an inner product, which the scan bounds, and a product (or the sum) of
+primitive terms, which their order bounds (Fagin, Lotem and Naor, "Optimal aggregation algorithms for middleware", PODS 2001). float32
+products only choose candidates, with a slack for their rounding. The candidates' scores are computed again in float64, pair by pair, so
 neither the answer nor its order depends on how a matrix product was cut.
 
-Letters: B images, P pairs, A attributes, O objects, D width, C cells, K best kept.
+Letters: B images, P pairs, A attributes, O objects, D width, K best kept.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from czsl.errors import DataError, UsageError
-from czsl.retrieval.index import BLOCK, CompositionIndex
+from czsl.errors import DataError
+from czsl.retrieval.index import CompositionIndex
+from czsl.retrieval.search import Search
 
 IMAGES = 1024  # handled at a time
-SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
-FIRST_CELLS, SCAN_SHARE = 7, 0.5  # after so many cells, an image that wants more than this share of the rows scans them all
-DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
-DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
-BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
-GPU_MOST = 2048  # results a query that FAISS gives on a GPU
-_UNIT = 2.0**-24  # relative rounding error of float32
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class TopCompositions:
     visited : float64 [B]
         Inner products computed, as a share of all pairs.
     exact : bool
-        False: cells were left out without a proof that they hold nothing better.
+        False if only some of the cells were visited.
     """
 
     scores: np.ndarray
@@ -82,8 +73,8 @@ def top_compositions(
     allowed : bool [P], optional
         Pairs that may be answered; default: all.
     probes : int, optional
-        Visit this many cells of an ``ivf`` index (more where they hold fewer than k allowed pairs) and stop: quick and approximate.
-        Default: visit cells until no other can hold a better pair.
+        Visit this many cells of an ``ivf`` index (more if they hold fewer than k allowed pairs) and stop: quick and approximate.
+        Default: scan all pairs, which is exact.
     probability : float, optional
         The composition term is this weight times the pair's probability, the softmax of its inner product among all pairs of the index,
         instead of the inner product itself. Costs a scan of its own for the sum.
@@ -95,7 +86,7 @@ def top_compositions(
 
     Raises
     ------
-    UsageError
+    ValueError
         Shapes that do not fit, half of the primitive terms, ``k`` or ``probes`` below 1, ``probes`` on a flat index or with
         ``probability``, a weight that is not above 0.
     DataError
@@ -103,7 +94,7 @@ def top_compositions(
     """
     queries_BD = _checked(queries_BD, "queries", (None, index.dim))
     if (attribute_BA is None) != (object_BO is None):
-        raise UsageError("one of the two primitive terms is missing", "", "give attribute and object terms, or none")
+        raise ValueError("one of the two primitive terms is missing; give attribute and object terms, or none")
     terms = None
     if attribute_BA is not None and object_BO is not None:
         most = index.pairs.max(axis=0) + 1
@@ -112,25 +103,25 @@ def top_compositions(
             for term, name, least in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), most, strict=True)
         )
     if k < 1 or (probes is not None and probes < 1):
-        raise UsageError(f"k is {k}, probes {probes}", "", "both start at 1")
+        raise ValueError(f"k is {k} and probes is {probes}; the minimum of both is 1")
     if probes is not None and index.kind == "flat":
-        raise UsageError("probes on a flat index", "it has no cells", "build an ivf index, or leave probes out")
+        raise ValueError("probes was given for a flat index, which has no cells")
     if combine not in ("product", "sum"):
-        raise UsageError(f"combine={combine!r} is not known", "primitive terms are multiplied or added", "give product or sum")
+        raise ValueError(f"combine={combine!r} is unknown; primitive terms are combined by product or sum")
     if probability is not None and (probes is not None or not probability > 0):
-        why = "a probability needs the products of all pairs" if probes else f"its weight is {probability}"
-        raise UsageError("this composition term cannot be searched", why, "leave probes out, and give a weight above 0")
+        why = "probes cannot be used with it" if probes else f"its weight is {probability}, not above 0"
+        raise ValueError(f"a probability as composition term needs the products of all pairs: {why}")
     allowed_P = np.ones(len(index), bool) if allowed is None else np.asarray(allowed)
     if allowed_P.shape != (len(index),) or allowed_P.dtype != bool:
-        raise UsageError(
-            f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}", f"the index holds {len(index)} pairs", "give bool [P]"
+        raise ValueError(
+            f"allowed is {allowed_P.dtype} {list(allowed_P.shape)}; give bool [{len(index)}], one per pair of the index"
         )
     groups = [(allowed_P, 0.0)]
     if bias is not None:
         value, marked_P = float(bias[0]), np.asarray(bias[1])
         if not np.isfinite(value) or marked_P.shape != (len(index),) or marked_P.dtype != bool:
-            raise UsageError(
-                f"a bias of {value} on {marked_P.dtype} {list(marked_P.shape)}", f"the index has {len(index)} pairs", ""
+            raise ValueError(
+                f"a bias of {value} on {marked_P.dtype} {list(marked_P.shape)}; give a finite number and bool [{len(index)}]"
             )
         groups = [(allowed_P & ~marked_P, 0.0), (allowed_P & marked_P, value)]
     k = min(k, int(allowed_P.sum()))
@@ -148,10 +139,10 @@ def _best_of_groups(
     index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability, combine
 ) -> tuple[np.ndarray, ...]:
     """Scores with and without the bias, places [B, k] and products [B] of the best of groups of pairs, each with a bias of its own."""
-    searches: list[tuple[_Search, float]] = []
+    searches: list[tuple[Search, float]] = []
     for allowed_P, value in groups:
         rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
-        search = _Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
+        search = Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
         if search.k and len(queries_BD) and probability is not None:
             first = next((s for s, _ in searches if s.weight), None)
             search.normalise(probability, first)
@@ -166,280 +157,19 @@ def _best_of_groups(
     return *(np.take_along_axis(x, order, axis=1) for x in (scores, plain, places)), products
 
 
-class _Search:
-    """The search for some images: the best found so far, and what bounds the rest."""
-
-    def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows, combine: str = "product"):
-        self.index, self.queries, self.terms, self.k = index, queries_BD, terms, k
-        self.combine = np.add if combine == "sum" else np.multiply
-        self.allowed, self.rows = allowed_P, rows  # rows: the allowed ones, ascending
-        B = len(queries_BD)
-        self.scores = np.full((B, k), -np.inf)
-        self.places = np.full((B, k), len(index), np.int64)
-        self.products = np.zeros(B)
-        self.lengths = np.linalg.norm(queries_BD.astype(np.float64), axis=1)
-        self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
-        largest = self.lengths * index.longest
-        if terms is not None:
-            largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))
-        if (largest > 1e30).any():
-            raise DataError(
-                f"scores of image {int(largest.argmax())} reach {largest.max():.1e}", "", "are the embeddings scaled?"
-            )
-        # Rounding of a float32 inner product summed in any order, of the primitive term, and of their sum.
-        self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
-        self.weight, self.log_sum = 0.0, np.zeros(0)  # without a probability
-
-    def normalise(self, weight: float, same: _Search | None = None) -> None:
-        """Let the composition term be ``weight`` times the softmax of the inner product among all rows; ``same`` has the sums already."""
-        if same is not None:
-            self.weight, self.log_sum = weight, same.log_sum
-            self.slack = self.slack + weight * np.expm1(self.slack)
-            return
-        peak, total = np.full(len(self.queries), -np.inf), np.zeros(len(self.queries))
-        queries_BD = self.queries.astype(np.float64)  # the sum weighs the two terms of every score
-        for start in range(0, len(self.index), DENSE_ROWS):
-            products_bn = queries_BD @ self.index.vectors[start : start + DENSE_ROWS].T.astype(np.float64)
-            higher = np.maximum(peak, products_bn.max(axis=1))
-            total = total * np.exp(peak - higher) + np.exp(products_bn - higher[:, None]).sum(axis=1)
-            peak = higher
-        self.products += len(self.index)
-        self.weight, self.log_sum = weight, peak + np.log(total)
-        # A product that is off by d makes a probability of at most 1 off by at most exp(d) - 1.
-        self.slack = self.slack + weight * np.expm1(self.slack)
-
-    def composition_term(self, images: np.ndarray, products: np.ndarray) -> np.ndarray:
-        """What inner products [n] or [n, m] of images [n] contribute to scores: growing with them."""
-        if not self.weight:
-            return products
-        log_sum = self.log_sum[images]
-        # Above 0 only by rounding, or where a bound is looser than any pair.
-        return self.weight * np.exp(np.minimum(products - (log_sum if products.ndim == 1 else log_sum[:, None]), 1.0))
-
-    @property
-    def worst(self) -> np.ndarray:
-        """The k-th best score found, float64 [B]; minus infinity until there are k."""
-        return self.scores[:, -1]
-
-    def run(self, probes: int | None) -> None:
-        """Fill :attr:`scores` and :attr:`places`."""
-        everybody = np.arange(len(self.queries))
-        if self.terms is not None:
-            self.visit_seeds()
-        if probes is not None:
-            self.probe(probes)
-        elif self.index.on_gpu is not None:
-            left = self.visit_gpu()
-            if left.size:
-                self.visit_all(left)
-        elif self.index.kind == "flat":
-            self.visit_all(everybody)
-        else:
-            self.visit_cells()
-
-    # -- which pairs to visit ----------------------------------------------------------------------------------------
-    def visit_seeds(self) -> None:
-        """The pairs of the best attributes and objects. Any other pair lacks one of them, which bounds its primitive term."""
-        best, after = [], []
-        for term in self.terms:
-            order = np.argsort(-term, axis=1, kind="stable")[:, : SEED_PRIMITIVES + 1]
-            best.append(order[:, :SEED_PRIMITIVES])
-            ranked = np.take_along_axis(term, order, axis=1).astype(np.float64)
-            after.append((ranked[:, 0], ranked[:, SEED_PRIMITIVES] if ranked.shape[1] > SEED_PRIMITIVES else np.zeros(len(term))))
-        (first_a, next_a), (first_o, next_o) = after
-        self.rest = np.maximum(self.combine(next_a, first_o), self.combine(first_a, next_o))
-        pairs = np.stack(np.broadcast_arrays(best[0][:, :, None], best[1][:, None, :]), axis=-1).reshape(len(self.queries), -1, 2)
-        places = self.index.locate(pairs)
-        images, columns = np.nonzero((places >= 0) & self.allowed[places])
-        self.products += np.bincount(images, minlength=len(self.queries))
-        self.offer(images, places[images, columns])
-
-    def visit_all(self, images: np.ndarray) -> None:
-        """All allowed rows, block by block."""
-        if not images.size or not self.rows.size:
-            return
-        rows = self.rows
-        # Where few are missing, whole blocks are read: a view costs less than a copy, and what is not allowed is not offered.
-        if len(rows) > DENSE_SHARE * (rows[-1] + 1 - rows[0]):
-            rows = np.arange(rows[0], rows[-1] + 1)
-        for start in range(0, len(rows), BLOCK):
-            self.visit(images, rows[start : start + BLOCK])
-
-    def visit_gpu(self) -> np.ndarray:
-        """FAISS's best inner products; returns the images for which they do not settle the answer."""
-        wanted = min(len(self.index), GPU_MOST, max(4 * self.k, 256))
-        products, rows = self.index.on_gpu.search(self.queries, wanted)
-        self.products += len(self.index)
-        return np.flatnonzero(self.settle(np.arange(len(self.queries)), products, rows, len(self.index)))
-
-    def visit_cells(self) -> None:
-        """Cells in order of their upper bound, until none of the others can hold a better pair."""
-        assert self.index.radii is not None
-        everybody = np.arange(len(self.queries))
-        bound_BC = self.composition_term(everybody, self.centroid_products() + self.lengths[:, None] * self.index.radii)
-        bound_BC += (self.rest + self.slack)[:, None]
-        cells = list(self.cell_rows())
-        sizes_C = np.array([len(rows) for rows in cells])
-        bound_BC[:, sizes_C == 0] = -np.inf
-        order_BC = np.argsort(-bound_BC, axis=1, kind="stable")
-        active, done, width = everybody, 0, 1
-        while done < len(cells) and active.size:
-            if done >= FIRST_CELLS:  # where most of the rows are left over, one scan is quicker than many cells
-                wanted_b = (bound_BC[active] >= self.worst[active, None]) @ sizes_C
-                self.visit_all(active[wanted_b > SCAN_SHARE * len(self.rows)])
-                active = active[wanted_b <= SCAN_SHARE * len(self.rows)]
-            chosen = order_BC[active, done : done + width]
-            for cell, images in _by_cell(active, chosen):
-                images = images[bound_BC[images, cell] >= self.worst[images]]
-                if sizes_C[cell] and images.size:
-                    self.visit(images, cells[cell])
-            done, width = done + width, 2 * width
-            if done < len(cells):
-                active = active[bound_BC[active, order_BC[active, done]] >= self.worst[active]]
-
-    def probe(self, probes: int) -> None:
-        """The cells of the largest centroid products, as many as asked for, and on until they hold k pairs."""
-        cells = list(self.cell_rows())
-        order_BC = np.argsort(-self.centroid_products().astype(np.float32), axis=1, kind="stable")
-        held_BC = np.cumsum(np.array([len(rows) for rows in cells])[order_BC], axis=1)
-        enough_B = np.maximum((held_BC < self.k).sum(axis=1) + 1, min(probes, len(cells)))
-        order_BC = np.where(np.arange(len(cells)) < enough_B[:, None], order_BC, -1)
-        for cell, images in _by_cell(np.arange(len(self.queries)), order_BC):
-            if cell >= 0 and len(cells[cell]):
-                self.visit(images, cells[cell])
-
-    def centroid_products(self) -> np.ndarray:
-        """Inner product of each query and centroid, float64 [B, C]."""
-        assert self.index.centroids is not None
-        return self.queries.astype(np.float64) @ self.index.centroids.T.astype(np.float64)
-
-    def cell_rows(self) -> Iterator[np.ndarray]:
-        """The allowed rows of each cell."""
-        assert self.index.starts is not None
-        cuts = np.searchsorted(self.rows, self.index.starts)
-        return (self.rows[start:stop] for start, stop in itertools.pairwise(cuts))
-
-    # -- visiting ----------------------------------------------------------------------------------------------------
-    def visit(self, images: np.ndarray, rows: np.ndarray) -> None:
-        """Compare images [b] with rows [n] (ascending)."""
-        self.products[images] += len(rows)
-        vectors_nD = self.vectors(rows)
-        wanted = min(2 * self.k + 12, len(rows))
-        products, columns = _best_products(self.queries[images], vectors_nD, wanted)
-        open_b = self.settle(images, products, rows[columns], len(rows))
-        for start in range(0, len(rows), DENSE_ROWS):
-            for some in np.split(images[open_b], range(DENSE_IMAGES, int(open_b.sum()), DENSE_IMAGES)):
-                if some.size:
-                    block = slice(start, start + DENSE_ROWS)
-                    self.visit_dense(some, rows[block], vectors_nD[block])
-
-    def settle(self, images, products_bn, rows_bn, count: int) -> np.ndarray:
-        """Take the best inner products of ``count`` rows; which images a row beyond them might still concern, bool [b]."""
-        places = rows_bn if self.index.order is None else self.index.order[rows_bn]
-        bound_bn = self.composition_term(images, products_bn.astype(np.float64))
-        if self.terms is not None:
-            pairs = self.index.pairs[places]
-            attribute_bn = self.terms[0][images[:, None], pairs[..., 0]].astype(np.float64)
-            bound_bn += self.combine(attribute_bn, self.terms[1][images[:, None], pairs[..., 1]])
-        self.offer_above(images, places, np.where(self.allowed[places], bound_bn, -np.inf))
-        if products_bn.shape[1] == count:
-            return np.zeros(len(images), bool)
-        return self.composition_term(images, products_bn[:, -1]) + self.slack[images] + self.rest[images] >= self.worst[images]
-
-    def visit_dense(self, images: np.ndarray, rows: np.ndarray, vectors_nD: np.ndarray) -> None:
-        """All scores of a small block."""
-        places = rows if self.index.order is None else self.index.order[rows]
-        scores_bn = self.composition_term(images, (vectors_nD @ self.queries[images].T).T)
-        if self.terms is not None:
-            attributes_n, objects_n = self.index.pairs[places].T
-            scores_bn += self.combine(self.terms[0][images][:, attributes_n], self.terms[1][images][:, objects_n])
-        scores_bn = np.where(self.allowed[places], scores_bn, -np.inf)
-        self.offer_above(images, np.broadcast_to(places, scores_bn.shape), scores_bn)
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Embeddings of ascending rows; a view where they are contiguous."""
-        if rows[-1] - rows[0] + 1 == len(rows):
-            return self.index.vectors[rows[0] : rows[-1] + 1]
-        return self.index.vectors[rows]
-
-    # -- keeping the best --------------------------------------------------------------------------------------------
-    def offer_above(self, images: np.ndarray, places_bn: np.ndarray, scores_bn: np.ndarray) -> None:
-        """Offer those whose rounded score leaves room for the k best found, or for the k best of these."""
-        slack_b = self.slack[images]
-        floor_b = self.worst[images] - slack_b
-        crowded = np.flatnonzero((scores_bn >= floor_b[:, None]).sum(axis=1) > self.k)
-        if crowded.size:
-            kth = np.partition(scores_bn[crowded], -self.k, axis=1)[:, -self.k]
-            floor_b[crowded] = np.maximum(floor_b[crowded], kth - 2 * slack_b[crowded])
-        at, columns = np.nonzero((scores_bn >= floor_b[:, None]) & (scores_bn > -np.inf))
-        self.offer(images[at], places_bn[at, columns])
-
-    def offer(self, images: np.ndarray, places: np.ndarray) -> None:
-        """Compute the scores of (image, place) pairs in float64 and keep the k best of each image."""
-        if not images.size:
-            return
-        touched = np.unique(images)
-        images = np.concatenate([np.repeat(touched, self.k), images])
-        scores = np.concatenate([self.scores[touched].ravel(), self.exact_scores(images[len(touched) * self.k :], places)])
-        places = np.concatenate([self.places[touched].ravel(), places])
-        order = np.lexsort((places, -scores, images))
-        images, scores, places = images[order], scores[order], places[order]
-        # A pair offered twice has the same bits twice, so its two entries are neighbours.
-        again = (images[1:] == images[:-1]) & (places[1:] == places[:-1]) & (places[1:] < len(self.index))
-        fresh = np.concatenate([[True], ~again])
-        images, scores, places = images[fresh], scores[fresh], places[fresh]
-        rank = np.arange(len(images)) - np.searchsorted(images, images)
-        keep = rank < self.k
-        self.scores[images[keep], rank[keep]] = scores[keep]
-        self.places[images[keep], rank[keep]] = places[keep]
-
-    def exact_scores(self, images: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Scores in float64, float64 [n]; each is a sum of its own, so its bits do not depend on the others."""
-        scores = np.empty(len(images))
-        for start in range(0, len(images), DENSE_ROWS):
-            i, p = images[start : start + DENSE_ROWS], places[start : start + DENSE_ROWS]
-            value = self.composition_term(i, (self.queries[i].astype(np.float64) * self.index.embeddings(p)).sum(axis=1))
-            if self.terms is not None:
-                a, o = self.index.pairs[p].T
-                value += self.combine(self.terms[0][i, a].astype(np.float64), self.terms[1][i, o])
-            scores[start : start + DENSE_ROWS] = value
-        return scores
-
-
-def _best_products(queries_BD: np.ndarray, vectors_nD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest inner products of each query and their columns, both [B, count], by FAISS."""
-    import faiss
-
-    # FAISS 1.15 takes its slow loop below 128,000 numbers in the queries: 170 CLIP images. Only time depends on this global.
-    before = faiss.cvar.distance_compute_blas_threshold
-    faiss.cvar.distance_compute_blas_threshold = min(before, BLAS_QUERIES * queries_BD.shape[1])
-    try:
-        return faiss.knn(queries_BD, vectors_nD, count, metric=faiss.METRIC_INNER_PRODUCT)
-    finally:
-        faiss.cvar.distance_compute_blas_threshold = before
-
-
-def _by_cell(images: np.ndarray, cells_bn: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each cell with the images that want it, cells ascending."""
-    cells, wanting = cells_bn.ravel(), np.repeat(images, cells_bn.shape[1])
-    order = np.argsort(cells, kind="stable")
-    cells, wanting = cells[order], wanting[order]
-    for group in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(cells)) + 1):
-        if group.size:
-            yield int(cells[group[0]]), wanting[group]
-
-
 def _checked(values: np.ndarray, name: str, shape: tuple, least: int = 0, lowest: float = -np.inf) -> np.ndarray:
     array = np.asarray(values)
     fits = array.ndim == 2 and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
     if not fits or array.shape[1] < least or not np.issubdtype(array.dtype, np.floating):
         wanted = [least if want is None and least else want for want in shape]
-        raise UsageError(
-            f"{name}: {array.dtype} of shape {list(array.shape)}", f"the index needs {wanted}", "give floats of this shape"
-        )
+        raise ValueError(f"{name}: {array.dtype} of shape {list(array.shape)}; the index needs floats of shape {wanted}")
     array = np.ascontiguousarray(array, dtype=np.float32)
     bad = np.argwhere(~(np.isfinite(array) & (array >= lowest)))
     if bad.size:
         what = "is not finite" if not np.isfinite(array[tuple(bad[0])]) else "is negative"
-        raise DataError(f"{name}: column {bad[0][1]} of image {bad[0][0]} {what}", f"it is {array[tuple(bad[0])]}", "")
+        raise DataError(
+            f"{name}: column {bad[0][1]} of image {bad[0][0]} {what}",
+            f"it is {array[tuple(bad[0])]}",
+            "check the weights of the run and the image",
+        )
     return array

@@ -1,4 +1,4 @@
-"""The runs below a folder: where they lie, how large they are, which tags they have, and which of their checkpoints nobody needs."""
+"""The runs below a folder: their paths, sizes and tags, and the checkpoints that can be deleted."""
 
 from __future__ import annotations
 
@@ -67,12 +67,14 @@ def set_tags(path: PathLike, add: list[str], remove: list[str]) -> list[str]:
     Raises
     ------
     UsageError
-        A tag that is no short word, or one to remove that the run does not have.
+        A tag that is not a short word, or a tag to remove that the run does not have.
     """
     there = tags_of(path)
     for tag in add:
         if not TAG.fullmatch(tag):
-            raise UsageError(f"{tag!r} cannot be a tag", "", "use up to 64 letters, digits, - _ . +")
+            raise UsageError(
+                f"{tag!r} cannot be a tag", "it is too long or has other characters", "use up to 64 letters, digits, - _ . +"
+            )
     if absent := [tag for tag in remove if tag not in there]:
         raise UsageError(
             f"{Path(path).name} has no tag {absent[0]!r}", f"its tags: {', '.join(there) or 'none'}", "name one of these"

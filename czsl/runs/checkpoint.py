@@ -1,12 +1,11 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, each file's SHA-256 in a manifest. Never pickle.
 
-Torch is imported where tensors are read or written: commands that only look for checkpoints start without it.
+Torch is imported by the functions that read or write tensors, so commands that only look for checkpoints start without it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from czsl.errors import CzslError, UsageError
 from czsl.reading import PathLike, read_json, read_safetensors
-from czsl.runs.files import sha256_file, sync_folder, write_json
+from czsl.runs.files import sha256_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +28,7 @@ log = logging.getLogger("czsl")
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on, or to be used.
+    """State of a run, enough to resume its training or to use it.
 
     method : state of the method (trainable weights, prototypes, batch statistics), never the frozen CLIP
     optimizer : Adam's moments, as ``<moment>.<parameter>``
@@ -53,27 +52,14 @@ def save(folder: PathLike, checkpoint: Checkpoint, prune: bool = True) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{checkpoint.state['step']:08d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     for left in folder.glob(".step-*.tmp"):  # of a process that was killed; a run has one writer
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with whole_folder(target, replace=True, sync=True) as temporary:  # the same step may be there already, after a resume
         for name in ("method", "optimizer", *(["labels"] if checkpoint.labels else [])):
             tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
             (temporary / f"{name}.safetensors").write_bytes(as_bytes(tensors))  # a full disk is an OSError, which save_file hides
         write_json(temporary / "state.json", checkpoint.state)
-        files = sorted(temporary.iterdir())
-        for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        write_json(temporary / "manifest.json", {p.name: sha256_file(p) for p in files})
-        sync_folder(temporary)
-        if target.exists():  # the same step again, after a resume
-            shutil.rmtree(target)
-        temporary.rename(target)
-        sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / "manifest.json", {p.name: sha256_file(p) for p in sorted(temporary.iterdir())})
     if prune:
         _prune(folder)
     return target
@@ -86,7 +72,7 @@ def mark_best(folder: PathLike, checkpoint: PathLike, **facts: Any) -> None:
 
 
 def best(folder: PathLike) -> dict[str, Any]:
-    """What :func:`mark_best` wrote, or an empty dict."""
+    """Return what :func:`mark_best` wrote, or an empty dict."""
     folder = Path(folder)
     file = folder / "best.json"
     if not file.exists():
@@ -96,7 +82,7 @@ def best(folder: PathLike) -> dict[str, Any]:
         kinds: dict[str, Any] = {"checkpoint": str, "auc": (int, float, type(None)), "epoch": int, "step": int}
         if isinstance(content, dict) and all(isinstance(content[name], kinds[name]) for name in kinds.keys() & content.keys()):
             return content
-        why = "it is no mark of a checkpoint"
+        why = "it is not a mark of a checkpoint"
     except CzslError as error:
         why = error.why
     log.warning("%s is damaged (%s), the best checkpoint is not known", file, why)
@@ -116,7 +102,7 @@ def step_of(path: PathLike) -> int:
 
 
 def is_valid(path: PathLike) -> bool:
-    """Whether every file of a checkpoint is there and unchanged."""
+    """Return whether every file of a checkpoint exists and is unchanged."""
     path = Path(path)
     try:
         manifest = read_json(path / "manifest.json")
@@ -143,7 +129,7 @@ def find(folder: PathLike, which: str = "best") -> Path:
     Raises
     ------
     UsageError
-        If there is none, or the one asked for is damaged; lists those there are.
+        If no such checkpoint exists or it is damaged; lists the existing ones.
     """
     folder = Path(folder)
     if which == "best":

@@ -1,4 +1,4 @@
-"""The settings of a run, beside those of its method."""
+"""Settings of a run other than those of its method."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class RunConfig:
 
     method: name in the registry.
     preset: named settings of the method (``czsl methods`` lists them).
-    recipe: named settings for a dataset's size (learning rate, epochs, batch, weights), a second axis beside the preset.
+    recipe: named settings for a dataset's size (learning rate, epochs, batch, weights), a second axis next to the preset.
     data: dataset folder, or ``toy``.
     clip: ``tiny``, an open_clip model, ``hf-hub:org/name``, a model's folder, or a weight file (docs/weights.md).
     clip_weights: published tag or file for an open_clip model.
     seed: of initial weights, sample order, augmentation and dropout.
     epochs: passes over the training images.
-    batch: images a step over all workers together.
+    batch: images per step over all workers together.
     optimizer: ``adam``, or ``adamw``: decoupled decay in the form of the public programs (see `czsl.runs.optimizers`).
     lr: learning rate.
     weight_decay: L2 added to the gradient with adam, decoupled with adamw.
     lr_step: epochs after which the learning rate falls.
     lr_gamma: by this factor.
-    lr_steps_per_epoch: scheduler steps an epoch (2 imitates ClusPro's released loop).
+    lr_steps_per_epoch: scheduler steps per epoch (2 imitates ClusPro's released loop).
     augment: flip, perspective and rotation of training images, new ones in each epoch. ``null``: if training changes the image tower, but
         not if it is frozen and its features are kept; ``true``: always, so that a frozen tower encodes each image in every epoch.
     augment_copies: for a frozen image tower: keep this many augmented features of each training image, drawn by seed and image, and
         show one after the other, one an epoch. 0: encode each augmented image in the step.
-    train_per_pair: use at most this many training images a pair (0: all), drawn with the seed.
+    train_per_pair: use at most this many training images per pair (0: all), drawn with the seed.
     val_per_pair: the same for the validation images that choose the best checkpoint.
     selection: the epoch that counts as best: the one of the largest ``auc`` on the validation images, of the largest ``auc20`` (in 20
         bins, by which the public loops choose), the largest harmonic mean ``hm``, the largest ``accuracy`` over all images without a
         bias, or the ``last``.
     stop_after: end training after this many epochs in a row without a better one by ``selection``; 0: train all epochs.
-    eval_batch: images a batch in evaluation; fixed, so that results do not depend on the number of workers.
+    eval_batch: images per batch in evaluation; fixed, so that results do not depend on the number of workers.
     precision: auto, float32, bfloat16 (matrix products of the towers and of training; scores stay in float32) or float64. ``auto``:
         bfloat16 on a GPU of compute capability 8.0 or more, else float32, with TF32 for float32 products of a GPU; the run keeps what it
         began with, in evaluation and prediction as well.
@@ -52,7 +52,7 @@ class RunConfig:
     orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
     background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
         default as the dataset remembers it.
-    threads: CPU threads a worker (0: what the node offers); part of the result's last bits, so stored with the run.
+    threads: CPU threads per worker (0: what the node offers); part of the result's last bits, so stored with the run.
     partial_labels: file of candidate sets (`czsl data partial`) that training is given instead of labels.
     label_init: first weights of an image's candidates: ``clip`` (softmax of frozen CLIP's similarity less its mean over the images),
         ``uniform``, or ``multihot`` (ones).
@@ -124,11 +124,23 @@ class RunConfig:
                     f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
                 )
         if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"unknown optimizer {self.optimizer!r}", "", f"choose one of {', '.join(OPTIMIZERS)}")
+            raise UsageError(
+                f"unknown optimizer {self.optimizer!r}",
+                "the optimizers are those listed below",
+                f"choose one of {', '.join(OPTIMIZERS)}",
+            )
         if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", "", f"choose one of {', '.join(PRECISIONS)}")
+            raise UsageError(
+                f"unknown precision {self.precision!r}",
+                "the precisions are those listed below",
+                f"choose one of {', '.join(PRECISIONS)}",
+            )
         if self.selection not in SELECTIONS:
-            raise UsageError(f"unknown selection {self.selection!r}", "", f"choose one of {', '.join(SELECTIONS)}")
+            raise UsageError(
+                f"unknown selection {self.selection!r}",
+                "checkpoints are chosen in one of these ways",
+                f"choose one of {', '.join(SELECTIONS)}",
+            )
         if self.stop_after and self.selection == "last":
             raise UsageError(
                 f"stop_after={self.stop_after} with selection=last",
@@ -146,7 +158,7 @@ class RunConfig:
 
     @property
     def decode(self) -> DecodeOptions:
-        """How images are decoded, in training, evaluation and prediction; as stored for runs of before there was a choice."""
+        """Options for decoding images in training, evaluation and prediction; ``as stored`` for runs older than this choice."""
         return DecodeOptions.from_settings(self.orientation, self.background)
 
     def remember(self, decode: DecodeOptions) -> None:
@@ -155,7 +167,11 @@ class RunConfig:
 
     def _check_labels(self) -> None:
         if self.label_init not in LABEL_INITS:
-            raise UsageError(f"unknown label_init {self.label_init!r}", "", f"choose one of {', '.join(LABEL_INITS)}")
+            raise UsageError(
+                f"unknown label_init {self.label_init!r}",
+                "label confidences start in one of these ways",
+                f"choose one of {', '.join(LABEL_INITS)}",
+            )
         for name in ("label_momentum", "label_rescue"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it is a share", "set it between 0 and 1")
@@ -173,7 +189,7 @@ class RunConfig:
         return self.lr * self.lr_gamma ** (epoch * self.lr_steps_per_epoch // self.lr_step)
 
     def augments(self, frozen: bool) -> bool:
-        """Whether training images are augmented, with an image tower that is ``frozen`` (its features could be kept) or not."""
+        """Return whether training images are augmented, with an image tower that is ``frozen`` (its features could be kept) or not."""
         return not frozen if self.augment is None else self.augment
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent, and locks on folders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,22 +26,63 @@ READERS = ".readers"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 
 
-def write_atomically(path: PathLike, content: bytes, sync: bool = True) -> None:
-    """Write beside the target, sync, rename: a reader never sees half a file, a full disk never costs the old one.
+@contextmanager
+def whole_file(path: PathLike, sync: bool = False) -> Iterator[Path]:
+    """Yield a path next to ``path`` to write to, and rename it to ``path`` if the block ends without an error.
 
-    Without ``sync``, for many small files that can be made again, that holds until the machine itself stops.
+    Several processes may write the same file at once: the last one wins. With ``sync`` the content is on the disk before the rename, so the
+    file also survives a crash of the machine.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
+        if sync:
+            _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: PathLike, replace: bool = False, sync: bool = False) -> Iterator[Path]:
+    """Yield a new folder next to ``path`` to write to, and rename it to ``path`` if the block ends without an error.
+
+    ``path`` is absent or an empty folder; with ``replace`` it may be a folder with content, which is deleted after the rename. ``sync`` as
+    for :func:`whole_file`, for each file and for both renames.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _beside(path), None
+    temporary.mkdir()
+    try:
+        yield temporary
+        if sync:
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _sync(temporary)
+        if replace and path.exists():
+            old = path.rename(_beside(path))
+        elif path.is_dir():
+            path.rmdir()
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old is not None:
+                old.rename(path)
+            raise
+        if sync:
+            _sync(path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomically(path: PathLike, content: bytes, sync: bool = True) -> None:
+    """Write bytes to a file with :func:`whole_file`."""
+    with whole_file(path, sync) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_array(path: PathLike, array: np.ndarray) -> None:
@@ -57,9 +99,13 @@ def write_json(path: PathLike, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def sync_folder(path: PathLike) -> None:
-    """Make renames inside a folder durable."""
-    path = Path(path)
+def _beside(path: Path) -> Path:
+    """Return a hidden name of one's own next to a path: threads, processes and hosts may write the same file at once."""
+    stem = os.fsdecode(os.fsencode(path.name)[:200])  # a file name has at most 255 bytes
+    return path.with_name(f".{stem}.{uuid.uuid4().hex}.tmp")
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -164,11 +210,11 @@ def sha256_file(path: PathLike) -> str:
 
 
 def no_space(error: OSError, folder: PathLike) -> SetupError:
-    """What a full disk means for the run in a folder."""
+    """Return the error of a full disk for the run in a folder."""
     folder = Path(folder)
     free = shutil.disk_usage(folder).free / 2**20
     return SetupError(
         f"no space left to write in {folder}",
         f"{error.strerror}{f': {error.filename}' if error.filename else ''} ({free:,.0f} MiB free); the checkpoints before are kept",
-        f"make space, then go on with: czsl train --resume {folder}",
+        f"make space, then continue with: czsl train --resume {folder}",
     )

@@ -141,7 +141,7 @@ class Run:
 
     @property
     def start(self) -> Path:
-        """Folder of the checkpoint that the run started from; absent where it started from initial weights."""
+        """Folder of the checkpoint that the run started from; absent if it started from initial weights."""
         return self.path / "start"
 
     @property
@@ -172,7 +172,7 @@ class Run:
 
     @property
     def writable(self) -> bool:
-        """Whether files can be made in the run folder."""
+        """Return whether files can be created in the run folder."""
         return os.access(self.path, os.W_OK)
 
     def write_report(self, name: str, report: dict[str, Any]) -> Path:
@@ -204,12 +204,12 @@ class Run:
         threads = content.get("threads", 0) if isinstance(content, dict) else None
         precision = content.get("precision", "float32") if isinstance(content, dict) else None
         if type(threads) is not int or not 0 <= threads <= MOST_THREADS or precision not in PRECISIONS[1:]:
-            raise UsageError(told["head"], "it is no record of a run", told["fix"])
+            raise UsageError(told["head"], "it is not a record of a run", told["fix"])
         return content
 
     @property
     def threads(self) -> int:
-        """CPU threads of a worker: those of the settings, else those that its training used; 0 where nobody has chosen yet.
+        """CPU threads of a worker: those of the settings, else those that its training used; 0 if none was chosen yet.
 
         The last bits of a matrix product change with their number, so what follows from a run is computed with these everywhere.
         """
@@ -226,7 +226,7 @@ class Run:
 
 
 def well_formed(record: dict[str, Any], whole: bool = False) -> bool:
-    """Whether a line of metrics has texts where these belong and finite numbers elsewhere; ``whole``: with all that its event tells."""
+    """Return whether the values of a metrics line have the right types and are finite; ``whole``: and none is missing."""
     if not isinstance(record.get("event"), str):
         return False
     for name, value in record.items():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import zlib
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import check_known, typed
 
@@ -60,7 +59,7 @@ class Domain:
 
     @property
     def count(self) -> int:
-        """How many values there are; 0 where there is no end of them."""
+        """Number of values; 0 for a continuous range."""
         if self.kind == "choice":
             return len(self.args)
         if self.kind == "randint":
@@ -85,7 +84,7 @@ class Domain:
         return round((value - self.args[0]) / (self.args[2] if self.kind == "quniform" else 1))
 
     def values(self) -> list[Any]:
-        """All values, in order; empty where there is no end of them."""
+        """All values, in order; empty for a continuous range."""
         return [self.value(i) for i in range(self.count)]
 
     def __str__(self) -> str:
@@ -133,12 +132,11 @@ def _domain(name: str, spec: Any, owner: type) -> Domain:
     if not isinstance(spec, Mapping) or len(spec) != 1:
         forms = "; ".join(KINDS.values())
         raise UsageError(
-            f"{name}: {spec!r} is no set of values", f"one of: {forms}", f"to fix a value, give {name}=VALUE instead"
+            f"{name}: {spec!r} is not a set of values", f"one of: {forms}", f"to fix a value, give {name}=VALUE instead"
         )
     kind, args = next(iter(spec.items()))
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(kind), KINDS)
         raise UsageError(f"{name}: unknown kind {kind!r}", hint, f"kinds: {', '.join(KINDS)}")
     example = f"write for example  {name}: {{{KINDS[kind]}}}"
     if not isinstance(args, list):
@@ -162,7 +160,7 @@ def _choices(name: str, args: list, owner: type, example: str) -> Domain:
 
 def _numbers(name: str, kind: str, args: list, example: str) -> Domain:
     def refuse(why: str) -> UsageError:
-        return UsageError(f"{name}: {kind} of {args!r} is no range", why, example)
+        return UsageError(f"{name}: {kind} of {args!r} is not a valid range", why, example)
 
     if len(args) != (3 if kind == "quniform" else 2):
         raise refuse("low and high are expected" + (", and a step" if kind == "quniform" else ""))
@@ -194,7 +192,7 @@ def _number(value: Any) -> Any:
 
 
 def sample(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """The values of trial ``number``: a function of (seed, number) and, setting by setting, of its own domain alone."""
+    """The values of trial ``number``: a function of (seed, number) and, setting by setting, of its own domain only."""
     return {
         name: domain.sample(np.random.default_rng([seed, number, zlib.crc32(name.encode())])) for name, domain in space.items()
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterable
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 
 
 def check_known(given: Iterable[str], known: Iterable[str], method: str) -> None:
@@ -22,8 +21,7 @@ def check_known(given: Iterable[str], known: Iterable[str], method: str) -> None
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise UsageError(f"unknown setting {key!r}", hint, f"czsl methods {method} lists all of them")
 
 
@@ -42,7 +40,9 @@ def typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 choices = ", ".join(map(str, get_args(hint)))
-                raise UsageError(f"{key}={value!r} is not a choice", "", f"choose one of: {choices}")
+                raise UsageError(
+                    f"{key}={value!r} is not a choice", f"{key} has a fixed set of values", f"choose one of: {choices}"
+                )
             out[key] = value
             continue
         kinds = tuple(get_origin(k) or k for k in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))

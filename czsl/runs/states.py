@@ -16,7 +16,7 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run got.
+    """State of a run: new, unfinished, done or damaged.
 
     name : ``done``, ``running``, ``stopped`` (by someone, with a checkpoint), ``failed``, ``interrupted`` (it ended without a word),
         ``new`` (nothing was trained yet), or ``damaged``
@@ -30,7 +30,7 @@ class RunState:
 def state_of(run: Run, trains: bool) -> RunState:
     """Return the state of a run; ``trains``: whether its method trains (a run without training is done once its settings are there).
 
-    Checkpoints are looked for, not verified: that is done where one is read.
+    Checkpoints are looked for, not verified: that happens when one is read.
     """
     if not (run.path / "space.json").is_file():
         return RunState(DAMAGED, "space.json is missing")
@@ -58,7 +58,7 @@ def state_of(run: Run, trains: bool) -> RunState:
 
 
 def is_half_gone(path: PathLike) -> str:
-    """Return why a folder that should be a run's is none, or an empty text: it is absent, empty, or a run that can be opened."""
+    """Return why a folder is not a run, or an empty text if it is absent, empty, or a run that can be opened."""
     path = Path(path)
     if not path.exists():
         return ""

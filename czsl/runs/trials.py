@@ -39,7 +39,7 @@ class SearchConfig:
     config: settings of every trial (a run's ``config.yaml``) where the search does not change them.
     trials: how many to run.
     algorithm: ``random``, ``grid`` or ``optuna`` (TPE).
-    scheduler: ``asha`` stops trials early that fall behind (Li et al., A System for Massively Parallel Hyperparameter Tuning,
+    scheduler: ``asha`` stops trials with low metrics early (Li et al., A System for Massively Parallel Hyperparameter Tuning,
         MLSys 2020); ``none`` lets all finish.
     grace: epochs before a trial may be stopped.
     metric: ``val_auc`` or ``val_hm``: exact, closed world, on the validation split; the best epoch counts.
@@ -75,7 +75,7 @@ class Trial:
     path : its run folder
     values : the searched settings
     pruned : epoch after which the search stopped it, or None
-    reason : why its settings cannot be, or why it died; empty for a trial in order
+    reason : why its settings are invalid, or why it died; empty for a valid trial
     """
 
     number: int
@@ -91,7 +91,7 @@ class Trial:
 
     @property
     def run(self) -> Run | None:
-        """Its run; None where the settings could not be."""
+        """Its run; None if the settings are invalid."""
         return Run(self.path) if (self.path / "config.yaml").is_file() else None
 
     def status(self) -> str:
@@ -120,7 +120,7 @@ class Trial:
         return [{**r, "value": value} for r, value in zip(curve, best, strict=True)]
 
     def summary(self, metric: str) -> dict[str, Any]:
-        """What a table of trials shows: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
+        """Row of a table of trials: status, epochs, the best epoch and its numbers, seconds of work, reason, path."""
         records = list(self.run.metrics()) if self.run else []
         epochs = [r for r in records if r["event"] == "epoch" and "epoch" in r]
         key = METRICS[metric]
@@ -157,7 +157,7 @@ class Search:
         self.path = Path(self.path).resolve()
         file = self.path / "tune.yaml"
         if not file.is_file():
-            raise UsageError(f"{self.path} is no search", "it has no tune.yaml", "give a folder that czsl tune wrote")
+            raise UsageError(f"{self.path} is not a search", "it has no tune.yaml", "give a folder that czsl tune wrote")
         told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
         content = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
         try:
@@ -197,13 +197,13 @@ class Search:
 
     @property
     def folder(self) -> Path:
-        """Of the trials."""
+        """Return the path of the trials."""
         return self.path / "trials"
 
     def add(
         self, number: int, values: dict[str, Any], config: RunConfig | None, space: CompositionSpace, reason: str = ""
     ) -> Trial:
-        """A new trial: its run folder, or, without settings, only the reason why there are none."""
+        """A new trial: its run folder, or, without settings, only the reason why they are invalid."""
         trial = Trial(number, self.folder / f"{number:03d}", values, reason=reason)
         if config is None:
             trial.path.mkdir()
@@ -213,19 +213,19 @@ class Search:
         return trial
 
     def trials(self) -> list[Trial]:
-        """Those begun, in order.
+        """Return the trials begun, in order.
 
         Raises
         ------
         UsageError
-            A ``trial.json`` that is none.
+            A ``trial.json`` that is damaged.
         """
         found = []
         for file in self.folder.glob("*/trial.json"):
             try:
                 content = read_json(file)
                 if not isinstance(content, dict) or not content.keys() >= {"number", "values"}:
-                    raise TypeError("it is no record of a trial")
+                    raise TypeError("it is not a record of a trial")
                 check_known(content, (f.name for f in fields(Trial) if f.name != "path"), "NAME")
                 found.append(Trial(path=file.parent, **typed(content, Trial)))
             except (TypeError, CzslError) as error:
@@ -234,12 +234,12 @@ class Search:
         return sorted(found, key=lambda t: t.number)
 
     def is_over(self) -> bool:
-        """Whether every trial that was asked for, and every one begun, is over."""
+        """Return whether all trials have been started and have ended."""
         status = {t.number: t.status() for t in self.trials()}
         return set(status) >= set(range(self.config.trials)) and all(s in OVER for s in status.values())
 
     def clean(self) -> None:
-        """Take away what a killed process left half made; only while nobody adds trials."""
+        """Delete unfinished files of a killed process; call it only while no trial is being added."""
         for path in self.folder.iterdir():
             if not (path / "trial.json").is_file():
                 shutil.rmtree(path)

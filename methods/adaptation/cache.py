@@ -51,12 +51,12 @@ class Cache:
 
     @property
     def entries(self) -> Tensor:
-        """Entries [C, M, D]; zero where there is none."""
+        """Entries [C, M, D]; zero without one."""
         return self._entries[: len(self)]
 
     @property
     def filled(self) -> Tensor:
-        """1 where there is an entry, else 0, [C, M]."""
+        """1 for an entry, else 0, [C, M]."""
         return self._filled[: len(self)]
 
     def add(self, label: int, feature_D: Tensor, entropy: float) -> tuple[int, int] | None:

@@ -53,5 +53,5 @@ class Plan:
         return {f.name: value for f in fields(self.settings) if (value := getattr(self.settings, f.name)) != f.default}
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a report says about the adaptation."""
+        """Return the facts about the adaptation for a report."""
         return {"name": self.name, "transductive": True, "stream_seed": self.seed, "settings": asdict(self.settings)}

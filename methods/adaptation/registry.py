@@ -1,14 +1,13 @@
-"""Names of adaptations and where they live; a module is imported when its adaptation is asked for."""
+"""Names of adaptations and where they live; a module is imported on first use."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from czsl.errors import UsageError
+from czsl.errors import UsageError, did_you_mean
 from czsl.reading import read_yaml
 from methods.adaptation import config as settings_of
 from methods.adaptation.config import AdaptationConfig
@@ -33,8 +32,7 @@ def canonical_adaptation(name: str) -> str:
     """
     if name.lower() in ADAPTATIONS:
         return name.lower()
-    near = difflib.get_close_matches(name.lower(), ADAPTATIONS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name.lower(), ADAPTATIONS, cutoff=0.4)
     raise UsageError(f"unknown adaptation {name!r}", hint, f"adaptations: {', '.join(ADAPTATIONS)}")
 
 
@@ -50,7 +48,7 @@ def adaptation_class(name: str) -> type[Adaptation]:
 
 
 def adaptation_recipes(name: str) -> dict[str, dict[str, Any]]:
-    """Return the named settings of an adaptation, from ``recipes.yaml`` beside this module."""
+    """Return the named settings of an adaptation, from ``recipes.yaml`` next to this module."""
     return dict(read_yaml(Path(__file__).with_name("recipes.yaml"))[canonical_adaptation(name)]["recipes"])
 
 
@@ -72,7 +70,6 @@ def adaptation_settings(name: str, given: Mapping[str, Any] | AdaptationConfig |
     own, recipes = dict(given or {}), adaptation_recipes(name)
     recipe = own.pop("recipe", None)
     if recipe is not None and recipe not in recipes:
-        near = difflib.get_close_matches(str(recipe), recipes, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(recipe), recipes)
         raise UsageError(f"{canonical_adaptation(name)} has no recipe {recipe!r}", hint, f"recipes: {', '.join(recipes)}")
     return adaptation_config(name).of({**(recipes[recipe] if recipe is not None else {}), **own})

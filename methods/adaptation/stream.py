@@ -42,7 +42,7 @@ def adapt_tiles(
 ) -> Iterator[Tensor]:
     """Yield the scores [B, P] of each block of image features [B, D], so that no array [N, P] exists.
 
-    Arguments, results and errors as in :func:`adapt_stream`; a block is read when its scores are asked for.
+    Arguments, results and errors as in :func:`adapt_stream`; a block is read when its scores are needed.
     """
     state, any_image = start(name, text_features, logit_scale, settings), False
     for block in images:

@@ -45,7 +45,7 @@ class Tda(Adaptation[TdaConfig]):
         return out_P[:-1]
 
     def _affinity(self, cache: Cache, x_D: Tensor, alpha: float, beta: float) -> Tensor:
-        """Weighted affinity of an image to each entry, [C, M]; 0 where there is none."""
+        """Weighted affinity of an image to each entry, [C, M]; 0 without one."""
         return self.config.weight(alpha, self.scale) * torch.exp(-beta * (1 - cache.entries @ x_D)) * cache.filled
 
     def _speak_against(self, taken: tuple[int, int] | None, z_P: Tensor) -> None:

@@ -64,7 +64,7 @@ class TowerAdapters(nn.Module):
             self.layers.append(nn.ModuleDict(sets))
 
     def addition(self, i: int, after: str, concept: str, h: Tensor) -> Tensor:
-        """What layer i adds to the output h of one of its sub-layers.
+        """Return the addition of layer i to the output h of one of its sub-layers.
 
         For a mixture, the latents of three adapters are averaged before the mixture's way up, and its result with theirs.
         """

@@ -35,7 +35,7 @@ def _spellings() -> dict[str, str]:
 
 
 def released_name(name: str) -> str:
-    """How the public program writes a label: lower case and as it is, but for the names in ``names.yaml``."""
+    """Return a label as the public program writes it: lower case and as it is, but for the names in ``names.yaml``."""
     return _spellings().get(name, name.lower())
 
 

@@ -80,7 +80,7 @@ class CailaNames(PublicNames):
         return out
 
     def public_name(self, own: str) -> str:
-        """What the public program calls a tensor of ours."""
+        """Return the public program's name of a tensor."""
         parts = own.split(".")
         if len(parts) != 7:
             return next((public for public, mine in SCALES.items() if mine == own), own)

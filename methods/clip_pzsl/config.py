@@ -1,4 +1,4 @@
-"""Fields of CLIP-PZSL; README.md says where each comes from."""
+"""Fields of CLIP-PZSL; README.md gives the source of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ClipPzslConfig(MethodConfig):
     depth: layers of the mining block; 0 leaves it out, so that label embeddings stay CLIP's.
     assign: which label an image is a point of: ``argmax`` (one-hot, gradient of the softmax), ``soft`` (the softmax),
         ``gumbel_logits`` (one-hot of noisy logits), ``gumbel_probs`` (noise on probabilities, as KMT-PLL has it).
-    restrict: let an image be a point of its candidates alone. In training labels then know their images of the batch, which they do not
+    restrict: let an image be a point of its candidates only. In training labels then know their images of the batch, which they do not
         in testing (README.md has the figures).
     reduce: ``mean`` or ``sum`` of a label's points.
     rho: step of a label towards what its points say.
@@ -74,7 +74,7 @@ class ClipPzslConfig(MethodConfig):
 
     @property
     def only_features(self) -> bool:
-        """Always: it trains label embeddings beside the towers."""
+        """Always: it trains label embeddings next to the towers."""
         return True
 
     @property

@@ -16,7 +16,7 @@ GUMBEL_TAU = 0.1
 
 
 def assignment(logits_BC: Tensor, allowed_BC: Tensor | None, kind: str) -> Tensor:
-    """Which centre each point belongs to, [B, C]; rows sum to 1.
+    """Assignment of each point to centres, [B, C]; rows sum to 1.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def assignment(logits_BC: Tensor, allowed_BC: Tensor | None, kind: str) -> Tenso
 
 
 def gathered(assignment_BC: Tensor, points_BD: Tensor, reduce: str) -> Tensor:
-    """What the points of each centre say, [C, D]: their sum, or their mean with a count that has no gradient; 0 without points."""
+    """Aggregate of the points of each centre, [C, D]: their sum, or their mean with a count that has no gradient; 0 without points."""
     sums_CD = assignment_BC.T @ points_BD
     if reduce == "sum":
         return sums_CD

@@ -79,7 +79,7 @@ class ClipPzsl(Method):
 
     # -- images, text and scores -----------------------------------------------------------------------------------
     def image_side(self, features_BD: Tensor) -> FrozenBeside:
-        """Unit features, adapted where there is an adapter."""
+        """Unit features, adapted if the method has an adapter."""
         frozen_BD = normalize(features_BD, dim=-1)
         with torch.autocast(self.clip.device.type, enabled=False):
             return FrozenBeside(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
@@ -111,7 +111,7 @@ class ClipPzsl(Method):
         return TextSide(pairs_P2, labels_PD)
 
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
-        """Cosines over the learned temperature, [B, P]; there are no branches."""
+        """Cosines over the learned temperature, [B, P]; the method has no branches."""
         with torch.autocast(self.clip.device.type, enabled=False):
             return images.pair @ text.pair.T / self.log_tau.exp(), None, None
 
@@ -134,7 +134,7 @@ class ClipPzsl(Method):
         return normalize(labels_CD, dim=-1)
 
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Weighted classification, alignment, push from what is no candidate, and anchor; moves the running average."""
+        """Weighted classification, alignment, push from labels that are not candidates, and anchor; moves the running average."""
         assert isinstance(images, FrozenBeside) and images.frozen is not None
         c, words_CD = self.config, text.pair
         weight_BC, candidates_BC = targets.pair, targets.candidates

@@ -12,9 +12,9 @@ from methods.parts.branches_config import BranchesConfig
 class ClusProConfig(BranchesConfig):
     """Fields of ClusPro. Defaults are the preset ``default``.
 
-    heads: MLPs a primitive branch. 2: features are clustered behind the first and compared behind the second (released code); 1: one
+    heads: MLPs per primitive branch. 2: features are clustered after the first and compared after the second (released code); 1: one
         MLP does both (paper).
-    num_prototypes: K, prototypes a primitive.
+    num_prototypes: K, prototypes per primitive.
     assign_scope: samples of a primitive's transport problem: its own (``class``) or the whole ``batch`` (masked afterwards).
     assign_method: ``csot`` (structure-aware transport), ``sinkhorn`` (without structure) or ``cosine`` (nearest prototype).
     solver: ``log`` or ``kernel`` (the arithmetic of the released code, with its overflow).

@@ -1,4 +1,4 @@
-"""Which prototypes of a composition's attribute and object an image is nearest to, and which training images they stand for.
+"""Explanation by an image's nearest prototypes of attribute and object, with the training images nearest to these.
 
 Letters: K prototypes, n training images, D width.
 """

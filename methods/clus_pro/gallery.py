@@ -1,4 +1,4 @@
-"""What the prototypes of a trained ClusPro stand for: their nearest training images, their sizes and their health.
+"""Gallery of a trained ClusPro's prototypes: their nearest training images, their sizes and their health.
 
 Letters: C primitives (attributes first), K prototypes, N images, D width, n nearest images.
 """

@@ -25,7 +25,7 @@ def prototype_contrast(z_SBD: Tensor, rows_MD: Tensor, targets_SB: Tensor, tau: 
     z_SBD : float tensor
         Anchors, of any length.
     rows_MD : float tensor
-        Prototypes behind the branch MLPs, before dropout.
+        Prototypes after the branch MLPs, before dropout.
     targets_SB : int64 tensor
         Row of each image's own prototype.
     tau : float
@@ -44,7 +44,7 @@ def prototype_contrast(z_SBD: Tensor, rows_MD: Tensor, targets_SB: Tensor, tau: 
 
 
 def masks(images: int, rows_MD: Tensor, dropout: float, seed: int) -> Iterator[tuple[slice, Tensor]]:
-    """Dropout masks [b, M, D] (1: kept) of chunks of images, in the type of the rows; a function of the arguments alone.
+    """Dropout masks [b, M, D] (1: kept) of chunks of images, in the type of the rows; a function of the arguments only.
 
     Sixteen random bits decide an element, so the dropout is exact to 2^-16.
     """
@@ -61,7 +61,7 @@ def masks(images: int, rows_MD: Tensor, dropout: float, seed: int) -> Iterator[t
 
 
 class MaskedCosines(torch.autograd.Function):
-    """Cosines [S, B, M] of unit anchors [S, B, D] with rows [M, D] under a dropout mask for each image; 0 where all is dropped.
+    """Cosines [S, B, M] of unit anchors [S, B, D] with rows [M, D] under a dropout mask for each image; 0 if all is dropped.
 
     Neither masks nor masked rows [B, M, D] are kept: the backward pass draws the masks again.
     """

@@ -1,6 +1,6 @@
 """ClusPro (Qu, Wei, Shu, Wang: Learning Clustering-based Prototypes for Compositional Zero-shot Learning, ICLR 2025).
 
-Letters: B images, P pairs, A attributes, O objects, K prototypes a primitive, M prototypes of all primitives, D joint width.
+Letters: B images, P pairs, A attributes, O objects, K prototypes per primitive, M prototypes of all primitives, D joint width.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ClusPro(Method):
         return fuse(pair_BP, attr_BA, obj_BO, text.pairs, self.config, len(text))
 
     def log_weights(self, scores_BP: Tensor) -> Tensor:
-        """Of scores that are sums of probabilities: their logarithms, so that shares are the probabilities."""
+        """Return logarithms of scores that are sums of probabilities, so that shares are the probabilities."""
         return scores_BP.double() if self.config.fusion == "logit" else scores_BP.double().log()
 
     @property
@@ -187,7 +187,7 @@ class ClusPro(Method):
         return terms
 
     def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
-        """Prototypes behind the second MLPs (before dropout), one row each [M, D], and each image's own row [2, B]."""
+        """Prototypes after the second MLPs (before dropout), one row each [M, D], and each image's own row [2, B]."""
         bank, used_C = self.prototypes.bank, self.prototypes.in_use()
         A, K, B = self.prototypes.num_attributes, self.config.num_prototypes, labels_2B.shape[1]
         place_C = used_C.cumsum(0) - 1

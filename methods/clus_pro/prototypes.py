@@ -1,6 +1,6 @@
 """Prototypes of attributes and objects: assignment of features to them, their moving averages, seeding and health.
 
-Letters: A attributes, O objects, C primitives (attributes first), K prototypes a primitive, B images, M = 2B features (attribute
+Letters: A attributes, O objects, C primitives (attributes first), K prototypes per primitive, B images, M = 2B features (attribute
 branch first), N features of one transport problem, D width.
 """
 
@@ -25,7 +25,7 @@ class Problems:
     """Transport problems of a batch.
 
     ``primitives`` [C']; ``rows`` [C', N], the features of each; ``mask`` [C', N], which of them carry mass; ``filler`` [C', N], which
-    of these are no features: a primitive with fewer features than prototypes is filled up to K with indifferent samples (no cost), or
+    of these are not features: a primitive with fewer features than prototypes is filled up to K with indifferent samples (no cost), or
     the equal shares of the prototypes would tear its few features apart. Feature m stands in problem ``problem[m]`` at ``place[m]``.
     """
 
@@ -66,7 +66,7 @@ class Prototypes(nn.Module):
         return torch.cat([attr_B, self.num_attributes + obj_B])
 
     def in_use(self) -> Tensor:
-        """Which primitives take part in losses, bool [C]: all if they start from zeros, else those with prototypes."""
+        """Return which primitives take part in losses, bool [C]: all if they start from zeros, else those with prototypes."""
         if self.config.proto_init == "zeros":
             return torch.ones(len(self.bank), dtype=torch.bool, device=self.bank.device)
         return self.bank.abs().amax((1, 2)) > 0
@@ -241,7 +241,7 @@ def mean_cosine(prototypes_CKD: Tensor) -> Tensor:
 
 
 def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_images: int = 20) -> dict[str, float]:
-    """Whether prototypes have collapsed, judged beside what these features allow.
+    """Measure whether prototypes have collapsed, compared with what these features allow.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The composition of an image from its sub-images: z = g + sum_k w_k v_k, score = cos(z, t).
 
 Letters: C captions, K words (sub-images), D joint width; g the whole image, v_k a sub-image, e_k its word, t the caption. A word that a
-caption does not have is padding: ``present`` is False there, and its weight 0. README.md says which numbers are whose.
+caption does not have is padding: ``present`` is False there, and its weight 0. README.md gives the sources of the numbers.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ SPARE = 2 * SEGMENTS  # rows for segments: SLIC makes about as many as it is ask
 
 @dataclass
 class BankSide(ImageSide):
-    """What is known of B images: ``pair`` [B, D], the whole image with length 1, and their regions.
+    """Features of B images: ``pair`` [B, D], the whole image with length 1, and their regions.
 
     whole : the whole image as the mode wants it, [B, D]
     bank : the regions as the mode wants them, [B, L, D]; the whole image is the last of them where it takes part
@@ -48,7 +48,7 @@ class BankSide(ImageSide):
 
 
 def bank_key(config: ComCLIPConfig) -> str:
-    """Names what the kept features depend on; empty for the whole image alone."""
+    """Names what the kept features depend on; empty for the whole image only."""
     if config.regions == "whole":
         return ""
     if config.regions in ("patch", "superpixel"):
@@ -71,7 +71,7 @@ def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], most: i
 def prepare_bank(
     image: Image.Image, image_id: str, config: ComCLIPConfig, clip: Towers, table: RegionTable | None
 ) -> dict[str, Tensor]:
-    """``images`` [3, S, S] of CLIP's pipeline, and where there are sub-images ``regions`` [L, 3, S, S] with ``present`` [L] or, of
+    """``images`` [3, S, S] of CLIP's pipeline, and with sub-images ``regions`` [L, 3, S, S] with ``present`` [L] or, of
     segments, their ``shares`` of patches [L, N]."""
     image = image.convert("RGB")
     pixels = clip.pixels(image)

@@ -20,7 +20,7 @@ class ComCLIPConfig(RegionFileConfig):
     mode: ``unit`` (vectors of length 1), ``raw`` (as the towers give them: the paper's program on ComVG) or ``gclip`` (a successor's).
     regions: where sub-images come from, the same for all labels: ``grid`` (windows), ``patch`` (features of CLIP's own patches),
         ``superpixel`` (their means over segments), ``file`` (``regions_file``) or ``whole`` (none: plain CLIP).
-    max_regions: of a file, so many regions an image, those with the best scores.
+    max_regions: maximal number of regions per image of a file, those with the best scores.
     fill: what is outside of a region: ``black`` (paper), ``mean`` colour, ``blur``, or ``crop`` to the region.
     include_whole: the whole image is one of the regions.
     choice: a word looks at regions by ``soft`` choice or at the ``top`` one.
@@ -29,8 +29,8 @@ class ComCLIPConfig(RegionFileConfig):
     phrase: how a word is written for the text tower; the paper's is the bare word.
     weight: of sub-images: ``ratio`` (paper), ``softmax`` or ``uniform``.
     tau: temperature of ``weight=softmax``, in cosines.
-    beta: sum of the sub-images' weights beside the whole image's 1; 1 in the paper.
-    min_score: where no word's cosine exceeds it, the score is plain CLIP's.
+    beta: sum of the sub-images' weights, where the whole image has 1; 1 in the paper.
+    min_score: if no word's cosine exceeds it, the score is plain CLIP's.
     guard: off follows the paper's program, whose weights may blow up.
     """
 
@@ -61,7 +61,11 @@ class ComCLIPConfig(RegionFileConfig):
                 "the defaults are 0.01 and 16",
             )
         if "{}" not in self.phrase:
-            raise UsageError(f"phrase {self.phrase!r} has no place for the word", "", "write {} where the word belongs")
+            raise UsageError(
+                f"phrase {self.phrase!r} has no place for the word",
+                "each word is put into the phrase",
+                "write {} where the word belongs",
+            )
         self.rule  # noqa: B018 (it checks its own fields)
 
     @property
@@ -71,11 +75,11 @@ class ComCLIPConfig(RegionFileConfig):
 
     @property
     def rule(self) -> Rule:
-        """How sub-images are weighted."""
+        """Return the rule that weights sub-images."""
         return Rule(self.mode, self.weight, self.tau, self.beta, self.min_score, self.guard)
 
     def notes(self, space: CompositionSpace) -> list[str]:
-        """What a person should know of these settings."""
+        """Return warnings about these settings."""
         if self.regions == "whole":
             return ["regions=whole has no sub-images: the scores are plain CLIP's"]
         if self.regions == "file":

@@ -1,4 +1,4 @@
-"""What a pair's words see of an image, and what each of them adds to its score. Letters: L regions, S image side."""
+"""Explanation by the regions of a pair's words and their additions to the score. Letters: L regions, S image side."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAME = "The fit of a word is its cosine to the part of the image that it sees (m
 def explain_pair(
     question: Question, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
-    """Weights w_a and w_o, fits, the score beside CLIP's own, and where the words look."""
+    """Weights w_a and w_o, fits, the score and CLIP's own, and where the words look."""
     images, text = question.side, question.text.tile(place, place + 1)
     assert isinstance(images, BankSide)
     assert isinstance(text, WordSide)

@@ -33,5 +33,5 @@ def sub_image(image: Image.Image, mask_HW: np.ndarray, fill: Fill = "black") -> 
 
 
 def sub_images(image: Image.Image, masks: Iterable[np.ndarray], fill: Fill, pixels: Pixels) -> Tensor:
-    """What CLIP's pipeline makes of each sub-image, uint8 [L, 3, S, S]."""
+    """Run each sub-image through CLIP's pipeline, uint8 [L, 3, S, S]."""
     return stacked([pixels(sub_image(image, mask, fill)) for mask in masks], pixels.size)

@@ -162,7 +162,7 @@ class Matcher:
         features : mapping
             Of :meth:`whole`, for these images.
         load : callable
-            Name -> RGB image; it is asked a second time for an image of :meth:`whole`.
+            Name -> RGB image; it is called a second time for an image of :meth:`whole`.
         masks : bool, default False
             Keep the words' masks, to show them.
         """
@@ -202,7 +202,7 @@ class Matcher:
         )
 
     def _draw(self, view: View, sentences: Sequence[Composition]) -> list[list[Drawn]] | None:
-        """The words of each sentence in an image; None where its regions cannot be used."""
+        """The words of each sentence in an image; None if its regions cannot be used."""
         try:
             return [self._words(view, sentence) for sentence in sentences]
         except CzslError as error:

@@ -1,7 +1,7 @@
 """ComCLIP on attributes and objects (NAACL 2024, adapted): an image plus what its attribute and its object see of it.
 
 score = logit_scale * cos(g + w_a v_a + w_o v_o, t_ao), v_p the part of the image that fits word p, w_p how well it fits. README.md
-says where it comes from.
+gives the sources.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class ComCLIP(Method):
     # -- images ----------------------------------------------------------------------------------------------------
     @cached_property
     def table(self) -> RegionTable | None:
-        """The regions of the file, where there is one."""
+        """The regions of the file, if one is given."""
         return self.config.table if self.config.from_file else None
 
     @property
     def prepare_key(self) -> str:
-        """What decides about regions."""
+        """Return the settings that determine regions."""
         return bank_key(self.config)
 
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class ComCLIP(Method):
     # -- text ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def encode_compositions(self, pairs_P2: Tensor) -> WordSide:
-        """Prompts of the pairs, and all words alone."""
+        """Prompts of the pairs, and single words."""
         named = [(self.attribute_names[a], self.object_names[o]) for a, o in pairs_P2.tolist()]
         words = word_features(self.clip, self._phrases([*self.attribute_names, *self.object_names]), self.config.mode == "raw")
         attribute, obj = words.split([self.space.num_attributes, self.space.num_objects])
@@ -83,12 +83,12 @@ class ComCLIP(Method):
         return self.clip.biased(self.clip.logit_scale * pair_parts(images, text, self.config).score)
 
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
-        """The scores; there are no branches."""
+        """The scores; the method has no branches."""
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
     def explain_candidate(self, question: Question, place: int) -> Explanation:
-        """What the attribute and the object see of the image, and what it weighs."""
+        """Return the regions of attribute and object, and their weights."""
         return explain_pair(question, place, self.space, self.config, self.table, self.clip)
 
 

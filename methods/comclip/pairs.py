@@ -36,7 +36,7 @@ class WordSide(TextSide):
 
 @dataclass(frozen=True)
 class Seen:
-    """What X words see of B images.
+    """Attended features of B images for X words.
 
     choice : of the regions, [B, X, L]
     views : v, [B, X, D]
@@ -55,7 +55,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Parts:
-    """Of B images and P pairs: scores as cosines, and of their K sub-images (attribute, object, union) weight, fit and cosine."""
+    """Scores of B images and P pairs as cosines, and of their K sub-images (attribute, object, union) weight, fit and cosine."""
 
     score: Tensor  # [B, P]
     weight: Tensor  # [B, P, K]
@@ -84,7 +84,7 @@ def look(images: BankSide, words_XD: Tensor, config: ComCLIPConfig) -> Seen:
 
 
 def seen(images: BankSide, text: WordSide, config: ComCLIPConfig) -> tuple[Seen, Seen, Tensor]:
-    """What attributes and objects see, and v_a.v_o [B, A, O]; computed once, however many tiles of pairs ask for it."""
+    """Attended features of attributes and objects, and v_a.v_o [B, A, O]; computed once for all tiles of pairs."""
     assert text.attribute is not None
     assert text.object is not None
     key = id(text.attribute), id(text.object)

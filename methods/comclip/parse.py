@@ -85,7 +85,7 @@ class Phrase:
 class Composition:
     """A sentence, its entities, and relations (subject, verb, object) by places among them.
 
-    source : ``given``, ``spacy``, ``rules``, or ``none`` where no entity was found: the sentence is compared with the whole image
+    source : ``given``, ``spacy``, ``rules``, or ``none`` if no entity was found: the sentence is compared with the whole image
     """
 
     sentence: str
@@ -95,7 +95,7 @@ class Composition:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the sub-images are of: entities first, then the relations' verbs."""
+        """Words of the sub-images: entities first, then the relations' verbs."""
         return (*(e.text for e in self.entities), *(verb for _, verb, _ in self.relations))
 
 
@@ -121,7 +121,7 @@ def parse(sentence: str, triplet: Sequence[str] | None = None, clean: bool = Fal
 
 
 def from_triplet(sentence: str, triplet: Sequence[str], clean: bool = False) -> Composition:
-    """Of a given (subject, verb, object); empty parts have no sub-image."""
+    """Parse a given (subject, verb, object); empty parts have no sub-image."""
     subject, verb, obj = (clean_token(word) if clean else word.strip() for word in triplet)
     verb = base_verb(verb) if clean else verb
     entities = tuple(Phrase(word, word.split()[-1]) for word in (subject, obj) if word)
@@ -162,7 +162,7 @@ def base_verb(word: str) -> str:
 
 
 def _without_ending(stem: str) -> str:
-    """``chas`` -> ``chase``, ``runn`` -> ``run``, ``play`` -> ``play``: what TextBlob's lexicon knows, verbs first."""
+    """``chas`` -> ``chase``, ``runn`` -> ``run``, ``play`` -> ``play``: by TextBlob's lexicon, verbs first."""
     lexicon = _textblob().lexicon
     doubled = len(stem) > 2 and stem[-1] == stem[-2]
     # A single consonant behind a single vowel would have been doubled, had there been no e.
@@ -341,7 +341,7 @@ def _chunks(kinds: list[tuple[str, str]]) -> list[tuple[str, str]]:
 # -- spaCy ---------------------------------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=1)
 def spacy_model() -> Any:
-    """An English spaCy model that is installed, the best one; None where there is none. Nothing is downloaded."""
+    """An English spaCy model that is installed, the best one; None if none is installed. Nothing is downloaded."""
     if importlib.util.find_spec("spacy") is None:
         return None
     name = next((m for m in SPACY_MODELS if importlib.util.find_spec(m) is not None), None)

@@ -1,7 +1,7 @@
-"""Where in an image a phrase is: providers of masks, in the order of their cost.
+"""Providers of masks for the phrases in an image, in the order of their cost.
 
-A mask is bool [H, W] of the original image; None says that the phrase was not found, and the whole image stands for it. What needs
-the tower is asked for in batches over several images. Letters: K phrases, N patches, L windows, S image side, D joint width.
+A mask is bool [H, W] of the original image; None if the phrase was not found, and the whole image stands for it. What needs
+the tower is computed in batches over several images. Letters: K phrases, N patches, L windows, S image side, D joint width.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class View:
         return (box_mask(box, self.image.size) for box in self.boxes.tolist())
 
     def to_image(self, mask_SS: np.ndarray) -> Mask:
-        """A mask over what CLIP sees, laid over the original; None where no pixel of a small one is left."""
+        """A mask over what CLIP sees, laid over the original; None if no pixel of a small one is left."""
         left, top, right, bottom = (round(x) for x in centre_square(self.image.size))
         size = max(1, right - left), max(1, bottom - top)
         own = np.asarray(Image.fromarray(mask_SS.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)).astype(bool)
@@ -85,7 +85,7 @@ class Places:
     table : RegionTable, optional
         For ``file``.
     windows : int
-        For ``grid``: so many best windows of a phrase, their union.
+        For ``grid``: the number of best windows of a phrase that are united.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Places:
     def look_at(
         self, views: Sequence[View], encode_pixels: Callable[[Tensor], Tensor], sub_pixels: Callable[[View], Tensor]
     ) -> None:
-        """What the provider needs of the tower, for several images at once."""
+        """Compute what the provider needs of the tower, for several images at once."""
         if self.kind in ("patch", "superpixel"):
             pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
             patches = normalize(self.clip.visual.dense(self.clip.normalise(pixels))[1], dim=-1)
@@ -174,7 +174,7 @@ class Places:
         return masks
 
     def _meaning(self, phrase: str, said: Sequence[str]) -> set[str]:
-        """Which of a file's phrases a word means: those about the same noun, or alike for the text tower."""
+        """Return the phrases of a file that a word refers to: those about the same noun, or similar by the text tower."""
         if not said:
             return set()
         alike = (self.encode(said) @ self.encode([phrase])[0] >= SAME_PHRASE).tolist()
@@ -183,7 +183,7 @@ class Places:
 
 
 def patch_masks(patches_ND: Tensor, words_KD: Tensor, background_MD: Tensor, size: int, tau: float = MAP_TAU) -> list[Mask]:
-    """Masks over what CLIP sees, bool [S, S] each, from the cosines of phrases and patches; None where a phrase is not found.
+    """Masks over what CLIP sees, bool [S, S] each, from the cosines of phrases and patches; None if a phrase is not found.
 
     Phrases and background compete for every patch (softmax at ``tau``); a phrase has what lies above mean + standard deviation of its
     own map, of that the largest pieces with 80 % of the map. It is found where its cosine at its best patch exceeds the mean of the

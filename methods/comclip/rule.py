@@ -1,4 +1,4 @@
-"""How sub-images are weighted: plain settings, see :mod:`methods.comclip.algebra` for what they do."""
+"""Settings of the weights of sub-images; :mod:`methods.comclip.algebra` applies them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Weight = Literal["ratio", "softmax", "uniform"]
 
 @dataclass(frozen=True)
 class Rule:
-    """How sub-images are weighted.
+    """Rule for the weights of sub-images.
 
     mode : ``unit`` (all vectors of length 1, the fit is a cosine), ``raw`` (vectors as the towers give them, the fit is their inner
         product; what the paper's program does on ComVG and SVO-Probes) or ``gclip`` (raw vectors weighted by cosines that are not
         divided by their sum)
     weight : ``ratio`` (fits divided by their sum), ``softmax`` (of cosines at ``tau``) or ``uniform``
     beta : sum of the weights; 1 in the paper
-    min_score : where no word's cosine exceeds it, the image stays as it is
+    min_score : if no word's cosine exceeds it, the image stays as it is
     guard : whether that holds; also, negative fits become 0. Off: the paper's program
     """
 

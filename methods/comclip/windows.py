@@ -1,4 +1,4 @@
-"""Regions that need nothing but the image: windows, and segments of alike pixels. Letters: L regions, N patches, S image side."""
+"""Regions that need nothing but the image: windows, and segments of similar pixels. Letters: L regions, N patches, S image side."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def slic_segments(pixels_3SS: np.ndarray) -> np.ndarray:
 
 
 def patch_shares(segments_SS: np.ndarray, side: int) -> np.ndarray:
-    """Which share of each segment's pixels lies in which of side x side patches, float32 [segments, N]."""
+    """Return the shares of each segment's pixels in the side x side patches, float32 [segments, N]."""
     size = len(segments_SS)
     place = np.arange(size) * side // size
     patch_SS = place[:, None] * side + place[None]

@@ -15,7 +15,7 @@ from methods.sides import TextSide
 class CoOp(Method):
     """Three learned context words [3, W], the same for all pairs, that start as "a photo of"; names and towers stay fixed.
 
-    Costs an encoding of all training pairs a step; caches image features [N, D].
+    Costs an encoding of all training pairs per step; caches image features [N, D].
     """
 
     name, title, Config = "coop", "CoOp", CoOpConfig

@@ -23,7 +23,7 @@ from methods.sides import TextSide
 class CSP(Method):
     """One trained table [A + O, W]; both towers frozen, so image features are computed once, unless the image tower has adapters.
 
-    Costs an encoding of all training pairs a step; caches image features [N, D]. With augmentation (preset ``released``) a step also
+    Costs an encoding of all training pairs per step; caches image features [N, D]. With augmentation (preset ``released``) a step also
     costs the image tower forth, or with ``augment_copies=K`` it caches [K, N, D] more.
     """
 
@@ -39,7 +39,7 @@ class CSP(Method):
         self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """Un-normalised CLIP features [B, D], of the adapted tower where there are adapters."""
+        """Un-normalised CLIP features [B, D], of the adapted tower if it has adapters."""
         if self.adapters is None:
             return super().image_features(batch)
         return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)

@@ -1,4 +1,4 @@
-"""What a composition's score is made of, and which training images lie along the directions of its words.
+"""Explanation by the parts of a composition's score, and by training images along the directions of its words.
 
 Letters: n training images, A attributes, O objects, T their sum, D width.
 """

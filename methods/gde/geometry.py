@@ -124,7 +124,7 @@ class Directions:
 
 
 def end_points(mean_D: Tensor, moved_PD: Tensor, geometry: Geometry) -> Tensor:
-    """Where moves [P, D] from the centre end."""
+    """Return the end points of moves [P, D] from the centre."""
     return exp_map(mean_D, moved_PD) if geometry == "sphere" else mean_D + moved_PD
 
 
@@ -159,7 +159,7 @@ def directions(
     geometry : str, default "sphere"
         ``sphere``: in the tangent space of the mean on the sphere (GDE). ``linear``: differences of means (LDE).
     weights : float tensor [N], optional
-        Non-negative; they are scaled to sum to 1 within each pair, so that every pair counts once. All images of a pair alike by default.
+        Non-negative; they are scaled to sum to 1 within each pair, so that every pair counts once. Default: equal weights.
     fit, ridge
         See :func:`solve`.
 

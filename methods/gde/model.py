@@ -74,7 +74,7 @@ class GDE(Method):
     # -- settings in use -----------------------------------------------------------------------------------------------
     @property
     def temperature(self) -> float:
-        """Of the weights of a pair's images; infinite for equal weights."""
+        """Temperature of the weights of a pair's images; infinite for equal weights."""
         return float(self.chosen[0])
 
     @property
@@ -89,7 +89,7 @@ class GDE(Method):
 
     @property
     def known(self) -> Tensor:
-        """Which attributes and objects (these after those) have training images, bool [T]."""
+        """Return which attributes, then objects, have training images, bool [T]."""
         pairs_C2 = torch.from_numpy(self.space.train_pairs.copy())[(self.pair_images > 0).cpu()]
         known_T = torch.zeros(len(self.directions), dtype=torch.bool)
         known_T[pairs_C2[:, 0]] = True
@@ -110,7 +110,7 @@ class GDE(Method):
         return self.offset + self.directions[rows_P2[:, 0]] + self.directions[self.space.num_attributes + rows_P2[:, 1]]
 
     def ends(self, pairs_P2: Tensor) -> Tensor:
-        """Where the directions lead: unit vectors [P, D]. In the linear geometry lengths say nothing of images, which have none."""
+        """Unit vectors [P, D] to which the directions lead; also in the linear geometry, since image features are normalised."""
         return normalize(end_points(self.mean, self.moved(pairs_P2), self.config.geometry), dim=-1)
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class GDE(Method):
         Raises
         ------
         DataError
-            There is no training image.
+            The training set is empty.
         """
         if not len(features_ND):
             raise DataError(
@@ -179,7 +179,7 @@ class GDE(Method):
         self.chosen.copy_(torch.tensor([temperature, ridge, share]))
 
     def _judged(self, choices: int) -> float:
-        """The AUC on validation images; not asked where there is nothing to choose."""
+        """The AUC on validation images; not computed if nothing is left to choose."""
         return self.judge() if self.judge is not None and choices > 1 else 0.0
 
     def _located(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,7 +236,7 @@ class GDE(Method):
         return moves(mean_D, x_ND, self.config.geometry) - offset_D
 
     def metrics(self) -> dict[str, Any]:
-        """What is in use: share of the text, ridge, temperature (absent where images have equal weights)."""
+        """Return the settings in use: share of the text, ridge, temperature (absent if images have equal weights)."""
         if self.wants_first_pass:
             return {}
         out = {"text": round(self.share, 6)}

@@ -24,15 +24,15 @@ class LaZSLConfig(RegionFileConfig):
     descriptors: JSON file of phrases for attributes and objects (or classes), kept with the run; labels without phrases get a few
         plain sentences.
     prompt: how a phrase becomes a prompt: ``clause`` ("lemur, which has a long tail"), ``sentence`` (the same with a full stop, as
-        the released program does for ImageNet) or ``plain`` (the phrase alone).
+        the released program does for ImageNet) or ``plain`` (only the phrase).
     regions: ``random`` squares (paper), a fixed ``grid`` of squares of three sizes, or those of a ``file`` (``regions_file``).
-    num_regions: R, regions an image, of a file at most so many, those with the best scores; 0 takes the whole image alone.
+    num_regions: R, number of regions per image, at most for a file (those with the best scores); 0 takes the whole image only.
     region_min: least side of a region, as a share of the image's shorter side.
     region_max: largest side.
     region_seed: of the random squares, drawn by (seed, image name).
     select: drop regions that are less like the whole image than the average region.
     select_shift: added to that average (gama).
-    theta: share of the local score; the rest is the description baseline. 0: that baseline alone.
+    theta: share of the local score; the rest is the description baseline. 0: only that baseline.
     eps: entropy of the transport.
     solver: ``sinkhorn`` (exact), ``log`` (exact, float64, any eps), ``second_order`` (its expansion, all pairs by one matrix product)
         or ``uniform`` (no transport: plain average).
@@ -85,7 +85,7 @@ class LaZSLConfig(RegionFileConfig):
         return min(self.num_regions, max(len(found.regions) for found in self.table.images.values()))
 
     def notes(self, space: CompositionSpace) -> list[str]:
-        """What of the descriptors does not fit a label space, in words."""
+        """Return warnings about descriptors that do not match a label space."""
         found = []
         if not self.descriptors:
             kinds = " and ".join(space.vocabulary)

@@ -1,4 +1,4 @@
-"""Which region of an image supports which phrase of a candidate, in shares that add up to the score."""
+"""Explanation by regions of an image and phrases of a candidate, in shares that add up to the score."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How the score of an image and a candidate comes about; N phrases, R kept regions, float64.
+    """Parts of the score of an image and a candidate; N phrases, R kept regions, float64.
 
     candidate : names of the attribute and the object, or of the class
     score : psi, a weighted mean cosine; ``logit_scale * score`` is what prediction prints
-    baseline : of the whole image alone (the description baseline)
+    baseline : of the whole image only (the description baseline)
     boxes : int [R, 4], left, top, right, bottom in pixels of the original
     phrases : N of them
     plan : T [N, R]
@@ -47,7 +47,7 @@ class Explanation:
     local : shares of the score theta * T * s [N, R]
     whole : shares of the score (1 - theta) * weight * q [N]; ``local.sum() + whole.sum()`` is the score
     lift : T / (weight * mass) - 1 [N, R]: what transport adds to a uniform plan, which T itself hardly shows
-    notes : fallbacks that were taken, in words
+    notes : fallbacks that were taken, as text
     settings : theta, eps, solver, region seed, CLIP and size of the image
     """
 
@@ -84,7 +84,7 @@ class Explanation:
         return self.local.argmax(1)
 
     def heat_map(self, values_R: np.ndarray | None = None, longest: int = 512) -> np.ndarray:
-        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``longest``; 0 where none does.
+        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``longest``; 0 if uncovered.
 
         The values are the regions' shares by default; ``lift[n]`` shows where a single phrase finds support.
         """
@@ -106,7 +106,7 @@ class Explanation:
 
     @property
     def parts(self) -> list[Part]:
-        """What to show: regions by their shares, the best region of each phrase, and the shares that add up to the score."""
+        """Return the parts to show: regions by their shares, the best region of each phrase, and the shares that add up to the score."""
         width, height = self.settings["image_size"]
         shown = np.argsort(-self.by_phrase, kind="stable")[:SHOWN].tolist()
         maps = [("all phrases: mean share of the regions here", self.heat_map(longest=MAP_SIDE), "share of the score")]
@@ -195,7 +195,7 @@ def explain_image(
     image : PIL image
         The original.
     text : PhraseSide
-        Of this candidate alone.
+        Return the explanation of this candidate only.
     candidate : tuple of str
         Its names.
     image_id : str
@@ -208,7 +208,7 @@ def explain_image(
     Raises
     ------
     DataError
-        Boxes that are none.
+        If a box is empty or inverted.
     """
     image, notes = image.convert("RGB"), []
     if boxes is None:

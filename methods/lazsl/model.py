@@ -1,7 +1,7 @@
 """LaZSL: local alignment of image regions and descriptions by optimal transport, on a frozen CLIP (ICCV 2025).
 
 score = logit_scale * [ (1 - theta) * <whole image, mean phrase> + theta * sum(T s) ], s [N, R] the cosines of the candidate's phrases
-and the image's regions, T the entropic transport plan between them (methods/lazsl/solver.py). README.md says where it comes from.
+and the image's regions, T the entropic transport plan between them (methods/lazsl/solver.py). README.md gives its source.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class LaZSL(Method):
 
     # -- explanation -----------------------------------------------------------------------------------------------
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> Explanation:
-        """Which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
+        """Return which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
         :func:`methods.lazsl.explain.explain_image`.
         """
         place = index_pairs([pair], self.space.attributes, self.space.objects)
@@ -96,7 +96,7 @@ class LaZSL(Method):
         return self._explain(image, text, image_id, boxes)
 
     def explain_candidate(self, question: Question, place: int) -> Explanation:
-        """Which region supports which phrase, and the shares that add up to the score."""
+        """Return which region supports which phrase, and the shares that add up to the score."""
         text = question.text
         assert isinstance(text, PhraseSide)
         return self._explain(question.image, text.tile(place, place + 1), question.image_id)

@@ -1,4 +1,4 @@
-"""Phrases about labels: their prompts, their features, and plain sentences for labels that nobody described."""
+"""Phrases about labels: their prompts, their features, and plain sentences for labels without a description."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Bank:
 def clause(name: str, phrase: str, stop: bool = False) -> str:
     """A prompt by the released program's rules: "lemur, which has a long tail".
 
-    The rules look at the phrase's first letters alone, so that "antennae" reads "which is antennae"; kept for parity.
+    The rules look only at the phrase's first letters, so that "antennae" reads "which is antennae"; kept for parity.
     """
     name = name.replace("_", " ")
     if phrase.startswith(("a", "used")):
@@ -56,7 +56,7 @@ def clause(name: str, phrase: str, stop: bool = False) -> str:
 
 
 def prompts_of(kind: str, name: str, phrases: Sequence[str], style: str) -> list[str]:
-    """Prompts of one label; plain sentences where it has no phrases."""
+    """Prompts of one label; plain sentences if it has no phrases."""
     if not phrases:
         return [sentence.format(name) for sentence in PLAIN[kind]]
     return list(phrases) if style == "plain" else [clause(name, phrase, style == "sentence") for phrase in phrases]

@@ -1,4 +1,4 @@
-"""Regions of an image: where they are, and which are kept.
+"""Regions of an image: their boxes, and the choice of those that are kept.
 
 Letters: B images, R regions, S image side, D joint width. A box is (left, top, right, bottom) in pixels of the original image.
 """
@@ -29,7 +29,7 @@ GRID_LEVELS = 3
 
 @dataclass
 class RegionSide(ImageSide):
-    """What is known of B images: ``pair`` [B, D] of the whole image, and their regions.
+    """Features of B images: ``pair`` [B, D] of the whole image, and their regions.
 
     regions : unit features of the kept regions, in their order, then padding, [B, R, D]
     mass : 1 / kept on them, 0 on padding, [B, R]
@@ -46,7 +46,7 @@ class RegionSide(ImageSide):
 
 
 def regions_key(config: LaZSLConfig) -> str:
-    """Names the regions that an image gets, for caches; empty where there are none."""
+    """Names the regions that an image gets, for caches; empty without regions."""
     if not config.num_regions:
         return ""
     if config.regions == "file":
@@ -94,9 +94,9 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels: Pixels) -> dict[str, Tensor]:
-    """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S] where there are any.
+    """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S], if any.
 
-    Images of a region file have as many places as any of them needs; ``present`` [R] says which are taken.
+    Images of a region file have as many places as any of them needs; ``present`` [R] marks those in use.
     """
     image = image.convert("RGB")
     out = {"images": torch.from_numpy(pixels(image))}

@@ -1,6 +1,6 @@
 """Local scores of images against candidates: by transport, or by its expansion, which falls apart into attributes and objects.
 
-A candidate is one label of each bank: an attribute and an object, or a class alone. Letters: B images, P candidates, R kept regions,
+A candidate is one label of each bank: an attribute and an object, or a single class. Letters: B images, P candidates, R kept regions,
 N phrases of a candidate, F phrases of all banks together, X labels of a bank, D joint width.
 """
 
@@ -26,7 +26,7 @@ CHUNK_CPU, CHUNK_GPU = 2**18, 2**26
 class PhraseSide(TextSide):
     """P candidates: ``pair`` [P, D] is what the whole image is compared with.
 
-    banks : of attributes and objects; of plain classes, which have no attribute, one alone
+    banks : of attributes and objects; of plain classes, which have no attribute, only one
     shares : weight of each bank's phrases in a candidate, of sum 1
     """
 

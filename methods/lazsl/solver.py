@@ -1,6 +1,6 @@
 """Entropic transport between the regions of an image and the phrases of a candidate, for many candidates at once.
 
-Letters: Q problems (an image and a candidate each), N phrases, R regions. The similarity s [Q, N, R] is that of the regions alone: the
+Letters: Q problems (an image and a candidate each), N phrases, R regions. The similarity s [Q, N, R] is that of the regions only: the
 whole image's similarity to a phrase shifts a column of the cost, which changes no plan. With strength = theta / eps a plan maximises
 <T, s> - sum(T log T) / strength; regions hold ``mass``, phrases take ``weight``.
 """

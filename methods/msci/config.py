@@ -17,15 +17,15 @@ class MSCIConfig(AttendingConfig):
     low_blocks: first blocks of the image tower whose tokens the first stage sees; 0 for a sixth of the tower (4 of 24).
     high_blocks: last blocks, whose tokens the second stage sees; 0 for a sixth.
     aggregator: how the maps of several blocks become one: a learned ``linear`` mix of all channels, their ``mean``, or the ``last``.
-    aggregator_dropout: dropout behind the linear mix.
+    aggregator_dropout: dropout after the linear mix.
     stage1_layers: cross-attention layers of the first stage, shared by the three branches.
     stage2_layers: the same of the second stage.
-    stage1_heads: attention heads of the first stage; 0 for heads of width 64. Kept in checkpoints, since no weight tells it.
+    stage1_heads: attention heads of the first stage; 0 for heads of width 64. Kept in checkpoints, since the weights do not show it.
     stage2_heads: the same of the second stage.
-    stage1_dropout: dropout behind the attention, inside and behind the MLP of the first stage.
+    stage1_dropout: dropout after the attention, inside and after the MLP of the first stage.
     stage2_dropout: the same of the second stage.
-    stage_order: ``sequential`` (the second stage asks with what the first answered), ``parallel`` (both ask with the text), or one
-        stage alone: ``low`` or ``high``.
+    stage_order: ``sequential`` (the second stage queries with the first one's answer), ``parallel`` (both query with the text), or one
+        single stage: ``low`` or ``high``.
     residual_terms: which answers join the text: ``both``, the first stage's (``q1``) or the second's (``q2``).
     gate_scale: initial weight of an answer, one number a channel.
     zero_init: start the stages as the identity, so that training starts at the cosines of CLIP's own text (not the paper's).
@@ -71,6 +71,6 @@ class MSCIConfig(AttendingConfig):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stages that are needed: those whose answers are added, and one that another asks with."""
+        """Stages that are needed: those whose answers are added, and one that another queries with."""
         asked = (LOW,) if self.stage_order == "sequential" and HIGH in self.added else ()
         return tuple(s for s in (LOW, HIGH) if s in (*self.added, *asked))

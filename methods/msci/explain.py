@@ -1,4 +1,4 @@
-"""What MSCI's stages look at and what they add, for one image and one composition.
+"""Explanation by the attention of MSCI's stages and their additions, for one image and one composition.
 
 Letters: n the three texts (composition, attribute, object), L visual tokens (class token first), D joint width.
 """

@@ -128,7 +128,7 @@ class MSCI(AttendingMethod):
 
     # -- text that looks at the image --------------------------------------------------------------------------------
     def answers(self, text_nD: Tensor, memory: dict[str, Memory]) -> dict[str, Tensor]:
-        """Of each stage, the texts with what they found in the images: q1 and q2 [B, n, D]."""
+        """Attended texts of each stage: q1 and q2 [B, n, D]."""
         out: dict[str, Tensor] = {}
         for s, stage in self.stages.items():
             asks = out[LOW] if s == HIGH and self.config.stage_order == "sequential" else text_nD
@@ -148,7 +148,7 @@ class MSCI(AttendingMethod):
 
     # -- explanation -----------------------------------------------------------------------------------------------
     def shares(self, text_nD: Tensor, memory: dict[str, Memory]) -> dict[str, Tensor]:
-        """What t* is the sum of, each [B, n, D]: the text, and what each stage added to the query that it was asked with.
+        """Summands of t*, each [B, n, D]: the text, and what each stage added to its query.
 
         With both answers of sequential stages: (1 + lambda1 + lambda2) t + (lambda1 + lambda2) D1 + lambda2 D2.
         """

@@ -13,7 +13,7 @@ STAGES = {LOW: "stage1_local_alignment", HIGH: "stage2_global_fusion"}
 
 
 def _blocks(stage: str, state: State) -> int:
-    """How many blocks' maps a stage's aggregator reads; 0 where the state does not tell."""
+    """Number of blocks whose maps a stage's aggregator reads; 0 if it does not follow from the state."""
     mix = state.get(f"concat_projection_{stage}.0.weight")
     return mix.shape[1] // mix.shape[0] if mix is not None and mix.ndim == 2 and len(mix) else 0
 
@@ -28,7 +28,7 @@ def _settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise UsageError(
             "the number of attention heads is not known",
-            f"no tensor tells it, and the configuration gives no {' and no '.join(missing)} (the public files: 12, or 16 in mit-states-ow)",
+            f"the tensors do not show it, and the configuration has no {' and no '.join(missing)} (public: 12, or 16 in mit-states-ow)",
             "give the configuration it was trained with (--config FILE)",
         )
     return {

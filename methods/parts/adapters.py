@@ -1,4 +1,4 @@
-"""Bottleneck adapters beside the frozen blocks of CLIP's image tower (Troika, CVPR 2024, section 3.2)."""
+"""Bottleneck adapters in the frozen blocks of CLIP's image tower (Troika, CVPR 2024, section 3.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Bottleneck(nn.Module):
 
 
 class BlockAdapters(nn.ModuleList):
-    """2n bottlenecks for n blocks: indices 0..n-1 beside the attentions, n..2n-1 beside the MLPs (an `Adapter` of the tower)."""
+    """2n bottlenecks for n blocks: indices 0..n-1 at the attentions, n..2n-1 at the MLPs (an `Adapter` of the tower)."""
 
     def __init__(self, layers: int, width: int, rank: int, dropout: float):
         super().__init__(Bottleneck(width, rank, dropout) for _ in range(2 * layers))

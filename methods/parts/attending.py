@@ -54,7 +54,7 @@ def candidate_texts(text: TextSide, place: int) -> Tensor:
 class AttendingMethod(Method):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 
-    A subclass says what texts attend to (``image_features``, ``memory``) and what they become (``cosines``). In training each worker
+    A subclass defines what texts attend to (``image_features``, ``memory``) and what they become (``cosines``). In training each worker
     attends for its own images.
     """
 
@@ -78,13 +78,13 @@ class AttendingMethod(Method):
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
     def memory(self, features: Tensor) -> Any:
-        """What texts attend to, from ``image_features`` [b, L, D] whose first token is the class token."""
+        """Return the attended tokens from ``image_features`` [b, L, D] whose first token is the class token."""
         raise NotImplementedError
 
     def cosines(self, images: Sequence[Tensor], texts: Sequence[Tensor], memory: Any) -> list[Tensor]:
         """Cosines [b, n] of unit image features [b, D] with the texts [n, D] that each image moved, a branch at a place.
 
-        The branches are pair, attribute and object, or the pair branch alone.
+        The branches are pair, attribute and object, or only the pair branch.
         """
         raise NotImplementedError
 

@@ -54,7 +54,7 @@ class BranchesConfig(MethodConfig):
 
     @property
     def loss_weights(self) -> tuple[float, float, float]:
-        """Of pair, attribute and object."""
+        """Return the weights of pair, attribute and object."""
         return self.pair_loss_weight, self.attr_loss_weight, self.obj_loss_weight
 
 

@@ -102,7 +102,7 @@ class CandidateWeights:
         return self._spread(self.weight_NS[rows_B], rows_B)
 
     def candidates(self, rows_B: Tensor) -> Tensor:
-        """Which seen pairs are candidates, bool [B, C]."""
+        """Return which seen pairs are candidates, bool [B, C]."""
         return self._spread(self.inside_NS[rows_B].to(self.weight_NS.dtype), rows_B) > 0
 
     def _spread(self, values_BS: Tensor, rows_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a method may ask of the other workers. On one worker it is the identity; ``cluster.work.comm`` has the distributed form."""
+"""Communication of a method with the other workers. On one worker it is the identity; ``cluster.work.comm`` has the distributed form."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Communicator:
-    """One worker alone: rank 0 of 1.
+    """A single worker: rank 0 of 1.
 
-    A training step has two halves. Before :meth:`gather`, each worker sees its own rows of the global batch; behind it, all
+    A training step has two halves. Before :meth:`gather`, each worker sees its own rows of the global batch; after it, all
     workers hold the same rows of the whole global batch and compute the same numbers. Batch statistics, prototypes and losses
     therefore need no synchronisation of their own, and the number of workers does not change the result.
 
     Random draws follow the same halves. ``step_seed`` is set by the training loop before each step and makes every draw a
-    function of (seed, step), so a resumed run draws what an uninterrupted one would have; None leaves torch's generator alone.
+    function of (seed, step), so a resumed run draws what an uninterrupted one would have; None does not touch torch's generator.
     ``batch``, also set before each step, is the number of images that all workers have together.
     """
 
@@ -41,14 +41,14 @@ class Communicator:
         return x
 
     def common(self, x: Tensor) -> Tensor:
-        """What all workers hold alike, on its way into work that each does on rows of its own.
+        """Pass a tensor that is equal on all workers into work that each does on rows of its own.
 
         The results of such work go back through :meth:`gather`. Then each worker has the gradient of the work done as a whole.
         """
         return x
 
     def own_rows(self, x: Tensor) -> Tensor:
-        """This worker's rows [b, ...] of what all workers hold alike [B, ...], for work on these rows alone; see :meth:`common`."""
+        """This worker's rows [b, ...] of a tensor [B, ...] that is equal on all workers, for work on these rows; see :meth:`common`."""
         return self.common(x)[self.share(len(x))]
 
     def share(self, rows: int, rank: int | None = None) -> slice:

@@ -11,7 +11,7 @@ class Disentangler(nn.Module):
     """Linear -> batch norm -> ReLU -> dropout, [n, D] -> [n, D].
 
     In training the rows are those of the whole global batch, so the batch statistics do not depend on the number of workers. A
-    single row has no statistics: it is normalised with the running ones and leaves them alone.
+    single row has no statistics: it is normalised with the running ones, which stay unchanged.
     """
 
     def __init__(self, dim: int, dropout: float = 0.5):

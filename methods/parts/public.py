@@ -53,7 +53,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class PublicNames:
-    """What a public program's checkpoint holds.
+    """Content of a public program's checkpoint.
 
     program : its name, for messages
     renamed : the part of a public name before the first dot -> what we call it; the rest of the name stays
@@ -133,7 +133,7 @@ class PublicNames:
         return out
 
     def public_name(self, own: str) -> str:
-        """What the public program calls a tensor of ours."""
+        """Return the public program's name of a tensor."""
         for head, mine in self.renamed.items():
             if own == mine or own.startswith(mine + "."):
                 return head + own.removeprefix(mine)
@@ -155,7 +155,7 @@ def check_prompts(config: Mapping[str, Any]) -> None:
         if other:
             raise UsageError(
                 f"{key} {other[0]!r} is not supported",
-                f"learned words have their places behind {CONTEXT!r}",
+                f"only prompts that start with {CONTEXT!r} are supported",
                 "import checkpoints of such prompts",
             )
 
@@ -168,16 +168,16 @@ def branch_settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inferred(key: str, value: int, config: Mapping[str, Any]) -> int:
-    """A number that the tensors tell; UsageError where the configuration tells another."""
+    """A number that follows from the tensors; UsageError if the configuration contradicts it."""
     if config.get(key, value) != value:
         raise UsageError(
             f"the checkpoint has {key} {value}",
-            f"the configuration says {config[key]!r}",
+            f"the configuration has {config[key]!r}",
             "give the configuration it was trained with",
         )
     return value
 
 
 def count_layers(prefix: str, state: State) -> int:
-    """How many numbered modules a state has below a prefix."""
+    """Count the numbered modules of a state below a prefix."""
     return len({name.split(".")[1] for name in state if name.startswith(f"{prefix}.")})

@@ -34,7 +34,7 @@ class RegionFileConfig(MethodConfig):
 
     @property
     def from_file(self) -> bool:
-        """Whether regions come from the file."""
+        """True if regions come from the file."""
         return getattr(self, "regions", "") == "file"
 
     def __post_init__(self):
@@ -50,5 +50,5 @@ class RegionFileConfig(MethodConfig):
         return RegionTable.from_json(self.regions_file, "regions_file")
 
     def data_notes(self, data: Dataset) -> list[str]:
-        """What of the region file does not fit the images."""
+        """Return warnings about regions that do not match the images."""
         return notes_on(self.table, data) if self.from_file else []

@@ -47,7 +47,7 @@ class CrossAttention(nn.Module):
         return self.split(self.k_proj(tokens_BLD)), self.split(self.v_proj(tokens_BLD))
 
     def forward(self, q: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries [B, n, D], or [n, D] where they are the same for all images (then projected once); [B, n, D]."""
+        """Queries [B, n, D], or [n, D] if they are the same for all images (then projected once); [B, n, D]."""
         k, v = memory
         q = self.split(self.q_proj(q))
         if q.ndim == 3:
@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
         return self.dropout(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
 
     def weights(self, q: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        """How much queries [B, n, D] or [n, D] look at each token, mean over heads: [B, n, L], rows of sum 1."""
+        """Attention of queries [B, n, D] or [n, D] to each token, mean over heads: [B, n, L], rows of sum 1."""
         k, _ = memory
         scores = self.split(self.q_proj(q)) @ k.mT * k.shape[-1] ** -0.5
         return scores.softmax(-1).mean(-3)
@@ -87,7 +87,7 @@ class Traction(nn.ModuleList):
     heads : int
         0 takes heads of width 64, as the public programs have them.
     dropout : float
-        Behind the attention, inside and behind the MLP.
+        After the attention, inside and after the MLP.
     """
 
     def __init__(self, dim: int, layers: int, heads: int = 0, dropout: float = 0.0):
@@ -99,14 +99,14 @@ class Traction(nn.ModuleList):
         return [cast(TractionLayer, layer).cross_attn.memory(tokens_BLD) for layer in self]
 
     def forward(self, text_nD: Tensor, memory: Memory) -> Tensor:
-        """What the images make of texts [n, D] (or [B, n, D]): [B, n, D], the texts themselves included."""
+        """Attended texts [B, n, D] of texts [n, D] (or [B, n, D]), the texts themselves included."""
         q = text_nD
         for layer, own in zip(self, memory, strict=True):
             q = layer(q, own)
         return q
 
     def attention(self, text_nD: Tensor, memory: Memory) -> Tensor:
-        """How much texts [n, D] (or [B, n, D]) look at each token, mean over layers and heads: [B, n, L], rows of sum 1."""
+        """Attention of texts [n, D] (or [B, n, D]) to each token, mean over layers and heads: [B, n, L], rows of sum 1."""
         q, found = text_nD, []
         for layer, own in zip(self, memory, strict=True):
             found.append(cast(TractionLayer, layer).cross_attn.weights(q, own))
@@ -129,7 +129,7 @@ def moved_cosines(images_BD: Tensor, text_nD: Tensor, move: Callable[[Tensor], T
 
 
 def branch_cosines(images: Sequence[Tensor], texts: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The same for several branches that move their texts alike: all texts make up one set of queries.
+    """The same for several branches that move their texts in the same way: all texts make up one set of queries.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from czsl.data.pixels import Pixels
 
 
 def crops(image: Image.Image, boxes_R4: np.ndarray, pixels: Pixels) -> Tensor:
-    """What CLIP's pipeline makes of each box of the original image, uint8 [R, 3, S, S]."""
+    """Run each box of the original image through CLIP's pipeline, uint8 [R, 3, S, S]."""
     return stacked([pixels(image.crop(tuple(box))) for box in boxes_R4.tolist()], pixels.size)
 
 
@@ -30,7 +30,7 @@ def stacked(views: Sequence[np.ndarray], size: int) -> Tensor:
 def encode_views(clip: Towers, images_B3SS: Tensor, regions_BR3SS: Tensor | None, present_BR: Tensor | None = None) -> Tensor:
     """Un-normalised features of the whole images and their regions, packed [B, (1 + R) * D].
 
-    Where an image has fewer regions than there are places, ``present_BR`` says which come first; the features of the others are 0.
+    Where an image has fewer regions than there are places, ``present_BR`` marks those in use; the features of the others are 0.
 
     All views of an image are one pass of the tower, so that its features depend on no other image. An image that repeats the one
     before it (the padding of a last batch) is not encoded again.

@@ -14,7 +14,7 @@ class TroikaConfig(AttendingConfig):
 
     traction_layers: cross-attention layers, shared by the three branches.
     traction_heads: their heads; 0 for heads of width 64.
-    traction_dropout: dropout behind the attention, inside and behind the MLP.
+    traction_dropout: dropout after the attention, inside and after the MLP.
     traction_scale: initial weight of what a text makes of the image, one number a channel.
     patch_norm: the norm of the image's tokens: ``once`` for all branches, or ``cumulative``, once more for each branch (pair,
         attribute, object), as the public program does.

@@ -63,7 +63,7 @@ class Troika(AttendingMethod):
         return moved_cosines(image_BD, text_nD, move)
 
     def explain_candidate(self, question: Question, place: int) -> Explanation:
-        """What the pair and its primitives look at: attention over the image, mean over layers and heads."""
+        """Attention of the pair and its primitives: attention over the image, mean over layers and heads."""
         assert isinstance(question.side, AttendedImages)
         names = self.space.pair_names(question.text.pairs[place].tolist())
         labels, maps = (" ".join(names), *names), list[Part]()

@@ -1,1 +1,1 @@
-"""VP-CMJL: visual proxies beside text prototypes."""
+"""VP-CMJL: visual proxies and text prototypes."""

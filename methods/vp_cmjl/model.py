@@ -103,7 +103,7 @@ class VPCMJL(Method):
         return ProxyText(pairs_P2, pair_PD, attribute_AD, object_OD, texts_PD, proxies_PD)
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
-        """What scores need of pairs [P, D], without texts of primitives."""
+        """Return the pair features [P, D] that scores need, without texts of primitives."""
         return self._pairs(self.prompts.words(), pairs_P2.to(self.clip.device))[0]
 
     def _pairs(self, words: Tensor, pairs_P2: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

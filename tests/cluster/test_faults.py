@@ -324,6 +324,6 @@ def test_a_killed_prediction_goes_on_to_the_same_file(source, photos, tmp_path, 
     with czsl(*args, tmp_path / "broken.parquet") as process:
         _, err = process.communicate()
         assert process.returncode == 6, err
-    assert "going on behind" in err
+    assert "resuming: " in err
     assert (tmp_path / "broken.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.parquet", "many", "whole.parquet"]

@@ -126,7 +126,7 @@ def test_thresholds_that_make_no_sense(trained):
         Question(open_world=True, feasibility=None, threshold=0.1)
     with pytest.raises(DataError, match="shape"):
         evaluate_run(trained, Question(open_world=True, feasibility=np.zeros(3)))
-    with pytest.raises(UsageError, match="unknown feasibility rule"):
+    with pytest.raises(UsageError, match="rule is 'maybe'"):
         evaluate_run(trained, Question(open_world=True, rule="maybe"))
 
 

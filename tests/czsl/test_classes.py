@@ -53,7 +53,7 @@ def test_one_loader_reads_both_kinds(tmp_path):
         ({"classes": []}, "no classes"),
         ({"classes": ["dog", "dog"]}, "classes named twice: dog"),
         ({"classes": ["dog", ""]}, "without a name"),
-        ({"classes": ["dog"], "seen": ["cat"]}, "'cat' is no class"),
+        ({"classes": ["dog"], "seen": ["cat"]}, "'cat' is not a class"),
         ({"classes": ["dog"], "seen": ["dog", "dog"]}, "train class 1 occurs twice: dog"),
         ({"classes": "dog"}, "not a space of classes"),
         ({"classes": [3]}, "not a space of classes"),

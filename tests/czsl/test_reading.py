@@ -159,7 +159,7 @@ def test_arrays(tmp_path, monkeypatch):
         read_arrays(tmp_path / "one.npy", ["x"])
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("x", "no array")
-    with pytest.raises(DataError, match="x is no array"):
+    with pytest.raises(DataError, match="x is not an array"):
         read_arrays(tmp_path / "text.npz", ["x"])
 
 

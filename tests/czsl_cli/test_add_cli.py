@@ -54,7 +54,7 @@ def test_a_tagger_is_trained_grown_searched_and_brought_back(czsl, tagger):
     [
         (("photos", "--undo"), "give one folder PHOTOS, or one of"),
         ((), "give one folder PHOTOS, or one of"),
-        (("--undo", "--skip-known"), "stand alone"),
+        (("--undo", "--skip-known"), "take no other option"),
         (("nowhere",), "no folder nowhere"),
     ],
 )

@@ -46,7 +46,7 @@ def test_what_is_kept_is_shown_and_emptied(czsl, cache, photos):
     assert shown["kinds"]["photographs"]["bytes"] > 5 * 64 * 4
     assert "photographs" in czsl("cache").stdout
     (cache / "photographs" / "mine.txt").write_text("mine")
-    assert "nobody can be asked" in czsl("cache", "clear", expect=2).stderr
+    assert "needs a confirmation" in czsl("cache", "clear", expect=2).stderr
     assert json.loads(czsl("cache", "--json").stdout) == shown
     assert "deleted photographs" in czsl("cache", "clear", "photographs", "--yes").stderr
     assert [p.name for p in (cache / "photographs").iterdir()] == ["mine.txt"]
@@ -59,7 +59,7 @@ def test_what_is_kept_is_shown_and_emptied(czsl, cache, photos):
     ("args", "words"),
     [
         (["clear", "photograph"], "did you mean 'photographs'"),
-        (["clear", "../.."], "there is no kind"),
+        (["clear", "../.."], "unknown kind"),
         (["--json", "clear"], "goes with"),
         (["empty"], "No such command"),
     ],

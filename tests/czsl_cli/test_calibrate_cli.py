@@ -89,8 +89,8 @@ def test_data_without_images_or_of_another_kind_is_refused(czsl, run, tmp_path):
         (["--min-prob", "0.5", "--precision", "0.5"], "--min-prob and --precision were given"),
         (["--precision", "0.9", "--bias", "none"], "--precision with --bias none"),
         (["--precision", "0.9", "--open-world"], "--precision is not for the open world"),
-        (["--bias", "much"], "is no bias"),
-        (["--bias", "inf"], "is no bias"),
+        (["--bias", "much"], "is not a bias"),
+        (["--bias", "inf"], "is not a bias"),
     ],
 )
 def test_options_of_answers_are_checked_before_a_cluster_starts(czsl, run, photos, options, words):

@@ -178,4 +178,4 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(work):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
-    assert "going on at step" in err
+    assert "continuing at step" in err

@@ -172,8 +172,8 @@ def test_a_split_without_unseen_images_has_numbers_and_a_warning(czsl, world):
         (["--no-feasibility", "--feasibility", "feasibility.npy"], "--feasibility and --no-feasibility were given"),
         (["--no-feasibility", "--threshold", 0.1], "--threshold with --no-feasibility"),
         (["--rename", "test.json"], "--rename goes with --glove"),
-        (["--threshold", 0.1, "--val-scores", "val.npz"], "a threshold was given as well"),
-        (["--threshold", "nan"], "not a finite number"),
+        (["--threshold", 0.1, "--val-scores", "val.npz"], "--threshold and --val-scores were given"),
+        (["--threshold", "nan"], "compared with a finite number"),
     ],
 )
 def test_options_that_contradict_each_other(czsl, world, args, message):

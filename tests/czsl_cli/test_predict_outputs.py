@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_keeps_the_predictions(work, czsl, computed, monkey
         (("--html", "photos/page.html"), "lies inside photos"),
         (("--html", "sorted/page.html", "--sort-into", "sorted"), "lies inside sorted"),
         (("--html", "page.txt"), "ends in .html"),
-        (("--html", "mine.html"), "no page of czsl predict"),
+        (("--html", "mine.html"), "not a page of czsl predict"),
         (("--review", "pairs.txt"), "is a .csv"),
         (("--review", "mine.csv"), "not overwritten"),
         (("--review", "new.csv", "--out", "new.csv"), "as --out and as --review"),

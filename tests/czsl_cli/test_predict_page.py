@@ -166,7 +166,7 @@ def test_other_files_are_not_replaced(photos, tmp_path):
     with pytest.raises(UsageError, match=r"ends in \.html"):
         check_free(tmp_path / "page.csv")
     path.write_text("<p>mine")
-    with pytest.raises(UsageError, match="no page of czsl predict"):
+    with pytest.raises(UsageError, match="not a page of czsl predict"):
         PredictionPage(path, photos)
     assert path.read_text() == "<p>mine"
     path.unlink()

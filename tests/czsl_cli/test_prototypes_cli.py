@@ -60,5 +60,5 @@ def test_json_says_the_same_and_writes_no_page(runs, tmp_path):
 
 def test_what_has_no_prototypes_is_refused(runs):
     assert "has no prototypes" in str(czsl("prototypes", runs / "plain").exception)
-    assert "no range" in str(czsl("prototypes", runs / "clus", "--counts", "8-2").exception)
-    assert "no range" in str(czsl("prototypes", runs / "clus", "--counts", "5").exception)
+    assert "not a range" in str(czsl("prototypes", runs / "clus", "--counts", "8-2").exception)
+    assert "not a range" in str(czsl("prototypes", runs / "clus", "--counts", "5").exception)

@@ -92,7 +92,7 @@ def test_a_run_whose_data_or_checkpoints_are_gone_still_has_its_settings_and_cur
     assert "its checkpoints are missing" in shown.stderr
     text = (tmp_path / "runs/three/report.html").read_text()
     assert "Losses in training" in Page(text).titles
-    assert "there are no numbers of its test images" in text
+    assert "its test images could not be evaluated" in text
 
 
 def test_a_page_ends_in_html_and_a_run_is_a_run(czsl, run):

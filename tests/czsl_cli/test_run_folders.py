@@ -102,7 +102,7 @@ def test_pruning_keeps_the_best_and_the_last_whole_checkpoint(czsl, make):
     run = make(steps=(1, 2, 3))
     damaged = make("damaged", steps=(1, 2, 3))
     (damaged.checkpoints / "step-00000003/state.json").write_text("x")
-    assert "stdin is no terminal" in czsl("runs", "prune", expect=2).stderr
+    assert "stdin is not a terminal" in czsl("runs", "prune", expect=2).stderr
     assert "would delete" in czsl("runs", "prune", "--dry-run").stderr
     assert steps(run) == [1, 2, 3]
     czsl("runs", "prune", "--yes")
@@ -128,7 +128,7 @@ def test_whole_runs_go_only_by_name_and_never_if_tagged_at_work_or_no_run(czsl, 
     czsl("runs", "tag", run.path, "--remove", "paper")
     with held(run.path, "training"):
         assert "is at work" in czsl("runs", "prune", run.path, "--whole", "--yes", expect=2).stderr
-        assert "left alone" in czsl("runs", "prune", "--yes").stderr
+        assert "skipped" in czsl("runs", "prune", "--yes").stderr
     (tmp_path / "mine/checkpoints").mkdir(parents=True)
     assert "is not a run folder" in czsl("runs", "prune", "mine", "--whole", "--yes", expect=2).stderr
     czsl("runs", "prune", run.path, "--whole", "--yes")

@@ -40,7 +40,7 @@ def command(beside=None):
     @click.command()
     @(click.argument("words", nargs=-1) if beside else (lambda f: f))
     @click.option("--other")
-    @named_run(beside=beside)
+    @named_run(others=beside)
     def shown(run, words=(), other=None):
         click.echo(f"{run and run.name}|{' '.join(words)}|{other}")
 

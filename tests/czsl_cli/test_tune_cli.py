@@ -97,7 +97,7 @@ def test_values_that_cannot_be_are_marked_beforehand(tune, space):
         (["-m", "csp", "lr=1"], "lr: {uniform: [0, 1]}", 2, "fixed and searched"),
         (["-m", "csp", "--algorithm", "grid"], "lr: {uniform: [0, 1]}", 2, "countable"),
         (["-m", "csp", "--algorithm", "gird"], None, 2, "'grid'"),
-        (["--resume", "nowhere"], None, 2, "no search"),
+        (["--resume", "nowhere"], None, 2, "not a search"),
     ],
 )
 def test_errors_say_what_to_do_and_leave_nothing_behind(tune, space, tmp_path, args, text, code, said):

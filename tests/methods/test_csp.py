@@ -156,7 +156,11 @@ def test_predict_takes_images_and_files_and_decodes_under_the_limits(method, tmp
     image.save(tmp_path / "a.png")
     method.train()
     given, from_path, from_text = method.predict([image, tmp_path / "a.png", str(tmp_path / "a.png")], k=3)
-    assert given["predictions"] == from_path["predictions"] == from_text["predictions"]
+    # Rows of a batch may differ in their last digits when several threads share a matrix product.
+    for other in (from_path, from_text):
+        for one, same in zip(given["predictions"], other["predictions"], strict=True):
+            assert (one["attr"], one["obj"]) == (same["attr"], same["obj"])
+            assert one["score"] == pytest.approx(same["score"], rel=1e-5)
     assert len(given["predictions"]) == 3
     assert method.predict([]) == []
     (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")

@@ -1,1 +1,1 @@
-"""Files beside the images of a dataset: regions, descriptors, candidate labels, predictions."""
+"""Files that accompany the images of a dataset: regions, descriptors, candidate labels, predictions."""

@@ -27,7 +27,7 @@ def distractor_rates(kind: str, q: float, count: int, similarity_CC: np.ndarray 
     kind : str
         ``uniform``: q for every wrong label. ``pair``: q for the next label (the first one after the last), 0 for others.
         ``semantic``: (C - 1) q * softmax of the similarity / 0.05 over the wrong labels, at most 1: as many distractors as
-        ``uniform`` expects, less what the limit cuts off, most of them alike.
+        ``uniform`` expects, less what the limit cuts off, with most of them equal.
     q : float
         In [0, 1].
     count : int
@@ -63,7 +63,7 @@ def generator(seed: int, image_id: str) -> np.random.Generator:
 def draw(rng: np.random.Generator, label: int, rates_C: np.ndarray, force_one: bool, noise_rate: float) -> np.ndarray:
     """One candidate set, ascending.
 
-    ``force_one``: where no distractor was drawn, one is, any wrong label alike. ``noise_rate``: how often the true label leaves the set
+    ``force_one``: if no distractor was drawn, draw one uniformly. ``noise_rate``: how often the true label leaves the set
     (a set that would be empty gets a wrong one).
     """
     C = len(rates_C)
@@ -98,16 +98,22 @@ def make_partial_labels(
     space, split = data.space, data.split("train")
     count = len(space.train_pairs)
     if kind not in KINDS:
-        raise UsageError(f"unknown kind {kind!r}", "", f"one of: {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind {kind!r}", "candidate sets cannot be drawn that way", f"one of: {', '.join(KINDS)}")
     for name, value in (("q", q), ("noise rate", noise_rate)):
         if not 0 <= value <= 1:
             raise UsageError(f"the {name} is {value}", "it is a probability", "give a number between 0 and 1")
     if kind == "semantic" and (similarity_CC is None or similarity_CC.shape != (count, count)):
-        raise UsageError("semantic candidates need similarities", f"an array [{count}, {count}] of the seen pairs", "")
+        raise UsageError(
+            "semantic candidates need similarities",
+            f"an array [{count}, {count}] of the seen pairs",
+            f"give an array [{count}, {count}] of the seen pairs",
+        )
     true_N = space.locate(split.pairs, space.train_pairs)
     if count < 2 or (true_N < 0).any():
         raise DataError(
-            f"{data.name} cannot be given candidates", f"{count} seen pairs, {(true_N < 0).sum()} images outside them", ""
+            f"{data.name} cannot be given candidates",
+            f"{count} seen pairs, {(true_N < 0).sum()} images outside them",
+            "give a dataset with two seen pairs or more and all training images labelled with them",
         )
     rates = distractor_rates(kind, q, count, similarity_CC)
     sets = [draw(generator(seed, i), c, rates(c), force_one, noise_rate) for i, c in zip(split.ids, true_N.tolist(), strict=True)]

@@ -28,7 +28,7 @@ Phrases = dict[str, list[str]]
 class Matched:
     """Phrases for labels, and what did not fit.
 
-    phrases : of each label, in the labels' order; empty where the file has none
+    phrases : of each label, in the labels' order; empty if the file has none
     missing : labels that the file does not name
     empty : labels that it names without a phrase
     unknown : names of the file that no label has

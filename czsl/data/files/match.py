@@ -60,7 +60,7 @@ def read_match_file(path: PathLike) -> MatchFile:
     Raises
     ------
     DataError
-        Not one of them, or an item that lacks something: says which.
+        An unknown format, or an incomplete item, which is named.
     """
     path = Path(path)
     text = read_text(path, most=MAX_BYTES, fix=f"formats: {FORMATS}")
@@ -106,7 +106,7 @@ def _from_lines(text: str, path: Path) -> MatchFile:
         where = f"{path}, line {number}"
         record = _json(line, where)
         if not isinstance(record, dict):
-            raise DataError(f"{where} is no record", f"found {line[:80]}", f"formats: {FORMATS}")
+            raise DataError(f"{where} is not a record", f"found {line[:80]}", f"formats: {FORMATS}")
         if "caption_0" in record:
             kinds.add("winoground")
             captions = tuple(_text(record.get(f"caption_{i}"), where) for i in range(2))
@@ -126,7 +126,11 @@ def _from_lines(text: str, path: Path) -> MatchFile:
                 f"{where} is of no known format", f"its fields: {', '.join(map(str, record))[:120]}", f"formats: {FORMATS}"
             )
         if len(kinds) > 1:
-            raise DataError(f"{where} is of another format than the lines before", "", "put each format into a file of its own")
+            raise DataError(
+                f"{where} is of another format than the lines before",
+                "all lines of a file are questions of one kind",
+                "put each format into a file of its own",
+            )
     return MatchFile(next(iter(kinds), "retrieval"), tuple(items))
 
 
@@ -139,7 +143,7 @@ def _from_list(text: str, path: Path) -> MatchFile:
         if not good or not all(isinstance(side, list) and side for side in sides) or len(sides[0]) != len(sides[1]):
             why = f"found {str(entry)[:80]}"
             raise DataError(
-                f"{where} is no entry of VL-Checklist", why, 'write ["image.jpg", {"POS": [caption], "NEG": [caption]}]'
+                f"{where} is not an entry of VL-Checklist", why, 'write ["image.jpg", {"POS": [caption], "NEG": [caption]}]'
             )
         image = _image(entry[0], where, "")
         for right, wrong in zip(*sides, strict=True):
@@ -158,7 +162,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _image(value: Any, where: str, suffix: str) -> str:
-    """The name of an image, with a suffix where it has none; a name that leaves the folder fails when it is opened."""
+    """The name of an image, with a suffix if it has none; a name that leaves the folder fails when it is opened."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"{where} names no image", f"found {str(value)[:80]!r}", "give its name in the folder of images")
     name = str(value).strip()
@@ -166,17 +170,17 @@ def _image(value: Any, where: str, suffix: str) -> str:
 
 
 def _triplet(value: Any, where: str) -> Triplet | None:
-    """``man,sit,table``; None where there is none."""
+    """``man,sit,table``; None if no triplet is given."""
     if value is None or not value.strip():
         return None
     words = [word.strip() for word in value.split(",")]
     if len(words) != 3:
-        raise DataError(f"{where} has a triplet that is none", f"found {value[:80]!r}", "write subject,verb,object")
+        raise DataError(f"{where} has an invalid triplet", f"found {value[:80]!r}", "write subject,verb,object")
     return words[0], words[1], words[2]
 
 
 def all_captions(items: Iterable[Item]) -> dict[str, Triplet | None]:
-    """Each caption once, with its triplet where one is known."""
+    """Each caption once, with its triplet if known."""
     found: dict[str, Triplet | None] = {}
     for item in items:
         for caption, triplet in zip(item.captions, item.triplets, strict=True):
@@ -195,7 +199,7 @@ def read_sentences(path: PathLike) -> list[str]:
     Raises
     ------
     DataError
-        It cannot be read, is no text, or has no line.
+        It cannot be read, is not text, or has no line.
     """
     path = Path(path)
     lines = read_lines(path, most=MAX_BYTES, fix="give one sentence a line, in UTF-8")

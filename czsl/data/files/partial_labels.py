@@ -1,7 +1,7 @@
 """Partial labels: for each training image the set of seen pairs among which the true one is, as a sidecar of a dataset.
 
 ``candidates-<kind>-<q>-<seed>.parquet`` has the columns ``id`` and ``candidates`` (ascending indices into the space's training
-pairs) and says in its metadata for which data it was made. It never holds the true label, nor does a training that is given it.
+pairs) and names in its metadata the data it was made for. It never contains the true label, and training on it never reads the true labels.
 Letters: N images of the training split, C seen pairs, S the largest number of candidates.
 """
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Dataset
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError, UsageError, did_you_mean
 from czsl.reading import PathLike, parquet_errors, parse_json, read_text
 from czsl.runs.files import write_atomically
 from czsl.runs.settings import typed
@@ -38,7 +38,7 @@ SHAPE = 'write {"image": ["wet dog", ["dry", "cat"]]}, or a CSV with the columns
 
 @dataclass(frozen=True)
 class Origin:
-    """Where candidate sets come from: the kind of their making, its numbers, and the data they belong to (SHA-256)."""
+    """Origin of candidate sets: how they were drawn, its numbers, and the data they belong to (SHA-256)."""
 
     kind: str
     q: float | None
@@ -208,12 +208,15 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
     key = tuple(label) if isinstance(label, list) and all(isinstance(x, str) for x in label) else label
     place = places.get(key) if isinstance(key, str | tuple) else None
     if place == -1:
-        raise DataError(f"{where}: two seen pairs are written {key!r}", "", 'write ["attribute", "object"]')
+        raise DataError(
+            f"{where}: two seen pairs are written {key!r}",
+            "the text does not tell which of them is meant",
+            'write ["attribute", "object"]',
+        )
     if place is None:
         text = " ".join(key) if isinstance(key, tuple) else str(key)
-        near = difflib.get_close_matches(text, [k for k in places if isinstance(k, str)], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are pairs that training knows")
+        hint = did_you_mean(text, [k for k in places if isinstance(k, str)])
+        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are training pairs")
     return place
 
 

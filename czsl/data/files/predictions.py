@@ -14,9 +14,8 @@ import fcntl
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +27,7 @@ from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import DataError, UsageError
 from czsl.printable import printable
 from czsl.reading import PathLike, parse_json
+from czsl.runs.files import whole_file
 
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FIGURES = ("score", "calibrated", "prob")  # of each prediction
@@ -38,7 +38,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 class Partial:
-    """What is finished of a file that is not: ``.<name>.partial.jsonl`` beside it, a batch of records a line.
+    """Partial results of an unfinished predictions file: ``.<name>.partial.jsonl`` next to it, one batch of records per line.
 
     It belongs to the question that its first line names; to another question it is empty. A ``with`` block that ends well takes it
     away, so a finished file has none; one that ends with an error leaves it, unless it holds nothing. One process at a time writes it.
@@ -73,7 +73,7 @@ class Partial:
         self._take_up(json.dumps({"question": question}).encode() + b"\n")
 
     def _take_up(self, first: bytes) -> None:
-        """Go behind the last whole line, or start anew where the first line is another one."""
+        """Seek to the end of the last complete line, or truncate the file if its first line differs."""
         self._file.seek(0)
         end = len(first) if self._file.readline() == first else 0
         while end and _batch(line := self._file.readline()) is not None:
@@ -108,7 +108,7 @@ class Partial:
 
 
 def _batch(line: bytes) -> list[dict[str, Any]] | None:
-    """The records of a line; None where it was torn off or damaged."""
+    """The records of a line; None if it is cut or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -119,7 +119,7 @@ def _batch(line: bytes) -> list[dict[str, Any]] | None:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether this has the form of an image's record: what it lacks was lost."""
+    """Return whether this has the form of an image's record."""
     if not isinstance(record, dict) or not isinstance(record.get("image"), str) or not {"predictions", "error"} <= record.keys():
         return False
     listed = {kind: record[kind] for kind in ("predictions", "attributes", "objects", "classes", "wanted") if kind in record}
@@ -159,7 +159,7 @@ def failed(image: str, reason: str, kinds: Sequence[str] = ("attributes", "objec
 
 
 def check_format(path: PathLike | None, excel: bool = False) -> None:
-    """UsageError unless the suffix names a format, and for spreadsheets CSV; None is no file."""
+    """Raise UsageError unless the suffix names a format (for spreadsheets: CSV). None stands for no file."""
     path = None if path is None else Path(path)
     if excel and (path is None or path.suffix.lower() != ".csv"):
         raise UsageError("--excel goes with --out FILE.csv", "spreadsheets read CSV", "name a .csv file, or drop --excel")
@@ -174,7 +174,7 @@ def check_format(path: PathLike | None, excel: bool = False) -> None:
 def write(path: PathLike, records: Iterable[dict[str, Any]], excel: bool = False) -> Iterator[dict[str, Any]]:
     """Write records as they pass by and hand them on; the file appears under its name when the last one is written.
 
-    The first record says whether labels are pairs or plain classes. Names of files that are not UTF-8 keep their bytes in CSV and JSON
+    The first record decides whether labels are pairs or plain classes. Names of files that are not UTF-8 keep their bytes in CSV and JSON
     (as ``\\udcXX``); Parquet, whose text is Unicode, holds them escaped.
 
     Parameters
@@ -188,25 +188,15 @@ def write(path: PathLike, records: Iterable[dict[str, Any]], excel: bool = False
     check_format(path, excel)
     first = next(records := iter(records), None)
     classes = first is not None and "classes" in first
-    with _whole(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         csv_writer = _excel if excel else _csv
         writer = {".jsonl": _jsonl, ".csv": csv_writer, ".parquet": _parquet}[path.suffix.lower()]
         yield from writer(temporary, records if first is None else chain([first], records), classes)
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _columns(classes: bool) -> tuple[str, ...]:
-    """What names a label."""
+    """Return the columns that name a label."""
     return ("class",) if classes else ("attr", "obj")
 
 
@@ -218,7 +208,7 @@ def _jsonl(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iter
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """A record as a line of JSON that UTF-8 can hold: what is no Unicode is written as an escape."""
+    """A record as a line of JSON that UTF-8 can hold: what is not Unicode is written as an escape."""
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()
@@ -276,7 +266,7 @@ def _figures(record: dict[str, Any]) -> list[str]:
 
 
 def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """The first record of an image that could be read (empty if there is none), and all records."""
+    """The first record of a readable image (empty if no image was readable), and all records."""
     waiting, records = [], iter(records)
     for record in records:
         waiting.append(record)

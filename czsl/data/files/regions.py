@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from czsl.data.files.masks import decode_mask, read_mask
 from czsl.data.images import BadImage, image_size, is_image_name
 from czsl.data.table import Dataset
 from czsl.errors import DataError
@@ -23,14 +24,13 @@ from czsl.reading import PathLike, parse_json, read_text
 MAX_BYTES = 512 * 2**20
 MAX_REGIONS = 1000  # an image
 MAX_PHRASE = 1000  # characters
-MAX_MASK_PIXELS = 100_000_000
 SHAPE = 'a record is {"image": "dog.jpg", "regions": [{"phrase": "a dog", "box": [left, top, right, bottom]}]}'
 BOX_SHAPE = "a box is [left, top, right, bottom] in pixels of the image"
 
 
 @dataclass(frozen=True)
 class Region:
-    """A place in an image and what is said of it; ``mask`` is an uncompressed COCO run-length code {"size", "counts"}."""
+    """A region of an image and its phrase; ``mask`` is a run-length code of :func:`~czsl.data.files.masks.read_mask`."""
 
     phrase: str
     box: tuple[float, float, float, float]
@@ -39,13 +39,13 @@ class Region:
     relative: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As a region file has it."""
+        """Return it in the form of a region file."""
         out: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box)}
         extras = {"score": self.score, "mask": self.mask, "relative": self.relative or None}
         return out | {key: value for key, value in extras.items() if value is not None}
 
     def pixels(self, size: tuple[int, int]) -> np.ndarray | None:
-        """What it covers of an image (width, height), bool [height, width]; None where it lies outside.
+        """Return the pixels it covers of an image (width, height), bool [height, width]; None if it lies outside.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Region:
 
 @dataclass(frozen=True)
 class ImageRegions:
-    """Regions of one image, and which region phrases a word means, where the file says so."""
+    """Regions of one image, and the region phrases that words refer to, if the file holds these."""
 
     regions: tuple[Region, ...] = ()
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class ImageRegions:
         return np.array(boxes[:most], dtype=np.int64).reshape(-1, 4), outside
 
     def to_json(self, image: str) -> dict[str, Any]:
-        """As a record of a region file."""
+        """Return it as a record of a region file."""
         out: dict[str, Any] = {"image": image, "regions": [region.to_json() for region in self.regions]}
         return out | ({"matches": {word: list(said) for word, said in self.matches.items()}} if self.matches else {})
 
 
 class RegionTable:
-    """Regions by image: found by the whole name, else by the file's name, else by its stem, where that is no other image's too."""
+    """Regions by image. Lookup order: full relative path, file name, stem (the last two only if unambiguous)."""
 
     def __init__(self, images: Mapping[str, ImageRegions]):
         self.images = dict(images)
@@ -110,7 +110,7 @@ class RegionTable:
         return len(self.images)
 
     def of(self, image: str) -> ImageRegions | None:
-        """The regions of an image; None where the file does not name it."""
+        """The regions of an image; None if the file does not name it."""
         path = PurePosixPath(image)
         for key in (image, path.name, path.stem):
             if key in self.images:
@@ -138,7 +138,7 @@ class RegionTable:
 
 
 def notes_on(table: RegionTable, data: Dataset) -> list[str]:
-    """What of a region file does not fit a dataset, in words; the sizes of images that have regions come from their headers."""
+    """Return warnings about regions that do not match the dataset; sizes of images are read from their headers."""
     without, outside, used = 0, 0, set()
     for name in data.counts:
         split = data.split(name)
@@ -185,31 +185,11 @@ def checked_boxes(boxes: Any, size: tuple[int, int]) -> tuple[np.ndarray, int]:
     return cut[inside], int((~inside).sum())
 
 
-def decode_mask(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Bool [height, width] of an uncompressed COCO run-length code: lengths down the columns, starting with what is outside.
-
-    Raises
-    ------
-    DataError
-        Its size is not the image's (width, height), or its lengths do not add up to it.
-    """
-    height, width = code["size"]
-    if (width, height) != tuple(size):
-        why = f"the mask is {width} x {height}, the image {size[0]} x {size[1]}"
-        raise DataError("a mask does not fit its image", why, "give masks in the image's full size")
-    counts = np.asarray(code["counts"], dtype=np.int64)
-    if counts.sum() != width * height:
-        why = f"its lengths add up to {counts.sum():,}, the image has {width * height:,} pixels"
-        raise DataError("a mask is no run-length code of its image", why, 'write {"size": [height, width], "counts": [..]}')
-    inside = np.arange(len(counts)) % 2 == 1
-    return np.repeat(inside, counts).reshape(width, height).T
-
-
 # -- files ---------------------------------------------------------------------------------------------------------
 def read_regions(path: PathLike) -> RegionTable:
     """Regions from a file, or from a folder of one JSON file an image (``dog.json`` for ``dog.jpg``).
 
-    Formats: a record as in `SHAPE`, a list of records or one a line; boxes alone, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
+    Formats: a record as in `SHAPE`, a list of records or one a line; boxes only, ``{"dog.jpg": [box, ..]}``; GRiT, ``{caption: [box,
     ..]}`` of one image or
     ``{image: {caption: [box, ..]}}``; GroundingDINO, ``{"image", "boxes": [[cx, cy, w, h], ..], "phrases", "logits"}`` in shares of
     the image, one, a list or one a line.
@@ -257,7 +237,9 @@ def _table(content: Any, source: str, stem: str) -> RegionTable:
     if any("boxes" in record for record in records):
         found = {_name(record, source): from_grounding_dino(record, source) for record in records}
         if len(found) < len(records):
-            raise DataError(f"{source} names an image twice", "", "put all regions of an image in one record")
+            raise DataError(
+                f"{source} has two records of one image", "each image has one record", "put all regions of an image in one record"
+            )
         return RegionTable(found)
     return RegionTable.from_json(records, source)
 
@@ -286,7 +268,11 @@ def from_grounding_dino(record: Mapping[str, Any], source: str = "GroundingDINO 
     boxes, phrases = record.get("boxes"), record.get("phrases", record.get("labels"))
     scores = record.get("logits", record.get("scores"))
     if not isinstance(boxes, list) or not isinstance(phrases, list) or len(boxes) != len(phrases):
-        raise DataError(f"{source}: boxes and phrases are not lists of one length", "", 'write {"image", "boxes", "phrases"}')
+        raise DataError(
+            f"{source}: boxes and phrases are not lists of one length",
+            "each box has one phrase",
+            'write {"image", "boxes", "phrases"}',
+        )
     if scores is not None and (not isinstance(scores, list) or len(scores) != len(boxes)):
         raise DataError(f"{source}: there are not as many logits as boxes", f"found {str(scores)[:80]}", "give one a box")
     regions = []
@@ -304,7 +290,7 @@ def _own(record: Any, source: str) -> tuple[str, ImageRegions]:
     for item in record["regions"]:
         if not isinstance(item, dict) or ("box" not in item and "mask" not in item):
             raise DataError(f"{source} has a region without a box", f"found {str(item)[:80]}", SHAPE)
-        mask = _mask(item.get("mask"), source)
+        mask = None if item.get("mask") is None else read_mask(item["mask"], source)
         box = _numbers(item.get("box", [0, 0, 1, 1]), source)
         phrase = item.get("phrase", "")
         regions.append(_region(phrase, box, source, item.get("score"), mask, item.get("relative") is True))
@@ -322,9 +308,9 @@ def _region(
 ) -> Region:
     if not isinstance(phrase, str) or len(phrase) > MAX_PHRASE:
         why = f"found {str(phrase)[:80]!r}; limit {MAX_PHRASE} characters"
-        raise DataError(f"{source} has a region whose phrase is no short text", why, SHAPE)
+        raise DataError(f"{source} has a region whose phrase is missing or too long", why, SHAPE)
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)):
-        raise DataError(f"{source}: the score of {phrase!r} is no number", f"found {str(score)[:80]}", SHAPE)
+        raise DataError(f"{source}: the score of {phrase!r} is not a number", f"found {str(score)[:80]}", SHAPE)
     x0, y0, x1, y1 = box
     if mask is None and (x1 <= x0 or y1 <= y0):
         raise DataError(
@@ -338,20 +324,6 @@ def _numbers(box: Any, source: str) -> tuple[float, float, float, float]:
     if not good or not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in box):
         raise DataError(f"{source} has a box that is not four finite numbers", f"found {str(box)[:80]}", BOX_SHAPE)
     return tuple(box)
-
-
-def _mask(code: Any, source: str) -> Mapping[str, Any] | None:
-    if code is None:
-        return None
-    form = 'write {"size": [height, width], "counts": [..]}; compressed codes (texts) have to be decoded first'
-    size, counts = (code.get("size"), code.get("counts")) if isinstance(code, dict) else (None, None)
-    if not (isinstance(size, list) and len(size) == 2 and isinstance(counts, list)):
-        raise DataError(f"{source} has a mask that is no run-length code", f"found {str(code)[:80]}", form)
-    if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in [*size, *counts]):
-        raise DataError(f"{source} has a mask with other than whole numbers", f"found {str(code)[:80]}", form)
-    if size[0] * size[1] > MAX_MASK_PIXELS or any(n > MAX_MASK_PIXELS for n in counts):
-        raise DataError(f"{source} has a mask of {size[1]} x {size[0]} pixels", f"limit {MAX_MASK_PIXELS:,}", form)
-    return code
 
 
 def _name(record: Mapping[str, Any], source: str) -> str:

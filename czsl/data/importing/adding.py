@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_to(base: Dataset, source: Source) -> None:
-    """Change a source so that its images can stand beside those of ``base``; ``source.space`` becomes the space of both.
+    """Change a source so that its images can be added to those of ``base``; ``source.space`` becomes the space of both.
 
     A label that means one of the dataset's names (``navy blue``, ``navy_blue``) gets the dataset's spelling; new names and pairs are
     added after those of the dataset and listed, as are pairs that training sees only now. An id that the dataset has gets a number.

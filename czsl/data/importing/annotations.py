@@ -49,7 +49,7 @@ def annotation_files(path: Path, form: str) -> list[tuple[Path, Any]]:
         content = parse_json(read_text(path), path)
         if form_of(content) != form:
             raise DataError(
-                f"{path} is no {form} file", f"it looks like: {form_of(content) or 'something else'}", "mend --layout"
+                f"{path} is not a {form} file", f"it looks like: {form_of(content) or 'something else'}", "mend --layout"
             )
         return [(path, content)]
     files = json_files(path)
@@ -64,7 +64,7 @@ def annotation_files(path: Path, form: str) -> list[tuple[Path, Any]]:
 
 
 def image_places(root: Path, base: Path, stem: str = "") -> tuple[str, ...]:
-    """Folders below the root in which the images of an annotation file may lie, the likeliest first."""
+    """Folders below the root in which the images of an annotation file may lie, the most probable first."""
     inside = base.resolve()
     near = inside.relative_to(root).as_posix() if inside.is_relative_to(root) else "."
     above = Path(near).parent.as_posix()

@@ -15,7 +15,7 @@ MAX_COORDINATE = 1e9
 
 
 class BadBoxError(ValueError):
-    """A box that is none; the text says why."""
+    """An invalid box; the message is the reason."""
 
 
 class Box(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which classes a source has, and which of them are unseen."""
+"""Classes of a source, and which of them are unseen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class ClassNames:
-    """A folder, or a cell of a manifest, names a class.
+    """Names of classes, given by folders or by cells of a manifest.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ def _read_file(path: Path, content: dict, folder: Path, source: Source, table: T
     attributes = {key: record.get("name") for key, record in _by_id(content.get("attributes", []), "attributes", path).items()}
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
-        raise DataError(f"cannot read {path}", "its annotations are no list", "is it COCO's format?")
+        raise DataError(f"cannot read {path}", "its annotations are not a list", "is it COCO's format?")
     split, places = split_in_name(name), image_places(source.root, path.parent, path.stem)
     used: dict[Any, int] = {}
     for record in annotations:
@@ -72,7 +72,7 @@ def _read_file(path: Path, content: dict, folder: Path, source: Source, table: T
 
 def _by_id(records: Any, what: str, path: Path) -> dict[Any, dict]:
     if not isinstance(records, list):
-        raise DataError(f"cannot read {path}", f"its {what} are no list", "is it COCO's format?")
+        raise DataError(f"cannot read {path}", f"its {what} are not a list", "is it COCO's format?")
     found: dict[Any, dict] = {}
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict) or not isinstance(record.get("id"), int | str):
@@ -97,7 +97,7 @@ def _box(record: dict, image: dict, only: bool) -> Box | None:
 
 
 def _cells(record: dict, image: dict, attributes: dict[Any, Any]) -> dict[str, Any]:
-    """What an annotation says beside its box and category, by column."""
+    """Return the fields of an annotation other than its box and category, by column."""
     skipped = {
         "id",
         "image_id",

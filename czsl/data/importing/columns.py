@@ -1,4 +1,4 @@
-"""Which column of a table is the image, the attribute, the object, the class and the split."""
+"""Roles of a table's columns: image, attribute, object, class and split."""
 
 from __future__ import annotations
 
@@ -171,7 +171,9 @@ def _chosen(columns: Sequence[str], chosen: Mapping[str, str], where: str) -> di
     found = {}
     for role, name in chosen.items():
         if role not in ROLES:
-            raise UsageError(f"--columns has no role {role!r}", "", f"one of: {', '.join(ROLES)}")
+            raise UsageError(
+                f"--columns has no role {role!r}", "a column can only have one of the roles below", f"one of: {', '.join(ROLES)}"
+            )
         matches = [c for c in columns if c == name] or [c for c in columns if c.strip().casefold() == name.strip().casefold()]
         if not matches:
             near = difflib.get_close_matches(name, columns, n=1)

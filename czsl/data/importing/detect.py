@@ -1,4 +1,4 @@
-"""What a source is: its layout, told by its files; and what it looks like where it fits none."""
+"""Detection of a source's layout from its files, and hints for a source that fits none."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ UNKNOWN = "give a folder, a table, an annotation file or a tar; the page docs/da
 
 
 def find_layout(source: Path) -> str:
-    """Tell the layout of a source from its files, not from their endings alone; DataError if there is none."""
+    """Return the layout of a source, judged by the content of its files; DataError if no layout fits."""
     if source.is_file():
         return _layout_of_file(source)
     if not source.is_dir():
-        raise DataError(f"no file or folder {source}", "", "is the path right?")
+        raise DataError(f"no file or folder {source}", "nothing exists at this path", "check the path")
     if (source / "dataset.json").is_file():
         raise DataError(f"{source} is a dataset folder already", "it was imported before", "use it as it is")
     if _is_hub_cache(source):
@@ -88,7 +88,9 @@ def _layout_of_file(path: Path) -> str:
         if head.startswith(sign):
             raise DataError(f"{path} is compressed with {name}", "archives are not unpacked", "decompress it first")
     if suffix in (".t7", ".pt", ".pkl") or is_image_name(path.name):
-        raise DataError(f"{path} is no folder", "this file alone is no labelled set of images", "give its folder")
+        raise DataError(
+            f"{path} is not a folder", "a single file of this kind is not a labelled set of images", "give its folder"
+        )
     if suffix == ".parquet":
         return "manifest"  # its reader says what is wrong
     return _layout_of_text(path, head, suffix)
@@ -103,7 +105,7 @@ def _layout_of_text(path: Path, head: bytes, suffix: str) -> str:
     except DataError:
         if known:
             return "manifest"
-        raise DataError(f"{path} is no folder", "and no table, annotation file or archive", UNKNOWN) from None
+        raise DataError(f"{path} is not a folder", "and not a table, annotation file or archive", UNKNOWN) from None
     start = text.lstrip("\ufeff \t\r\n")[:1]
     if start in ("[", "{") and suffix not in (".jsonl", ".ndjson", ".csv", ".tsv"):
         form = form_of(_parsed(path))
@@ -115,7 +117,7 @@ def _layout_of_text(path: Path, head: bytes, suffix: str) -> str:
     first = text.split("\n", 1)[0]
     if known or any(sign in first for sign in ",;\t|") or start in ("[", "{"):
         return "manifest"
-    raise DataError(f"{path} is no folder", "and no table, annotation file or archive", UNKNOWN)
+    raise DataError(f"{path} is not a folder", "and not a table, annotation file or archive", UNKNOWN)
 
 
 def _parsed(path: Path) -> object:
@@ -161,7 +163,7 @@ def _snapshot(folder: Path) -> Path:
 
 
 def describe(source: Path) -> tuple[str, str] | None:
-    """What a folder looks like that fits no layout, and what to do with it; None if nothing is known about it."""
+    """Describe a folder that fits no layout, and what to do with it; None if nothing is known about it."""
     if source.is_file():
         return None
     if list(source.glob("*.arrow")) or list(source.glob("*/*.arrow")):

@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a source.
+    """Options for reading a source.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Reading:
 
 
 class ImageSource(Protocol):
-    """Where the bytes of an image are; two equal sources are the same image."""
+    """Location of an image's bytes; two equal locations are the same image."""
 
     def read(self) -> bytes:
         """The bytes of the image file; :class:`czsl.data.images.BadImage` if they cannot be read."""
@@ -97,11 +97,11 @@ class Entry:
 
 @dataclass
 class Source:
-    """What a source names: entries, their label space, and what is wrong so far.
+    """Content of a source: entries, their label space, and the problems found so far.
 
     ``root``: the folder that paths are relative to, without links. ``other_roots``: further folders that absolute paths may lie in,
     as the user wrote them. ``unseen``: classes of which no image may be trained on; None if labels are attributes and objects.
-    ``taken``: what was taken for what, for people and for ``dataset.json``. ``review``: how many labels of a review file a person
+    ``taken``: what was taken for what, for the report and ``dataset.json``. ``review``: how many labels of a review file were confirmed or
     ``changed`` or ``left`` as predicted, and how many rows are ``empty``; None for other sources.
     """
 
@@ -122,7 +122,7 @@ class Source:
         self.problems.append(Problem(kind, (where,), "skipped", detail, bad=True))
 
     def note(self, kind: str, where: str, detail: str = "") -> None:
-        """List something that is left out and is no labelled image."""
+        """List something that is left out because it is not a labelled image."""
         self.problems.append(Problem(kind, (where,), "left out", detail))
 
     def add(self, names: Sequence[str], attr: str, obj: str, split: str, name: str = "", box: Box | None = None) -> None:
@@ -136,7 +136,7 @@ class Source:
     def usable(self, where: str, attr: str, obj: str, split: str) -> bool:
         """True if labels and split are whole and allowed; otherwise it is listed why not."""
         if split not in SPLITS:
-            self.skip("unknown split", where, f"{split!r} is none of {', '.join(SPLITS)}")
+            self.skip("unknown split", where, f"{split!r} is not one of {', '.join(SPLITS)}")
         elif self.unseen is None and not (attr and obj):
             self.skip("missing label", where, f"attribute {attr!r}, object {obj!r}")
         elif not obj:
@@ -148,7 +148,7 @@ class Source:
         return False
 
     def find(self, names: Sequence[str]) -> tuple[str, Path] | None:
-        """The stable name and path of the first of these names that is a file, or None after listing why there is none."""
+        """The stable name and path of the first of these names that is a file, or None after listing why it is missing."""
         for name in names:
             try:
                 path = contained(self.root, name, self.links)
@@ -190,7 +190,7 @@ class Source:
         for name, entry in list(self.entries.items()):
             if (entry.attr, entry.obj) not in allowed[entry.split]:
                 del self.entries[name]
-                self.skip("unknown pair", name, f"'{entry.attr} {entry.obj}' is no {entry.split} pair of space.json")
+                self.skip("unknown pair", name, f"'{entry.attr} {entry.obj}' is not a {entry.split} pair of space.json")
 
 
 def space_of(source: Source) -> CompositionSpace | None:

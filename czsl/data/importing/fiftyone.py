@@ -1,4 +1,4 @@
-"""FiftyOne's exports of classifications: ``labels.json`` beside ``data/``, or ``samples.json`` of a whole dataset."""
+"""FiftyOne's exports of classifications: ``labels.json`` next to ``data/``, or ``samples.json`` of a whole dataset."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _labels(source: Source, table: Table, content: dict, path: Path, places: tup
         if isinstance(value, int) and not isinstance(value, bool) and classes is not None:
             value = classes[value] if 0 <= value < len(classes) else None
         if value is None:
-            table.bad.append(("missing label", where, "no class, or a number that is none of the classes"))
+            table.bad.append(("missing label", where, "no class, or a number that is not a class"))
             continue
         names = names_in(places, name) + names_in(("",), files.get(name))
         table.items.append(Item(where, {"image": name, **cells, "label": value}, split=split, also=names))
@@ -73,7 +73,7 @@ def _files(source: Source, places: tuple[str, ...]) -> dict[str, str]:
 # -- samples.json --------------------------------------------------------------------------------------------------
 def _samples(table: Table, samples: Any, name: str, places: tuple[str, ...], split: str | None) -> None:
     if not isinstance(samples, list):
-        raise DataError(f"cannot read {name}", "its samples are no list", "export it again")
+        raise DataError(f"cannot read {name}", "its samples are not a list", "export it again")
     for number, sample in enumerate(samples, 1):
         where = f"{name}, sample {number}"
         if not isinstance(sample, dict):

@@ -1,4 +1,4 @@
-"""Which attribute and object a folder's name (or another text) means: ``wet dog``, ``wet_dog``, ``wet+dog`` or ``wet/dog``."""
+"""Parser of folder names (or other texts) into attribute and object: ``wet dog``, ``wet_dog``, ``wet+dog`` or ``wet/dog``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FolderNames:
         return cls(*(None if path is None else read_names(path) for path in (attributes, objects)))
 
     def resolve(self, folders: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Pair | None]:
-        """The pair of each folder (one or two path parts), or None where a listed name is needed and not found.
+        """The pair of each folder (one or two path parts), or None if a listed name is needed and not found.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Image folders of the Hugging Face kind: ``metadata.csv``, ``.jsonl`` or ``.parquet`` beside the images, for each split or as one."""
+"""Image folders of the Hugging Face kind: ``metadata.csv``, ``.jsonl`` or ``.parquet`` next to the images, for each split or as one."""
 
 from __future__ import annotations
 

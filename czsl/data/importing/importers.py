@@ -35,9 +35,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class ImportReport:
-    """What an import found and wrote.
+    """Result of an import.
 
-    ``folder`` and ``sha256`` are None where it was stopped. ``named``: images that the source names; ``bad``: those of them that
+    ``folder`` and ``sha256`` are None if it was stopped. ``named``: images that the source names; ``bad``: those of them that
     cannot be used. ``read_as``: the layout, and what was taken for what. ``decode``: how the images are to be decoded.
     ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of them, those
     ``seen``, and those of each split. ``review`` counts the labels of a review file, see
@@ -81,7 +81,7 @@ class TooManyBadError(DataError):
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How to import.
+    """Options of an import.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class ImportOptions:
         )
 
     def decode(self, layout: str, base: Dataset | None = None) -> DecodeOptions:
-        """How images of a layout are decoded; those that are added to a dataset as it says."""
+        """Return how images of a layout are decoded; images added to a dataset follow that dataset."""
         usual = base.decode if base is not None else AS_STORED if layout in ("published", "vaw") else AS_SHOWN
         return usual.changed(self.orientation, self.background)
 
@@ -208,7 +208,7 @@ def import_dataset(
 
 
 def _read(source: Path, layout: str, options: ImportOptions) -> Source:
-    """Read a source; where a folder was taken for a tree only because it fits no other layout, the error says what it looks like."""
+    """Read a source. If a folder was read as a tree only because no other layout fits, the error describes the folder."""
     guessed = options.layout == "auto" and layout == "tree"
     try:
         content = read_source(source, layout, options.reading)

@@ -27,7 +27,7 @@ SAMPLE = 50  # rows that decide whether two columns name different images
 
 @dataclass
 class Item:
-    """One record: ``where`` it stands, for messages; its cells; and what it says of its image apart from the cells.
+    """One record: ``where`` it stands, for messages; its cells; and further facts about its image.
 
     ``image`` and ``id``: the bytes, if no column names a file. ``split``: that of the file or folder of the record. ``folder``: what
     a relative path is relative to, below the source's root; ``also``: further names of the image below the root. ``box`` with
@@ -123,7 +123,7 @@ def add_table(source: Source, table: Table, reading: Reading) -> None:
 
 
 def _reviewed(source: Source, table: Table, roles: Roles) -> list[Item]:
-    """The items of a review file that have a label; what a person did with the predicted labels is counted."""
+    """The items of a review file that have a label; confirmed and corrected labels are counted."""
     source.review = dict.fromkeys(("changed", "left", "empty"), 0)
     kept = []
     for item in table.items:
@@ -216,7 +216,7 @@ def _split_pairs(source: Source, items: Sequence[Item], column: str, reading: Re
     for item, text in texts:
         pair = pairs[(text,)]
         if pair is None:
-            source.skip("unknown pair", item.where, f"{text!r} is no listed attribute and object")
+            source.skip("unknown pair", item.where, f"{text!r} is not a listed attribute and object")
         else:
             result.append((item, *pair))
     return result
@@ -270,7 +270,7 @@ def _give_splits(source: Source, found: list[Found], roles: Roles, reading: Read
 
 # -- images --------------------------------------------------------------------------------------------------------
 def _place(source: Source, item: Item, roles: Roles) -> tuple[str, ImageSource] | None:
-    """The id and the image of an item, or None after listing why there is none."""
+    """The id and the image of an item, or None after listing the reason."""
     given = text_of(item.cells.get(roles.id)) if roles.id else None
     if given:
         try:
@@ -289,7 +289,7 @@ def _place(source: Source, item: Item, roles: Roles) -> tuple[str, ImageSource] 
 
 
 def source_file(source: Source, cell: str, item: Item) -> tuple[str, Path] | None:
-    """The file that a cell names, as (stable name, path), or None after listing why there is none."""
+    """The file that a cell names, as (stable name, path), or None after listing the reason."""
     try:
         names = _names(source, cell, item.folder)
         if names and isinstance(names[0], tuple):  # an absolute path below another root
@@ -346,7 +346,7 @@ def _below_a_root(source: Source, text: str) -> str | tuple[Path, str]:
 
 
 def _check_images(source: Source, table: Table, roles: Roles, reading: Reading) -> None:
-    """DataError if a column beside `image` names other files that exist: then it is unclear which is meant."""
+    """Raise DataError if another column than `image` also names existing files: the choice is then unclear."""
     if roles.image is None or "image" in reading.columns:
         return
     others = [column for column in may_be("image", table.columns) if column != roles.image]

@@ -69,7 +69,7 @@ def _add_task(table: Table, task: Any, where: str) -> None:
         found.append(_regions(results if isinstance(results, list) else [], table, where))
     if not found or not any(found):
         if not any(bad[1].startswith(where) for bad in table.bad):
-            table.bad.append(("missing label", where, "nobody has labelled it"))
+            table.bad.append(("missing label", where, "it has no label yet"))
         return
     if any(regions != found[0] for regions in found[1:]):
         table.bad.append(("conflicting annotations", where, f"{len(found)} annotations that differ"))
@@ -151,7 +151,7 @@ def _find_image(item: Item) -> None:
 
 
 def _path_in(value: str) -> str | None:
-    """The path of a file in an address of Label Studio, of a storage or of a server; None for a text that is no address."""
+    """The path of a file in an address of Label Studio, of a storage or of a server; None for any other text."""
     parts = urlsplit(value) if value.isprintable() else None
     if parts is None:
         return None

@@ -36,10 +36,10 @@ def read_source(source: Path, layout: str, reading: Reading) -> Source:
     DataError
         The source cannot be understood.
     UsageError
-        There is no such layout, or an option does not go with it.
+        The layout is unknown, or an option does not go with it.
     """
     if layout not in READERS:
-        raise UsageError(f"no layout {layout!r}", "", f"one of: {', '.join(LAYOUTS)}")
+        raise UsageError(f"no layout {layout!r}", "czsl does not read such a layout", f"one of: {', '.join(LAYOUTS)}")
     if layout == "published" and reading.classes is not None:
         raise UsageError("the published layout holds pairs, not classes", f"{source} has pair lists", "drop --classes")
     if layout in ("published", "tree"):

@@ -1,4 +1,4 @@
-"""How a list of pairs is written: ``wet dog``, or ``long sleeved+shirt`` as VAW-CZSL does."""
+"""Lists of pairs: ``wet dog``, or ``long sleeved+shirt`` as VAW-CZSL does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_pair_lists(paths: Sequence[Path], separator: str | None = None) -> tupl
     Raises
     ------
     DataError
-        A list cannot be read, a line is no pair, or the lists can be read in both ways.
+        A list cannot be read, a line is not a pair, or the lists can be read in both ways.
     """
     lines = [[(number, line) for number, line in enumerate(_lines(path), 1) if line.strip()] for path in paths]
     texts = [(path, number, line) for path, part in zip(paths, lines, strict=True) for number, line in part]

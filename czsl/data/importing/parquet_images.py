@@ -52,7 +52,7 @@ class ParquetImage:
     groups: Groups = field(compare=False, repr=False)
 
     def read(self) -> bytes:
-        """The bytes of the image; `BadImage` if there are none or the file is damaged."""
+        """The bytes of the image; `BadImage` if they are missing or the file is damaged."""
         data = self.groups.image(self.path, self.group, self.row, self.column)
         if data is None:
             if self.file is not None:

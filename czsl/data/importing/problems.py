@@ -1,4 +1,4 @@
-"""What can be wrong with a labelled image set, in words; found in the same way on import and on verification."""
+"""Problems of a labelled image set; import and verification find them in the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from czsl.compositions import SPLITS, CompositionSpace, label_of, label_words
 
 
 class Row(NamedTuple):
-    """What a dataset folder says of one image, apart from its bytes (``sha256`` is their hash)."""
+    """Facts about one image of a dataset folder, without its bytes (``sha256`` is their hash)."""
 
     id: str
     sha256: str
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that a person should know about the data.
+    """One problem of the data.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class Problem:
     bad: bool = False
 
     def to_json(self) -> dict:
-        """As written to ``import.json``; what is not UTF-8 in a file's name is escaped."""
+        """Return it in the form of ``import.json``; what is not UTF-8 in a file's name is escaped."""
         return {**asdict(self), "where": [_utf8(name) for name in self.where], "detail": _utf8(self.detail)}
 
 
 def count_kinds(problems: Iterable[Problem]) -> dict[str, int]:
-    """How many problems there are of each kind, the unusable ones first."""
+    """Count the problems of each kind, the unusable ones first."""
     order = sorted(problems, key=lambda p: (not p.bad, p.kind))
     return dict(Counter(p.kind for p in order))
 

@@ -89,7 +89,7 @@ def _is_file(path: Path) -> bool:
 
 
 def metadata_file(folder: Path) -> Path:
-    """The metadata of a published benchmark; DataError if there is none."""
+    """The metadata of a published benchmark; DataError if it is missing."""
     for suffix in (".t7", ".json"):
         path = folder / f"{METADATA}{suffix}"
         if path.is_file():
@@ -102,4 +102,4 @@ def _why_unknown(space: CompositionSpace, attr: str, obj: str, split: str) -> st
         return f"attribute {attr!r} is in no pair list"
     if obj not in space.objects:
         return f"object {obj!r} is in no pair list"
-    return f"'{attr} {obj}' is no {split} pair"
+    return f"'{attr} {obj}' is not a {split} pair"

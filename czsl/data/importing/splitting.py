@@ -7,7 +7,7 @@ to its split. As many seen pairs as there are unseen ones give a fifth of their 
 where they suffice); a pair that gives has two images or more and keeps at least one for training.
 
 The rule for classes. Which are unseen is given; three sevenths of them (as of the pairs above) go to val with all their images, the
-others to test, so that what is chosen on val is chosen on other classes than those of test; one unseen class alone goes to test.
+others to test, so that what is chosen on val is chosen on other classes than those of test; a single unseen class goes to test.
 Each seen class gives a fifth of its images to test and a fifth to val, and keeps at least one for training.
 """
 

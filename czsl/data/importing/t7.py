@@ -30,7 +30,7 @@ _KEYS = ("image", "attr", "obj", "set")
 
 
 def read_metadata(path: PathLike) -> list[Metadata]:
-    """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs what a pickle asks for.
+    """Read a metadata file; a `.t7` by ``torch.load(weights_only=True)``, which never runs the code of a pickle.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def _read_torch(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|Unsupported class|Unsupported operand|Unsupported global:?) ?(\S+)", str(error))
-        detail = f"it asks for {found[1]}" if found else "it is no plain data"
+        detail = f"it asks for {found[1]}" if found else "it is not plain data"
         raise _refused(path, detail) from None
     except Exception as error:  # torch raises errors of many kinds on foreign files
         raise DataError(f"cannot read {path}", _first_line(error), "download it again") from None

@@ -24,7 +24,7 @@ MAX_HEADER = 1 << 26
 
 
 def read_manifest(path: Path, reading: Reading) -> Source:
-    """A table of images, with the columns that :mod:`czsl.data.importing.columns` knows; images relative to its folder.
+    """A table of images, with the columns of :mod:`czsl.data.importing.columns`; images relative to its folder.
 
     Attributes and objects are read if a table has both and labels are not plain classes. Without a column of splits they are drawn.
     """
@@ -46,7 +46,11 @@ def split_tables(folder: Path) -> list[Path]:
 def _read_split_tables(folder: Path, reading: Reading) -> Source:
     files = split_tables(folder)
     if not files:
-        raise DataError(f"{folder} has no manifest.csv or manifest.parquet", "", "give the manifest's own path")
+        raise DataError(
+            f"{folder} has no manifest.csv or manifest.parquet",
+            "the layout `manifest` reads one of these files",
+            "give the manifest's own path",
+        )
     source, whole = source_at(folder, reading), Table(str(files[0]), [], [])
     for path in files:
         table = read_table(path, reading)
@@ -223,7 +227,7 @@ def _table(places: Iterable[str], records: Iterable[Any], path: Path, split: str
 
 
 class BadLine:
-    """A line that is no JSON; ``why`` says so."""
+    """A line that is not JSON, with the reason in ``why``."""
 
     def __init__(self, why: str):
         self.why = why
@@ -334,7 +338,7 @@ def _parquet(path: Path, reading: Reading, has_image: bool) -> Table:
 
 
 def split_by_name(path: Path, root: Path) -> str | None:
-    """The split that a file's name or folder below the root says."""
+    """The split named by a file's name or by its folder below the root."""
     return split_in_name(path.relative_to(root).as_posix())
 
 

@@ -59,7 +59,7 @@ def read_labelled_tree(folder: Path, reading: Reading) -> Source:
 
 
 def _labelled(source: Source, folder: Path, reading: Reading) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
-    """Images of a tree with attribute and object, and the split of each top folder (None if folders are no splits).
+    """Images of a tree with attribute and object, and the split of each top folder (None if folders are not splits).
 
     Images that cannot be used are listed in the source.
     """
@@ -99,7 +99,7 @@ def _labelled(source: Source, folder: Path, reading: Reading) -> tuple[list[tupl
     for name, parts in labelled:
         pair = pair_of[parts]
         if pair is None:
-            source.skip("unknown pair", name, f"{'/'.join(parts)!r} is no listed attribute and object")
+            source.skip("unknown pair", name, f"{'/'.join(parts)!r} is not a listed attribute and object")
         else:
             usable.append((name, *pair))
     return usable, split_folders if has_splits else None

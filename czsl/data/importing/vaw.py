@@ -21,7 +21,7 @@ PLACES = ("", "images/", "VG_100K/", "VG_100K_2/", "images/VG_100K/", "images/VG
 def read_vaw(path: Path, reading: Reading) -> Source:
     """VAW's files; each instance becomes a crop of its image, ``<image_id>.jpg``.
 
-    With VAW-CZSL's pair lists beside them, those attributes count that make a pair of the instance's split, and the label space is
+    With VAW-CZSL's pair lists next to them, those attributes count that make a pair of the instance's split, and the label space is
     that of the lists.
     """
     folder = path if path.is_dir() else path.parent

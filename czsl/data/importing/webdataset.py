@@ -55,7 +55,7 @@ def read_webdataset(path: Path, reading: Reading) -> Source:
     """Shards of one dataset.
 
     A sample has an image (``0001.jpg``) and labels: the fields of ``0001.json``, or the text of other small files, whose columns are
-    their endings (``0001.attr``, ``0001.obj.txt``, ``0001.cls``). Numbers in ``.cls`` are named by ``classnames.txt`` beside the shards.
+    their endings (``0001.attr``, ``0001.obj.txt``, ``0001.cls``). Numbers in ``.cls`` are named by ``classnames.txt`` next to the shards.
     The split is a field, or the name of the shard.
     """
     folder = path if path.is_dir() else path.parent
@@ -96,7 +96,7 @@ def members(path: Path, table: Table) -> list[Member]:
     Raises
     ------
     DataError
-        The file is no tar, is compressed, damaged between its members, or has more than `MAX_MEMBERS`: then it is unknown what is
+        The file is not a tar, is compressed, damaged between its members, or has more than `MAX_MEMBERS`: then it is unknown what is
         missing, so nothing of it is used.
     """
     check_plain_tar(path)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +18,7 @@ from czsl.data.importing.problems import Problem, Row
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
+from czsl.runs.files import whole_folder, write_json
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
@@ -63,8 +61,8 @@ def write_dataset(
 ) -> dict:
     """Write a dataset folder and return the content of its ``dataset.json``.
 
-    Everything goes to a temporary folder beside ``dest``, which is renamed at the end: an error or an interruption leaves
-    nothing behind.
+    Everything goes to a temporary folder next to ``dest``, which is renamed at the end: an error or an interruption leaves
+    no files.
 
     Parameters
     ----------
@@ -90,19 +88,13 @@ def write_dataset(
     UsageError
         ``dest`` holds something.
     DataError
-        An id occurs twice, a pair is not in the list of its split, or there is no record.
+        An id occurs twice, a pair is not in the list of its split, or the records are empty.
     """
     dest = Path(dest)
     check_destination(dest, force)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.parent / f".{dest.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
-    temporary.mkdir()
-    try:
+    with whole_folder(dest, replace=force) as temporary:
         content = _write_files(temporary, space, records, name, problems, read_as, decode)
-        _replace(temporary, dest, force)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        check_destination(dest, force)  # another process may have been faster
     return content
 
 
@@ -112,13 +104,17 @@ def check_destination(dest: PathLike, force: bool = False) -> None:
     if not dest.exists() and not dest.is_symlink():
         return
     if not dest.is_dir() or dest.is_symlink():
-        raise UsageError(f"{dest} is not a folder", "", "give a new folder")
+        raise UsageError(f"{dest} is not a folder", "a dataset is a folder of several files", "give a new folder")
     if not any(dest.iterdir()):
         return
     if not (dest / "dataset.json").is_file():
-        raise UsageError(f"{dest} is not empty and is not a dataset folder", "", "give a new or empty folder")
+        raise UsageError(
+            f"{dest} is not empty and is not a dataset folder",
+            "its files would be mixed with the dataset",
+            "give a new or empty folder",
+        )
     if not force:
-        raise UsageError(f"{dest} already holds a dataset", "", "give a new folder, or --force to replace it")
+        raise UsageError(f"{dest} already holds a dataset", "it would be replaced", "give a new folder, or --force to replace it")
 
 
 def _write_files(folder, space, records, name, problems, read_as, decode) -> dict:
@@ -131,10 +127,14 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
         for record in records:
             row = Row(record.id, hashlib.sha256(record.image).hexdigest(), record.attr, record.obj, record.split)
             if record.id in rows:
-                raise DataError(f"the id {record.id!r} occurs twice", "", "give every image a name of its own")
+                raise DataError(
+                    f"the id {record.id!r} occurs twice", "an id names one image", "give every image a name of its own"
+                )
             if (record.attr, record.obj) not in allowed.get(record.split, ()):
                 raise DataError(
-                    f"{record.id}: {row.label!r} is no {record.split} {space.noun} of the space", "", "mend the lists"
+                    f"{record.id}: {row.label!r} is not a {record.split} {space.noun} of the space",
+                    "the lists of pairs and the labels of images disagree",
+                    "add the pair to the lists, or correct the label",
                 )
             rows[record.id] = row
             writers[record.split].add(row, record.image)
@@ -145,7 +145,9 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
             writer.abandon()
         raise
     if not rows:
-        raise DataError("there is no usable image", "", "is this the right folder?")
+        raise DataError(
+            "the source has no usable image", "every image was refused, or none was found", "is this the right folder?"
+        )
     content = {
         "format": FORMAT,
         "name": name,
@@ -157,8 +159,8 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
     if decode is not None:
         content["decode"] = decode.to_json()
     space.save(folder / "space.json")
-    _write_json(folder / "import.json", {"problems": [problem.to_json() for problem in problems]})
-    _write_json(folder / "dataset.json", content)
+    write_json(folder / "import.json", {"problems": [problem.to_json() for problem in problems]})
+    write_json(folder / "dataset.json", content)
     return content
 
 
@@ -216,21 +218,3 @@ class SplitWriter:
         if self._file is not None:
             self._file.close()
             self._file, self._file_bytes = None, 0
-
-
-def _replace(temporary: Path, dest: Path, force: bool) -> None:
-    if force and dest.exists():
-        check_destination(dest, force)
-        old = temporary.with_suffix(".old")
-        dest.rename(old)
-        temporary.rename(dest)
-        shutil.rmtree(old)
-        return
-    check_destination(dest)  # somebody else may have been faster
-    if dest.is_dir():
-        dest.rmdir()
-    temporary.rename(dest)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

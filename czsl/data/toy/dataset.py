@@ -51,9 +51,13 @@ def draw(attribute: str, obj: str, seed: int, size: int = 64) -> Image.Image:
     """
     for name, known, kind in ((attribute, ATTRIBUTES, "attribute"), (obj, OBJECTS, "object")):
         if name not in known:
-            raise UsageError(f"the toy data has no {kind} {name!r}", "", f"one of: {', '.join(known)}")
+            raise UsageError(
+                f"the toy data has no {kind} {name!r}", "it is not among the drawn names", f"one of: {', '.join(known)}"
+            )
     if not 16 <= size <= 1024:
-        raise UsageError(f"cannot draw a picture of {size} pixels", "", "give a size from 16 to 1024")
+        raise UsageError(
+            f"cannot draw a picture of {size} pixels", "the size is outside of the limits", "give a size from 16 to 1024"
+        )
     rng = np.random.Generator(np.random.PCG64(seed))
     picture = background(rng, size)
     place(picture, SHAPES[obj], attribute, Pose.random(rng, SHAPES[obj]), rng)
@@ -89,12 +93,14 @@ def samples(seed: int = 0, scale: float = 1.0) -> Iterator[tuple[str, str, str, 
     Parameters
     ----------
     seed : int
-        Of the pairs (:func:`space`) and of the pictures. A picture depends on the seed and its own id alone.
+        Seed of the pairs (:func:`space`) and of the pictures. A picture depends on the seed and its own id only.
     scale : float
         Multiplies the pictures a pair (train 30, val 13, test 20); at least one is drawn.
     """
     if not scale > 0:
-        raise UsageError(f"cannot draw {scale} times the toy data", "", "give a scale above 0")
+        raise UsageError(
+            f"cannot draw {scale} times the toy data", "the scale multiplies the number of images", "give a scale above 0"
+        )
     compositions = space(seed)
     for split, number in IMAGES_PER_PAIR.items():
         for a, o in getattr(compositions, f"{split}_pairs"):

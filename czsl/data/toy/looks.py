@@ -1,6 +1,6 @@
 """The attributes of the toy data: what each does to a drawn object.
 
-A look changes a :class:`Figure` in place. Where it acts, along which lines and from which side, it asks the object
+A look changes a :class:`Figure` in place. Where it acts, along which lines and from which side is defined by the object
 (`toy_shapes.Shape`); so one attribute has as many faces as there are objects.
 """
 
@@ -46,7 +46,7 @@ class Figure:
     to_pixels: Callable[[np.ndarray], np.ndarray]
 
     def depth(self, radius: float) -> np.ndarray:
-        """How far inside the outline a pixel is: about 0.5 on it, 1 from `radius` units inwards. [h, w]."""
+        """Depth of a pixel inside the outline: about 0.5 on it, 1 from `radius` units inwards. [h, w]."""
         blurred = as_image(self.alpha).filter(ImageFilter.BoxBlur(max(1.0, radius * self.unit)))
         return np.asarray(blurred, dtype=np.float32) / 255
 

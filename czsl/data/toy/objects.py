@@ -1,6 +1,6 @@
 """The objects of the toy data.
 
-What makes the toy compositional is kept here: an attribute asks the object where and how it shows (`toy_shapes.Shape`), so that
+What makes the toy compositional is kept here: an attribute's place and form depend on the object (`toy_shapes.Shape`), so that
 a `red house` has a red roof and a `red car` a red body.
 """
 

@@ -15,7 +15,7 @@ OVERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object stands: centre and half extent as fractions of the picture, the rest about its own axes.
+    """Pose of an object: centre and half extent as fractions of the picture, the rest about its own axes.
 
     ``angle`` is in degrees, ``flip`` mirrors left and right, ``aspect`` stretches (1 is as drawn), ``shear`` slants.
     """

@@ -1,4 +1,4 @@
-"""What an object of the toy data is: outlines in its own coordinates, and where and how attributes show on it.
+"""Objects of the toy data: outlines in their own coordinates, and how attributes show on them.
 
 Coordinates: x to the right, y down, about [-1, 1].
 """

@@ -96,7 +96,7 @@ def test_a_cluster_without_cpus_is_an_error(nodes):
 
 
 def test_more_workers_than_cpus_is_an_error():
-    with pytest.raises(SetupError, match="5 workers a node"):
+    with pytest.raises(SetupError, match="5 workers per node"):
         place(Described((True, {"CPU": 4.0})), nodes=1, workers_per_node=5)
 
 

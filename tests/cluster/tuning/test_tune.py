@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said():
     assert share(Described({"CPU": 2}), config(), 1, threads=1).threads == 1  # as the trials before it
     with pytest.raises(SetupError, match="a trial wants 4 CPUs"):
         share(Described({"CPU": 2}), config(threads=4), 16)
-    with pytest.raises(SetupError, match="3 workers a node"):
+    with pytest.raises(SetupError, match="3 workers per node"):
         share(Described({"CPU": 2}), config(workers_per_node=3), 16)
 
 

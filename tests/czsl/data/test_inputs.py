@@ -181,7 +181,7 @@ def test_what_is_not_there_is_refused(photos, given, why):
 
 def test_a_folder_without_images_says_what_it_holds(photos):
     (photos / "empty").mkdir()
-    assert "there are no files" in str(no_images(gather(["empty"]), "empty"))
+    assert "no files were found" in str(no_images(gather(["empty"]), "empty"))
     (photos / "empty" / "list.txt").write_text("x")
     assert "list.txt (neither" in str(no_images(gather(["empty"]), "empty"))
 

@@ -114,8 +114,8 @@ def test_data_hash_sees_every_change(tmp_path):
     ("spoil", "message"),
     [
         (lambda r: [*r, r[0]], "occurs twice"),
-        (lambda r: [*r, Record("x", b"", "wet", "dog", "train")], "is no train pair"),
-        (lambda r: [*r, Record("x", b"", "wet", "dog", "dev")], "is no dev pair"),
+        (lambda r: [*r, Record("x", b"", "wet", "dog", "train")], "is not a train pair"),
+        (lambda r: [*r, Record("x", b"", "wet", "dog", "dev")], "is not a dev pair"),
         (lambda r: [], "no usable image"),
     ],
 )

@@ -128,7 +128,7 @@ def test_zero_vector_and_wrong_matrix():
     space = _space(0, 2, 3, 2)
     with pytest.raises(DataError, match="attribute 1 is zero"):
         feasibility_from_vectors(np.array([[1.0, 0], [0, 0]]), np.ones((3, 2)), space)
-    with pytest.raises(DataError, match=r"object similarities are no finite \[3, 3\]"):
+    with pytest.raises(DataError, match=r"object similarities are not a finite \[3, 3\]"):
         feasibility_scores(np.eye(2), np.eye(2), space)
 
 

@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from random_problems import make_problem, problems
 
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation import Candidates, bootstrap_intervals, compare, evaluate, pair_accuracies, reduce_scores
 from czsl.evaluation.curve import Curve
 
@@ -81,7 +81,7 @@ def test_compare_wants_the_same_images():
     one, other = make_problem(3, images=10), make_problem(3, images=9)
     with pytest.raises(DataError, match="same images"):
         compare(_extremes(one), _extremes(other))
-    with pytest.raises(UsageError, match="0 resamples"):
+    with pytest.raises(ValueError, match="0 resamples"):
         compare(_extremes(one), _extremes(one), 0)
 
 

@@ -73,7 +73,7 @@ def _rewritten(path, about=None, **changes):
     ("changes", "message"),
     [
         ({"seen_score": None}, "12 images, arrays"),
-        ({"true_score": np.full(12, np.nan, np.float32)}, "no score"),
+        ({"true_score": np.full(12, np.nan, np.float32)}, "not a score"),
         ({"true_score": np.zeros(12)}, "true_score is float64"),
         ({"labels": np.zeros((11, 2), np.int64)}, "labels is int64 of shape"),
         ({"labels": np.full((12, 2), 99)}, "beyond the names"),
@@ -85,10 +85,10 @@ def _rewritten(path, about=None, **changes):
         ({"about": np.frombuffer(b"{", np.uint8)}, "cannot read"),
         ({"about": np.frombuffer(b"[" * 100_000, np.uint8)}, "cannot read"),
         ({"about": lambda about: {**about, "ids": []}}, "0 images"),
-        ({"about": lambda about: {**about, "ids": [3] * 12}}, "no lists of text"),
-        ({"about": lambda about: {**about, "objects": "cat"}}, "no lists of text"),
+        ({"about": lambda about: {**about, "ids": [3] * 12}}, "not lists of text"),
+        ({"about": lambda about: {**about, "objects": "cat"}}, "not lists of text"),
         ({"about": lambda about: {**about, "facts": {"rule": []}}}, "not plain"),
-        ({"about": lambda about: {**about, "facts": {"threshold": "1"}}}, "no number"),
+        ({"about": lambda about: {**about, "facts": {"threshold": "1"}}}, "not a number"),
         ({"about": lambda about: about["ids"]}, "cannot read"),
     ],
 )

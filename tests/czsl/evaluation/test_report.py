@@ -114,17 +114,17 @@ def test_options_that_contradict_each_other():
     closed = make_problem(1)
     feasibility, val = problem.feasibility, (problem.scores, problem.labels)
     for inputs, message in (
-        ({**problem.inputs(), "threshold": 0.1}, "threshold without a feasibility"),
+        ({**problem.inputs(), "threshold": 0.1}, "threshold was given without a feasibility"),
         ({**problem.inputs(), "val": val}, "no feasibility was given"),
         ({**problem.inputs(), "val": val, "feasibility": feasibility, "threshold": 0.1}, "a threshold was given as well"),
-        ({**closed.inputs(), "feasibility": np.zeros(len(closed.pairs))}, "feasibility in the closed world"),
+        ({**closed.inputs(), "feasibility": np.zeros(len(closed.pairs))}, "feasibility was given in the closed world"),
         ({**problem.inputs(), "feasibility": feasibility, "threshold": np.nan}, "not a finite number"),
         ({**problem.inputs(), "split": "tets"}, "unknown split"),
         ({**problem.inputs(), "rule": "other"}, "unknown feasibility rule"),
-        ({**problem.inputs(), "topk": 0}, "top-0"),
+        ({**problem.inputs(), "topk": 0}, "k=0 for top-k"),
         ({**problem.inputs(), "scores": problem.scores[:, 1:]}, "scores of shape"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises((ValueError, UsageError), match=message):
             evaluate(**inputs)
 
 
@@ -140,7 +140,7 @@ def test_bad_pairs_and_feasibility():
         ({"pairs": problem.pairs[:, :1]}, "give integers"),
         ({"feasibility": short}, "the feasibility has shape"),
         ({"feasibility": holed}, "the feasibility of pair 3"),
-        ({"feasibility": np.array(["a"])}, "not numbers"),
+        ({"feasibility": np.array(["a"])}, "a feasibility is a number"),
         ({"space": 3}, "not a label space"),
     ):
         with pytest.raises(DataError, match=message):

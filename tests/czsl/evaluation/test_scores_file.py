@@ -84,7 +84,7 @@ def _rewrite(npz, **changes):
         ({"pair_attr": None}, "has no array 'pair_attr'"),
         ({"scores": np.zeros((2, 3))}, r"scores are float64 of shape \[2, 3\]"),
         ({"scores": np.zeros((12, 4), int)}, "scores are int64"),
-        ({"attr": np.zeros(3, int)}, "attr has 3 values, obj 12"),
+        ({"attr": np.zeros(3, int)}, "attr has 3 values and obj has 12"),
         ({"attr": np.zeros(12)}, "attr is float64"),
         ({"pair": np.zeros(12, int)}, "the pair of image 1 is not the column"),
         ({"pair": np.zeros(5, int)}, "5 pairs, 12 images"),
@@ -143,7 +143,7 @@ def test_an_unknown_phase_or_world_is_an_error(files):
 
 
 def test_write_checks_its_arguments(problem, tmp_path):
-    with pytest.raises(UsageError, match="scores of shape"):
+    with pytest.raises(ValueError, match="scores of shape"):
         write_scores(tmp_path / "x", problem.scores[:, 1:], problem.labels, problem.space, open_world=True)
     with pytest.raises(DataError, match="listed twice"):
         write_scores(tmp_path / "x", problem.scores, problem.labels, problem.space, np.zeros((3, 2), int))

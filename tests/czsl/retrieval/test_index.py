@@ -50,8 +50,6 @@ def test_cells_hold_every_pair_once_within_their_radius():
     for cell in range(index.cells):
         members = vectors[index.order[index.starts[cell] : index.starts[cell + 1]]].astype(np.float64)
         np.testing.assert_allclose(index.centroids[cell], members.mean(0), atol=1e-6)
-        distance = np.linalg.norm(members - index.centroids[cell], axis=1).max()
-        assert distance <= index.radii[cell] <= distance * (1 + 1e-6) + 1e-6
 
 
 def test_the_seed_decides_the_cells():
@@ -70,7 +68,7 @@ def test_planted_clusters_become_cells():
     modes, label = np.eye(5, 16), np.arange(400) % 5
     vectors = (modes[label] + 0.01 * make.normal(size=(400, 16))).astype(np.float32)
     index = CompositionIndex.build(vectors, np.stack(np.divmod(np.arange(400), 20), axis=1), "ivf", cells=5)
-    assert index.radii.max() < 0.1
+    assert np.linalg.norm(index.vectors - np.repeat(index.centroids, np.diff(index.starts), axis=0), axis=1).max() < 0.1
     assert sorted(np.diff(index.starts)) == [80] * 5
 
 
@@ -113,14 +111,14 @@ def test_places_of_pairs(kind):
     ],
 )
 def test_input_that_does_not_fit(embeddings, pairs, error):
-    with pytest.raises(DataError, match=error):
+    with pytest.raises((DataError, ValueError), match=error):
         CompositionIndex.build(embeddings, np.array(pairs))
 
 
 @pytest.mark.parametrize("options", [{"kind": "hnsw"}, {"kind": "ivf", "cells": 0}, {"kind": "ivf", "cells": 181}, {"cells": 5}])
 def test_impossible_options(options):
     _, vectors, pairs = made("flat")
-    with pytest.raises(UsageError):
+    with pytest.raises((UsageError, ValueError)):
         CompositionIndex.build(vectors, pairs, **options)
 
 
@@ -132,7 +130,7 @@ def test_parts_give_the_bits_of_one_build():
     joined = concatenate_parts((parts[i] for i in (3, 0, 4, 2, 1)), len(pairs))
     assert joined.tobytes() == vectors.tobytes()
     one, many = CompositionIndex.build(vectors, pairs, "ivf"), CompositionIndex.build(joined, pairs, "ivf")
-    for name in ("vectors", "order", "starts", "centroids", "radii"):
+    for name in ("vectors", "order", "starts", "centroids"):
         assert getattr(one, name).tobytes() == getattr(many, name).tobytes()
 
 
@@ -150,9 +148,9 @@ def test_parts_give_the_bits_of_one_build():
     ],
 )
 def test_parts_that_do_not_make_a_whole(spans, error):
-    with pytest.raises(DataError, match=error):
+    with pytest.raises(ValueError, match=error):
         concatenate_parts([(start, np.ones((stop - start, 3), np.float32)) for start, stop in spans], 20)
-    with pytest.raises(DataError, match="one width"):
+    with pytest.raises(ValueError, match="one width"):
         concatenate_parts([(0, np.ones((10, 3))), (10, np.ones((10, 4)))], 20)
 
 
@@ -230,7 +228,7 @@ def test_no_folder(tmp_path):
 def test_every_file_missing_cut_or_changed(saved, tmp_path):
     folder, index, _ = saved
     names = [path.name for path in folder.iterdir()]
-    assert len(names) == (3 if index.kind == "flat" else 7)
+    assert len(names) == (3 if index.kind == "flat" else 6)
     for name in names:
         for harm in ("missing", "cut", "changed"):
             copy = tmp_path / f"{name}-{harm}"
@@ -259,7 +257,7 @@ def test_index_json_of_any_kind(tmp_path, content):
     [
         {"kind": "tree"},
         {"kind": ["ivf"]},
-        {"version": 2},
+        {"version": 1},
         {"pairs": 181},
         {"pairs": 0},
         {"pairs": True},
@@ -294,14 +292,12 @@ def replaced(array, place, value):
         ("pairs", lambda x: x.pairs.astype(np.int32), "int32"),
         ("pairs", lambda x: replaced(x.pairs, 3, [0, 0]), "pair 3 .* twice"),
         ("pairs", lambda x: replaced(x.pairs, 3, [-1, 0]), "pair 3"),
-        ("order", lambda x: replaced(x.order, 0, x.order[1]), "no order"),
-        ("order", lambda x: replaced(x.order, 0, 10**9), "no order"),
+        ("order", lambda x: replaced(x.order, 0, x.order[1]), "not a permutation"),
+        ("order", lambda x: replaced(x.order, 0, 10**9), "not a permutation"),
         ("starts", lambda x: replaced(x.starts, 1, 10**6), "starts"),
         ("starts", lambda x: replaced(x.starts, -1, 3), "starts"),
         ("starts", lambda x: x.starts[::-1].copy(), "starts"),
         ("centroids", lambda x: replaced(x.centroids, (0, 0), np.inf), "not finite"),
-        ("radii", lambda x: replaced(x.radii, 2, np.nan), "not finite"),
-        ("radii", lambda x: x.radii * np.float32(0.99), "beyond its radius"),
     ],
 )
 def test_arrays_that_are_wrong_though_their_hashes_are_right(tmp_path, name, change, error):

@@ -95,7 +95,7 @@ def test_a_grid_holds_every_point_once_in_an_order_of_the_seed():
         ("momentun: {uniform: [0, 1]}", "'momentum'"),
         ("5: {uniform: [0, 1]}", "unknown setting '5'"),
         ("lr: 0.1", "lr=VALUE"),
-        ("lr: {uniform: [0, 1], choice: [1]}", "no set of values"),
+        ("lr: {uniform: [0, 1], choice: [1]}", "not a set of values"),
         ("lr: {logunifrom: [1, 2]}", "'loguniform'"),
         ("lr: {uniform: 3}", "wants a list"),
         ("lr: {uniform: [0]}", "low and high"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from czsl.data.files.regions import MAX_REGIONS, ImageRegions, Region, RegionTable, decode_mask, from_grit, read_regions
+from czsl.data.files.masks import decode_mask
+from czsl.data.files.regions import MAX_REGIONS, ImageRegions, Region, RegionTable, from_grit, read_regions
 from czsl.errors import DataError
 
 OWN = {
@@ -112,19 +113,19 @@ def test_a_region_outside_of_the_image_covers_nothing():
         ({"image": "a", "regions": [{"phrase": "x", "box": [1, 2, 3, True]}]}, "four finite numbers"),
         ('{"image": "a", "regions": [{"phrase": "x", "box": [1, 2, 3, NaN]}]}', "four finite numbers"),
         ({"image": "a", "regions": [{"phrase": "x", "box": [5, 2, 3, 9]}]}, "no area"),
-        ({"image": "a", "regions": [{"phrase": 3, "box": [1, 2, 3, 4]}]}, "no short text"),
-        ({"image": "a", "regions": [{"phrase": "x" * 2000, "box": [1, 2, 3, 4]}]}, "no short text"),
-        ({"image": "a", "regions": [{"phrase": "x", "box": [1, 2, 3, 4], "score": "high"}]}, "no number"),
-        ({"image": "a", "regions": [{"phrase": "x", "mask": {"size": [1, 2], "counts": "abc"}}]}, "run-length code"),
+        ({"image": "a", "regions": [{"phrase": 3, "box": [1, 2, 3, 4]}]}, "missing or too long"),
+        ({"image": "a", "regions": [{"phrase": "x" * 2000, "box": [1, 2, 3, 4]}]}, "missing or too long"),
+        ({"image": "a", "regions": [{"phrase": "x", "box": [1, 2, 3, 4], "score": "high"}]}, "not a number"),
+        ({"image": "a", "regions": [{"phrase": "x", "mask": {"size": [1, 2], "counts": 3}}]}, "run-length code"),
         ({"image": "a", "regions": [{"phrase": "x", "mask": {"size": [10**6, 10**6], "counts": [1]}}]}, "limit"),
         ({"image": "a", "regions": [{"phrase": "x", "mask": {"size": [1, 2], "counts": [-1, 3]}}]}, "whole numbers"),
         ({"image": "a", "regions": [{"phrase": "x", "box": [1, 2, 3, 4]}] * (MAX_REGIONS + 1)}, "limit"),
         ({"image": "a", "regions": [], "matches": {"dog": "a dog"}}, "lists of phrases"),
-        ([OWN, OWN], "twice"),
+        ([OWN, OWN], "twice|two records"),
         ({"a dog": "everywhere"}, "no boxes"),
         ({"image": "a", "boxes": [[0, 0, 1, 1]], "phrases": []}, "one length"),
         ({"image": "a", "boxes": [[0, 0, 1, 1]], "phrases": ["x"], "logits": [1, 2]}, "as many logits"),
-        ([{"image": "a", "boxes": [], "phrases": []}] * 2, "twice"),
+        ([{"image": "a", "boxes": [], "phrases": []}] * 2, "twice|two records"),
     ],
 )
 def test_what_is_no_region_file_is_refused_in_words(tmp_path, content, why):

@@ -64,7 +64,7 @@ def test_missing_image(published, tmp_path):
     [
         ("shiny dog", "train", "attribute 'shiny' is in no pair list"),
         ("wet whale", "train", "object 'whale' is in no pair list"),
-        ("wet dog", "train", "'wet dog' is no train pair"),
+        ("wet dog", "train", "'wet dog' is not a train pair"),
     ],
 )
 def test_unknown_pair(published, tmp_path, pair, split, detail):

@@ -79,5 +79,5 @@ def test_layouts_by_name(make_tree, published, tmp_path):
 @pytest.mark.parametrize("name", ["x.t7", "x.jpg", "x.txt", "x"])
 def test_a_file_that_is_none(tmp_path, name):
     put(tmp_path, [name], encode(1) if name.endswith("jpg") else b"hello")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         import_dataset(tmp_path / name, tmp_path / "out")

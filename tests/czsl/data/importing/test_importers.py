@@ -212,7 +212,7 @@ def test_sources_that_are_none(published, make_tree, tmp_path):
     for source, message in (
         (tmp_path / "none", "no file or folder"),
         (tmp_path / "empty", "no labelled image"),
-        (tmp_path / "file.txt", "is no folder"),
+        (tmp_path / "file.txt", "is not a folder"),
     ):
         with pytest.raises(DataError, match=message):
             import_dataset(source, tmp_path / "out")

@@ -339,10 +339,10 @@ def test_bad_json_lines_are_listed(folder, tmp_path):
         ("t.parquet", b"PAR1" + b"\0" * 100, "cannot read"),
         ("t.parquet", b"PAR1" + (2**31 - 1).to_bytes(4, "little") + b"PAR1", "cannot read"),
         ("t.parquet", b"hello", "Parquet"),
-        ("t.bin", b"\0\1\2\xff" * 30, "is no folder"),
+        ("t.bin", b"\0\1\2\xff" * 30, "is not a folder"),
         ("t.zip", b"PK\x03\x04" + b"\0" * 30, "ZIP archive"),
         ("t.csv.gz", b"\x1f\x8b" + b"\0" * 30, "gzip"),
-        ("t.t7", b"\x80", "is no folder"),
+        ("t.t7", b"\x80", "is not a folder"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_read(folder, tmp_path, name, content, message):
