@@ -89,8 +89,8 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
 
-    With --adapt the images are one stream that moves the scores of those after it (`czsl methods tomcat`), in one process; such a run
-    starts from the beginning after an interruption.
+    With --adapt the images are one stream that moves the scores of those after it (`czsl methods tomcat`). Several workers encode its
+    images together. Such a run starts from the beginning after an interruption.
 
     Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
