@@ -152,7 +152,7 @@ class Predictor:
         """The features that earlier questions left: of the same tower, precision and preprocessing."""
         request, method = self.request, self.method
         card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        made_by = "" if type(method).image_features is Method.image_features else method.name
+        made_by = "" if type(method).image_features is Method.image_features and method.adapters is None else method.name
         if made_by and request.run is not None:
             made_by += fingerprint(Run(request.run), request.checkpoint)
         facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, self.precision), card, made_by)

@@ -124,7 +124,7 @@ class DFSP(Method):
         """The guide [L, V] of the words as they stand."""
         if self.guide is not None:
             return self.guide
-        pairs_P2 = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        pairs_P2 = self.train_pairs
         if self.training:
             return self._guide_of(self._tokens(pairs_P2))
         with torch.inference_mode(False), torch.no_grad():
