@@ -1,4 +1,4 @@
-"""The science: one method a folder or file, all through one contract (`methods.method`)."""
+"""The science: one method a folder or file, all through one contract (`methods.contract`)."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Letters: B images, P pairs, D joint width, S image side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -45,17 +45,22 @@ class Method(Contract):
     def encode_prompts(self, prompts: PromptTree, unit: bool = True) -> Tensor:
         """Text features [P, D] of prompts with learned words; with ``unit`` L2-normalised.
 
-        In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
+        They are encoded as :meth:`encode_texts` does it.
+        """
+        encoded = self.encode_texts(lambda rows: self.clip.text.encode_tree(prompts.part(rows)), len(prompts))
+        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
+
+    def encode_texts(self, encode: Callable[[slice], Tensor], count: int) -> Tensor:
+        """What ``encode`` makes of ``count`` texts, [count, ...]; it is called with the rows to encode.
+
+        In training each worker encodes its share of the texts. Otherwise they are encoded in chunks of a fixed size. Autocast ends here:
+        the norm and what is added to a text need their digits.
         """
         if self.training:
-            own = prompts.part(self.comm.share(len(prompts)))
-            encoded = self.comm.gather(self.clip.text.encode_tree(own), len(prompts))
+            encoded = self.comm.gather(encode(self.comm.share(count)), count)
         else:
-            starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
-            encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
-        # Autocast ends here: the norm and what is added to a text need their digits.
-        encoded = encoded.to(self.clip.mean.dtype)
-        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
+            encoded = torch.cat([encode(slice(s, s + TEXT_CHUNK)) for s in range(0, max(count, 1), TEXT_CHUNK)])
+        return encoded.to(self.clip.mean.dtype)
 
     # -- scores of images ----------------------------------------------------------------------------------------------
     def branch_logits(self, images: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:

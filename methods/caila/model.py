@@ -21,7 +21,7 @@ from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from methods.caila.adapters import MIXTURE, TowerAdapters
 from methods.caila.config import CAILAConfig
-from methods.method import TEXT_CHUNK, Method
+from methods.method import Method
 from methods.parts.branches import branch_losses
 from methods.sides import ImageSide, Targets, TextSide, primitives_of
 
@@ -131,12 +131,8 @@ class CAILA(Method):
         return self._encode([f"a photo of a {self.object_names[o]}" for o in places], "object")
 
     def _encode(self, prompts: list[str], concept: str) -> Tensor:
-        """Un-normalised text features [n, D]; in training each worker encodes its share."""
-        if self.training:
-            own = self._encode_some(prompts[self.comm.share(len(prompts))], concept)
-            return self.comm.gather(own, len(prompts)).to(self.clip.mean.dtype)
-        starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
-        return torch.cat([self._encode_some(prompts[s : s + TEXT_CHUNK], concept) for s in starts]).to(self.clip.mean.dtype)
+        """Un-normalised text features [n, D]."""
+        return self.encode_texts(lambda rows: self._encode_some(prompts[rows], concept), len(prompts))
 
     def _encode_some(self, prompts: list[str], concept: str) -> Tensor:
         text = self.clip.text
