@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.adapt_options import adapt_option, check_adaptable_run, plan_of, split_settings, stream_seed_option, tell_plan
+from czsl_cli.adapt_options import adapt_option, plan_of, split_settings, stream_seed_option, tell_plan
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
 from czsl_cli.inputs import (
     gather_images,
@@ -209,7 +209,9 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     if plan:
-        check_adaptable_run(run)
+        from methods.registry import check_adaptable
+
+        check_adaptable(run.config.method)
     usable_checkpoint(run, options["checkpoint"])
     tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
