@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cluster.machines.dealing import dealt_out
+from cluster.machines.dealing import dealt_out, encoded_out
 from cluster.machines.here import own_device
 from cluster.machines.launch import check_packages
 from cluster.machines.nodes import Ask
@@ -21,7 +21,6 @@ from czsl import __version__
 from czsl.clip.weights import is_folder, weight_files
 from czsl.data.files.predictions import Partial, question_of
 from czsl.data.inputs import ImageSource, as_source
-from czsl.errors import UsageError
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
 from methods.loading import point_for
@@ -99,13 +98,7 @@ def _computed(
     """Records of each batch, in order."""
     if not batches:
         return
-    if request.adapt and not ask.local:
-        raise UsageError(
-            "an adaptation with several workers",
-            "its images are one sequence: each moves the next one",
-            "leave out --nodes and the like",
-        )
-    if not ask.local:
+    if not ask.local and not request.adapt:
         yield from dealt_out(request, source, batches, ask, progress, notice, keep)
         return
     check_packages()
@@ -113,5 +106,8 @@ def _computed(
         profile.started()
     with cpu_threads(request.threads):
         predictor = Predictor(request, own_device(), keep=keep, profile=profile)
-        yield from predictor.records(source, batches)
+        if ask.local:
+            yield from predictor.records(source, batches)
+        else:  # workers encode; the images are one stream, which adapts here
+            yield from map(predictor.named, encoded_out(request, source, batches, ask, progress, notice, keep))
         predictor.save_state()

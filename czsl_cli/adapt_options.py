@@ -11,7 +11,6 @@ import click
 from czsl_cli.console import say
 
 if TYPE_CHECKING:
-    from czsl.runs.run import Run
     from methods.adaptation.plan import Plan
 
 TRANSDUCTIVE = "it uses the unlabelled images: the numbers depend on them and on their order"
@@ -79,21 +78,6 @@ def plan_of(adapt: str | None, settings: Sequence[str], seed: int | str | None) 
             raise UsageError("--stream-seed without --adapt", "only an adaptation depends on the order", "add --adapt tomcat")
         return None
     return Plan.of(adapt, parse_overrides(settings), None if seed == "given" else seed or 0)  # type: ignore[arg-type]
-
-
-def check_adaptable_run(run: Run) -> None:
-    """UsageError, before anything is computed, if the run's method cannot be adapted."""
-    from czsl.errors import UsageError
-    from methods.registry import METHODS, config_class
-
-    config = config_class(run.config.method)
-    if not config.adaptable:
-        able = ", ".join(name for name in METHODS if config_class(name).adaptable)
-        raise UsageError(
-            f"{config.called()} cannot be adapted while testing",
-            "its scores need more than one embedding for each composition",
-            f"leave out --adapt; methods that can: {able}",
-        )
 
 
 def split_run(word: str) -> tuple[str, Plan | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.adapt_options import check_adaptable_run, split_run
+from czsl_cli.adapt_options import split_run
 from czsl_cli.console import percent, print_json, print_table, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -120,7 +120,9 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
     runs = [Run(path) for path, _ in named]
     for run, (_, plan) in zip(runs, named, strict=True):
         if plan:
-            check_adaptable_run(run)
+            from methods.registry import check_adaptable
+
+            check_adaptable(run.config.method)
     identities = [open_data(asked["data"] or run.config.data).sha256 for run in runs]
     for path, identity in zip(paths, identities, strict=True):
         if identity != identities[0]:

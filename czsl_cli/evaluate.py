@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.adapt_options import TRANSDUCTIVE, adapt_option, check_adaptable_run, plan_of, stream_seed_option, tell_plan
+from czsl_cli.adapt_options import TRANSDUCTIVE, adapt_option, plan_of, stream_seed_option, tell_plan
 from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
 from czsl_cli.options import named_run, placement_options, where_of
 
@@ -110,7 +110,9 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
     plans = [plan_of(options["adapt"], options["settings"], seed) for seed in seeds]
     run = chosen_run(path)
     if plans[0]:
-        check_adaptable_run(run)
+        from methods.registry import check_adaptable
+
+        check_adaptable(run.config.method)
     usable_checkpoint(run, options["checkpoint"])
     if plans[0]:
         tell_plan(plans[0])

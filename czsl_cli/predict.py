@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.adapt_options import adapt_option, check_adaptable_run, plan_of, split_settings, stream_seed_option, tell_plan
+from czsl_cli.adapt_options import adapt_option, plan_of, split_settings, stream_seed_option, tell_plan
 from czsl_cli.console import print_json_line, print_table, progress_bar, say, warn
 from czsl_cli.inputs import (
     gather_images,
@@ -91,8 +91,8 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
 
-    With --adapt the images are one stream that moves the scores of those after it (`czsl methods tomcat`), in one process; such a run
-    starts from the beginning after an interruption.
+    With --adapt the images are one stream that moves the scores of those after it (`czsl methods tomcat`). Several workers encode its
+    images together. Such a run starts from the beginning after an interruption.
 
     Labels that training never saw get the bias of the run's operating point (czsl calibrate), which also makes probabilities of scores.
     """
@@ -212,7 +212,9 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
         return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     if plan:
-        check_adaptable_run(run)
+        from methods.registry import check_adaptable
+
+        check_adaptable(run.config.method)
     usable_checkpoint(run, options["checkpoint"])
     tell_decoding(run.config.decode, asked)
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}

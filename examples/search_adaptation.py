@@ -12,7 +12,7 @@ import argparse
 
 import torch
 
-from cluster.work.adapting import check_adaptable, reduce_stream
+from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
 from cluster.work.scoring import encode_candidates, score_split
 from cluster.work.source import Source
@@ -24,6 +24,7 @@ from czsl.runs.search import parse_space, sample
 from methods.adaptation.plan import Plan
 from methods.adaptation.registry import adaptation_config, adaptation_search, canonical_adaptation
 from methods.loading import load
+from methods.registry import check_adaptable
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     run = Run(options.run)
     with cpu_threads(run.threads), torch.inference_mode():
         method, data, batch = load(run), open_data(run.config.data, run.config.decode), run.config.eval_batch
-        check_adaptable(method)
+        check_adaptable(method.name)
         source = Source(method, data, "val", Group(), batch, precision=run.config.precision)
         candidates = Candidates.build(data.space, split="val")
         text, rows = encode_candidates(method, candidates), source.split.pairs

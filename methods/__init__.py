@@ -1,4 +1,4 @@
-"""The methods, one folder or file each, with one common interface (`methods.method`)."""
+"""The methods, one folder or file each, with one common interface (`methods.contract`)."""
 
 from __future__ import annotations
 

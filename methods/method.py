@@ -1,219 +1,68 @@
-"""The contract of a method: single-device science, no Ray, no file system, no argument parsing, no global state.
+"""A method with all that follows from its parts: training steps, other label spaces, predictions and explanations.
 
-A method is built from a label space and a CLIP. An image's way is ``prepare`` (in the loader) -> ``encode_images`` ->
-``scores`` against the text side of ``encode_compositions``. Letters: B images, P pairs, A attributes, O objects, D joint
-width, S image side.
+Letters: B images, P pairs, D joint width, S image side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from czsl.clip.backbone import Clip, Towers
 from czsl.clip.text import PromptTree
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
-from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
-from methods.config import MethodConfig
-from methods.explanation import Explained, Explanation, Question, branch_figures
-from methods.parts.comm import Communicator
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
-
-if TYPE_CHECKING:
-    from methods.parts.candidate_weights import CandidateWeights
+from methods.contract import Contract
+from methods.explanation import Explained, Question
+from methods.parts.renaming import renamed_pairs
+from methods.sides import Targets, TextSide
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
 
 
-class Method(nn.Module):
-    """Base class of all methods.
-
-    Parameters
-    ----------
-    space : CompositionSpace
-        The label space; training uses ``space.train_pairs`` in their order.
-    clip : Clip
-        Frozen towers; a method registers only what it trains (or collects) in addition.
-    config : MethodConfig
-        The method's own ``Config``.
-
-    Notes
-    -----
-    A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
-    ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
-    candidates instead of labels; ``judge`` is set during :meth:`first_pass` if validation images exist: it returns the AUC on
-    these of the method as it stands (for classes without an AUC, the accuracy), the same on every worker.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
-    # Of the Config, see there.
-    trains: ClassVar[bool] = True
-    classes: ClassVar[bool] = False
-    steps: ClassVar[bool] = True
-    # Keys of the state whose rows belong to primitives, attributes first: they follow the names into another label space.
-    per_primitive: ClassVar[tuple[str, ...]] = ()
-    # Whether :meth:`explain_candidate` shows training images where it is given some.
-    explains_by_examples: ClassVar[bool] = False
+class Method(Contract):
+    """Base class of all methods: see :class:`methods.contract.Contract` for what a method writes."""
 
     # Set by methods.load: the run's operating point, why it cannot be used, and the training pairs by name (None: those of the space).
     operating_point: OperatingPoint | None = None
     stale_point: str = ""
     trained_on: frozenset[tuple[str, str]] | None = None
 
-    clip: Clip
-
-    def __init_subclass__(cls, **options: Any):
-        super().__init_subclass__(**options)
-        cls.trains, cls.classes, cls.steps = cls.Config.trains, cls.Config.classes, cls.Config.steps
-
-    def __init__(self, space: CompositionSpace, clip: Towers, config: MethodConfig):
-        super().__init__()
-        self.space, self.config, self.comm = space, config, Communicator()
-        self.weights: CandidateWeights | None = None
-        self.validating = False  # set by the training loop while it scores validation images
-        self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
-        self.judge: Callable[[], float] | None = None
-        # Not a registered module: the frozen towers are neither trained nor saved with the method.
-        object.__setattr__(self, "clip", clip)
-        self.attribute_names = [prompt_name(n, config.names) for n in space.attributes]
-        self.object_names = [prompt_name(n, config.names) for n in space.objects]
-
-    def _apply(self, fn, recurse=True):
-        self.clip._apply(fn, recurse)  # .to(), .double() and .cuda() take the towers along
-        return super()._apply(fn, recurse)
-
-    @property
-    def frozen_images(self) -> bool:
-        """True if an image's features never change in training, so that they are computed once and kept."""
-        return not self.trains or self.config.keeps_features
-
-    # -- images ----------------------------------------------------------------------------------------------------
-    @property
-    def prepare_key(self) -> str:
-        """Names what :meth:`prepare` makes where that is more than CLIP's pipeline (views, masks), for caches; empty otherwise.
-
-        A method with a key gets its images prepared again for each batch, since views are too many to be kept as pixels; its
-        features are kept under the key, which therefore names every setting that they depend on.
-        """
-        return ""
-
-    def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
-        """Preprocess an original image in the loader: CLIP's resize and centre crop, uint8 [3, S, S]."""
-        return {"images": torch.from_numpy(self.clip.pixels(image))}
-
-    def image_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """Un-normalised CLIP features [B, D] of ``batch["images"]``, or ``batch["features"]`` where they were kept.
-
-        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
-        """
-        if "features" in batch:
-            return batch["features"].to(self.clip.device, self.clip.mean.dtype)
-        return self.clip.visual(self.clip.normalise(batch["images"]))
-
-    def image_side(self, features_BD: Tensor) -> ImageSide:
-        """Return the method's image side from image features [B, D]; in training it sees those of the whole global batch."""
-        return ImageSide(nn.functional.normalize(features_BD, dim=-1))
-
-    def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
-        """Image side of a prepared batch."""
-        return self.image_side(self.image_features(batch))
-
-    # -- text ------------------------------------------------------------------------------------------------------
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs."""
-        raise NotImplementedError
-
-    def pair_prompt(self, pair: Sequence[int]) -> str:
-        """ "a photo of wet dog" for an index pair; of a plain class "a photo of dog"."""
-        return " ".join(filter(None, ("a photo of", self.attribute_names[pair[0]], self.object_names[pair[1]])))
-
-    def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
-        """The ``pair`` rows [P, D] of :meth:`encode_compositions` only: what a composition index holds."""
-        return self.encode_compositions(pairs_P2).pair
+    # -- text ----------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def encode_names(self, pairs_P2: Tensor) -> Tensor:
+        """Text features [P, D] of :meth:`pair_prompt` in plain words, L2-normalised; names of any length count whole."""
+        return self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()])
 
     def encode_prompts(self, prompts: PromptTree, unit: bool = True) -> Tensor:
         """Text features [P, D] of prompts with learned words; with ``unit`` L2-normalised.
 
-        In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
+        They are encoded as :meth:`encode_texts` does it.
         """
-        if self.training:
-            own = prompts.part(self.comm.share(len(prompts)))
-            encoded = self.comm.gather(self.clip.text.encode_tree(own), len(prompts))
-        else:
-            starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
-            encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
-        # Autocast ends here: the norm and what is added to a text need their digits.
-        encoded = encoded.to(self.clip.mean.dtype)
+        encoded = self.encode_texts(lambda rows: self.clip.text.encode_tree(prompts.part(rows)), len(prompts))
         return nn.functional.normalize(encoded, dim=-1) if unit else encoded
 
-    # -- scores ----------------------------------------------------------------------------------------------------
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Scaled cosines of the branches: pair [B, P] and, where the method has them, attribute [B, A] and object [B, O]."""
-        scale = self.clip.logit_scale
-        pair_BP = self.clip.biased(scale * images.pair @ text.pair.T)
-        if images.attribute is None or text.attribute is None:
-            return pair_BP, None, None
-        assert images.object is not None
-        assert text.object is not None
-        return pair_BP, scale * images.attribute @ text.attribute.T, scale * images.object @ text.object.T
+    def encode_texts(self, encode: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Encode ``count`` texts with ``encode``, [count, ...]; it is called with the rows to encode.
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
-        return self.logits(images, text)[0]
-
-    def log_weights(self, scores_BP: Tensor) -> Tensor:
-        """Logarithms of what the candidates' probabilities are proportional to, float64 [B, P]: by default the scores (a softmax)."""
-        return scores_BP.double()
-
-    def probabilities(self, scores_BP: Tensor) -> Tensor:
-        """Probability of each candidate from the scores of all of them, float64 [B, P]."""
-        return self.log_weights(scores_BP).softmax(dim=1)
-
-    @property
-    def indexable(self) -> bool:
-        """True if scores are inner products with fixed pair embeddings (:meth:`retrieval_query`), so an index can be used."""
-        return type(self).scores is Method.scores
-
-    @property
-    def adaptable(self) -> bool:
-        """True if an adaptation while testing can move the composition term; :meth:`rescored` then gives the scores."""
-        return self.indexable
-
-    @property
-    def pair_scale(self) -> float:
-        """Factor of the cosines in the composition logits of :meth:`logits`."""
-        return float(self.clip.logit_scale)
-
-    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P] of all candidates of the text side when the composition logits of :meth:`logits` are replaced by these."""
-        return pair_BP
-
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
-        """The scores of :meth:`scores` as a question to an index of :meth:`encode_compositions`' ``pair`` rows.
-
-        Parameters
-        ----------
-        images : ImageSide
-        primitives : TextSide
-            Of any pairs; only its attributes and objects are read.
-        candidates : int
-            P, the number of pairs in the index.
+        In training each worker encodes its share of the texts. Otherwise they are encoded in chunks of a fixed size. Autocast ends here:
+        the norm and what is added to a text need their digits.
         """
-        bias = self.clip.logit_bias
-        return RetrievalQuery(self.clip.logit_scale * images.pair, bias=0.0 if bias is None else float(bias))
+        if self.training:
+            encoded = self.comm.gather(encode(self.comm.share(count)), count)
+        else:
+            encoded = torch.cat([encode(slice(s, s + TEXT_CHUNK)) for s in range(0, max(count, 1), TEXT_CHUNK)])
+        return encoded.to(self.clip.mean.dtype)
 
+    # -- scores of images ----------------------------------------------------------------------------------------------
     def branch_logits(self, images: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
         """Logits of prepared images [B, 3, S, S] against pairs [P, 2]: (pair, attribute, object), or (pair,) without branches."""
         out = self.logits(self.encode_images({"images": images}), self.encode_compositions(torch.as_tensor(pairs)))
@@ -223,10 +72,11 @@ class Method(nn.Module):
         """Scores [B, P] of prepared images [B, 3, S, S] against pairs [P, 2]."""
         return self.scores(self.encode_images({"images": images}), self.encode_compositions(torch.as_tensor(pairs)))
 
-    # -- training --------------------------------------------------------------------------------------------------
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Weighted loss terms of the whole global batch; the loss is their sum. By default the cross-entropy over the training pairs."""
-        return {"pair": nn.functional.cross_entropy(self.logits(images, text)[0], targets.pair)}
+    # -- training ------------------------------------------------------------------------------------------------------
+    @property
+    def train_pairs(self) -> Tensor:
+        """The training pairs in their order, int64 [C, 2]."""
+        return torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
 
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a global batch, of which ``batch`` holds this worker's rows.
@@ -243,8 +93,7 @@ class Method(nn.Module):
             rows_B = self._whole(batch["index"])
             targets = self.weights.targets(rows_B)
         self.comm.seed_common()
-        train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
-        text, images = self.encode_compositions(train_pairs), self.image_side(features_BD)
+        text, images = self.encode_compositions(self.train_pairs), self.image_side(features_BD)
         terms = self.losses(images, text, targets)
         if self.weights is not None:
             with torch.no_grad():
@@ -256,49 +105,20 @@ class Method(nn.Module):
         """Gather what belongs to this worker's images for the global batch."""
         return self.comm.gather(x_b.to(self.clip.device), self.comm.batch)
 
-    @property
-    def wants_first_pass(self) -> bool:
-        """True if :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
-        return False
-
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
-        """Take what training starts from out of all training images.
-
-        Parameters
-        ----------
-        features_ND : float tensor
-            ``image_features`` of the N training images without augmentation, in the order of the split, on every worker.
-        attr_N, obj_N : int64 tensor
-            Their labels.
-        """
-        raise NotImplementedError
-
-    def add_images(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
-        """Take further images of the space's training pairs into a finished state; for methods whose Config ``grows``."""
-        raise NotImplementedError
-
-    def notes(self) -> list[str]:
-        """Warnings about what :meth:`first_pass` found; shown once after it."""
-        return []
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch (from 0), or of what is left of it."""
-        self.train()
-
-    def metrics(self) -> dict[str, float]:
-        """Figures of the method's own state, cheap enough to be logged once an epoch."""
-        return {}
-
     # -- other label spaces ----------------------------------------------------------------------------------------
     def for_space(self, space: CompositionSpace) -> Self:
         """The same method on other labels: what was learned of a name follows it, new names start from CLIP's own words."""
-        other = type(self)(space, self.clip, self.config)
-        other.decode = self.decode
-        state = other.state_dict()
+        other = self.twin(space)
+        state, rows = other.state_dict(), self._rows_of_pairs(space)
         for key, value in self.state_dict().items():
-            if key not in self.per_primitive:
-                state[key] = value
+            if key in self.per_pair:
+                state[key] = state[key].to(value)
+                state[key][rows >= 0] = value[rows[rows >= 0]]
                 continue
+            if key not in self.per_primitive:
+                state[key] = value.clone()
+                continue
+            state[key] = state[key].to(value)
             for offset_here, offset_there, here, there in (
                 (0, 0, self.space.attributes, space.attributes),
                 (self.space.num_attributes, space.num_attributes, self.space.objects, space.objects),
@@ -307,9 +127,24 @@ class Method(nn.Module):
                 for i, name in enumerate(there):
                     if prompt_name(name) in place:
                         state[key][offset_there + i] = value[place[prompt_name(name)]]
-        other.load_state_dict(state)
+        other.load_state_dict(state, assign=True)  # in the precision that they have here
+        return other.to(self.clip.device)
+
+    def twin(self, space: CompositionSpace) -> Self:
+        """The same method on other labels before anything is learned, with this one's answers; the towers are shared as they are."""
+        other = type(self)(space, self.clip, self.config)
+        other.decode = self.decode
         other.answer_as(self)
-        return other.to(self.clip.device).train(self.training)
+        return other.train(self.training)
+
+    def _rows_of_pairs(self, space: CompositionSpace) -> Tensor:
+        """For each training pair of another space its place among those of this one by their names, -1 for a new one; int64 [C]."""
+        rows_C = np.full(len(space.train_pairs), -1)
+        if self.per_pair and len(rows_C) and len(self.space.train_pairs):
+            names_there = renamed_pairs(space.train_pairs, space, self.space)
+            found_C = self.space.locate(names_there.clip(0), self.space.train_pairs)
+            rows_C = np.where((names_there >= 0).all(1), found_C, -1)
+        return torch.from_numpy(rows_C).to(self.clip.device)
 
     def answer_as(self, other: Method) -> None:
         """Take over another method's operating point and what it was trained on."""
@@ -391,22 +226,13 @@ class Method(nn.Module):
         """Return which pairs [P, 2] of the method's space are unseen, new words included, bool [P]."""
         return ~self.space.seen_mask(pairs) if self.trained_on is None else unseen_mask(self.space, pairs, self.trained_on)
 
-    # -- explanation -----------------------------------------------------------------------------------------------
+    # -- explanation ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def question(self, image: Image.Image, image_id: str, text: TextSide) -> Question:
         """An original image before candidates: what all explanations of it have in common."""
         image = image.convert("RGB")
         side = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
         return Question(image, image_id, side, text, self.logits(side, text))
-
-    def explain_candidate(self, question: Question, place: int) -> Explained:
-        """Why candidate ``place`` of the question's text side has its score; a subclass adds what only it can show.
-
-        Called in evaluation mode, without gradients.
-        """
-        pair = question.text.pairs[place].tolist()
-        names = (self.space.pair_name(pair), *self.space.pair_names(pair))
-        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(question, place, names)])
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:

@@ -77,6 +77,18 @@ def check_labels(name: str, space: CompositionSpace) -> None:
         raise UsageError(f"{config.called()} needs attributes and objects", why, f"methods for plain classes: {able}")
 
 
+def check_adaptable(name: str) -> None:
+    """UsageError if no adaptation can move the scores of a method; names the methods that can be adapted."""
+    config = config_class(name)
+    if not config.adaptable:
+        able = ", ".join(other for other in METHODS if config_class(other).adaptable)
+        raise UsageError(
+            f"{config.called()} cannot be adapted while testing",
+            "its scores need more than one embedding for each composition",
+            f"leave out --adapt; methods that can: {able}",
+        )
+
+
 def method_class(name: str) -> type[Method]:
     """The class of a method, imported on demand."""
     module, attribute = METHODS[canonical_name(name)].split(":")

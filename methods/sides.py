@@ -37,6 +37,12 @@ class TextSide:
         return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
 
 
+def primitives_of(side: ImageSide | TextSide) -> tuple[Tensor, Tensor]:
+    """The attribute and the object branch of a side that has branches."""
+    assert side.attribute is not None and side.object is not None
+    return side.attribute, side.object
+
+
 @dataclass
 class RetrievalQuery:
     """Query of B images to a composition index: score(a, o) = query . t_ao + attribute[a] * object[o].

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,27 @@ from cluster.machines.jobs import tell_waiting
 from cluster.machines.launch import check_packages, error_from_words, error_in_words
 from cluster.machines.nodes import Ask, await_placement
 from cluster.machines.session import joins, session
+from cluster.work.photographs import Photograph
 from cluster.work.placement import Placement
-from cluster.work.predictor import Predictor, Request
+from cluster.work.predictor import Predictor, Request, for_encoding
 from cluster.work.progress import Notice, Progress
+from czsl.data.images import BadImage
 from czsl.data.inputs import ImageSource
 from czsl.errors import CzslError
+
+Answer = Callable[[Predictor, ImageSource, list[list[str]]], tuple[str, bytes]]
 
 MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
 
 
 class _Actor:
-    """Actor that Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere."""
+    """Actor that Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere.
 
-    def __init__(self, request: Request, source: ImageSource, placement: Placement, keep: bool):
-        self.source, self.error = source, ""
+    ``answer`` makes a text and an array of the batches of a row; an error travels as a text only.
+    """
+
+    def __init__(self, request: Request, source: ImageSource, placement: Placement, keep: bool, answer: Answer):
+        self.source, self.answer, self.error = source, answer, ""
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
@@ -39,13 +47,14 @@ class _Actor:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            out = [self.error or json.dumps(self._records(json.loads(batches))) for batches in rows["batches"]]
+            answers = [self._of(json.loads(batches)) for batches in rows["batches"]]
         except CzslError as error:
-            out = [json.dumps(error_in_words(error))] * len(rows["index"])
-        return {"index": rows["index"], "records": np.array(out, dtype=object)}
+            answers = [(json.dumps(error_in_words(error)), b"")] * len(rows["index"])
+        texts, arrays = (np.array(column, dtype=object) for column in zip(*answers, strict=True))
+        return {"index": rows["index"], "text": texts, "array": arrays}
 
-    def _records(self, batches: list[list[str]]) -> list[list[dict[str, Any]]]:
-        return list(self.predictor.records(self.source, batches))
+    def _of(self, batches: list[list[str]]) -> tuple[str, bytes]:
+        return (self.error, b"") if self.error else self.answer(self.predictor, self.source, batches)
 
 
 def dealt_out(
@@ -58,6 +67,54 @@ def dealt_out(
     keep: bool = True,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch of file names, in order, as they become ready."""
+    for text, _ in _dealt(_records, request, source, batches, ask, progress, notice, keep):
+        yield from text
+
+
+def encoded_out(
+    request: Request,
+    source: ImageSource,
+    batches: list[list[str]],
+    ask: Ask,
+    progress: Progress,
+    notice: Notice,
+    keep: bool = True,
+) -> Iterator[list[Photograph]]:
+    """Images of each batch of file names with their features, in order, as they become ready."""
+    for text, array in _dealt(_photographs, for_encoding(request), source, batches, ask, progress, notice, keep):
+        features = iter(np.load(io.BytesIO(array), allow_pickle=False) if array else ())
+        for batch in text:
+            yield [
+                Photograph(name, features=next(features)) if error is None else Photograph(name, error=BadImage(*error))
+                for name, error in batch
+            ]
+
+
+def _records(predictor: Predictor, source: ImageSource, batches: list[list[str]]) -> tuple[str, bytes]:
+    return json.dumps(list(predictor.records(source, batches))), b""
+
+
+def _photographs(predictor: Predictor, source: ImageSource, batches: list[list[str]]) -> tuple[str, bytes]:
+    """Names and errors of the images, and the features [n, ...] of those without an error."""
+    found = list(predictor.photographs(source, batches))
+    errors = [[(p.name, None if p.error is None else (p.error.kind, p.error.reason)) for p in batch] for batch in found]
+    features, file = [p.features for batch in found for p in batch if p.features is not None], io.BytesIO()
+    if features:
+        np.save(file, np.stack(features), allow_pickle=False)
+    return json.dumps(errors), file.getvalue()
+
+
+def _dealt(
+    answer: Answer,
+    request: Request,
+    source: ImageSource,
+    batches: list[list[str]],
+    ask: Ask,
+    progress: Progress,
+    notice: Notice,
+    keep: bool,
+) -> Iterator[tuple[list[Any], bytes]]:
+    """Answers to each row of batches, in order; an error of a worker is raised here."""
     with session(ask.address) as connected:
         placement = await_placement(connected, ask, on_wait=lambda state: tell_waiting(state, progress))
         if placement.note:
@@ -77,7 +134,7 @@ def dealt_out(
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(request, source, placement, keep),
+                fn_constructor_args=(request, source, placement, keep, answer),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
@@ -85,13 +142,14 @@ def dealt_out(
                 # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
                 **({} if joins(ask.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
             )
-        waiting: dict[int, str] = {}
+        waiting: dict[int, tuple[str, bytes]] = {}
         due = 0
         for row in dataset.iter_rows():
-            waiting[int(row["index"])] = row["records"]
+            waiting[int(row["index"])] = row["text"], row["array"]
             while due in waiting:
-                records = json.loads(waiting.pop(due))
-                if isinstance(records, dict):
-                    raise error_from_words(records)
-                yield from records
+                text, array = waiting.pop(due)
+                found = json.loads(text)
+                if isinstance(found, dict):
+                    raise error_from_words(found)
+                yield found, array
                 due += 1

@@ -14,25 +14,16 @@ from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import PAIR_TILE, Collector
 from cluster.work.source import Source
 from czsl.data.batches import evaluation_batches
-from czsl.errors import DataError, UsageError
+from czsl.errors import DataError
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
 from methods.adaptation.adaptation import Adaptation
 from methods.adaptation.plan import Plan
 from methods.adaptation.registry import adaptation_class
 from methods.method import Method
+from methods.registry import check_adaptable
 from methods.sides import ImageSide, TextSide
 
 MOST_LOGITS = 1 << 26  # of a block of images with all candidates: 256 MiB
-
-
-def check_adaptable(method: Method) -> None:
-    """UsageError unless the method's composition term is an inner product that an adaptation can move."""
-    if not method.adaptable:
-        raise UsageError(
-            f"{method.name} cannot be adapted while testing",
-            "its scores need more than one embedding for each composition",
-            "leave out --adapt, or use a method with fixed embeddings: zero-shot, csp, clusPro, clip-pzsl",
-        )
 
 
 class Stream:
@@ -54,7 +45,7 @@ class Stream:
     """
 
     def __init__(self, method: Method, plan: Plan, text: TextSide, more_PD: Tensor | None = None):
-        check_adaptable(method)
+        check_adaptable(method.name)
         self.method, self.text = method, text
         texts = text.pair if more_PD is None else torch.cat([text.pair, more_PD])
         self.state: Adaptation = adaptation_class(plan.name)(texts, method.pair_scale, plan.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
+from methods.registry import config_class
 
 
 def check_loop(config: RunConfig, frozen: bool, trains: bool = True, images: int | None = None) -> list[str]:
@@ -24,10 +25,11 @@ def check_loop(config: RunConfig, frozen: bool, trains: bool = True, images: int
     UsageError
         ``augment_copies`` without augmentation, or with a tower that training changes.
     """
-    if not trains:
+    if not trains or not config.epochs:
         given = [f"augment={str(config.augment).lower()}"] if config.augment is not None else []
         given += [f"augment_copies={config.augment_copies}"] if config.augment_copies else []
-        return [f"{config.method} needs no training: {' and '.join(given)} has no effect"] if given else []
+        why = "needs no training" if not trains else "takes no training steps here"
+        return [f"{config.method} {why}: {' and '.join(given)} has no effect"] if given else []
     notes = []
     if config.model.get("train_mode") == "reference" and config.epochs < 2:
         notes.append("train_mode=reference has no effect in one epoch: the public loop leaves training mode after the first")
@@ -63,7 +65,7 @@ def _frozen_notes(config: RunConfig, images: int | None) -> list[str]:
             f"the image tower of {config.method} is frozen here and its features are kept: only augment=true augments its images",
             "set augment=true as well, or leave augment_copies out",
         )
-    elif config.augment is None:
+    elif config.augment is None and not config_class(config.method)(**config.model).only_features:
         notes.append(
             "training images are not augmented: the image tower is frozen and its features are kept (augment=true augments them)"
         )

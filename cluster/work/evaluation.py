@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cluster.work.adapting import check_adaptable, reduce_stream
+from cluster.work.adapting import reduce_stream
 from cluster.work.calibration import Calibration, find_point, open_sha256
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
@@ -45,6 +45,7 @@ from methods.adaptation.plan import Plan
 from methods.fingerprint import fingerprint
 from methods.loading import load
 from methods.method import Method
+from methods.registry import check_adaptable
 
 SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
 
@@ -115,7 +116,7 @@ def answer(
     method = load(run, question.checkpoint, precision=run.precision_on(device)).to(device)
     method.comm = comm
     if question.adapt:
-        check_adaptable(method)
+        check_adaptable(method.name)
     additions = (
         checkpoint.state_of(checkpoint.find(run.checkpoints, question.checkpoint)).get("additions") if method.trains else None
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,11 @@ class Request:
     fast_jpeg: bool = False
 
 
+def for_encoding(request: Request) -> Request:
+    """The request of a predictor that only encodes images: it has no candidates."""
+    return replace(request, pairs=[], wanted=None, open_world=False, index=None, adapt=None, state=None, bias="none")
+
+
 class Predictor:
     """An actor of Ray Data, or used directly.
 
@@ -147,7 +152,7 @@ class Predictor:
         """The features that earlier questions left: of the same tower, precision and preprocessing."""
         request, method = self.request, self.method
         card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        made_by = "" if type(method).image_features is Method.image_features else method.name
+        made_by = "" if type(method).image_features is Method.image_features and method.adapters is None else method.name
         if made_by and request.run is not None:
             made_by += fingerprint(Run(request.run), request.checkpoint)
         facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, self.precision), card, made_by)
@@ -176,16 +181,22 @@ class Predictor:
         }
 
     def records(self, source: ImageSource | Path, batches: Iterable[list[str]]) -> Iterator[list[dict[str, Any]]]:
-        """Records of each batch of at most `BATCH` images, in order; the next ones are read while one is computed."""
+        """Records of each batch of at most `BATCH` images, in order."""
+        return map(self.named, self.photographs(source, batches))
+
+    def photographs(self, source: ImageSource | Path, batches: Iterable[list[str]]) -> Iterator[list[Photograph]]:
+        """Images of each batch with their features, in order; the next ones are read while one is computed."""
         method, size = self.method, self.method.clip.image_size if self.request.fast_jpeg else None
         how = Preparation(method.prepare, self.decode, bool(method.prepare_key), size)
         photographs = Photographs(
             how, self._features, halves=self._halves, store=self.store, threads=self.threads, profile=self.profile
         )
-        for batch in photographs.batches(as_source(source), batches):
-            with self.profile.phase("ranking"):
-                records = self._records(batch)
-            yield records
+        return photographs.batches(as_source(source), batches)
+
+    def named(self, batch: list[Photograph]) -> list[dict[str, Any]]:
+        """Records of a batch of images that have their features; with an adaptation, batches come in the stream's order."""
+        with self.profile.phase("ranking"):
+            return self._records(batch)
 
     @torch.inference_mode()
     def _features(self, prepared: Mapping[str, Tensor]) -> Tensor:

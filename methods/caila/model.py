@@ -21,9 +21,9 @@ from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from methods.caila.adapters import MIXTURE, TowerAdapters
 from methods.caila.config import CAILAConfig
-from methods.method import TEXT_CHUNK, Method
+from methods.method import Method
 from methods.parts.branches import branch_losses
-from methods.sides import ImageSide, Targets, TextSide
+from methods.sides import ImageSide, Targets, TextSide, primitives_of
 
 CONCEPTS = ("attribute", "object")
 RESIZE = 8 / 7  # 256 pixels for a crop of 224
@@ -131,12 +131,8 @@ class CAILA(Method):
         return self._encode([f"a photo of a {self.object_names[o]}" for o in places], "object")
 
     def _encode(self, prompts: list[str], concept: str) -> Tensor:
-        """Un-normalised text features [n, D]; in training each worker encodes its share."""
-        if self.training:
-            own = self._encode_some(prompts[self.comm.share(len(prompts))], concept)
-            return self.comm.gather(own, len(prompts)).to(self.clip.mean.dtype)
-        starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
-        return torch.cat([self._encode_some(prompts[s : s + TEXT_CHUNK], concept) for s in starts]).to(self.clip.mean.dtype)
+        """Un-normalised text features [n, D]."""
+        return self.encode_texts(lambda rows: self._encode_some(prompts[rows], concept), len(prompts))
 
     def _encode_some(self, prompts: list[str], concept: str) -> Tensor:
         text = self.clip.text
@@ -153,10 +149,9 @@ class CAILA(Method):
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled cosines of the three streams; those of primitives have scales of their own."""
         pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
-        assert images.attribute is not None and images.object is not None
-        assert text.attribute is not None and text.object is not None
-        attr_BA = self.attribute_scale.exp() * images.attribute @ text.attribute.T
-        return pair_BP, attr_BA, self.object_scale.exp() * images.object @ text.object.T
+        (attribute_BD, object_BD), (attribute_AD, object_OD) = primitives_of(images), primitives_of(text)
+        attr_BA = self.attribute_scale.exp() * attribute_BD @ attribute_AD.T
+        return pair_BP, attr_BA, self.object_scale.exp() * object_BD @ object_OD.T
 
     def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the three streams."""

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, one_hot
 
 from czsl.clip.backbone import Towers
-from czsl.compositions import CompositionSpace, prompt_name
+from czsl.compositions import CompositionSpace
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
 from methods.method import Method
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
+from methods.parts.renaming import renamed_pairs
 from methods.parts.words import KeptWords
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
@@ -66,16 +67,12 @@ class ClipPzsl(Method):
         # Running average of the label embeddings of the pairs in `rows_of`, whose words are their start; zeros until then.
         self.rows_of = space.train_pairs
         self.register_buffer("average", torch.zeros(len(space.train_pairs), clip.dim))
-        self._words = KeptWords(self._encode_words)
+        self.words = KeptWords(clip, self.encode_names)
 
     @property
     def layers(self) -> list[Mining]:
         """The layers of the mining block."""
         return cast(list[Mining], list(self.blocks))
-
-    def _apply(self, fn, recurse=True):
-        self._words.clear()  # of another device or precision now
-        return super()._apply(fn, recurse)
 
     # -- images, text and scores -----------------------------------------------------------------------------------
     def image_side(self, features_BD: Tensor) -> FrozenBeside:
@@ -83,13 +80,6 @@ class ClipPzsl(Method):
         frozen_BD = normalize(features_BD, dim=-1)
         with torch.autocast(self.clip.device.type, enabled=False):
             return FrozenBeside(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
-
-    def words(self, pairs_P2: Tensor) -> Tensor:
-        """Frozen text features of prompts, [P, D]; those of the last few short lists (training, validation) are kept."""
-        return self._words(pairs_P2)
-
-    def _encode_words(self, pairs_P2: Tensor) -> Tensor:
-        return self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.average.dtype)
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
@@ -172,8 +162,7 @@ class ClipPzsl(Method):
         E_c = norm(T_c + rho * sum_i w_ic v_i / sum_i w_ic). With true labels there is nothing to weigh: one round.
         """
         device = self.clip.device
-        pairs_C2 = torch.from_numpy(self.space.train_pairs.copy()).to(device)
-        words_CD = self.words(pairs_C2)
+        words_CD = self.words(self.train_pairs)
         images_ND = normalize(features_ND, dim=-1)
         weights = self.weights
         if weights is None:
@@ -205,20 +194,15 @@ class ClipPzsl(Method):
 
         A space without training pairs (names to predict with) keeps those of all pairs that it can name.
         """
-        other = type(self)(space, self.clip, self.config).to(self.clip.device, self.average.dtype)
-        place = [{prompt_name(n): i for i, n in reversed(list(enumerate(names)))} for names in (space.attributes, space.objects)]
-        there = [
-            (place[0].get(prompt_name(self.space.attributes[a]), -1), place[1].get(prompt_name(self.space.objects[o]), -1))
-            for a, o in self.rows_of
-        ]
-        pairs_C2 = np.array(there, dtype=np.int64).reshape(-1, 2)
+        other = self.twin(space)
+        other.average = other.average.to(self.average)
+        pairs_C2 = renamed_pairs(self.rows_of, self.space, space)
         named_C = (pairs_C2 >= 0).all(1)
         if not len(space.train_pairs):
             other.rows_of, other.average = pairs_C2[named_C], self.average[torch.from_numpy(named_C)].clone()
         else:
             found_C = np.where(named_C, space.locate(pairs_C2.clip(0), other.rows_of), -1)
             other.average[found_C[found_C >= 0]] = self.average[torch.from_numpy(found_C >= 0)]
-        state = {key: value for key, value in self.state_dict().items() if key != "average"}
-        other.load_state_dict({**state, "average": other.average})
-        other.answer_as(self)
-        return other.train(self.training)
+        state = {key: value.clone() for key, value in self.state_dict().items() if key != "average"}
+        other.load_state_dict({**state, "average": other.average}, assign=True)
+        return other.to(self.clip.device)

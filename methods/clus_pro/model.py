@@ -20,7 +20,7 @@ from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
 from methods.explanation import Explanation, Question, branch_figures
 from methods.method import Method
-from methods.parts.adapters import BlockAdapters
+from methods.parts.adapters import image_adapters
 from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
@@ -60,9 +60,9 @@ class ClusPro(Method):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: ClusProConfig):
         super().__init__(space, clip, config)
-        c, tower = config, clip.visual
+        c = config
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
-        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.adapters = image_adapters(clip, config)
         self.hidden_mlps = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in BRANCHES})
         heads = BRANCHES if c.heads == 2 else ()
         self.head_mlps = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in heads})
@@ -72,12 +72,6 @@ class ClusPro(Method):
         return cast(list[Disentangler], list(which.values()))
 
     # -- images ----------------------------------------------------------------------------------------------------
-    def image_features(self, batch) -> Tensor:
-        """Un-normalised features [B, D] of the adapted tower."""
-        if self.adapters is None:
-            return super().image_features(batch)
-        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
-
     def image_side(self, features_BD: Tensor) -> ClusProImages:
         """The three branches; in training batch norm sees the whole global batch."""
         hidden_2BD = torch.stack([mlp(features_BD) for mlp in self._mlps(self.hidden_mlps)])

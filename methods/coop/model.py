@@ -8,6 +8,7 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.coop.config import CoOpConfig
 from methods.method import Method
+from methods.parts.branches import pair_texts
 from methods.parts.prompts import SoftPrompts
 from methods.sides import TextSide
 
@@ -27,5 +28,4 @@ class CoOp(Method):
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""
-        pairs_P2 = pairs_P2.to(self.clip.device)
-        return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
+        return pair_texts(self, self.prompts, pairs_P2)

@@ -14,7 +14,8 @@ from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.csp.config import CSPConfig
 from methods.method import Method
-from methods.parts.adapters import BlockAdapters
+from methods.parts.adapters import image_adapters
+from methods.parts.branches import pair_texts
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import BRANCH_NAMES, TABLE, PublicNames, State, inferred
 from methods.sides import TextSide
@@ -35,19 +36,11 @@ class CSP(Method):
         self.prompts = SoftPrompts(
             clip.text, self.attribute_names, self.object_names, config.attr_dropout, config.context, branches=("pair",)
         )
-        tower, c = clip.visual, config
-        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
-
-    def image_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """Un-normalised CLIP features [B, D], of the adapted tower if it has adapters."""
-        if self.adapters is None:
-            return super().image_features(batch)
-        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
+        self.adapters = image_adapters(clip, config)
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Text side of index pairs, [P, D]."""
-        pairs_P2 = pairs_P2.to(self.clip.device)
-        return TextSide(pairs_P2, self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2)))
+        return pair_texts(self, self.prompts, pairs_P2)
 
 
 def _settings(state: State, config: Mapping[str, Any]) -> dict[str, Any]:

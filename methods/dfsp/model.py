@@ -124,12 +124,11 @@ class DFSP(Method):
         """The guide [L, V] of the words as they stand."""
         if self.guide is not None:
             return self.guide
-        pairs_P2 = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        pairs_P2 = self.train_pairs
         if self.training:
             return self._guide_of(self._tokens(pairs_P2))
         with torch.inference_mode(False), torch.no_grad():
-            starts = range(0, max(len(pairs_P2), 1), TEXT_CHUNK)
-            self.guide = self._guide_of(torch.cat([self._tokens(pairs_P2[s : s + TEXT_CHUNK]) for s in starts]))
+            self.guide = self._guide_of(self._tokens(pairs_P2))
         return self.guide
 
     # -- images ----------------------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ class DFSP(Method):
 
     # -- text ------------------------------------------------------------------------------------------------------
     def _tokens(self, pairs_P2: Tensor) -> Tensor:
-        """Tokens [P, T, W] of the pairs' prompts after the text tower's last block; in training each worker encodes its share."""
+        """Tokens [P, T, W] of the pairs' prompts after the text tower's last block."""
         tree = self.prompts.pairs(self.prompts.words(), pairs_P2)
         if self.config.padding == "reference":
             last_P1 = torch.full_like(tree.ends[:, :1], len(tree.tokens))
@@ -170,10 +169,7 @@ class DFSP(Method):
                 torch.cat([tree.ends, last_P1], dim=1),
                 tree.parents,
             )
-        if not self.training:
-            return self.clip.text.tree_tokens(tree).to(self.clip.mean.dtype)
-        own = self.clip.text.tree_tokens(tree.part(self.comm.share(len(tree))))
-        return self.comm.gather(own, len(tree)).to(self.clip.mean.dtype)
+        return self.encode_texts(lambda rows: self.clip.text.tree_tokens(tree.part(rows)), len(tree))
 
     def _texts(self, tokens_PTW: Tensor) -> tuple[Tensor, Tensor]:
         """Text features with fusion and before it, unit vectors [P, D] each."""

@@ -17,7 +17,7 @@ from czsl.compositions import CompositionSpace, prompt_name
 from czsl.errors import DataError, UsageError
 from methods.explanation import Explanation, Question
 from methods.gde.config import GDEConfig
-from methods.gde.explain import direction_parts
+from methods.gde.explain import Fitted, direction_parts
 from methods.gde.geometry import centre, end_points, moves, pair_weights, solve, weighted_means
 from methods.method import Method
 from methods.parts.words import KeptWords
@@ -41,6 +41,7 @@ class GDE(Method):
 
     name, title, Config = "gde", "GDE", GDEConfig
     per_primitive = ("directions",)
+    per_pair = ("pair_means", "pair_mass", "pair_images")
     explains_by_examples = True
 
     config: GDEConfig
@@ -65,11 +66,7 @@ class GDE(Method):
         self.register_buffer("pair_images", torch.zeros(C, dtype=torch.int64))
         # Temperature, ridge and share of the text; before the first pass it is plain CLIP.
         self.register_buffer("chosen", torch.tensor([EVEN, RIDGE, 1.0]))
-        self._words = KeptWords(self._encode_words)
-
-    def _apply(self, fn, recurse=True):
-        self._words.clear()  # of another device or precision now
-        return super()._apply(fn, recurse)
+        self.words = KeptWords(clip, self.encode_names)
 
     # -- settings in use -----------------------------------------------------------------------------------------------
     @property
@@ -90,20 +87,13 @@ class GDE(Method):
     @property
     def known(self) -> Tensor:
         """Return which attributes, then objects, have training images, bool [T]."""
-        pairs_C2 = torch.from_numpy(self.space.train_pairs.copy())[(self.pair_images > 0).cpu()]
+        pairs_C2 = self.train_pairs.cpu()[(self.pair_images > 0).cpu()]
         known_T = torch.zeros(len(self.directions), dtype=torch.bool)
         known_T[pairs_C2[:, 0]] = True
         known_T[self.space.num_attributes + pairs_C2[:, 1]] = True
         return known_T
 
     # -- text ----------------------------------------------------------------------------------------------------------
-    def words(self, pairs_P2: Tensor) -> Tensor:
-        """Text features [P, D] of prompts."""
-        return self._words(pairs_P2.to(self.clip.device))
-
-    def _encode_words(self, pairs_P2: Tensor) -> Tensor:
-        return self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]).to(self.mean.dtype)
-
     def moved(self, pairs_P2: Tensor) -> Tensor:
         """Moves [P, D] from the centre to compositions."""
         rows_P2 = pairs_P2.to(self.directions.device)
@@ -187,7 +177,7 @@ class GDE(Method):
         x_ND = normalize(features_ND.double(), dim=-1).cpu()
         labels_N2 = torch.stack([attr_N, obj_N], dim=1).cpu().numpy()
         place_N = torch.from_numpy(self.space.locate(labels_N2, self.space.train_pairs))
-        words_CD = self.words(torch.from_numpy(self.space.train_pairs.copy())).double().cpu()
+        words_CD = self.words(self.train_pairs).double().cpu()
         return x_ND, place_N, (x_ND * words_CD[place_N]).sum(1)
 
     def _collect(self, x_ND: Tensor, place_N: Tensor, cosine_N: Tensor) -> None:
@@ -204,7 +194,7 @@ class GDE(Method):
         """Directions from the means of pairs."""
         there_C = (self.pair_images > 0).cpu()
         means_CD = self.pair_means.double().cpu()[there_C]
-        pairs_C2 = torch.from_numpy(self.space.train_pairs.copy())[there_C]
+        pairs_C2 = self.train_pairs.cpu()[there_C]
         offset_D = means_CD.mean(0)
         sizes = self.space.num_attributes, self.space.num_objects
         self.offset.copy_(offset_D)
@@ -229,11 +219,6 @@ class GDE(Method):
         self.pair_mass.copy_(total_C)
         self.pair_images += place_N.bincount(minlength=C).to(self.pair_images.device)
         self._fit()
-
-    def from_mean(self, x_ND: Tensor) -> Tensor:
-        """Moves [N, D] of unit features from the mean of all pairs, float64."""
-        mean_D, offset_D = self.mean.double().cpu(), self.offset.double().cpu()
-        return moves(mean_D, x_ND, self.config.geometry) - offset_D
 
     def metrics(self) -> dict[str, Any]:
         """Return the settings in use: share of the text, ridge, temperature (absent if images have equal weights)."""
@@ -278,29 +263,7 @@ class GDE(Method):
                 "no training image shows these words, and the share of the text is 0",
                 "add images of them with czsl add, or train with text=0.5",
             )
-        other = type(self)(space, self.clip, self.config).to(self.clip.device, self.mean.dtype)
-        place = [{prompt_name(n): i for i, n in reversed(list(enumerate(names)))} for names in (space.attributes, space.objects)]
-        state, own = other.state_dict(), self.state_dict()
-        for key in ("mean", "offset", "chosen"):
-            state[key] = own[key]
-        for names, index, here, there in (
-            (self.space.attributes, place[0], 0, 0),
-            (self.space.objects, place[1], self.space.num_attributes, space.num_attributes),
-        ):
-            for i, name in enumerate(names):
-                if (j := index.get(prompt_name(name))) is not None:
-                    state["directions"][there + j] = own["directions"][here + i]
-        rows = {pair: row for row, pair in enumerate(map(tuple, space.train_pairs.tolist()))}
-        for row, pair in enumerate(self.space.train_pairs.tolist()):
-            names = self.space.pair_names(pair)
-            there_pair = tuple(index.get(prompt_name(name), -1) for index, name in zip(place, names, strict=True))
-            if (target := rows.get(there_pair)) is not None:
-                for key in ("pair_means", "pair_mass", "pair_images"):
-                    state[key][target] = own[key][row]
-        other.load_state_dict(state)
-        other.decode = self.decode
-        other.answer_as(self)
-        return other.train(self.training)
+        return super().for_space(space)
 
     def _without_images(self, space: CompositionSpace) -> list[str]:
         """Words of another space that are new and that none of its training pairs has."""
@@ -314,7 +277,10 @@ class GDE(Method):
     # -- explanation ---------------------------------------------------------------------------------------------------
     def explain_candidate(self, question: Question, place: int) -> Explanation:
         """Parts of the score, the nearest directions, and the training images that lie furthest along those of the composition."""
-        return direction_parts(self, question, place)
+        word_D = self.words(question.text.pairs[place : place + 1])[0]
+        vectors = (x.double().cpu() for x in (self.mean, self.offset, self.directions, word_D))
+        fitted = Fitted(self.space, self.config.geometry, float(self.clip.logit_scale), self.share, self.known, *vectors)
+        return direction_parts(fitted, question, place)
 
 
 def _some(names: list[str]) -> str:

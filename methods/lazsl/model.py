@@ -67,7 +67,7 @@ class LaZSL(Method):
         )
         shares = (share, 1 - share) if len(banks) == 2 else (1.0,)
         if config.global_term == "prompt":
-            whole_PD = self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()])
+            whole_PD = self.encode_names(pairs_P2)
         else:
             labels = pairs_P2[:, -len(banks) :].T
             parts = [w * bank.mean[label_P] for w, bank, label_P in zip(shares, banks, labels, strict=True)]

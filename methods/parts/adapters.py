@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from torch import Tensor, nn
+
+from czsl.clip.towers import Towers
+
+
+class AdapterSettings(Protocol):
+    """The settings that decide about adapters."""
+
+    adapter_dim: int
+    adapter_dropout: float
 
 
 class Bottleneck(nn.Module):
@@ -34,3 +44,9 @@ class BlockAdapters(nn.ModuleList):
     def forward(self, index: int, x: Tensor) -> Tensor:
         """Addition of adapter ``index`` to the stream x [B, L, V]."""
         return self[index](x)
+
+
+def image_adapters(clip: Towers, config: AdapterSettings) -> BlockAdapters | None:
+    """Adapters for all blocks of a CLIP's image tower; None if their width is 0, which leaves the tower frozen."""
+    tower, rank = clip.visual, config.adapter_dim
+    return BlockAdapters(len(tower.blocks), tower.width, rank, config.adapter_dropout) if rank else None

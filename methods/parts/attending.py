@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.method import Method
-from methods.parts.adapters import BlockAdapters
+from methods.parts.adapters import image_adapters
 from methods.parts.branches import branch_losses, encode_branches, fuse
 from methods.parts.branches_config import AttendingConfig
 from methods.parts.heads import Disentangler
@@ -64,9 +64,9 @@ class AttendingMethod(Method):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: AttendingConfig):
         super().__init__(space, clip, config)
-        c, tower = config, clip.visual
+        c = config
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
-        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.adapters = image_adapters(clip, config)
         self.disentanglers = nn.ModuleDict({b: Disentangler(clip.dim, c.head_dropout) for b in ("attribute", "object")})
 
     def attention_heads(self, name: str) -> int:

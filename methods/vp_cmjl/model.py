@@ -5,7 +5,6 @@ Letters: B images, P pairs, A attributes, O objects, n primitives of a branch, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
@@ -16,12 +15,12 @@ from torch.nn import functional as F
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.method import Method
-from methods.parts.adapters import BlockAdapters
+from methods.parts.adapters import image_adapters
 from methods.parts.blocks import AttentionBlock
 from methods.parts.branches import branch_losses, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
+from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide, primitives_of
 from methods.vp_cmjl.config import VPCMJLConfig
 
 BRANCHES = ("attribute", "object")
@@ -67,12 +66,12 @@ class VPCMJL(Method):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: VPCMJLConfig):
         super().__init__(space, clip, config)
-        c, tower, dim = config, clip.visual, clip.dim
+        c, dim = config, clip.dim
         if dim % c.attention_heads:
             raise c.refused("attention_heads", f"they do not divide the joint width {dim} of this CLIP")
         names = self.attribute_names, self.object_names
         self.prompts = SoftPrompts(clip.text, *names, c.attr_dropout, True, primitive_prefix=c.primitive_prefix)
-        self.adapters = BlockAdapters(len(tower.blocks), tower.width, c.adapter_dim, c.adapter_dropout) if c.adapter_dim else None
+        self.adapters = image_adapters(clip, config)
         self.attentions = nn.ModuleDict({b: AttentionBlock(dim, c.attention_heads) for b in BRANCHES})
         self.disentanglers = nn.ModuleDict({b: Disentangler(dim, c.head_dropout) for b in BRANCHES})
         self.compose = nn.Linear(2 * dim, dim)
@@ -83,12 +82,6 @@ class VPCMJL(Method):
             )
 
     # -- images and texts ------------------------------------------------------------------------------------------
-    def image_features(self, batch) -> Tensor:
-        """Un-normalised features [B, D] of the adapted tower."""
-        if self.adapters is None:
-            return super().image_features(batch)
-        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters)
-
     def image_side(self, features_BD: Tensor) -> ProxyImages:
         """The feature itself for pairs, disentangled features for the proxies of primitives."""
         branches = (self.disentanglers[b](features_BD).to(features_BD.dtype) for b in BRANCHES)
@@ -123,7 +116,7 @@ class VPCMJL(Method):
         """Logits of primitives by their texts: cosine of the moved feature, plus the attention it paid to each."""
         assert images.raw is not None
         out = []
-        for branch, texts_nD in zip(BRANCHES, self._primitives(text), strict=True):
+        for branch, texts_nD in zip(BRANCHES, primitives_of(text), strict=True):
             block = cast(AttentionBlock, self.attentions[branch])
             moved_BD, weights_Bn = block.weighted(images.raw, texts_nD)
             cosines_Bn = F.normalize(moved_BD.to(texts_nD.dtype), dim=-1) @ F.normalize(texts_nD, dim=-1).T
@@ -133,20 +126,13 @@ class VPCMJL(Method):
     def _proxy_primitives(self, images: ProxyImages) -> list[Tensor]:
         """Logits of primitives by their proxies."""
         tables = F.normalize(self.proxies, dim=-1).tensor_split([self.space.num_attributes])
-        assert images.attribute is not None and images.object is not None
-        features = images.attribute, images.object
-        return [self.clip.logit_scale * x @ table.T for x, table in zip(features, tables, strict=True)]
-
-    @staticmethod
-    def _primitives(text: TextSide) -> Sequence[Tensor]:
-        assert text.attribute is not None and text.object is not None
-        return text.attribute, text.object
+        return [self.clip.logit_scale * x @ table.T for x, table in zip(primitives_of(images), tables, strict=True)]
 
     def logits(self, images: ImageSide, text: TextSide) -> Logits:
         """Weighted logits of proxies and texts: pair [B, P], attribute [B, A], object [B, O]."""
         assert isinstance(images, ProxyImages)
         pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
-        attribute_AD, object_OD = self._primitives(text)
+        attribute_AD, object_OD = primitives_of(text)
         if images.kept is None or images.kept[0] is not attribute_AD or images.kept[1] is not object_OD:
             weights = self.config.proxy_weight, self.config.text_weight
             both = zip(self._proxy_primitives(images), self._text_primitives(images, text), strict=True)

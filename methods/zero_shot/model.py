@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from methods.method import Method
@@ -17,5 +16,4 @@ class ZeroShot(Method):
 
     def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
         """Prompts in plain words, so names of any length count whole."""
-        with torch.no_grad():
-            return TextSide(pairs_P2, self.clip.text.encode([self.pair_prompt(pair) for pair in pairs_P2.tolist()]))
+        return TextSide(pairs_P2, self.encode_names(pairs_P2))

@@ -18,7 +18,7 @@ from cluster.predict import predict_files
 from cluster.work.adapting import Stream, reduce_stream
 from cluster.work.comm import Group
 from cluster.work.evaluation import Question, kept_reduction
-from cluster.work.predictor import Predictor, Request
+from cluster.work.predictor import Predictor, Request, for_encoding
 from cluster.work.scoring import reduce_split
 from cluster.work.source import Source
 from czsl.data.table import open_data
@@ -269,8 +269,47 @@ def test_an_unreadable_image_leaves_no_trace(copied, photos, tmp_path):
     assert scores_of(found[:2] + found[3:]) == scores_of(predict_files(request, mine, good, engine="local"))
 
 
-def test_several_workers_are_refused(copied, photos):
+def test_workers_that_only_encode_hand_over_what_one_worker_ranks(copied, photos, tmp_path):
+    """Batches dealt to two predictors without candidates, their features named in order by a third, which adapts."""
     folder, names = photos
-    request = Request(run=str(copied.path), adapt=Plan.of("tomcat"), bias="none")
-    with pytest.raises(UsageError, match="several workers"):
-        list(predict_files(request, folder, names, nodes=2))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    names = [*names[:5], "bad.png", *names[5:]]
+    request = Request(run=str(copied.path), adapt=Plan.of("tomcat", LIVELY, None), bias="none", threads=1)
+    whole = list(predict_files(request, tmp_path, names, engine="local", keep=False))
+    workers = [Predictor(for_encoding(request), torch.device("cpu")) for _ in range(2)]
+    assert all(len(worker.pairs) == 0 and worker.stream is None for worker in workers)
+    batches = [names[:32], names[32:]]
+    encoded = [next(worker.photographs(tmp_path, [batch])) for worker, batch in zip(workers, batches, strict=True)]
+    first = Predictor(request, torch.device("cpu"))
+    assert [record for batch in encoded for record in first.named(batch)] == whole
+
+
+@pytest.mark.parametrize("name", ["tomcat", "tda"])
+def test_prediction_on_several_workers_is_one_stream(name, ray_local, copied, photos, tmp_path):
+    folder, names = photos
+    names = [*names, *names[::-1], *names[10:30]]  # several batches for each worker
+    settings = LIVELY if name == "tomcat" else {}
+    request = Request(run=str(copied.path), adapt=Plan.of(name, settings, None), bias="none", state=str(tmp_path / "one"))
+    one = list(predict_files(request, folder, names, keep=False))
+    two = list(predict_files(replace(request, state=str(tmp_path / "two")), folder, names, workers_per_node=2, keep=False))
+    assert two == one
+    still = list(predict_files(replace(request, adapt=None, state=None), folder, names, workers_per_node=2, keep=False))
+    assert scores_of(two) != scores_of(still)
+    ends = [load_file(tmp_path / file) for file in ("one", "two")]
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+@pytest.mark.parametrize("open_world", [False, True])
+def test_evaluation_on_several_workers_is_one_stream(open_world, ray_local, copied, monkeypatch, tmp_path):
+    """With adapted validation images for the operating point, from features that all workers encode together."""
+    question = replace(PLAIN, open_world=open_world, feasibility="clip", adapt=Plan.of("tomcat", LIVELY))
+    one = evaluate_run(copied, question)
+    assert one["auc"] != one["without_adaptation"]["auc"]
+    other = Run(
+        shutil.copytree(
+            copied.path, tmp_path / "other", ignore=shutil.ignore_patterns("report-*", "extremes-*", "operating-point*")
+        )
+    )
+    monkeypatch.setenv("CZSL_CACHE", str(tmp_path / "cache"))
+    assert evaluate_run(other, question, workers_per_node=2) == one

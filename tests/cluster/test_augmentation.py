@@ -183,12 +183,17 @@ def test_copies_without_augmentation_are_refused_whatever_the_method():
         ({"augment": False, "checkpoint_blocks": True}, True, True, ["checkpoint_blocks=true has no effect"]),
         ({"checkpoint_blocks": True}, False, True, []),
         ({"augment": True}, True, False, ["augment=true has no effect"]),
+        ({"method": "gde", "epochs": 0}, True, True, []),
+        ({"method": "gde", "epochs": 0, "augment": True}, True, True, ["no training steps here: augment=true has no effect"]),
+        ({"method": "clip-pzsl"}, True, True, []),
+        ({"method": "clip-pzsl", "augment": True}, True, True, ["encodes 84 augmented images"]),
+        ({"method": "clip-pzsl", "epochs": 0}, True, True, []),
         ({"model": {"train_mode": "reference"}, "epochs": 1}, False, True, ["no effect in one epoch"]),
         ({"model": {"train_mode": "reference"}}, False, True, []),
     ],
 )
 def test_settings_without_effect_are_named(settings, frozen, trains, notes):
-    found = check_loop(RunConfig(method="x", **settings), frozen, trains, 84)
+    found = check_loop(RunConfig(**{"method": "csp", **settings}), frozen, trains, 84)
     assert len(found) == len(notes)
     assert all(part in note for part, note in zip(notes, found, strict=True))
 

@@ -88,7 +88,6 @@ def test_predict_shuffles_and_answers_in_the_given_order(czsl, runs, dataset, tm
         (("predict", "x.png", "--run", "TROIKA", "--adapt", "tomcat"), "cannot be adapted"),
         (("compare", "RUN", "TROIKA@tomcat"), "cannot be adapted"),
         (("predict", "x.png", "--run", "RUN", "--state", "s"), "without --adapt"),
-        (("predict", "x.png", "--run", "RUN", "--adapt", "tomcat", "--nodes", "2"), "several workers"),
     ],
 )
 def test_refused(czsl, runs, tmp_path, args, words):

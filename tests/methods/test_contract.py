@@ -1,6 +1,8 @@
-"""The contract of `methods.method`, checked for every registered method, and on plain classes for those that take them."""
+"""`methods.contract`, checked for every registered method, and on plain classes for those that take them."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
@@ -193,6 +195,31 @@ def test_known_names_keep_their_scores_in_another_vocabulary(method, images):
     before, after = (m.encode_compositions(torch.tensor(pairs)).pair for m, pairs in ((method, here), (other, there)))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
     assert torch.isfinite(other.score_images(images, torch.tensor(new))).all()
+
+
+def test_another_vocabulary_keeps_the_precision_and_leaves_the_towers(method, small_clip):
+    """In float64 nothing is rounded on the way; matrices that a shared CLIP holds in bfloat16 stay so."""
+    other_names = method.space.attributes, method.space.objects[::-1]
+    pairs = method.space.train_pairs
+    turned = np.stack([pairs[:, 0], method.space.num_objects - 1 - pairs[:, 1]], axis=1)
+    if isinstance(method.space, ClassSpace):
+        other = ClassSpace.of(list(other_names[1]), list(other_names[1]))
+    else:
+        other = CompositionSpace(*other_names, turned, turned[:2], turned[:2])
+    own = build(method.name, method.space, copy.deepcopy(small_clip), {}).double()
+    with torch.no_grad():
+        for value in (x for x in own.state_dict().values() if x.is_floating_point()):
+            value.add_(1e-12)
+    back = own.for_space(other).for_space(method.space)
+    for key, value in own.state_dict().items():
+        assert back.state_dict()[key].dtype == value.dtype
+        assert torch.equal(back.state_dict()[key], value), key
+    held = copy.deepcopy(small_clip)
+    held.compute_in("bfloat16")
+    before = {name: x.dtype for name, x in held.state_dict().items()}
+    build(method.name, method.space, held, {}).for_space(other)
+    assert {name: x.dtype for name, x in held.state_dict().items()} == before
+    assert torch.bfloat16 in before.values()
 
 
 def test_predict_names_the_best_first(method, images):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from plain_layers import plain_block, shaken
 from torch.nn import functional as F
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from methods.building import build
 from methods.sides import Targets
 
 NO_DROPOUT = {"attr_dropout": 0.0, "fusion_dropout": 0.0}
@@ -16,12 +16,7 @@ NO_DROPOUT = {"attr_dropout": 0.0, "fusion_dropout": 0.0}
 @pytest.fixture
 def make(small_space, small_clip):
     def made(space=small_space, **settings):
-        torch.manual_seed(0)
-        method = build("dfsp", space, small_clip, settings)
-        with torch.no_grad():
-            for parameter in method.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return method.eval()
+        return shaken("dfsp", space, small_clip, settings)
 
     return made
 
@@ -32,27 +27,6 @@ def images():
 
 
 # -- plain arithmetic --------------------------------------------------------------------------------------------------
-def norm(x, module):
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
-    return (x - mean) / (var + module.eps).sqrt() * module.weight + module.bias
-
-
-def plain_block(block, x_QW, y_nW):
-    """One residual block for one sequence, head by head; ``y`` None: self-attention."""
-    q_in = norm(x_QW, block.ln_x)
-    k_in = q_in if y_nW is None else norm(y_nW, block.ln_y)
-    heads, width = block.attn.num_heads, x_QW.shape[1] // block.attn.num_heads
-    w, b = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
-    q, k, v = q_in @ w[0].T + b[0], k_in @ w[1].T + b[1], k_in @ w[2].T + b[2]
-    outs = []
-    for h in range(heads):
-        part = slice(h * width, (h + 1) * width)
-        outs.append((q[:, part] @ k[:, part].T / width**0.5).softmax(1) @ v[:, part])
-    x_QW = x_QW + torch.cat(outs, dim=1) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
-    hidden = block.mlp[0](norm(x_QW, block.ln_2))
-    return x_QW + block.mlp[2](hidden * torch.sigmoid(1.702 * hidden))
-
-
 def plain_tokens(method, pair, padding):
     """The tokens [T, W] of one prompt after the last block, by the text tower's own modules."""
     text, words, A = method.clip.text, method.prompts.table, method.space.num_attributes
@@ -91,7 +65,7 @@ def plain_text(method, pair, padding, share):
     tokens = plain_tokens(method, pair, padding)
     text, fused = method.clip.text, tokens
     for block in method.text_blocks:
-        fused = plain_block(block, fused, None)
+        fused = plain_block(block, fused)[0]
     own, fused = ((text.ln_final(x[6]) @ text.text_projection) for x in (tokens, fused))
     return F.normalize(share * own + (1 - share) * fused, dim=0), F.normalize(own, dim=0)
 
@@ -101,9 +75,9 @@ def plain_image(method, image, guide, share):
     x = visual.embed(method.clip.normalise(image[None]))
     for i in range(len(visual.blocks)):
         x = visual.block(i, x, None)
-    fused = plain_block(method.cross, x[0], guide)
+    fused = plain_block(method.cross, x[0], guide)[0]
     for block in method.image_blocks:
-        fused = plain_block(block, fused, None)
+        fused = plain_block(block, fused)[0]
     own, fused = visual.project(x[0, 0]), visual.project(fused[0])
     return F.normalize(share * own + (1 - share) * fused, dim=0), F.normalize(own, dim=0)
 

@@ -3,25 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from plain_layers import plain_block, shaken
 from torch.nn import functional as F
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
-from methods.building import build
 from methods.sides import Targets
 
 
 @pytest.fixture
 def make(small_space, small_clip):
     def made(**settings):
-        torch.manual_seed(0)
-        method = build("vp-cmjl", small_space, small_clip, {"adapter_dim": 4, "attention_heads": 4, **settings})
-        with torch.no_grad():
-            for parameter in method.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return method.eval()
+        return shaken("vp-cmjl", small_space, small_clip, {"adapter_dim": 4, "attention_heads": 4, **settings})
 
     return made
 
@@ -29,29 +24,6 @@ def make(small_space, small_clip):
 @pytest.fixture
 def images():
     return torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def norm(x, module):
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
-    return (x - mean) / (var + module.eps).sqrt() * module.weight + module.bias
-
-
-def plain_attention(block, x_D, texts_nD, heads):
-    """One image, one head after the other: the moved feature and the mean weights."""
-    q, y = norm(x_D, block.ln_x), norm(texts_nD, block.ln_y)
-    width = len(x_D) // heads
-    w, b = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
-    q, k, v = q @ w[0].T + b[0], y @ w[1].T + b[1], y @ w[2].T + b[2]
-    outs, weights = [], []
-    for h in range(heads):
-        part = slice(h * width, (h + 1) * width)
-        share = (k[:, part] @ q[part] / width**0.5).exp()
-        share = share / share.sum()
-        weights.append(share)
-        outs.append(share @ v[:, part])
-    x_D = x_D + torch.cat(outs) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
-    hidden = block.mlp[0](norm(x_D, block.ln_2))
-    return x_D + block.mlp[2](hidden * torch.sigmoid(1.702 * hidden)), torch.stack(weights).mean(0)
 
 
 def plain_logits(method, images, pairs):
@@ -70,7 +42,7 @@ def plain_logits(method, images, pairs):
         out[0].append(scale * cosine(x, texts[0]))
         out[3].append(scale * cosine(x, of_pairs))
         for i, branch in enumerate(("attribute", "object")):
-            moved, weights = plain_attention(method.attentions[branch], x, texts[1 + i], 4)
+            moved, weights = (y[0] for y in plain_block(method.attentions[branch], x[None], texts[1 + i]))
             out[1 + i].append(scale * cosine(moved, texts[1 + i]) + scale * weights)
             head = method.disentanglers[branch]
             bn = head.bn1_fc
