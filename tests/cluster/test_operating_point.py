@@ -108,7 +108,7 @@ def test_every_answer_uses_it(trained):
     (given,) = method.predict([image], k=1, bias=50.0)
     assert (given["predictions"][0]["attr"], given["predictions"][0]["obj"]) not in trained_on
     assert given["operating_point"]["how"] == "given"
-    with pytest.raises(UsageError, match="no bias"):
+    with pytest.raises(UsageError, match="not a bias"):
         method.predict([image], bias="best")
     new = replace(trained.space, attributes=(*trained.space.attributes, "shiny"))
     moved = method.for_space(new)
