@@ -187,8 +187,12 @@ def measured(run: Run, question: Question, progress: Progress, notice: Notice, *
     return evaluate_run(run, question, progress=progress, notice=notice, **where)
 
 
-def compared(first: Sequence[Run], second: Sequence[Run], question: Question, resamples: int) -> list[dict[str, Any]]:
+def compared(
+    first: Sequence[Run], second: Sequence[Run], question: Question, resamples: int, second_question: Question | None = None
+) -> list[dict[str, Any]]:
     """Return the paired differences of two rows, seed by seed, as :func:`czsl.evaluation.compare` gives them.
+
+    ``second_question``: of the second row if it differs from that of the first, such as by an adaptation.
 
     A row that has one run for all seeds is compared with each run of the other.
     """
@@ -196,7 +200,7 @@ def compared(first: Sequence[Run], second: Sequence[Run], question: Question, re
     firsts, seconds = (list(runs) * count if len(runs) == 1 else list(runs) for runs in (first, second))
     found = []
     for one, other in zip(firsts, seconds, strict=False):
-        a, b = (reduction_of(run, question) for run in (one, other))
+        a, b = reduction_of(one, question), reduction_of(other, second_question or question)
         found.append(compare(a.extremes, b.arranged(a.ids).extremes, resamples, seed=0))
     return found
 
