@@ -182,9 +182,19 @@ def measured(run: Run, question: Question, progress: Progress, notice: Notice, *
     kept, _ = kept_reduction(run, question)
     if kept is not None and file.is_file():
         found = read_json(file)
-        if not question.bootstrap or "intervals" in found:
+        if (not question.bootstrap or "intervals" in found) and _same_threshold(found, question):
             return found
     return evaluate_run(run, question, progress=progress, notice=notice, **where)
+
+
+def _same_threshold(report: dict[str, Any], question: Question) -> bool:
+    """Whether a kept report treats infeasible pairs as a question does; always in the closed world."""
+    if not question.open_world:
+        return True
+    if report.get("rule", question.rule) != question.rule:
+        return False
+    given = report.get("threshold") if report.get("threshold_chosen") == "given" else None
+    return given == question.threshold
 
 
 def compared(

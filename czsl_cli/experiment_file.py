@@ -135,7 +135,7 @@ def read_experiment(
     known = ("data", "clip", "clip_weights", "common", "rows", "seeds", "evaluate", "per_pair", "bootstrap", "resamples")
     for key in content:
         _known(key, (*known, "columns", "compare", "baseline"), "key", str(path))
-    shared = _settings(content.get("common"), "common")
+    shared = settings_of(content.get("common"), "common")
     shared |= {k: content[k] for k in ("clip", "clip_weights") if content.get(k) is not None}
     # On the command line a CLIP brings its own weights.
     last = ({"clip": clip, "clip_weights": None} if clip else {}) | parse_overrides(overrides)
@@ -178,12 +178,12 @@ def _row(name: str, row: Any, shared: Mapping[str, Any], last: Mapping[str, Any]
     if of is not None and row.get("adapt") is None:
         raise UsageError(f"row {name} has of without adapt", f"it would be row {of} once more", "add  adapt: tomcat")
     try:
-        settings = {**shared, **_settings(row.get("train"), f"row {name}"), **last}
+        settings = {**shared, **settings_of(row.get("train"), f"row {name}"), **last}
     except UsageError as error:
         raise _of_row(name, error) from None
     trained = row.get("trained")
     settings = {k: v for k, v in settings.items() if v is not None}
-    adapt = None if row.get("adapt") is None else _adaptation(row["adapt"], name)
+    adapt = None if row.get("adapt") is None else adaptation(row["adapt"], name)
     return Row(name, None if trained is None else str(trained), settings, adapt, None if of is None else str(of))
 
 
@@ -207,7 +207,7 @@ def _sharing(row: Row, rows: Mapping[str, Row]) -> Row:
     return replace(row, settings=base.settings, trained=row.trained or base.trained)
 
 
-def _adaptation(given: Any, name: str) -> Plan:
+def adaptation(given: Any, name: str) -> Plan:
     """Return the plan of a row: ``tomcat recipe=ut-zappos``, or ``{name: tomcat, recipe: ut-zappos}``; ``stream_seed`` is its order."""
     from methods.adaptation.plan import Plan
 
@@ -239,7 +239,7 @@ def _of_row(name: str, error: UsageError) -> UsageError:
     return error if f"row {name}" in error.what else UsageError(f"row {name}: {error.what}", error.why, error.fix)
 
 
-def _settings(given: Any, where: str) -> dict[str, Any]:
+def settings_of(given: Any, where: str) -> dict[str, Any]:
     """Return settings written as a mapping, or as the arguments of ``czsl train``."""
     if given is None:
         return {}

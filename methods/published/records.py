@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper; ``ours`` is the registered name of its method, if this program has it."""
+    """A paper.
+
+    ours : registered name of its method, if this program has it
+    settings : of its training by backbone, where they differ from those of the method's recipe
+    """
 
     key: str
     method: str
@@ -52,6 +56,7 @@ class Paper:
     venue: str
     year: int
     ours: str | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def citation(self) -> str:
@@ -183,7 +188,7 @@ def _made(kind: type, given: Any, where: str) -> Any:
     for key in given:
         if key not in names:
             nearest(str(key), names, f"key of {where}")
-    missing = [k for k, f in names.items() if f.default is MISSING and k not in given]
+    missing = [k for k, f in names.items() if f.default is MISSING and f.default_factory is MISSING and k not in given]
     if missing:
         raise UsageError(f"{where} has no {' and no '.join(missing)}", "", FIX)
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
