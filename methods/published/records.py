@@ -56,7 +56,7 @@ class Paper:
     venue: str
     year: int
     ours: str | None = None
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     @property
     def citation(self) -> str:
