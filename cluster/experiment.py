@@ -182,13 +182,27 @@ def measured(run: Run, question: Question, progress: Progress, notice: Notice, *
     kept, _ = kept_reduction(run, question)
     if kept is not None and file.is_file():
         found = read_json(file)
-        if not question.bootstrap or "intervals" in found:
+        if (not question.bootstrap or "intervals" in found) and _same_threshold(found, question):
             return found
     return evaluate_run(run, question, progress=progress, notice=notice, **where)
 
 
-def compared(first: Sequence[Run], second: Sequence[Run], question: Question, resamples: int) -> list[dict[str, Any]]:
+def _same_threshold(report: dict[str, Any], question: Question) -> bool:
+    """Whether a kept report treats infeasible pairs as a question does; always in the closed world."""
+    if not question.open_world:
+        return True
+    if report.get("rule", question.rule) != question.rule:
+        return False
+    given = report.get("threshold") if report.get("threshold_chosen") == "given" else None
+    return given == question.threshold
+
+
+def compared(
+    first: Sequence[Run], second: Sequence[Run], question: Question, resamples: int, second_question: Question | None = None
+) -> list[dict[str, Any]]:
     """Return the paired differences of two rows, seed by seed, as :func:`czsl.evaluation.compare` gives them.
+
+    ``second_question``: of the second row if it differs from that of the first, such as by an adaptation.
 
     A row that has one run for all seeds is compared with each run of the other.
     """
@@ -196,7 +210,7 @@ def compared(first: Sequence[Run], second: Sequence[Run], question: Question, re
     firsts, seconds = (list(runs) * count if len(runs) == 1 else list(runs) for runs in (first, second))
     found = []
     for one, other in zip(firsts, seconds, strict=False):
-        a, b = (reduction_of(run, question) for run in (one, other))
+        a, b = reduction_of(one, question), reduction_of(other, second_question or question)
         found.append(compare(a.extremes, b.arranged(a.ids).extremes, resamples, seed=0))
     return found
 

@@ -6,6 +6,7 @@ import difflib
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,15 @@ def _planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     from czsl_cli.train import checked
     from methods.registry import config_class
 
-    plans, data = [], {label: open_data(folder) for label, folder in asked.data.items()}
+    plans: list[Any] = []
+    data = {label: open_data(folder) for label, folder in asked.data.items()}
     told: set[str] = set()
     for label in asked.data:
-        for name in asked.rows:
+        for name, row in asked.rows.items():
+            if row.adapt and not config_class(asked.config(name, label, asked.seeds[0]).method).adaptable:
+                raise UsageError(f"row {name} cannot be adapted", *_not_adaptable())
+            if any((p.row, p.data) == (row.home, label) for p in plans):
+                continue  # an adapted row shares the runs of another
             for seed in asked.seeds:
                 try:
                     config = asked.config(name, label, seed)
@@ -122,11 +128,18 @@ def _planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
                 trains = config_class(config.method).trains
                 if not trains and seed != asked.seeds[0]:
                     continue
-                stem = "-".join([name, *([label] if len(asked.data) > 1 else []), f"seed{seed if trains else 0}"])
+                stem = "-".join([row.home, *([label] if len(asked.data) > 1 else []), f"seed{seed if trains else 0}"])
                 if not trains:
                     config.seed = 0
-                plans.append(plan(name, label, seed, config, out, stem, data[label]))
+                plans.append(plan(row.home, label, seed, config, out, stem, data[label]))
     return plans, data
+
+
+def _not_adaptable() -> tuple[str, str]:
+    from methods.registry import METHODS, config_class
+
+    able = ", ".join(name for name in METHODS if config_class(name).adaptable)
+    return "its scores need more than one embedding for each composition", f"leave out adapt; methods that can: {able}"
 
 
 def _dry_run(plans: list[Any], as_json: bool) -> None:
@@ -260,10 +273,11 @@ def _measure(
             question = Question(**settings)
             rows = []
             with progress_bar() as bar:
-                for name in asked.rows:
-                    runs = [p for p in plans if (p.row, p.data) == (name, label)]
+                for name, row in asked.rows.items():
+                    runs = [p for p in plans if (p.row, p.data) == (row.home, label)]
                     failed = [f"{p.path.name}: {failures[p.path.name]}" for p in runs if p.path.name in failures]
-                    reports = [] if failed else [measured(p.run, question, bar.update, warn, **where) for p in runs]
+                    own = replace(question, adapt=row.adapt)
+                    reports = [] if failed else [measured(p.run, own, bar.update, warn, **where) for p in runs]
                     rows.append(_row(asked.rows[name], runs, reports, failed, columns))
                     unknown |= {key: difflib.get_close_matches(key, r) for r in reports for key in columns if key not in r}
             tables.append(
@@ -277,8 +291,8 @@ def _measure(
                     "differences": _compared(asked, rows, question),
                 }
             )
-            for row in rows:
-                row |= summary(row, list(columns))
+            for numbers in rows:
+                numbers |= summary(numbers, list(columns))
     for key, near in unknown.items():  # the trainings of a night are not lost for it
         warn(
             f"columns: reports have no number {key!r}"
@@ -298,7 +312,8 @@ def _row(row: Any, runs: list[Any], reports: list[Any], failed: list[str], colum
     memories = [c["peak_gib"] for c in costs]
     return {
         "row": row.name,
-        "trained": row.trained or _trained(runs[0]),
+        "trained": (row.trained or _trained(runs[0])) + (f"; adapted by {row.adapt.name}" if row.adapt else ""),
+        "adaptation": row.adapt.to_json() if row.adapt else None,
         "seeds": [p.seed for p in runs],
         "runs": [str(p.path) for p in runs],
         "reports": [{**{k: r.get(k) for k in columns}, "images": r["images"], "intervals": r.get("intervals")} for r in reports],
@@ -332,7 +347,8 @@ def _compared(asked: Any, rows: list[dict[str, Any]], question: Any) -> list[dic
             found.append({**about, "failure": f"{first if one['failure'] else second} failed"})
             continue
         runs = [[Run(path) for path in row["runs"]] for row in (one, other)]
-        differences = compared(runs[0], runs[1], question, asked.resamples)
+        asks = [replace(question, adapt=asked.rows[name].adapt) for name in (first, second)]
+        differences = compared(runs[0], runs[1], asks[0], asked.resamples, asks[1])
         seeds = max((one["seeds"], other["seeds"]), key=len)
         found.append({**about, **{key: judged(differences, key, seeds) for key in COMPARED}})
     return found

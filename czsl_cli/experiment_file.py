@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from czsl.reading import read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.settings import typed
 from czsl_cli.config import fix_paths, parse_overrides, resolve
+
+if TYPE_CHECKING:
+    from methods.adaptation.plan import Plan
 
 SETTINGS = (
     "method",
@@ -37,11 +40,25 @@ FIX = "docs/experiments.md describes the file"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, a description of its training (None: derived from its settings), and its settings."""
+    """A line of the table.
+
+    name : of the row
+    trained : what it is trained on, in words; None: derived from its settings
+    settings : of its runs
+    adapt : adaptation to the test images, or None
+    of : the row whose runs it shares, or None for runs of its own
+    """
 
     name: str
     trained: str | None
     settings: dict[str, Any]
+    adapt: Plan | None = None
+    of: str | None = None
+
+    @property
+    def home(self) -> str:
+        """Name of its runs' folders: its own, or that of the row whose runs it shares."""
+        return self.of or self.name
 
 
 @dataclass(frozen=True)
@@ -117,13 +134,14 @@ def read_experiment(
     known = ("data", "clip", "clip_weights", "common", "rows", "seeds", "evaluate", "per_pair", "bootstrap", "resamples")
     for key in content:
         _known(key, (*known, "columns", "compare", "baseline"), "key", str(path))
-    shared = _settings(content.get("common"), "common")
+    shared = settings_of(content.get("common"), "common")
     shared |= {k: content[k] for k in ("clip", "clip_weights") if content.get(k) is not None}
     # On the command line a CLIP brings its own weights.
     last = ({"clip": clip, "clip_weights": None} if clip else {}) | parse_overrides(overrides)
     rows = {}
     for name, row in _mapping(content.get("rows"), "rows", path).items():
         rows[name] = _row(name, row, shared, last)
+    rows = {name: _sharing(row, rows) for name, row in rows.items()}
     if not rows:
         raise UsageError(f"{path} has no rows", "a table has one line at least", FIX)
     baseline = baseline or content.get("baseline")
@@ -146,21 +164,81 @@ def _row(name: str, row: Any, shared: Mapping[str, Any], last: Mapping[str, Any]
     row = {} if row is None else row
     if not isinstance(row, dict):
         raise UsageError(f"row {name} is a {type(row).__name__}", "a row is a mapping", f"write  {name}: {{train: --method csp}}")
+    keys = ("trained", "train", "adapt", "of")
     for key in row:
-        _known(key, ("trained", "train"), "key", f"row {name}")
+        if key not in keys and key in _setting_names():
+            raise UsageError(
+                f"row {name} has the key {key!r}", "settings belong below train:", f"write  {name}: {{train: {{{key}: ...}}}}"
+            )
+        _known(str(key), keys, "key", f"row {name}")
+    of = row.get("of")
+    if of is not None and row.get("train") is not None:
+        raise UsageError(f"row {name} has train and of", f"its runs would be those of row {of}", "keep one of them")
+    if of is not None and row.get("adapt") is None:
+        raise UsageError(f"row {name} has of without adapt", f"it would be row {of} once more", "add  adapt: tomcat")
     try:
-        settings = {**shared, **_settings(row.get("train"), f"row {name}"), **last}
+        settings = {**shared, **settings_of(row.get("train"), f"row {name}"), **last}
     except UsageError as error:
         raise _of_row(name, error) from None
     trained = row.get("trained")
-    return Row(name, None if trained is None else str(trained), {k: v for k, v in settings.items() if v is not None})
+    settings = {k: v for k, v in settings.items() if v is not None}
+    adapt = None if row.get("adapt") is None else adaptation(row["adapt"], name)
+    return Row(name, None if trained is None else str(trained), settings, adapt, None if of is None else str(of))
+
+
+def _setting_names() -> set[str]:
+    """Return the settings of runs and of all methods."""
+    from dataclasses import fields
+
+    from methods.registry import METHODS, config_class
+
+    return set(RunConfig.field_names()) | {f.name for method in METHODS for f in fields(config_class(method))} - {"adapt", "of"}
+
+
+def _sharing(row: Row, rows: Mapping[str, Row]) -> Row:
+    """Return a row with the settings of the row whose runs it shares."""
+    if row.of is None:
+        return row
+    _known(row.of, rows, "row", f"of in row {row.name}")
+    base = rows[row.of]
+    if base.of is not None or base is row:
+        raise UsageError(f"row {row.name} is of row {row.of}, which has no runs of its own", "", "name the row that is trained")
+    return replace(row, settings=base.settings, trained=row.trained or base.trained)
+
+
+def adaptation(given: Any, name: str) -> Plan:
+    """Return the plan of a row: ``tomcat recipe=ut-zappos``, or ``{name: tomcat, recipe: ut-zappos}``; ``stream_seed`` is its order."""
+    from methods.adaptation.plan import Plan
+
+    if isinstance(given, str):
+        first, *words = _words(given, name) or [""]
+        settings = parse_overrides(words)
+    elif isinstance(given, dict) and isinstance(given.get("name"), str):
+        settings = dict(given)
+        first = settings.pop("name")
+    else:
+        raise UsageError(f"row {name}: adapt is {given!r}"[:200], "", "write  adapt: tomcat recipe=ut-zappos stream_seed=0")
+    seed = settings.pop("stream_seed", 0)
+    if seed != "given" and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise UsageError(f"row {name}: stream_seed is {seed!r}", "it is a whole number from 0 on, or `given`", FIX)
+    try:
+        return Plan.of(first, settings, None if seed == "given" else seed)
+    except UsageError as error:
+        raise _of_row(name, error) from None
+
+
+def _words(text: str, name: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"row {name}: {text!r} cannot be read", str(error), "close the quotes") from None
 
 
 def _of_row(name: str, error: UsageError) -> UsageError:
     return error if f"row {name}" in error.what else UsageError(f"row {name}: {error.what}", error.why, error.fix)
 
 
-def _settings(given: Any, where: str) -> dict[str, Any]:
+def settings_of(given: Any, where: str) -> dict[str, Any]:
     """Return settings written as a mapping, or as the arguments of ``czsl train``."""
     if given is None:
         return {}
@@ -256,13 +334,13 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
         world = str(asked.pop("world", "closed"))
         _known(world, WORLDS, "world", "evaluate")
         heading = asked.pop("name", None)
-        for key in asked:
-            _known(
-                key,
-                ["world", "name", *(f.name for f in fields(Question) if f.name not in ("open_world", "feasibility"))],
-                "key",
-                "evaluate",
+        if "adapt" in asked:
+            raise UsageError(
+                "evaluate has the key 'adapt'", "an adaptation belongs to a row", "write  csp-tomcat: {of: csp, adapt: tomcat}"
             )
+        names = [f.name for f in fields(Question) if f.name not in ("open_world", "feasibility", "adapt")]
+        for key in asked:
+            _known(key, ["world", "name", *names], "key", "evaluate")
         asked |= {"per_pair": per_pair} if per_pair else {}
         question: dict[str, Any] = {**general, **asked, "open_world": WORLDS[world]}
         parts = [f"{world} world", *(f"{k.replace('_', ' ')} {v}" for k, v in asked.items())]

@@ -108,9 +108,6 @@ def _numbers(table: Mapping[str, Any], each: bool) -> Block:
         minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
         memory = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         rows.append([row["row"], row["trained"], *cells, *([minutes, memory] if costs else [])])
-    for line in table.get("published", ()):
-        numbers = [_published(line, key) for key in table["columns"]]
-        rows.append([f"{line['method']} (reported)", line["source"], *numbers, *(["-", "-"] if costs else [])])
     trained: list[int] = next((row["seeds"] for row in table["rows"] if row["seeds"] != [None]), [])
     how = ""
     if trained:
@@ -126,8 +123,10 @@ def _numbers(table: Mapping[str, Any], each: bool) -> Block:
     notes = []
     if any(row.get("intervals") for row in table["rows"]):
         notes.append("In brackets: 95 % intervals by bootstrap of the images.")
-    if table.get("published"):
-        notes.append("Reported numbers come from the papers: other backbones and programs, not runs of this table.")
+    if any(row.get("adaptation") for row in table["rows"]):
+        notes.append(
+            "Adapted rows use the unlabelled test images (transductive): their numbers depend on these and on their order."
+        )
     return Block(title, columns, rows, tuple(notes))
 
 
@@ -145,13 +144,6 @@ def _one(report: Mapping[str, Any], key: str) -> str:
     """Return a number in percent, with its interval for the number that rows are compared by."""
     low_high = (report.get("intervals") or {}).get(key) if key in WITH_INTERVAL else None
     return percent(report.get(key)) + (f" ({percent(low_high[0])} to {percent(low_high[1])})" if low_high else "")
-
-
-def _published(line: Mapping[str, Any], key: str) -> str:
-    # What papers print as AUC is the value in 20 bins.
-    name = {"auc_ref20": "auc", "auc": None}.get(key, key)
-    value = line.get(name) if name else None
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _points(value: float) -> str:

@@ -18,6 +18,8 @@ COMMANDS = {
     "train": ("czsl_cli.train", "Train a method on this machine or a Ray cluster."),
     "tune": ("czsl_cli.tune", "Search hyperparameters."),
     "experiment": ("czsl_cli.experiment", "Fill a table: methods, seeds and data of one file, trained where missing."),
+    "reproduce": ("czsl_cli.reproduce", "Train what a paper reports, and say whether its numbers were reached."),
+    "published": ("czsl_cli.published", "List what papers report, with sources."),
     "add": ("czsl_cli.add", "Add images, and new words, to a finished run."),
     "evaluate": ("czsl_cli.evaluate", "Evaluate a run, or any method's score file."),
     "report": ("czsl_cli.report", "Write a page about a run: curves, confusions, tables, images."),

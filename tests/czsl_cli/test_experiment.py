@@ -159,3 +159,65 @@ def test_the_tables_of_the_documents_can_be_read(table):
     for name in asked.rows:
         if "partial_labels" not in asked.rows[name].settings:
             assert asked.config(name, "toy", 0).method
+
+
+ADAPTED = """
+common: epochs=1 batch=32
+seeds: [0]
+resamples: 20
+rows:
+  csp: {train: --method csp}
+  csp-tomcat: {of: csp, adapt: tomcat recipe=ut-zappos stream_seed=3}
+  zero-tda: {train: --method zero-shot, adapt: {name: tda, shots: 2, stream_seed: given}}
+compare: [[csp, csp-tomcat]]
+"""
+
+
+def test_an_adapted_row_shares_the_runs_of_another_and_has_the_numbers_of_evaluate(experiment, czsl, tmp_path):
+    plan = json.loads(experiment("--dry-run", "--json", text=ADAPTED).stdout)
+    assert [Path(r["run"]).name for r in plan["runs"]] == ["csp-seed0", "zero-tda-seed0"]
+    files = ("--md", "table.md", "--csv", "table.csv")
+    [table] = json.loads(experiment("--json", *files, text=ADAPTED).stdout)["tables"]
+    plain, tomcat, tda = table["rows"]
+    assert (plain["adaptation"], tomcat["adaptation"]["name"], tda["adaptation"]["stream_seed"]) == (None, "tomcat", None)
+    assert tomcat["trained"].endswith("; adapted by tomcat")
+    run = tmp_path / "runs/table/csp-seed0"
+    alone = czsl("evaluate", run, "--adapt", "tomcat", "recipe=ut-zappos", "--stream-seed", "3", "--json")
+    alone = json.loads(alone.stdout)
+    assert tomcat["reports"][0]["auc"] == alone["auc"]
+    assert plain["reports"][0]["auc"] == alone["without_adaptation"]["auc"]
+    [difference] = table["differences"][0]["auc"]["by_seed"]
+    assert difference["difference"] == pytest.approx(alone["auc"] - alone["without_adaptation"]["auc"], abs=1e-12)
+    assert "transductive" in (tmp_path / "table.md").read_text()
+    alone = experiment("--rows", "csp-tomcat", "--json", text=ADAPTED)  # the runs of its row are there
+    assert json.loads(alone.stdout)["tables"][0]["rows"][0]["reports"] == tomcat["reports"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{train: --method csp, adapt: tomcatt}", ["did you mean 'tomcat'", "row x"]),
+        ("{train: --method csp, adapt: tomcat alfa=1}", ["'alpha'", "row x"]),
+        ("{train: --method csp, adapt: tomcat stream_seed=-1}", ["stream_seed is -1"]),
+        ("{train: --method csp, adapt: [tomcat]}", ["write  adapt: tomcat"]),
+        ("{train: --method csp, adapt: ''}", ["unknown adaptation"]),
+        ("{train: --method csp, adapt: 'tomcat \"'}", ["row x", "close the quotes"]),
+        ("{train: --method troika, adapt: tomcat}", ["row x cannot be adapted", "methods that can: zero-shot"]),
+        ("{of: zero, adapt: tomcat}", ["unknown row 'zero'"]),
+        ("{of: x, adapt: tomcat}", ["no runs of its own"]),
+        ("{of: csp}", ["of without adapt"]),
+        ("{of: csp, train: --method csp, adapt: tomcat}", ["train and of"]),
+        ("{method: csp}", ["has the key 'method'", "settings belong below train:", "{train: {method: ...}}"]),
+        ("{trian: --method csp}", ["did you mean 'train'"]),
+    ],
+)
+def test_rows_that_cannot_be_adapted_are_refused_before_anything_runs(experiment, tmp_path, row, words):
+    text = f"common: epochs=1\nseeds: [0]\nrows:\n  csp: {{train: --method csp}}\n  x: {row}\n"
+    error = experiment(text=text, expect=2).stderr
+    assert not [word for word in words if word not in error], error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_evaluation_of_all_rows_has_no_adaptation(experiment):
+    text = "rows: {csp: {train: --method csp}}\nevaluate: [{world: closed, adapt: tomcat}]\n"
+    assert "an adaptation belongs to a row" in experiment(text=text, expect=2).stderr
