@@ -130,7 +130,8 @@ def choose_point(
             extremes = scored()
         else:
             scorer = on_space(method(), data.space)
-            source = Source(scorer, data, asked.split, comm, run.config.eval_batch, progress, scorer.clip.precision)
+            how = (run.config.eval_batch, progress, scorer.clip.precision)
+            source = Source(scorer, data, asked.split, comm, *how, pixels=run.config.pixels)
             extremes, sums = reduced(
                 run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
             )

@@ -138,7 +138,8 @@ def answer(
     text = encode_candidates(method, candidates)
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
-        source = Source(method, data, split, comm, run.config.eval_batch, progress, run.precision_on(device))
+        how = (run.config.eval_batch, progress, run.precision_on(device))
+        source = Source(method, data, split, comm, *how, pixels=run.config.pixels)
         rest: Any = (run.config.eval_batch, comm, progress, question.topk, text, collectors)
         if question.adapt:
             return reduce_stream(method, question.adapt, source, candidates, *rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from cluster.work.progress import Progress, quiet
 from czsl.data.augment import VERSION
 from czsl.data.batches import (
     FeatureParts,
+    FeatureWriter,
     PixelCache,
     evaluation_batches,
     feature_file,
     load_features,
     prepared_batch,
-    save_features,
 )
+from czsl.data.streaming import StreamedPixels, is_streamed, pixels_of
 from czsl.data.table import Dataset
 from methods.method import Method
+
+ROUND = 16  # batches that a worker encodes before all exchange theirs
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -58,6 +62,8 @@ class Source:
         Whether the features of a frozen tower are kept. Without, the tower encodes the (augmented) images of each batch.
     rows : int array, optional
         The only images that will be asked for; by default all of the split. Features of the others are not computed.
+    pixels : str, default "auto"
+        ``kept``, ``streamed``, or ``auto``: by size (see `czsl.data.streaming`). The batches are equal.
     """
 
     def __init__(
@@ -71,12 +77,14 @@ class Source:
         precision: str = "float32",
         keep: bool = True,
         rows: np.ndarray | None = None,
+        pixels: str = "auto",
     ):
         self.method, self.comm, self.split, self.precision = method, comm, data.split(name), precision
         self._progress = progress
         self.features: Tensor | None = None  # [n, D] of the n rows in use
         self.copies: list[Tensor] = []  # the same of augmented images
-        self._pixels: PixelCache | None = None
+        self._pixels: PixelCache | StreamedPixels | None = None
+        self._pixel_setting = pixels
         self._rows_n = np.arange(len(self.split)) if rows is None else rows
         self._place_N = np.full(len(self.split), -1)
         self._place_N[self._rows_n] = np.arange(len(self._rows_n))
@@ -106,8 +114,11 @@ class Source:
         path = self._file(key)
         features = load_features(path, len(self._rows_n))
         if not all(self.comm.gather_objects(features is not None)):  # on every node, or all compute
-            features = self.encode(self._rows_n, eval_batch, FeatureParts(path), augmentation, what).float().cpu()
-            save_features(path, features)
+            if not len(self._rows_n):
+                return torch.zeros(0, self.method.clip.dim)
+            with FeatureWriter(path, len(self._rows_n)) as writer:
+                self._encode_each(self._rows_n, eval_batch, writer.write, FeatureParts(path), augmentation, what)
+            features = load_features(path, len(self._rows_n))
         assert features is not None
         return features
 
@@ -116,48 +127,64 @@ class Source:
         self.copies = [self._kept(eval_batch, (seed, copy)) for copy in range(copies)]
 
     @property
-    def pixels(self) -> PixelCache:
-        """The decoded images, from the cache or decoded now."""
+    def pixels(self) -> PixelCache | StreamedPixels:
+        """The decoded images: from the cache, decoded into it now, or decoded for each batch."""
         if self._pixels is None:
-            total = len(self.split)
-            self._pixels = PixelCache(
+            total, clip, setting = len(self.split), self.method.clip, self._pixel_setting
+            what = "finding" if is_streamed(self.split, clip.image_size, clip.pixels.key, setting) else "decoding"
+            self._pixels = pixels_of(
                 self.split,
-                self.method.clip.image_size,
+                clip.image_size,
                 self.method.prepare,
-                lambda done: self._progress(f"decoding {self.split.name} images", done, total),
-                self.method.clip.pixels.key,
+                lambda done: self._progress(f"{what} {self.split.name} images", done, total),
+                clip.pixels.key,
+                setting,
             )
         return self._pixels
 
     @torch.inference_mode()
-    def encode(
+    def encode(self, rows_N: np.ndarray, eval_batch: int) -> Tensor:
+        """Image features [N, D] of these rows: batches cut once, dealt out whole, gathered on every worker."""
+        features_ND: list[Tensor] = []
+
+        def write(first: int, features_BD: np.ndarray) -> None:
+            if not features_ND:
+                features_ND.append(torch.empty(len(rows_N), features_BD.shape[1], dtype=torch.from_numpy(features_BD).dtype))
+            features_ND[0][first : first + len(features_BD)] = torch.from_numpy(features_BD)
+
+        self._encode_each(rows_N, eval_batch, write)
+        return features_ND[0] if features_ND else torch.zeros(0, self.method.clip.dim)
+
+    @torch.inference_mode()
+    def _encode_each(
         self,
         rows_N: np.ndarray,
         eval_batch: int,
+        write: Callable[[int, np.ndarray], None],
         kept: FeatureParts | None = None,
         augmentation: tuple[int, int] | None = None,
         what: str = "",
-    ) -> Tensor:
-        """Image features [N, D] of these rows: batches cut once, dealt out whole, gathered on every worker.
+    ) -> None:
+        """Call ``write(first, features [B, D])`` for all batches on every worker; a worker holds those of one round.
 
         With ``kept``, what an interrupted pass had computed on this machine is not computed again.
         """
         batches = evaluation_batches(len(rows_N), eval_batch)
-        mine = range(self.comm.rank, len(batches), self.comm.world)
-        own = {i: x for i, x in (kept.load(eval_batch) if kept else {}).items() if i in mine}
-        for i in mine:
-            if i in own:
-                continue
-            own[i] = self.image_features(rows_N[batches[i]], augmentation).cpu().numpy()
-            if kept:
-                kept.add(i, own[i])
-            self._progress(f"encoding {self.split.name} images{what}", min((i + 1) * eval_batch, len(rows_N)), len(rows_N))
-        parts: dict[int, np.ndarray] = {}
-        for share in self.comm.gather_objects(own):
-            parts.update(share)
-        if not parts:
-            return torch.zeros(0, self.method.clip.dim)
-        return torch.from_numpy(np.concatenate([parts[i] for i in range(len(batches))])[: len(rows_N)])
+        done = kept.load(eval_batch) if kept else {}
+        for start in range(0, len(batches), self.comm.world * ROUND):
+            own: dict[int, np.ndarray] = {}
+            for i in range(start + self.comm.rank, min(start + self.comm.world * ROUND, len(batches)), self.comm.world):
+                if i in done:
+                    own[i] = np.asarray(done[i])
+                    continue
+                own[i] = self.image_features(rows_N[batches[i]], augmentation).cpu().numpy()
+                if kept:
+                    kept.add(i, own[i])
+                place = min((i + 1) * eval_batch, len(rows_N))
+                self._progress(f"encoding {self.split.name} images{what}", place, len(rows_N))
+            for share in self.comm.gather_objects(own):
+                for i, features_BD in share.items():
+                    write(i * eval_batch, features_BD[: len(rows_N) - i * eval_batch])
 
     def image_features(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> Tensor:
         """Features [B, D] of these rows as the method sees them, the tower in the run's precision."""

@@ -213,7 +213,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 
     def source(name: str, used: Any, keep: bool) -> Source:
         part = used if len(used) < len(data.split(name)) else None
-        return Source(method, data, name, comm, config.eval_batch, progress, precision, keep, part)
+        return Source(method, data, name, comm, config.eval_batch, progress, precision, keep, part, config.pixels)
 
     train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
     if augments and config.augment_copies:

@@ -13,8 +13,10 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -109,9 +111,9 @@ class PixelCache:
     ):
         self.split, self.size = split, size
         self.keys = id_keys(split.ids)
-        path = cache_folder() / "pixels" / f"{'-'.join(filter(None, (split_key(split), str(size), kind)))}.npy"
+        path = pixel_file(split, size, kind)
         shape = (len(split), 3, size, size)
-        pixels = _kept(path, np.uint8, shape)
+        pixels = kept_array(path, np.uint8, shape)
         if pixels is None:
             self._build(path, shape, prepare, progress)
             pixels = read_array(path, mapped=True)
@@ -157,6 +159,11 @@ def prepared_batch(
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+def pixel_file(split: Split, size: int, kind: str = "") -> Path:
+    """Path of the kept pixels of a split; ``kind`` names their preprocessing, if it is not CLIP's own pipeline."""
+    return cache_folder() / "pixels" / f"{'-'.join(filter(None, (split_key(split), str(size), kind)))}.npy"
+
+
 def split_key(split: Split) -> str:
     """Names the images of a split in their order and how they are decoded; caches of rows are kept under it."""
     digest = hashlib.blake2b(digest_size=10)
@@ -178,18 +185,25 @@ def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1
 
 
 def load_features(path: PathLike, count: int) -> Tensor | None:
-    """Cached features [N, D]; None if no such file exists, it belongs to another split, or it is damaged."""
+    """Cached features [N, D]; None if no such file exists, it belongs to another split, or it is damaged.
+
+    They stay in the file, which all processes of a node map; a write to the tensor does not reach it.
+    """
     path = Path(path)
-    features = _kept(path, np.float32, (count, None), mapped=False)
-    return None if features is None else torch.from_numpy(features)
+    features = kept_array(path, np.float32, (count, None))
+    if features is None:
+        return None
+    if isinstance(features, np.memmap) and features.flags.c_contiguous:
+        return torch.from_numpy(np.memmap(path, features.dtype, "c", features.offset, features.shape))
+    return torch.from_numpy(np.array(features))
 
 
-def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool = True) -> np.ndarray | None:
-    """An array of a cache; None if it is missing, damaged or of another form and has to be made again. None in ``shape``: any size."""
+def kept_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """A mapped array of a cache; None if it is missing, damaged or of another form. None in ``shape``: any size."""
     if not path.exists():
         return None
     try:
-        array = read_array(path, mapped=mapped)
+        array = read_array(path, mapped=True)
     except DataError as error:
         log.warning("the cache %s is damaged (%s) and made again", path, error.why)
         return None
@@ -200,11 +214,49 @@ def _kept(path: Path, dtype: type, shape: tuple[int | None, ...], mapped: bool =
 def save_features(path: PathLike, features_ND: Tensor) -> None:
     """Keep features; several processes may do so at once. The parts of an unfinished pass go."""
     path = Path(path)
-    _save(path, features_ND.float().cpu().numpy())
+    save_array(path, features_ND.float().cpu().numpy())
     shutil.rmtree(FeatureParts(path).folder, ignore_errors=True)
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+class FeatureWriter:
+    """A feature file that is written batch by batch, so that no process holds all features; it appears when it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        As :func:`feature_file` names it.
+    count : int
+        Number of images N.
+    """
+
+    def __init__(self, path: PathLike, count: int):
+        self.path, self.count = Path(path), count
+        self._file = ExitStack()
+        self._rows_ND: np.memmap | None = None
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def write(self, first: int, features_BD: np.ndarray) -> None:
+        """Write the features of the images ``first``, ``first + 1``, ..."""
+        if self._rows_ND is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._file.enter_context(whole_file(self.path))
+            shape = (self.count, features_BD.shape[1])
+            self._rows_ND = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        self._rows_ND[first : first + len(features_BD)] = features_BD
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        rows, self._rows_ND = self._rows_ND, None
+        if rows is not None:
+            rows.flush()
+        self._file.__exit__(kind, error, trace)
+        if kind is None and rows is not None:
+            shutil.rmtree(FeatureParts(self.path).folder, ignore_errors=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array of a cache; the file appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
@@ -231,14 +283,14 @@ class FeatureParts:
         self._waiting[place] = features_BD
         if len(self._waiting) == self.every:
             places = sorted(self._waiting)
-            _save(self.folder / ("-".join(map(str, places)) + ".npy"), np.stack([self._waiting[p] for p in places]))
+            save_array(self.folder / ("-".join(map(str, places)) + ".npy"), np.stack([self._waiting[p] for p in places]))
             self._waiting = {}
 
     def load(self, batch: int) -> dict[int, np.ndarray]:
         """Features [batch, D] by place of the batch, cut as now; damaged or differently cut parts are left out."""
         found: dict[int, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npy")):
-            features = _kept(file, np.float32, (None, batch, None), mapped=False)
+            features = kept_array(file, np.float32, (None, batch, None))
             places = [int(p) for p in file.stem.split("-") if p.isdecimal()]
             if features is not None and len(features) == len(places):
                 found |= dict(zip(places, features, strict=True))

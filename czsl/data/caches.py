@@ -14,7 +14,7 @@ from czsl.data.paths import cache_folder
 _HALF_MADE = r"\..+\.[0-9a-f]{32}\.tmp"
 # Kind -> (its folder below the cache folder, names of its entries, what it is). Nothing else is ever deleted, whichever folder is chosen.
 KINDS = {
-    "pixels": ("pixels", rf"\w+-[0-9a-f]{{20}}-\d+.*\.npy|{_HALF_MADE}", "decoded and resized images of datasets"),
+    "pixels": ("pixels", rf"\w+-[0-9a-f]{{20}}-(\d+|places).*\.npy|{_HALF_MADE}", "decoded and resized images of datasets"),
     "features": (
         "features",
         rf"\w+-[0-9a-f]{{20}}-[0-9a-f]{{20}}-.+\.(npy|parts)|{_HALF_MADE}",

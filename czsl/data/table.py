@@ -137,8 +137,8 @@ class Split:
     def iter_images(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Rows ``start`` to ``stop`` with their bytes, in order; holds one row group (at most about 64 MB) at a time."""
         stop = len(self) if stop is None else min(stop, len(self))
-        for group in range(len(self._groups)):
-            first, after = self._groups[group][0], self._groups[group][1]
+        for group in range(len(self.groups)):
+            first, after = self.groups[group][0], self.groups[group][1]
             if after <= start or first >= stop:
                 continue
             images = self._read_group(group)
@@ -149,14 +149,14 @@ class Split:
         """The bytes of one image as found; reads its row group, and keeps it for the next call."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        group = next(g for g, (first, after, _, _) in enumerate(self._groups) if first <= row < after)
+        group = next(g for g, (first, after, _, _) in enumerate(self.groups) if first <= row < after)
         kept = self._last
         if kept is None or kept[0] != group:
             kept = self._last = (group, self._read_group(group))
-        return kept[1][row - self._groups[group][0]]
+        return kept[1][row - self.groups[group][0]]
 
     @cached_property
-    def _groups(self) -> list[tuple[int, int, Path, int]]:
+    def groups(self) -> list[tuple[int, int, Path, int]]:
         """First row, row after the last, file and number in the file of every row group."""
         groups, first = [], 0
         for path in self.paths:
@@ -168,7 +168,7 @@ class Split:
         return groups
 
     def _read_group(self, group: int) -> list[bytes]:
-        _, _, path, number = self._groups[group]
+        _, _, path, number = self.groups[group]
         try:
             with open_shard(path) as shard:
                 images = shard.read_row_group(number, columns=["image"], use_threads=False)["image"].to_pylist()

@@ -10,6 +10,7 @@ from czsl.data.photographs import DecodeOptions
 from czsl.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
+PIXELS = ("auto", "kept", "streamed")
 OPTIMIZERS = ("adam", "adamw")
 LABEL_INITS = ("clip", "uniform", "multihot")
 SELECTIONS = ("auc", "auc20", "hm", "accuracy", "last")
@@ -48,6 +49,8 @@ class RunConfig:
     precision: auto, float32, bfloat16 (matrix products of the towers and of training; scores stay in float32) or float64. ``auto``:
         bfloat16 on a GPU of compute capability 8.0 or more, else float32, with TF32 for float32 products of a GPU; the run keeps what it
         began with, in evaluation and prediction as well.
+    pixels: decoded images: ``kept`` in a file of the cache folder (150 KB per image at 224 px), ``streamed`` (read and decoded for each
+        batch), or ``auto``: kept up to 64 GiB per split and half of the free disk. Results are equal.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
     orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
     background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
@@ -87,6 +90,7 @@ class RunConfig:
     stop_after: int = 0
     eval_batch: int = 64
     precision: str = "auto"
+    pixels: str = "auto"
     checkpoint_blocks: bool = False
     orientation: str | None = None
     background: str | None = None
@@ -134,6 +138,12 @@ class RunConfig:
                 f"unknown precision {self.precision!r}",
                 "the precisions are those listed below",
                 f"choose one of {', '.join(PRECISIONS)}",
+            )
+        if self.pixels not in PIXELS:
+            raise UsageError(
+                f"unknown way of pixels {self.pixels!r}",
+                "pixels are kept or streamed; auto chooses by the size of a split",
+                f"choose one of {', '.join(PIXELS)}",
             )
         if self.selection not in SELECTIONS:
             raise UsageError(
