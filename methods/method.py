@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip, Towers
-from czsl.clip.text import PromptTree
+from czsl.clip.prompt_tree import PromptTree, parts_of
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
+
+
+def _chunks(prompts: int) -> list[slice]:
+    """Chunks of prompts; of none, an empty one."""
+    return [slice(start, start + TEXT_CHUNK) for start in range(0, max(prompts, 1), TEXT_CHUNK)]
 
 
 class Method(nn.Module):
@@ -148,15 +153,28 @@ class Method(nn.Module):
 
         In training each worker encodes its share of the prompts. Otherwise they are encoded in chunks of a fixed size.
         """
-        if self.training:
-            own = prompts.part(self.comm.share(len(prompts)))
-            encoded = self.comm.gather(self.clip.text.encode_tree(own), len(prompts))
-        else:
-            starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
-            encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
-        # Autocast ends here: the norm and what is added to a text need their digits.
-        encoded = encoded.to(self.clip.mean.dtype)
-        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
+        return self.encode_prompt_sets([prompts], unit)[0]
+
+    def encode_prompt_sets(self, sets: Sequence[PromptTree], unit: bool = True) -> list[Tensor]:
+        """The same for several sets of prompts (pairs, attributes, objects).
+
+        In training they go through the text tower in one pass, of which each worker takes its share of all prompts. Otherwise each set
+        is encoded on its own, so that its digits do not depend on the others.
+        """
+        text, sizes = self.clip.text, [len(tree) for tree in sets]
+        if not self.training:
+            return [
+                self._finished(torch.cat([text.encode_tree(tree.part(s)) for s in _chunks(len(tree))]), unit) for tree in sets
+            ]
+        if len({(len(tree.trunk), tree.ends.shape[1]) for tree in sets}) > 1:  # of other lengths
+            return [self.encode_prompt_sets([tree], unit)[0] for tree in sets]
+        own = text.encode_trees(parts_of(sets, self.comm.share(sum(sizes))))
+        return list(self._finished(self.comm.gather(own, sum(sizes)), unit).split(sizes))
+
+    def _finished(self, features_PD: Tensor, unit: bool) -> Tensor:
+        """Autocast ends here: the norm and what is added to a text need their digits."""
+        features_PD = features_PD.to(self.clip.mean.dtype)
+        return nn.functional.normalize(features_PD, dim=-1) if unit else features_PD
 
     # -- scores ----------------------------------------------------------------------------------------------------
     def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
