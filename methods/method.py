@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip, Towers
 from czsl.clip.prompt_tree import PromptTree, parts_of
+from czsl.clip.towers import onto
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
@@ -87,6 +88,7 @@ class Method(nn.Module):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
         self.weights: CandidateWeights | None = None
+        self._pairs_P2: Tensor | None = None
         self.validating = False  # set by the training loop while it scores validation images
         self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
         self.judge: Callable[[], float] | None = None
@@ -124,7 +126,7 @@ class Method(nn.Module):
         A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
         """
         if "features" in batch:
-            return batch["features"].to(self.clip.device, self.clip.mean.dtype)
+            return onto(batch["features"], self.clip.device).to(self.clip.mean.dtype)
         return self.clip.visual(self.clip.normalise(batch["images"]))
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
@@ -261,8 +263,7 @@ class Method(nn.Module):
             rows_B = self._whole(batch["index"])
             targets = self.weights.targets(rows_B)
         self.comm.seed_common()
-        train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
-        text, images = self.encode_compositions(train_pairs), self.image_side(features_BD)
+        text, images = self.encode_compositions(self._train_pairs()), self.image_side(features_BD)
         terms = self.losses(images, text, targets)
         if self.weights is not None:
             with torch.no_grad():
@@ -270,9 +271,15 @@ class Method(nn.Module):
             self.weights.update(rows_B, logits_BP, relevance_BP)
         return terms
 
+    def _train_pairs(self) -> Tensor:
+        """The training pairs [P, 2] on the method's device, copied there once."""
+        if self._pairs_P2 is None or self._pairs_P2.device != self.clip.device:
+            self._pairs_P2 = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        return self._pairs_P2
+
     def _whole(self, x_b: Tensor) -> Tensor:
         """What belongs to this worker's images, for the global batch."""
-        return self.comm.gather(x_b.to(self.clip.device), self.comm.batch)
+        return self.comm.gather(onto(x_b, self.clip.device), self.comm.batch)
 
     @property
     def wants_first_pass(self) -> bool:
