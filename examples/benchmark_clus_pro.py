@@ -11,7 +11,7 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
-from czsl.clip.text import PromptTree
+from czsl.clip.prompt_tree import PromptTree
 from czsl.compositions import CompositionSpace
 from methods.building import build
 from methods.clus_pro.model import ClusPro
@@ -151,9 +151,9 @@ class PlainClusPro(ClusPro):
         """All tokens through the last block, of which one is used."""
         return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters, tokens=True)[:, 0]
 
-    def encode_prompts(self, prompts: PromptTree) -> Tensor:
-        """Every prompt written out."""
-        return nn.functional.normalize(self.clip.text.encode_embeddings(*prompts.flat()), dim=-1)
+    def encode_prompt_sets(self, sets: Sequence[PromptTree], unit: bool = True) -> list[Tensor]:
+        """Every prompt written out, one set after the other."""
+        return [self._finished(self.clip.text.encode_embeddings(*tree.flat()), unit) for tree in sets]
 
     def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of all prototypes for each image passes the MLPs."""

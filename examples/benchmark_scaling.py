@@ -65,9 +65,9 @@ def messages(
         return Message(what, (workers - 1) * -(-rows // workers) * row_bytes)
 
     labels = [gathered("labels", B, 8) for _ in range(3)]
-    text = [gathered("text", rows, dim * text_word) for rows in (pairs, attributes, objects)]
+    text = gathered("text", pairs + attributes + objects, dim * text_word)
     flag = 1  # whether somebody asked to stop travels with the gradients
-    return [gathered("image features", B, dim * 4), *labels, *text, Message("gradients", 4 * (trainables + flag), reduces=True)]
+    return [gathered("image features", B, dim * 4), *labels, text, Message("gradients", 4 * (trainables + flag), reduces=True)]
 
 
 class Model(NamedTuple):

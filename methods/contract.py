@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip, Towers
+from czsl.clip.towers import onto
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from methods.config import MethodConfig
@@ -110,7 +111,7 @@ class Contract(nn.Module):
         A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
         """
         if "features" in batch:
-            return batch["features"].to(self.clip.device, self.clip.mean.dtype)
+            return onto(batch["features"], self.clip.device).to(self.clip.mean.dtype)
         images_B3SS = self.clip.normalise(batch["images"])
         return self.clip.visual(images_B3SS) if self.adapters is None else self.clip.visual(images_B3SS, adapter=self.adapters)
 

@@ -6,6 +6,7 @@ Letters: B images, P pairs, D joint width, S image side.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from czsl.clip.text import PromptTree
+from czsl.clip.prompt_tree import PromptTree, parts_of
+from czsl.clip.text import TextTower
+from czsl.clip.towers import onto
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.errors import DataError, UsageError
@@ -28,6 +31,10 @@ from methods.sides import Targets, TextSide
 TEXT_CHUNK = 512
 
 
+def _encode_part(text: TextTower, prompts: PromptTree, rows: slice) -> Tensor:
+    return text.encode_tree(prompts.part(rows))
+
+
 class Method(Contract):
     """Base class of all methods: see :class:`methods.contract.Contract` for what a method writes."""
 
@@ -35,6 +42,7 @@ class Method(Contract):
     operating_point: OperatingPoint | None = None
     stale_point: str = ""
     trained_on: frozenset[tuple[str, str]] | None = None
+    _train_pairs: Tensor | None = None  # a cache of train_pairs
 
     # -- text ----------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -47,8 +55,20 @@ class Method(Contract):
 
         They are encoded as :meth:`encode_texts` does it.
         """
-        encoded = self.encode_texts(lambda rows: self.clip.text.encode_tree(prompts.part(rows)), len(prompts))
-        return nn.functional.normalize(encoded, dim=-1) if unit else encoded
+        return self.encode_prompt_sets([prompts], unit)[0]
+
+    def encode_prompt_sets(self, sets: Sequence[PromptTree], unit: bool = True) -> list[Tensor]:
+        """Text features [P, D] of several sets of prompts (pairs, attributes, objects); with ``unit`` L2-normalised.
+
+        In training sets of one length go through the text tower in one pass, of which each worker takes its share of all prompts.
+        Otherwise each set is encoded on its own, so that its digits do not depend on the others.
+        """
+        text, sizes = self.clip.text, [len(tree) for tree in sets]
+        if self.training and len({(len(tree.trunk), tree.ends.shape[1]) for tree in sets}) == 1:
+            encoded = list(self.encode_texts(lambda rows: text.encode_trees(parts_of(sets, rows)), sum(sizes)).split(sizes))
+        else:
+            encoded = [self.encode_texts(partial(_encode_part, text, tree), len(tree)) for tree in sets]
+        return [nn.functional.normalize(features_PD, dim=-1) for features_PD in encoded] if unit else encoded
 
     def encode_texts(self, encode: Callable[[slice], Tensor], count: int) -> Tensor:
         """Encode ``count`` texts with ``encode``, [count, ...]; it is called with the rows to encode.
@@ -75,8 +95,11 @@ class Method(Contract):
     # -- training ------------------------------------------------------------------------------------------------------
     @property
     def train_pairs(self) -> Tensor:
-        """The training pairs in their order, int64 [C, 2]."""
-        return torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        """The training pairs in their order, int64 [C, 2], copied to the method's device once."""
+        if self._train_pairs is None or self._train_pairs.device != self.clip.device:
+            with torch.inference_mode(False):  # a training step may save it for its backward pass
+                self._train_pairs = torch.from_numpy(self.space.train_pairs.copy()).to(self.clip.device)
+        return self._train_pairs
 
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a global batch, of which ``batch`` holds this worker's rows.
@@ -103,7 +126,7 @@ class Method(Contract):
 
     def _whole(self, x_b: Tensor) -> Tensor:
         """Gather what belongs to this worker's images for the global batch."""
-        return self.comm.gather(x_b.to(self.clip.device), self.comm.batch)
+        return self.comm.gather(onto(x_b, self.clip.device), self.comm.batch)
 
     # -- other label spaces ----------------------------------------------------------------------------------------
     def for_space(self, space: CompositionSpace) -> Self:

@@ -6,52 +6,17 @@ Letters: P prompts, T text tokens, W text width, D joint width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from czsl.clip.prompt_tree import Pass, PromptTree
 from czsl.clip.vision import attention, in_own_precision
 from czsl.errors import DataError
 
 START, END = "<start_of_text>", "<end_of_text>"
-
-
-@dataclass
-class PromptTree:
-    """Prompts that begin alike, as token embeddings without positions.
-
-    trunk [F, W] begins every prompt; branches [M, W] are the next token of some of them (M may be 0); tokens [n, W] are those that
-    end prompts, ends [P, Q] which of them end each prompt, the end token last; parents [P] says which branch a prompt continues
-    (unused where M is 0). Only indices grow with the number of prompts.
-    """
-
-    trunk: Tensor
-    branches: Tensor
-    tokens: Tensor
-    ends: Tensor
-    parents: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def leaves(self) -> Tensor:
-        """The tokens that end each prompt, [P, Q, W]."""
-        return self.tokens[self.ends]
-
-    def part(self, rows: slice) -> PromptTree:
-        """The tree of some of the prompts."""
-        return PromptTree(self.trunk, self.branches, self.tokens, self.ends[rows], self.parents[rows])
-
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """The prompts written out: token embeddings [P, T, W] and the end token's position [P]."""
-        P = len(self)
-        middle = [self.branches[self.parents][:, None]] if len(self.branches) else []
-        x_PTW = torch.cat([self.trunk.expand(P, -1, -1), *middle, self.leaves], dim=1)
-        return x_PTW, torch.full((P,), x_PTW.shape[1] - 1, device=x_PTW.device)
 
 
 class TextTower(nn.Module):
@@ -129,7 +94,6 @@ class TextTower(nn.Module):
         pooled_PW = x_PTW[torch.arange(len(x_PTW), device=x_PTW.device), end_P.to(x_PTW.device)]
         return self.ln_final(pooled_PW) @ self.text_projection
 
-    @in_own_precision
     def encode_tree(self, tree: PromptTree) -> Tensor:
         """Text features [P, D], before the L2 norm: what :meth:`encode_embeddings` gives for ``tree.flat()``, with shared tokens
         computed once.
@@ -137,58 +101,42 @@ class TextTower(nn.Module):
         Under the causal mask a token depends on those before it alone, so a common beginning is the same for all prompts:
         "a photo of" once, each attribute once, and two tokens a pair instead of seven.
         """
-        (P, Q), x_NW = tree.ends.shape, self._tree_stream(tree)
+        return self.encode_trees([tree])
+
+    @in_own_precision
+    def encode_trees(self, trees: Sequence[PromptTree]) -> Tensor:
+        """The same for all prompts of several trees, one tree after the other, in one pass through the blocks.
+
+        Their trunks have one length, and so have the ends of their prompts. It keeps as much for the backward pass as a pass for each
+        tree; for less memory encode parts of the trees (`czsl.clip.prompt_tree.parts_of`).
+        """
+        P, Q = sum(map(len, trees)), trees[0].ends.shape[1]
+        x_NW = self._tree_stream(Pass(trees))
         return self.project(x_NW[len(x_NW) - P * Q :].unflatten(0, (P, Q))[:, -1])
 
     @in_own_precision
     def tree_tokens(self, tree: PromptTree) -> Tensor:
         """All tokens [P, T, W] of the prompts of a tree after the last block, before the final norm; shared ones computed once."""
-        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
-        trunk, branches, leaves = self._tree_stream(tree).split([F_, M, P * Q])
-        middle = [branches[tree.parents][:, None]] if M else []
-        return torch.cat([trunk.expand(P, -1, -1), *middle, leaves.unflatten(0, (P, Q))], dim=1)
+        F_, M, (P, Q), work = len(tree.trunk), len(tree.branches), tree.ends.shape, Pass([tree])
+        x_NW, at = self._tree_stream(work), work.bones.branch_at[0]
+        middle = [x_NW[at : at + M][tree.parents][:, None]] if M else []
+        leaves = x_NW[work.bones.leaves_at :].unflatten(0, (P, Q))
+        return torch.cat([x_NW[:F_].expand(P, -1, -1), *middle, leaves], dim=1)
 
     @in_own_precision
     def project(self, x_PW: Tensor) -> Tensor:
         """Final norm and projection of end tokens [P, W] to the joint space, [P, D]."""
         return self.ln_final(x_PW) @ self.text_projection
 
-    def _tree_stream(self, tree: PromptTree) -> Tensor:
-        """The stream [N, W] after the last block of a tree's tokens: trunk, branches, then the leaves prompt by prompt."""
-        F_, M, Q = len(tree.trunk), len(tree.branches), tree.ends.shape[1]
-        depth = F_ + (M > 0)
-        at = self.positional_embedding
-        parts = [tree.trunk + at[:F_], tree.branches + at[F_], (tree.leaves + at[depth : depth + Q]).flatten(0, 1)]
-        x_NW = torch.cat(parts)
+    def _tree_stream(self, work: Pass) -> Tensor:
+        """The stream [N, W] of a pass after the last block."""
+        x_NW = work.embeddings(self.positional_embedding)
         for blk in self.blocks:
-            x_NW = x_NW + blk.ls_1(self._tree_attention(blk.attn, blk.ln_1(x_NW), tree))
+            attn = blk.attn
+            mixed_NW = work.attention(F.linear(blk.ln_1(x_NW), attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
+            x_NW = x_NW + blk.ls_1(attn.out_proj(mixed_NW))
             x_NW = x_NW + blk.ls_2(blk.mlp(blk.ln_2(x_NW)))
         return x_NW
-
-    @staticmethod
-    def _tree_attention(attn: nn.MultiheadAttention, x_NW: Tensor, tree: PromptTree) -> Tensor:
-        """Attention of all tokens [N, W] of a tree, each to itself and to those before it in its prompts."""
-        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
-        heads = attn.num_heads
-        flat = F.linear(x_NW, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3 * heads, -1))  # [N, 3 heads, W / heads]
-        trunk, branches, leaves = flat.split([F_, M, P * Q])
-        leaves = leaves.unflatten(0, (P, Q))
-
-        def attend(own: Tensor, before: list[Tensor]) -> Tensor:
-            """Tokens [n, q, 3 heads, w] attend to those before them [n, b, ...] and causally to one another; [n * q, W]."""
-            q = own[:, :, :heads]
-            k, v = torch.cat([*before, own], dim=1)[:, :, heads:].split(heads, dim=2)
-            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - q.shape[1])
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-        out = [attend(trunk[None], [])]
-        above = [trunk.expand(P, -1, -1, -1)]
-        if M:
-            out.append(attend(branches[:, None], [trunk.expand(M, -1, -1, -1)]))
-            above.append(branches[tree.parents][:, None])
-        return attn.out_proj(torch.cat([*out, attend(leaves, above)]))
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """Prompts of more tokens than the context holds: their end is not read."""

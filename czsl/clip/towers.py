@@ -95,7 +95,7 @@ class Towers(nn.Module):
 
     def normalise(self, images_B3SS: Tensor) -> Tensor:
         """uint8 images become normalised floats; float images are taken as normalised already."""
-        images_B3SS = images_B3SS.to(self.device)
+        images_B3SS = onto(images_B3SS, self.device)
         if images_B3SS.is_floating_point():
             return images_B3SS.to(self.mean.dtype)
         return (images_B3SS.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
@@ -103,6 +103,13 @@ class Towers(nn.Module):
     def biased(self, logits: Tensor) -> Tensor:
         """Scaled cosines with the model's bias, where it has one: the sigmoid of the sum is SigLIP's probability of a match."""
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+
+def onto(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; one that enters a GPU from the host's memory is copied while the host goes on."""
+    if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def own_precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:

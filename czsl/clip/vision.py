@@ -22,13 +22,19 @@ T = TypeVar("T")
 
 
 def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention with the weights of a torch module, [B, Q, W]; queries and keys may differ in length."""
+    """Scaled dot-product attention with the weights of a torch module, [B, Q, W]; queries and keys may differ in length.
+
+    Where queries and keys are of the same tensor, one product makes all three.
+    """
     width, heads = attn.embed_dim, attn.num_heads
-    w_q, w_kv = attn.in_proj_weight[:width], attn.in_proj_weight[width:]
-    b_q, b_kv = attn.in_proj_bias[:width], attn.in_proj_bias[width:]
-    q = F.linear(q_BQW, w_q, b_q)
-    k, v = F.linear(kv_BTW, w_kv, b_kv).chunk(2, dim=-1)
-    q, k, v = (x.unflatten(-1, (heads, width // heads)).transpose(1, 2) for x in (q, k, v))
+    if q_BQW is kv_BTW:
+        q, k, v = F.linear(kv_BTW, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, heads, -1)).unbind(-3)
+    else:
+        w_q, w_kv = attn.in_proj_weight[:width], attn.in_proj_weight[width:]
+        b_q, b_kv = attn.in_proj_bias[:width], attn.in_proj_bias[width:]
+        q = F.linear(q_BQW, w_q, b_q).unflatten(-1, (heads, -1))
+        k, v = F.linear(kv_BTW, w_kv, b_kv).unflatten(-1, (2, heads, -1)).unbind(-3)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attn.out_proj(out.transpose(1, 2).flatten(2))
 

@@ -20,6 +20,19 @@ RING = 5  # features a prototype's ring buffer holds
 JITTER = 0.1  # length of what tells the copies of a unit feature apart, where a primitive has fewer images than prototypes
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the host has to know of a batch before its tensors can be made: ``primitives`` in it, ``most`` features of one of them, whether
+    one of them has no prototypes yet (``fresh``), and how many attributes and objects have prototypes.
+    """
+
+    primitives: int
+    most: int
+    fresh: bool
+    attributes: int
+    objects: int
+
+
 @dataclass
 class Problems:
     """Transport problems of a batch.
@@ -54,6 +67,7 @@ class Prototypes(nn.Module):
     def __init__(self, num_attributes: int, num_objects: int, dim: int, config: ClusProConfig):
         super().__init__()
         self.config, self.num_attributes = config, num_attributes
+        self._sizes: Sizes | None = None  # of the last step
         C, K = num_attributes + num_objects, config.num_prototypes
         self.register_buffer("bank", torch.zeros(C, K, dim))
         self.register_buffer("seeded", torch.tensor(config.proto_init == "zeros"))
@@ -98,6 +112,26 @@ class Prototypes(nn.Module):
         rows_KD[n:] += noise.to(rows_KD) / own_nD.shape[1] ** 0.5
         return F.normalize(rows_KD, dim=-1)
 
+    def sizes(self, ids_M: Tensor) -> Sizes:
+        """Read the sizes of a batch, all in one wait for the device."""
+        ordered_M, A = ids_M.sort()[0], self.num_attributes
+        place_M = _places(ordered_M)
+        used_C = self.in_use()
+        numbers = [(place_M == 0).sum(), place_M.max() + 1, (~used_C[ids_M]).any(), used_C[:A].sum(), used_C[A:].sum()]
+        primitives, most, fresh, attributes, objects = torch.stack(numbers).tolist()
+        return Sizes(primitives, most, bool(fresh), attributes, objects)
+
+    def rows_in_use(self) -> tuple[Tensor, Tensor]:
+        """Prototypes of the attributes and of the objects that take part in losses, [n, D] each; as many as at the last step."""
+        A, out = self.num_attributes, []
+        used_C, known = self.in_use(), self._sizes
+        for bank, used, n in (
+            (self.bank[:A], used_C[:A], known.attributes if known else int(used_C[:A].sum())),
+            (self.bank[A:], used_C[A:], known.objects if known else int(used_C[A:].sum())),
+        ):
+            out.append((bank if n == len(bank) else bank[(~used).long().argsort(stable=True)[:n]]).flatten(0, 1))
+        return out[0], out[1]
+
     # -- one step --------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def step(self, hidden_2BD: Tensor, attr_B: Tensor, obj_B: Tensor) -> Tensor:
@@ -116,11 +150,13 @@ class Prototypes(nn.Module):
         """
         g_MD = hidden_2BD.detach().flatten(0, 1)
         ids_M = self.ids(attr_B, obj_B)
-        if self.config.proto_init != "zeros":
+        self._sizes = self.sizes(ids_M)
+        if self._sizes.fresh:
             # A primitive met without a first pass (or in a new label space) starts from its features in this batch.
-            new_M = (self.bank[ids_M].abs().amax((1, 2)) == 0).nonzero()[:, 0]
+            new_M = (~self.in_use()[ids_M]).nonzero()[:, 0]
             self._seed_from(g_MD[new_M], ids_M[new_M], kmeans=False)
-        problems = self.problems(ids_M, attr_B)
+            self._sizes = self.sizes(ids_M)
+        problems = self.problems(ids_M, attr_B, self._sizes)
         plan_CNK = self.plans(g_MD, problems)
         plan_MK = plan_CNK[problems.problem, problems.place].to(self.bank.dtype)
         labels_M = plan_MK.argmax(1)
@@ -148,8 +184,8 @@ class Prototypes(nn.Module):
         self._move(g_MD[:B].repeat(2, 1)[keep_M], ids_M, (plan_MK + self.gumbel(plan_MK)).argmax(1))
         return labels_M.view(2, -1)
 
-    def problems(self, ids_M: Tensor, attr_B: Tensor) -> Problems:
-        """One transport problem for each primitive in the batch, padded to equal size."""
+    def problems(self, ids_M: Tensor, attr_B: Tensor, sizes: Sizes | None = None) -> Problems:
+        """One transport problem for each primitive in the batch, padded to equal size; ``sizes`` are read if they are not given."""
         M, B, device = len(ids_M), len(attr_B), ids_M.device
         if self.config.assign_scope == "batch":
             wanted = ids_M
@@ -161,12 +197,16 @@ class Prototypes(nn.Module):
             mask = torch.ones_like(rows, dtype=torch.bool)
             problem = torch.searchsorted(primitives, ids_M)
             return Problems(primitives, rows, mask, ~mask, problem, every_B.repeat(2))
-        primitives, problem, counts = ids_M.unique(return_inverse=True, return_counts=True)
-        order = problem.argsort(stable=True)
-        place = torch.empty_like(problem)
-        place[order] = torch.arange(M, device=device) - (counts.cumsum(0) - counts)[problem[order]]
+        sizes = sizes or self.sizes(ids_M)
+        ordered_M, order_M = ids_M.sort(stable=True)
+        problem_M = (_places(ordered_M) == 0).cumsum(0) - 1
+        primitives = ordered_M.new_empty(sizes.primitives).scatter_(0, problem_M, ordered_M)
+        first = torch.searchsorted(ordered_M, primitives)
+        counts = torch.searchsorted(ordered_M, primitives, right=True) - first
+        problem, place = torch.empty_like(ids_M), torch.empty_like(ids_M)
+        problem[order_M], place[order_M] = problem_M, torch.arange(M, device=device) - first[problem_M]
         filled = counts.clamp(min=self.config.num_prototypes)
-        place_N = torch.arange(int(filled.max()), device=device)
+        place_N = torch.arange(max(sizes.most, self.config.num_prototypes), device=device)
         mask, filler = place_N < filled[:, None], place_N >= counts[:, None]
         rows = torch.zeros_like(mask, dtype=torch.long)
         rows[problem, place] = torch.arange(M, device=device)
@@ -202,7 +242,8 @@ class Prototypes(nn.Module):
         slot_M = ids_M * c.num_prototypes + chosen_M
         x_MD = F.normalize(g_MD, dim=-1) if c.ema_mean == "mean" else g_MD
         sums = torch.zeros_like(flat).index_add_(0, slot_M, x_MD)
-        counts = torch.bincount(slot_M, minlength=len(flat))[:, None]
+        # Not bincount, for which the host waits.
+        counts = torch.zeros_like(flat[:, 0]).index_add_(0, slot_M, torch.ones_like(g_MD[:, 0], dtype=flat.dtype))[:, None]
         target = sums / counts.clamp(min=1) if c.ema_mean == "mean" else F.normalize(sums, dim=-1)
         moved = flat * c.momentum + (1 - c.momentum) * target
         if c.proto_normalise:
@@ -218,6 +259,14 @@ class Prototypes(nn.Module):
             place = int(self.ring_place[c, j])
             self.ring[c, j, place] = g_D
             self.ring_place[c, j] = (place + 1) % RING
+
+
+def _places(ordered_M: Tensor) -> Tensor:
+    """The place of each number of a sorted list among its equals, [M]."""
+    every_M = torch.arange(len(ordered_M), device=ordered_M.device)
+    new_M = torch.ones_like(ordered_M, dtype=torch.bool)
+    new_M[1:] = ordered_M[1:] != ordered_M[:-1]
+    return every_M - torch.where(new_M, every_M, 0).cummax(0)[0]
 
 
 # -- health --------------------------------------------------------------------------------------------------------

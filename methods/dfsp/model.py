@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
-from czsl.clip.text import PromptTree
+from czsl.clip.prompt_tree import PromptTree
 from czsl.compositions import CompositionSpace
 from methods.dfsp.config import DFSPConfig
 from methods.method import TEXT_CHUNK, Method

@@ -27,8 +27,7 @@ def pair_texts(method: Method, prompts: SoftPrompts, pairs_P2: Tensor) -> TextSi
 def encode_branches(method: Method, prompts: SoftPrompts, pairs_P2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """L2-normalised text features of the branches, [P, D], [A, D] and [O, D], under one mask of the learned words."""
     words = prompts.words()
-    pair_PD = method.encode_prompts(prompts.pairs(words, pairs_P2))
-    attribute_AD, object_OD = (method.encode_prompts(tree) for tree in prompts.primitives(words))
+    pair_PD, attribute_AD, object_OD = method.encode_prompt_sets([prompts.pairs(words, pairs_P2), *prompts.primitives(words)])
     return pair_PD, attribute_AD, object_OD
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from czsl.clip.text import PromptTree, TextTower
+from czsl.clip.prompt_tree import PromptTree
+from czsl.clip.text import TextTower
 
 CONTEXT = "a photo of"
 BRANCHES = ("pair", "attribute", "object")

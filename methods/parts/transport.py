@@ -14,8 +14,12 @@ step along the difference after a line search.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +29,9 @@ STOP_CHANGE = 1e-6
 KERNEL_ITERATIONS = 100
 NEWTON_STEPS, LONGEST_STEP, TOLERANCE = 100, 5.0, 1e-12
 FIRST_STEP, ARMIJO, MAX_BACKTRACKS = 0.99, 1e-4, 60
+SAME_PLAN = 1e-7  # largest difference between two ways to a plan, as a share of a sample's mass
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -138,7 +145,78 @@ def structured_plan(
     -------
     Transport
         Problems are stopped one by one; a problem's plan does not depend on the others in the batch.
+
+    Notes
+    -----
+    On a GPU with Triton, problems of few samples with the solver ``log`` are solved by one kernel, without a wait of the host. Its first
+    plans in a process are compared with those of the plain form, which also takes over if the kernel fails.
     """
+    if solver == "log" and cost_CBK.is_cuda and (found := kernel.solve(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB)):
+        return found
+    return plain_plan(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB, solver)
+
+
+class Kernel:
+    """The solver in one kernel, as long as it can be trusted: it is given up for good after a failure or another plan than the plain one.
+
+    Attributes
+    ----------
+    state : {"unknown", "good", "given up"}
+    """
+
+    def __init__(self) -> None:
+        self.state = "unknown"
+
+    def solve(
+        self, cost_CBK: Tensor, prior_CBK: Tensor, structure_CBB: Tensor, eps: float, weight: float, mask_CB: Tensor | None
+    ) -> Transport | None:
+        """The kernel's solution, or None if the plain form has to be used."""
+        module = None if self.state == "given up" else _kernel_module()
+        if module is None or cost_CBK.shape[1] > module.MAX_SAMPLES or not len(cost_CBK):
+            return None
+        mask_CB = torch.ones_like(cost_CBK[:, :, 0], dtype=torch.bool) if mask_CB is None else mask_CB
+        try:
+            found = Transport(*module.solve(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB))
+        except Exception as error:  # of a compiler: nothing that should end a training
+            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return None
+        if self.state == "unknown":
+            plain = plain_plan(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB)
+            far = float(((found.plan - plain.plan) * mask_CB.sum(1)[:, None, None]).abs().max())
+            if not far <= SAME_PLAN:  # NaN is not
+                self._give_up(f"its plans differ by {far:g} of a sample's mass")
+                return plain
+            self.state = "good"
+        return found
+
+    def _give_up(self, why: str) -> None:
+        self.state = "given up"
+        log.warning("transport in one kernel is not used: %s; the plain form gives the same plans, more slowly", why)
+
+
+kernel = Kernel()
+
+
+@functools.cache
+def _kernel_module() -> Any:
+    """The module of the kernel; None without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from methods.parts import transport_kernel
+
+    return transport_kernel
+
+
+def plain_plan(
+    cost_CBK: Tensor,
+    prior_CBK: Tensor,
+    structure_CBB: Tensor,
+    eps: float,
+    weight: float,
+    mask_CB: Tensor | None = None,
+    solver: str = "log",
+) -> Transport:
+    """The same as operations on the whole batch, on any device."""
     cost, prior, structure = cost_CBK.double(), prior_CBK.double(), structure_CBB.double()
     structure = structure - torch.diag_embed(structure.diagonal(dim1=-2, dim2=-1))
     mass_CB = _row_mass(cost, mask_CB)

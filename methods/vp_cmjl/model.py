@@ -92,7 +92,7 @@ class VPCMJL(Method):
         """Text side of index pairs."""
         pairs_P2, words = pairs_P2.to(self.clip.device), self.prompts.words()
         pair_PD, texts_PD, proxies_PD = self._pairs(words, pairs_P2)
-        attribute_AD, object_OD = (self.encode_prompts(tree, unit=False) for tree in self.prompts.primitives(words))
+        attribute_AD, object_OD = self.encode_prompt_sets(list(self.prompts.primitives(words)), unit=False)
         return ProxyText(pairs_P2, pair_PD, attribute_AD, object_OD, texts_PD, proxies_PD)
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:

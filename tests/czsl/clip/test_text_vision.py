@@ -140,7 +140,7 @@ def test_a_name_without_a_word_is_refused(small_clip, nameless):
 @pytest.mark.parametrize("branches", [0, 5])
 def test_prompts_with_a_shared_beginning_equal_prompts_written_out(small_clip, branches):
     """Values and gradients of the tree against the plain form, in float64."""
-    from czsl.clip.text import PromptTree
+    from czsl.clip.prompt_tree import PromptTree
 
     text = copy.deepcopy(small_clip.text).double()
     generator = torch.Generator().manual_seed(3)
@@ -160,3 +160,33 @@ def test_prompts_with_a_shared_beginning_equal_prompts_written_out(small_clip, b
         torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-11)
     piece = text.encode_tree(tree.part(slice(3, 9)))
     torch.testing.assert_close(piece, results[1][3:9], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("limit", [1 << 25, 0])
+def test_several_sets_of_prompts_in_one_pass_equal_each_written_out(small_clip, monkeypatch, limit):
+    """Values and gradients of one pass against the plain form, in float64; with and without matrices that add up gradients."""
+    from czsl.clip import prompt_tree
+    from czsl.clip.prompt_tree import PromptTree, parts_of
+
+    monkeypatch.setattr(prompt_tree, "MAX_HOT", limit)
+    text = copy.deepcopy(small_clip.text).double()
+    generator = torch.Generator().manual_seed(3)
+    leaves, trees = [], []
+    for branches, prompts in ((5, 17), (0, 8), (0, 3), (1, 2)):  # some trunks are no whole rows
+        parts = [torch.randn(n, text.width, generator=generator, dtype=torch.float64).requires_grad_() for n in (3, branches, 9)]
+        ends, parents = (
+            torch.randint(0, n, s, generator=generator) for n, s in ((9, (prompts, 2)), (max(branches, 1), (prompts,)))
+        )
+        trees.append(PromptTree(*parts, ends, parents))
+        leaves += [p for p in parts if len(p)]
+    weights = torch.randn(30, text.text_projection.shape[1], generator=generator, dtype=torch.float64)
+    plain = torch.cat([text.encode_embeddings(*tree.flat()) for tree in trees])
+    joint = text.encode_trees(trees)
+    torch.testing.assert_close(joint, plain, rtol=1e-12, atol=1e-12)
+    pairs = [torch.autograd.grad((x * weights).sum(), leaves) for x in (joint, plain)]
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for rows in (slice(0, 4), slice(15, 26), slice(20, 20), slice(25, 30)):  # the shares of workers, chunks
+        torch.testing.assert_close(text.encode_trees(parts_of(trees, rows)), plain[rows], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="same length"):
+        text.encode_trees([trees[0], PromptTree(parts[0][:2], *parts[1:], ends, parents)])

@@ -1,0 +1,274 @@
+"""Count what a training step asks of a GPU, on a CPU: ``python examples/benchmark_launches.py [--before CHECKOUT]``.
+
+Kernels started, waits of the host for the device and bytes of frozen weights that are converted, per step: the real step of each
+method (forward, backward, optimizer) on label spaces of the published sizes, with a CLIP that has ViT-L/14's layers but a small width,
+since the number of kernels does not depend on widths. ``--before`` counts the code of another checkout by the same rule in the same run.
+
+Letters: B images, P pairs, A attributes, O objects, D joint width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from czsl.clip.backbone import Clip
+from czsl.clip.compat import import_open_clip
+from czsl.compositions import CompositionSpace
+from methods.building import build
+
+# Attributes, objects, training pairs and the images of a step.
+SPACES = {"mit-states": (115, 245, 1262, 64), "ut-zappos": (16, 12, 83, 128), "cgqa": (413, 674, 5592, 16)}
+METHODS = ("clusPro", "troika", "msci", "csp")
+WIDTH = 64
+
+# Operations that start no kernel of their own on a GPU. torch's dropout is one kernel there and three operations on a CPU.
+FREE = {"_unsafe_view", "_reshape_alias", "bernoulli_", "div_", "detach_", "_record_function_enter_new", "_record_function_exit"}
+# Operations that start several: the backward pass of attention.
+SEVERAL = {"_scaled_dot_product_flash_attention_for_cpu_backward": 3}
+# What makes the host wait for the device: a value that Python reads, a result whose size depends on values.
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "masked_select",
+    "bincount",
+    "equal",
+    "is_nonzero",
+}
+
+LEAVING = {Tensor.tolist, Tensor.cpu, Tensor.numpy}
+
+
+@dataclass
+class Counts:
+    """Kernels, waits and bytes of frozen weights converted; ``by`` counts the kernels of each operation, ``why`` the waits."""
+
+    launches: int = 0
+    waits: int = 0
+    converted: int = 0
+    by: Counter[str] = field(default_factory=Counter)
+    why: Counter[str] = field(default_factory=Counter)
+
+    def wait(self, why: str) -> None:
+        """Note a wait."""
+        self.waits += 1
+        self.why[why] += 1
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that reach a device."""
+
+    def __init__(self, counts: Counts, frozen: set[int]):
+        super().__init__()
+        self.counts, self.frozen = counts, frozen
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, counts = func.overloadpacket.__name__, self.counts
+        if not (func.is_view or name in FREE or "empty" in name or name == "detach"):
+            kernels = SEVERAL.get(name, 1)
+            counts.launches += kernels
+            counts.by[name] += kernels
+        if name in WAITS or (name.startswith("index") and _by_mask(args)):
+            counts.wait(name)
+        if name == "_to_copy" and args[0].untyped_storage().data_ptr() in self.frozen:
+            counts.converted += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: tuple[Any, ...]) -> bool:
+    """Whether an index is a mask: the number of its rows has to be known before they are read."""
+    indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+class _Copies(TorchFunctionMode):
+    """Counts copies that wait, which on a CPU reach no device: values that leave it, and arrays of the host that enter it."""
+
+    def __init__(self, counts: Counts, host: set[int]):
+        super().__init__()
+        self.counts, self.host = counts, host
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in LEAVING and args[0].numel() and args[0].untyped_storage().data_ptr() not in self.host:
+            self.counts.wait(func.__name__)
+        entering = func is Tensor.to and any(isinstance(a, torch.device) for a in (*args, *kwargs.values()))
+        if entering and not kwargs.get("non_blocking") and args[0].untyped_storage().data_ptr() in self.host:
+            self.counts.wait("copy to the device")
+        return func(*args, **kwargs)
+
+
+def count(action: Callable[[], Any], frozen: Iterable[Tensor] = (), host: Iterable[Tensor] = ()) -> Counts:
+    """Count one call of an action.
+
+    Parameters
+    ----------
+    frozen : iterable of tensors
+        Weights whose conversions are noted.
+    host : iterable of tensors
+        Tensors that would be in the host's memory although everything here is.
+    """
+    counts = Counts()
+    arrays = {x.untyped_storage().data_ptr() for x in host}
+    from_numpy = torch.from_numpy
+
+    def noted(array: np.ndarray) -> Tensor:
+        x = from_numpy(array)
+        arrays.add(x.untyped_storage().data_ptr())
+        return x
+
+    torch.from_numpy = noted
+    try:
+        with _Copies(counts, arrays), _Operations(counts, {p.untyped_storage().data_ptr() for p in frozen}):
+            action()
+    finally:
+        torch.from_numpy = from_numpy
+    return counts
+
+
+# -- the step ------------------------------------------------------------------------------------------------------
+def narrow_clip(vision_layers: int = 24, text_layers: int = 12) -> Clip:
+    """ViT-L/14's layers at a small width."""
+    vision = {"image_size": 28, "patch_size": 14, "width": WIDTH, "layers": vision_layers, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": text_layers}
+    torch.manual_seed(0)
+    return Clip(import_open_clip().CLIP(WIDTH, vision_cfg=vision, text_cfg=text, quick_gelu=True), "narrow")
+
+
+def space_of(name: str) -> CompositionSpace:
+    """A label space of a benchmark's size with random training pairs."""
+    attributes, objects, pairs, _ = SPACES[name]
+    keys = np.sort(np.random.default_rng(0).choice(attributes * objects, pairs, replace=False))
+    chosen = np.stack(divmod(keys, objects), axis=1)
+    none = np.empty((0, 2), np.int64)
+    words = ["wet", "old", "red", "big", "new", "hot", "dry", "sad"]
+    names = [tuple(f"{words[i % 8]}{i}" for i in range(n)) for n in (attributes, objects)]
+    return CompositionSpace(names[0], names[1], chosen, none, none)
+
+
+def batch_of(space: CompositionSpace, B: int, size: int) -> dict[str, Any]:
+    """B random training images as the loader hands them over."""
+    rows = np.random.default_rng(1).integers(len(space.train_pairs), size=B)
+    pairs = torch.from_numpy(space.train_pairs[rows])
+    images = torch.randint(0, 256, (B, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return {"images": images, "attr": pairs[:, 0], "obj": pairs[:, 1], "pair": torch.from_numpy(rows), "index": torch.arange(B)}
+
+
+def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, Counts]:
+    """Counts of a whole step, and of its parts alone: image tower and text (forward and backward), transport, optimizer."""
+    from czsl.runs.optimizers import make_optimizer
+
+    space, B = space_of(space_name), SPACES[space_name][3]
+    torch.manual_seed(0)
+    method: Any = build(name, space, clip, {})
+    clip.compute_in(precision)
+    prototypes = getattr(method, "prototypes", None)
+    if prototypes is not None:  # what the first pass over a dataset finds
+        prototypes.bank.copy_(nn.functional.normalize(torch.randn_like(prototypes.bank), dim=-1))
+        prototypes.seeded.fill_(True)
+    method.begin_epoch(0)
+    method.comm.batch = B
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = make_optimizer("adam", trained, 1e-4, 1e-5)
+    batch, frozen = batch_of(space, B, clip.image_size), list(clip.parameters())
+    host = list(batch.values())
+    numbers = lambda terms: torch.stack(list(terms.values()))  # noqa: E731
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            terms_n = numbers(method.training_step(batch))
+        loss = terms_n.sum()
+        torch.cat([loss[None], terms_n]).detach().tolist()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def images() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            features = method.image_features(batch)
+        if features.requires_grad:
+            features.sum().backward()
+
+    def text() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            side = method.encode_compositions(pairs)
+        sum(x.sum() for x in (side.pair, side.attribute, side.object) if x is not None).backward()
+
+    step()  # the optimizer's state, and what is kept from the first step on
+    pairs = torch.from_numpy(space.train_pairs.copy())
+    out = {"step": count(step, frozen, host), "images": count(images, frozen, host), "text": count(text, frozen)}
+    if prototypes is not None:
+        hidden = torch.randn(2, B, clip.dim)
+        out["transport"] = count(lambda: prototypes.step(hidden, batch["attr"], batch["obj"]))
+    out["optimizer"] = count(optimizer.step)
+    return out
+
+
+def counted(methods: Iterable[str], spaces: Iterable[str], precision: str) -> list[dict[str, Any]]:
+    """A record for each method and label space."""
+    clip, records = narrow_clip(), []
+    for space in spaces:
+        for name in methods:
+            parts = steps(name, space, clip, precision)
+            whole = parts["step"]
+            records.append({
+                "method": name, "dataset": space, **{part: c.launches for part, c in parts.items()},
+                "waits": whole.waits, "converted": whole.converted, "why": dict(whole.why), "by": dict(whole.by.most_common()),
+            })  # fmt: skip
+    return records
+
+
+def main() -> None:
+    """Print a table, or with --json every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="another checkout, counted by the same rule")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--method", action="append", choices=METHODS, help="default: all")
+    parser.add_argument("--space", action="append", choices=tuple(SPACES), help="default: all")
+    parser.add_argument("--json", action="store_true", help="print every operation and wait as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    after = counted(options.method or METHODS, options.space or SPACES, options.precision)
+    before: list[dict[str, Any]] = []
+    if options.before:
+        chosen = [x for kind in ("method", "space") for value in getattr(options, kind) or () for x in (f"--{kind}", value)]
+        command = [sys.executable, __file__, "--json", "--precision", options.precision, *chosen]
+        environment = {**os.environ, "PYTHONPATH": str(options.before.resolve())}
+        done = subprocess.run(command, cwd=options.before, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        before = json.loads(done.stdout)
+    if options.json:
+        print(json.dumps(after if not before else {"before": before, "after": after}, indent=1))
+        return
+    table(after, before)
+
+
+def table(after: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
+    """Print a Markdown table; with figures of before as ``before -> after``."""
+    columns = ["step", "images", "text", "transport", "optimizer", "waits", "converted"]
+    print("| dataset | method | " + " | ".join(columns) + " |")
+    print("| --- " * (len(columns) + 2) + "|")
+    for i, now in enumerate(after):
+        then = before[i] if before else now
+        cells = [f"{now.get(c, '')}" if then is now else f"{then.get(c, '')} -> {now.get(c, '')}" for c in columns]
+        print("| " + " | ".join([now["dataset"], now["method"], *(c if c != " -> " else "" for c in cells)]) + " |")
+
+
+if __name__ == "__main__":
+    main()
