@@ -188,7 +188,7 @@ def measured(run: Run, question: Question, progress: Progress, notice: Notice, *
 
 
 def _same_threshold(report: dict[str, Any], question: Question) -> bool:
-    """Whether a kept report treats infeasible pairs as a question does; always in the closed world."""
+    """Return True if a kept report treats infeasible pairs as a question does; always in the closed world."""
     if not question.open_world:
         return True
     if report.get("rule", question.rule) != question.rule:

@@ -43,7 +43,7 @@ class Row:
     """A line of the table.
 
     name : of the row
-    trained : what it is trained on, in words; None: derived from its settings
+    trained : what it is trained on, as text; None: derived from its settings
     settings : of its runs
     adapt : adaptation to the test images, or None
     of : the row whose runs it shares, or None for runs of its own
@@ -202,7 +202,11 @@ def _sharing(row: Row, rows: Mapping[str, Row]) -> Row:
     _known(row.of, rows, "row", f"of in row {row.name}")
     base = rows[row.of]
     if base.of is not None or base is row:
-        raise UsageError(f"row {row.name} is of row {row.of}, which has no runs of its own", "", "name the row that is trained")
+        raise UsageError(
+            f"row {row.name} is of row {row.of}, which has no runs of its own",
+            "a row takes the runs of a row that is trained",
+            "name the row that is trained",
+        )
     return replace(row, settings=base.settings, trained=row.trained or base.trained)
 
 

@@ -40,7 +40,7 @@ def published(dataset, method, world, form) -> None:
       czsl published mit-states --world closed
       czsl published --method clusPro --md
 
-    Numbers are percent. The column `checked` says how they came here: from notes about the paper, or from memory. A missing row is no
+    Numbers are percent. The column `checked` names their origin: from notes about the paper, or from memory. A missing row is no
     statement about a paper. `czsl reproduce METHOD DATASET` trains and compares.
     """
     from methods.published.records import WORLDS
@@ -68,7 +68,7 @@ def published(dataset, method, world, form) -> None:
         for block in blocks:
             print_table(block.columns, block.rows, block.title)
     if not found:
-        say("no such number is in the file; that is no statement about the papers")
+        say("the file has no such number; the papers may have it")
     for note in notes_of(found):
         say(note)
     chosen = known.paper(method).key if method else None
@@ -132,7 +132,7 @@ def beside(
 
 
 def size_notes(name: str, data: Any) -> list[str]:
-    """Return what tells an opened dataset from the published one, in sentences: numbers of labels, pairs and images."""
+    """Return the differences between an opened dataset and the published one, as sentences: numbers of labels, pairs and images."""
     from methods.published.records import published as read
 
     facts, space = read().dataset(name), data.space

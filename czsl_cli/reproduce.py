@@ -96,7 +96,7 @@ def reproduce(method, dataset, overrides, dry_run, as_json, out, **options) -> N
         few = ", ".join(f"{n['world']} {COLUMNS[n['number']]} {_text(n['ours'])} ({n['expected']:.1f})" for n in wrong[:4])
         raise ExpectationError(
             f"{len(wrong)} of {len(result['numbers'])} numbers were not reached", f"{few}; expected numbers in brackets",
-            f"docs/reproduce.md says what may be the cause; the runs are in {out}",
+            f"docs/reproduce.md lists possible causes; the runs are in {out}",
         )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _experiment(
 
 
 def _folder(expected: Expectation, given: str | None) -> tuple[str, Exception | None]:
-    """Return the dataset's folder, and the error that says which files go where if there is none."""
+    """Return the dataset's folder, or the error that lists which files go where if the dataset is missing."""
     from czsl.errors import DataError
     from methods.published.records import published
 
@@ -172,7 +172,7 @@ def _folder(expected: Expectation, given: str | None) -> tuple[str, Exception | 
 
 
 def _check_data(expected: Expectation, asked: Experiment) -> None:
-    """Say what tells the data from the published one; DataError if its labels are others and the numbers are published ones."""
+    """Print how the data differs from the published one; DataError if its labels are others and the numbers are published ones."""
     from czsl.data.table import open_data
     from czsl.errors import DataError
     from methods.published.records import published
@@ -251,7 +251,7 @@ def _show(result: dict[str, Any], out: Path, as_json: bool) -> None:
     print_text(f"expected numbers: {result['source']}")
     if any(n["verdict"] == "above" for n in result["numbers"]):
         say(
-            "numbers well above the expected ones are no reproduction either: check that data, split and CLIP are those of the paper"
+            "numbers well above the expected ones do not reproduce the paper either: check that data, split and CLIP are those of the paper"
         )
     if result["adaptation"]:
         say("adapted to the unlabelled test images (transductive)")

@@ -141,7 +141,7 @@ class ImageReader:
 
 
 def places_file(split: Split) -> Path:
-    """Where the places of a split's images are kept: named by the images and by the shards as they are now."""
+    """Return the path of a split's list of image places, named by the images and by the shards as they are now."""
     digest = hashlib.blake2b(digest_size=8)
     for path in split.paths:
         status = path.stat()

@@ -22,7 +22,7 @@ JITTER = 0.1  # length of what tells the copies of a unit feature apart, where a
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the host has to know of a batch before its tensors can be made: ``primitives`` in it, ``most`` features of one of them, whether
+    """Sizes of a batch that the host needs before it can make tensors: ``primitives`` in it, ``most`` features of one of them, whether
     one of them has no prototypes yet (``fresh``), and how many attributes and objects have prototypes.
     """
 

@@ -1,4 +1,4 @@
-"""What a reproduction is held to: settings, CLIP and expected numbers, from published rows or from a file of one's own."""
+"""The expectation of a reproduction: settings, CLIP and expected numbers, from published rows or from a file of one's own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Expectation:
     numbers : expected numbers by world, then by name (``seen``, ``unseen``, ``hm``, ``auc``: the field's evaluator)
     adapt : adaptation to the test images, as experiment files write it
     source : where the numbers come from
-    records : the published rows behind them, empty for a file of one's own
+    records : the published rows that they come from, empty for a file of one's own
     """
 
     method: str
@@ -130,7 +130,7 @@ def from_file(path: Path, method: str, dataset: str, worlds: tuple[str, ...], to
     Raises
     ------
     UsageError
-        Unknown keys (with the nearest name), another dataset, no numbers, numbers that cannot be.
+        Unknown keys (with the nearest name), another dataset, no numbers, impossible numbers.
     """
     content = read_yaml(path, error=UsageError, head="{path} cannot be read", fix=FIX)
     if not isinstance(content, dict):
@@ -138,11 +138,17 @@ def from_file(path: Path, method: str, dataset: str, worlds: tuple[str, ...], to
     for key in content:
         nearest(str(key), KEYS, f"key in {path.name}:")
     if content.get("dataset") is not None and plain(str(content["dataset"])) != plain(dataset):
-        raise UsageError(f"{path.name} is about {content['dataset']}", f"the command asks for {dataset}", "name the same dataset")
+        raise UsageError(
+            f"{path.name} is about {content['dataset']}", f"the command was called with {dataset}", "name the same dataset"
+        )
     general = _number(content.get("tolerance", TOLERANCE), "tolerance", path)
     given = content.get("expect")
     if not isinstance(given, dict) or not given:
-        raise UsageError(f"{path.name} expects no numbers", "", "write  expect: {closed: {auc: 23.8}}")
+        raise UsageError(
+            f"{path.name} expects no numbers",
+            "a reproduction is compared with at least one number",
+            "write  expect: {closed: {auc: 23.8}}",
+        )
     numbers: dict[str, dict[str, Expected]] = {}
     for world, row in given.items():
         world = nearest(str(world), WORLDS, f"world in {path.name}:")

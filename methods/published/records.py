@@ -66,7 +66,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Record:
-    """What a paper reports for one dataset and world.
+    """The numbers of a paper for one dataset and world.
 
     numbers : by name (``seen``, ``unseen``, ``hm``, ``auc``), in percent; numbers that are not known are absent
     sd : standard deviations over seeds that the paper gives, in points
@@ -148,7 +148,7 @@ def read_published(path: Path) -> Published:
     Raises
     ------
     UsageError
-        Unknown or missing keys, an unknown paper, dataset or world, numbers that cannot be: outside of 0 to 100, fractions among percent,
+        Unknown or missing keys, an unknown paper, dataset or world, impossible numbers: outside of 0 to 100, fractions among percent,
         an HM outside of what seen and unseen accuracy allow, an AUC above their product, one row twice.
     """
     content = read_yaml(path, error=UsageError, head="{path} cannot be read", fix=FIX)
@@ -162,7 +162,9 @@ def read_published(path: Path) -> Published:
     papers = {k: _made(Paper, {"key": k, **v}, f"paper {k}") for k, v in content["papers"].items()}
     for paper in papers.values():
         if paper.ours is not None and paper.ours not in METHODS:
-            raise UsageError(f"paper {paper.key}: {paper.ours!r} is no method of this program", f"{', '.join(METHODS)}", FIX)
+            raise UsageError(
+                f"paper {paper.key}: {paper.ours!r} is not a method of this program", f"the methods are {', '.join(METHODS)}", FIX
+            )
     records: list[Record] = []
     for row in content["rows"]:
         records += _records(row, datasets, papers)
@@ -224,7 +226,11 @@ def _records(row: Any, datasets: Mapping[str, Benchmark], papers: Mapping[str, P
 
 def _numbers(values: Any, where: str) -> dict[str, float]:
     if not isinstance(values, list) or len(values) != len(NUMBERS):
-        raise UsageError(f"{where}: {values!r} is no list of {', '.join(NUMBERS)}", "", FIX)
+        raise UsageError(
+            f"{where}: {values!r} is not a list of {', '.join(NUMBERS)}",
+            "a row has one value for each of them, null if it is unknown",
+            FIX,
+        )
     found = {k: v for k, v in zip(NUMBERS, values, strict=True) if v is not None}
     for key, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
@@ -249,7 +255,7 @@ def check_numbers(numbers: Mapping[str, float], where: str, fix: str = FIX) -> N
     for key, limit in limits.items():
         if numbers.get(key, 0.0) - ROUNDING > limit:
             raise UsageError(
-                f"{where}: {key} {numbers[key]:g} cannot be",
+                f"{where}: {key} {numbers[key]:g} is impossible",
                 f"seen {numbers['seen']:g} and unseen {numbers['unseen']:g} allow {limit:.1f} at most", fix,
             )  # fmt: skip
 
@@ -265,5 +271,5 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     if plain(name) in names:
         return names[plain(name)]
     near = difflib.get_close_matches(plain(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {names[near[0]]!r}?" if near else ""
+    hint = f"did you mean {names[near[0]]!r}?" if near else "no such name is in the file of published numbers"
     raise UsageError(f"unknown {what} {name!r}", hint, f"known: {', '.join(names.values())}")
