@@ -150,7 +150,8 @@ class Method(nn.Module):
         """
         if self.training:
             own = prompts.part(self.comm.share(len(prompts)))
-            encoded = self.comm.gather(self.clip.text.encode_tree(own), len(prompts))
+            encoded = self.comm.in_parts(lambda part: self.clip.text.encode_tree(own.part(part)), len(own), self.clip.device)
+            encoded = self.comm.gather(encoded, len(prompts))
         else:
             starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
             encoded = torch.cat([self.clip.text.encode_tree(prompts.part(slice(s, s + TEXT_CHUNK))) for s in starts])
@@ -235,7 +236,7 @@ class Method(nn.Module):
         and the weights of the candidates follow the step.
         """
         self.comm.seed_own()
-        features_BD = self.comm.gather(self.image_features(batch), self.comm.batch)
+        features_BD = self.comm.gather(self._own_features(batch), self.comm.batch)
         if self.weights is None:
             attr_B, obj_B, pair_B = (self._whole(batch[k]) for k in ("attr", "obj", "pair"))
             targets = Targets(attr_B, obj_B, pair_B)
@@ -251,6 +252,13 @@ class Method(nn.Module):
                 logits_BP, relevance_BP = targets.noted or (self.logits(images, text)[0], None)
             self.weights.update(rows_B, logits_BP, relevance_BP)
         return terms
+
+    def _own_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Image features [b, ...] of this worker's rows, in the parts that the run asks for."""
+        rows = len(next(iter(batch.values())))
+        return self.comm.in_parts(
+            lambda part: self.image_features({key: value[part] for key, value in batch.items()}), rows, self.clip.device
+        )
 
     def _whole(self, x_b: Tensor) -> Tensor:
         """What belongs to this worker's images, for the global batch."""

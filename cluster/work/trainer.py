@@ -59,6 +59,11 @@ class Trainer:
         """Steps of the whole training."""
         return self.epochs * steps_per_epoch(len(self.rows), self.config.batch)
 
+    @property
+    def waited_enough(self) -> bool:
+        """Whether ``stop_after`` ends training: so many epochs in a row were no better than the best one."""
+        return bool(self.config.stop_after) and self.waited >= self.config.stop_after
+
     def log(self, **record: Any) -> None:
         """Append to the run's metrics, once for all workers."""
         if self.comm.rank == 0:

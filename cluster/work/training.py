@@ -75,7 +75,7 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         first_pass(trainer)
     if not trainer.epochs:  # what the first pass found is all there is
         validate_and_save(trainer)
-    while trainer.epoch < trainer.epochs and not waited_enough(trainer):
+    while trainer.epoch < trainer.epochs and not trainer.waited_enough:
         if train_epoch(trainer):
             save(trainer)
             end(trainer, "stopped")
@@ -85,11 +85,6 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     choose_operating_point(trainer)
     end(trainer, "done")
     return "done"
-
-
-def waited_enough(t: Trainer) -> bool:
-    """Return whether ``stop_after`` ends training: so many epochs in a row were no better than the best one."""
-    return bool(t.config.stop_after) and t.waited >= t.config.stop_after
 
 
 def choose_operating_point(t: Trainer) -> None:
@@ -131,7 +126,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[precision])
     clip.compute_in(precision)
-    method.comm = comm
+    method.comm, comm.parts = comm, config.accumulate
     check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -178,11 +173,12 @@ def train_epoch(t: Trainer) -> bool:
     t.method.begin_epoch(t.epoch)
     if t.method.weights is not None:
         t.method.weights.frozen = t.epoch < t.config.label_warmup
-    lr = t.config.learning_rate(t.epoch)
-    for group in t.optimizer.param_groups:
-        group["lr"] = lr
     seconds, images = 0.0, 0
-    for rows_B in epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)[t.place :]:
+    batches = epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)
+    for rows_B in batches[t.place :]:
+        lr = t.config.learning_rate(t.step, len(batches))
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
         began = time.perf_counter()
         losses, stop = train_step(t, t.rows[rows_B])
         seconds, images = seconds + time.perf_counter() - began, images + len(rows_B)

@@ -133,7 +133,8 @@ class CAILA(Method):
     def _encode(self, prompts: list[str], concept: str) -> Tensor:
         """Un-normalised text features [n, D]; in training each worker encodes its share."""
         if self.training:
-            own = self._encode_some(prompts[self.comm.share(len(prompts))], concept)
+            mine = prompts[self.comm.share(len(prompts))]
+            own = self.comm.in_parts(lambda part: self._encode_some(mine[part], concept), len(mine), self.clip.device)
             return self.comm.gather(own, len(prompts)).to(self.clip.mean.dtype)
         starts = range(0, max(len(prompts), 1), TEXT_CHUNK)
         return torch.cat([self._encode_some(prompts[s : s + TEXT_CHUNK], concept) for s in starts]).to(self.clip.mean.dtype)
