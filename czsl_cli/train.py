@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ SHORT_NAMES = (
 )
 @click.option("--name", help="Name of the run folder.  [default: <method>-<data>-<time>]")
 @click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run, with its own settings."
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Continue an interrupted run with its own settings; with epochs=N an interrupted or finished one to N epochs.",
 )
 @click.option(
     "--from",
@@ -73,6 +77,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
       czsl train --method csp --data mydata --recipe small lr=5e-4
       czsl train --nodes 2-4 --address auto --data /shared/mydata --out /shared/runs
       czsl train --resume runs/clusPro-mydata-20260101-120000
+      czsl train --resume runs/clusPro-mydata-20260101-120000 epochs=30
       czsl train --from runs/clusPro-mydata-20260101-120000 --data other lr=1e-5
 
     Ctrl-C saves a checkpoint and exits with 130. The run folder's path is printed on stdout.
@@ -86,7 +91,10 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
     if resume and source:
         raise click.UsageError("--resume continues a run, --from starts a new one: give one of them")
     if resume:
-        run = _resumed(resume, overrides, config_file, options)
+        run = _resumed(resume, overrides, config_file, options, dry_run)
+        if dry_run:
+            _dry_run(run.config, where, as_json)
+            return
     else:
         from czsl_cli.config import resolve
 
@@ -123,28 +131,66 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
     _finish(run, status, time.monotonic() - began, as_json)
 
 
-def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, options: dict[str, Any]):
-    from czsl.errors import UsageError
-    from czsl.runs.run import Run
+def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, options: dict[str, Any], dry_run: bool):
+    from czsl.runs.trackers import check_installed
 
-    changed = [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None] + list(overrides)
-    if changed or config_file:
-        what = ", ".join(changed) or "--config"
-        raise UsageError("a resumed run keeps its settings", f"given: {what}", "drop these, or start a new run")
+    from czsl.errors import UsageError
+    from czsl.runs.going_on import changes, go_on
+    from czsl.runs.run import Run
+    from czsl.runs.tracker_names import tracker_names
+
+    if config_file:
+        raise UsageError("a resumed run keeps its settings", "given: --config", "drop it, or start a new run")
     run = Run(path)
+    changed = changes(run, _given(run, options, overrides))
     ended = next(reversed(list(run.metrics("end"))), None)
-    if ended and ended.get("status") == "done":
+    if ended and ended.get("status") == "done" and not changed.keys() & {"epochs", "stop_after"}:
         raise UsageError(
-            f"{path} is finished", f"it ended at step {ended.get('step', '?')}", "start a new run to train differently"
+            f"{path} is finished",
+            f"it ended at step {ended.get('step', '?')}, epoch {_epoch_of(run)} of {run.config.epochs}",
+            f"go on to more epochs with: czsl train --resume {path} epochs={run.config.epochs + 10}"
+            if run.config.epochs
+            else "start a new run to train differently",
         )
     _say_what_is_younger(run)
+    if changed:
+        check_installed(tracker_names(changed.get("log")))
+        run, notes = go_on(run, changed, dry_run)
+        for note in notes:
+            warn(note)
+        say("changed: " + ", ".join(f"{key}={value}" for key, value in changed.items()))
     return run
+
+
+def _given(run, options: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings given with ``--resume``, checked by name and type."""
+    from czsl.errors import UsageError
+    from czsl.runs.config import RunConfig
+    from czsl.runs.settings import check_known, typed
+    from czsl_cli.config import parse_overrides
+    from methods.registry import canonical_name, config_class
+
+    given = {**{k: v for k, v in options.items() if v is not None}, **parse_overrides(overrides)}
+    own = config_class(run.config.method)
+    if "method" in given:
+        given["method"] = canonical_name(str(given["method"]))
+    check_known(given, [*RunConfig.field_names(), *(f.name for f in fields(own))], run.config.method)
+    if given.get("epochs") and not (own.trains and own.steps):
+        why = "it takes no gradient steps: one pass over the images is all there is" if own.trains else "it needs no training"
+        raise UsageError(f"{run.config.method} has no epochs, given: {given['epochs']}", why, "leave out epochs")
+    of_run = {k: v for k, v in given.items() if k in RunConfig.field_names()}
+    return {**typed(of_run, RunConfig), **typed({k: v for k, v in given.items() if k not in of_run}, own)}
+
+
+def _epoch_of(run) -> int:
+    from czsl.runs import checkpoint
+
+    newest = checkpoint.newest_valid(run.checkpoints)
+    return checkpoint.state_of(newest).get("epoch", 0) if newest else 0
 
 
 def _say_what_is_younger(run) -> None:
     """Say which settings are younger than a run, and the values that leave it as it was."""
-    from dataclasses import fields
-
     from methods.registry import method_class
 
     then, own = run.settings, method_class(run.config.method).Config(**run.config.model)
@@ -209,10 +255,14 @@ def checked(config, data) -> list[str]:
     CzslError
         Settings that contradict each other or the data; a CLIP that the method cannot use.
     """
+    from czsl.runs.trackers import check_installed
+
     from czsl.clip.vocabulary import note_on_words, unknown_words
+    from czsl.runs.tracker_names import tracker_names
     from czsl_cli.config import fix_paths
     from methods.registry import check_labels, config_class
 
+    check_installed(tracker_names(config.log))
     config.remember(data.decode)
     _partial_labels(config, data)
     check_labels(config.method, data.space)

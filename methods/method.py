@@ -77,7 +77,13 @@ class Method(Contract):
         the norm and what is added to a text need their digits.
         """
         if self.training:
-            encoded = self.comm.gather(encode(self.comm.share(count)), count)
+            mine = self.comm.share(count)
+            own = self.comm.in_parts(
+                lambda part: encode(slice(mine.start + part.start, mine.start + part.stop)),
+                mine.stop - mine.start,
+                self.clip.device,
+            )
+            encoded = self.comm.gather(own, count)
         else:
             encoded = torch.cat([encode(slice(s, s + TEXT_CHUNK)) for s in range(0, max(count, 1), TEXT_CHUNK)])
         return encoded.to(self.clip.mean.dtype)
@@ -108,7 +114,7 @@ class Method(Contract):
         and the weights of the candidates follow the step.
         """
         self.comm.seed_own()
-        features_BD = self.comm.gather(self.image_features(batch), self.comm.batch)
+        features_BD = self.comm.gather(self._own_features(batch), self.comm.batch)
         if self.weights is None:
             attr_B, obj_B, pair_B = (self._whole(batch[k]) for k in ("attr", "obj", "pair"))
             targets = Targets(attr_B, obj_B, pair_B)
@@ -123,6 +129,13 @@ class Method(Contract):
                 logits_BP, relevance_BP = targets.noted or (self.logits(images, text)[0], None)
             self.weights.update(rows_B, logits_BP, relevance_BP)
         return terms
+
+    def _own_features(self, batch: Mapping[str, Any]) -> Tensor:
+        """Image features [b, ...] of this worker's rows, in the parts that the run asks for."""
+        rows = len(next(iter(batch.values())))
+        return self.comm.in_parts(
+            lambda part: self.image_features({key: value[part] for key, value in batch.items()}), rows, self.clip.device
+        )
 
     def _whole(self, x_b: Tensor) -> Tensor:
         """Gather what belongs to this worker's images for the global batch."""

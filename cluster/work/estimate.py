@@ -29,15 +29,16 @@ def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placem
     word = 8 if precision == "float64" else 4
     half = 2 if precision == "bfloat16" else word
     share = -(-config.batch // placement.workers)
+    parts = min(config.accumulate, share)
     image_bytes = text_bytes = 0
     if isinstance(clip, Clip):  # nothing is trained through towers of other kinds
         tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
-        stream = share * tokens * clip.visual.width * half
+        stream = -(-share // parts) * tokens * clip.visual.width * half
         layers = len(clip.visual.blocks)
         if not method.frozen_images:
             image_bytes = stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
         prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
-        text_bytes = prompts * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
+        text_bytes = -(-prompts // parts) * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
     memory = {
         "clip": sum(p.numel() for p in clip.parameters()) * half,
         "trained_with_adam": trained * word * 4,

@@ -7,99 +7,41 @@ import os
 import resource
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
-from cluster.work.progress import Progress
-from cluster.work.scoring import score_split
+from cluster.work.memory import out_of_memory
+from cluster.work.precision import agreed_precision
+from cluster.work.saving import restore, save
 from cluster.work.source import Source, autocast
-from czsl.data.batches import epoch_batches, steps_per_epoch, stratified
-from czsl.data.files.partial_labels import PartialLabels
-from czsl.data.table import Dataset, open_data
-from czsl.errors import CzslError, UsageError
-from czsl.evaluation import Candidates, report
-from czsl.evaluation.at_point import accuracies
-from czsl.precision import allow_tf32, check_precision, fitting
+from cluster.work.trainer import Trainer
+from cluster.work.validation import LOGGED, figure_of, judged, validation
+from czsl.data.batches import epoch_batches, stratified
+from czsl.data.table import open_data
+from czsl.errors import CzslError
 from czsl.runs import checkpoint
-from czsl.runs.checkpoint import Checkpoint
-from czsl.runs.config import RunConfig
 from czsl.runs.files import write_json
 from czsl.runs.optimizers import make_optimizer
 from czsl.runs.run import Run
-from methods.building import build, check_fits, clip_for
+from methods.building import build, clip_for
 from methods.loading import load
-from methods.method import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 PROGRESS_EVERY_S = 0.5
-LOGGED = ("auc", "auc_ref20", "hm", "seen", "unseen", "attr_acc", "obj_acc", "top1")  # figures of a validation
 
 
 class NonFiniteLossError(CzslError):
     """The loss is NaN or infinite; repeating the step would not cure it."""
 
 
-class GpuMemoryError(CzslError):
-    """A step does not fit into the GPU's memory; repeating it would not help."""
-
-    exit_code = 4
-
-
 class StopAskedError(Exception):
     """Somebody asked to stop before the first step; what was computed until then is kept in the caches."""
-
-
-@dataclass
-class Trainer:
-    """Everything of one worker's training; made by :func:`prepare`."""
-
-    run: Run
-    config: RunConfig
-    comm: Group
-    device: torch.device
-    data: Dataset
-    method: Method
-    optimizer: torch.optim.Optimizer
-    train: Source
-    val: Source
-    rows: Any  # int64 [n], training images in use
-    val_rows: Any
-    labels: PartialLabels | None  # candidates, which training has instead of labels
-    progress: Progress
-    precision: str  # float32, bfloat16 or float64
-    step: int = 0
-    epoch: int = 0
-    place: int = 0  # batches done in this epoch
-    best_auc: float = -1.0  # the largest figure that `selection` goes by
-    waited: int = 0  # epochs in a row without a better one
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name, in fixed order."""
-        return {n: p for n, p in self.method.named_parameters() if p.requires_grad}
-
-    @property
-    def epochs(self) -> int:
-        """Passes of gradient steps; none where the first pass is all of the training."""
-        return self.config.epochs if self.method.steps else 0
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole training."""
-        return self.epochs * steps_per_epoch(len(self.rows), self.config.batch)
-
-    def log(self, **record: Any) -> None:
-        """Append to the run's metrics, once for all workers."""
-        if self.comm.rank == 0:
-            self.run.log({**record, "step": self.step, "time": round(time.time(), 3)})
 
 
 def train_worker(run: Run, comm: Group, device: torch.device) -> str:
@@ -133,7 +75,7 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         first_pass(trainer)
     if not trainer.epochs:  # what the first pass found is all there is
         validate_and_save(trainer)
-    while trainer.epoch < trainer.epochs and not waited_enough(trainer):
+    while trainer.epoch < trainer.epochs and not trainer.waited_enough:
         if train_epoch(trainer):
             save(trainer)
             end(trainer, "stopped")
@@ -143,11 +85,6 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
     choose_operating_point(trainer)
     end(trainer, "done")
     return "done"
-
-
-def waited_enough(t: Trainer) -> bool:
-    """Return whether ``stop_after`` ends training: so many epochs in a row were no better than the best one."""
-    return bool(t.config.stop_after) and t.waited >= t.config.stop_after
 
 
 def choose_operating_point(t: Trainer) -> None:
@@ -189,7 +126,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[precision])
     clip.compute_in(precision)
-    method.comm = comm
+    method.comm, comm.parts = comm, config.accumulate
     check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -231,24 +168,17 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress, precision)
 
 
-def agreed_precision(run: Run, comm: Group, device: torch.device) -> str:
-    """The format of the run's products on every worker: its own, or with ``auto`` bfloat16 if the cards of all do it well."""
-    check_precision(run.config.precision, device)
-    allow_tf32(device, run.config.precision)
-    fit = comm.gather_objects(fitting(device))
-    return run.precision or ("bfloat16" if set(fit) == {"bfloat16"} else "float32")
-
-
 def train_epoch(t: Trainer) -> bool:
     """Train on what is left of the current epoch; True if it was asked to stop."""
     t.method.begin_epoch(t.epoch)
     if t.method.weights is not None:
         t.method.weights.frozen = t.epoch < t.config.label_warmup
-    lr = t.config.learning_rate(t.epoch)
-    for group in t.optimizer.param_groups:
-        group["lr"] = lr
     seconds, images = 0.0, 0
-    for rows_B in epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)[t.place :]:
+    batches = epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)
+    for rows_B in batches[t.place :]:
+        lr = t.config.learning_rate(t.step, len(batches))
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
         began = time.perf_counter()
         losses, stop = train_step(t, t.rows[rows_B])
         seconds, images = seconds + time.perf_counter() - began, images + len(rows_B)
@@ -264,20 +194,6 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
         return _train_step(t, rows_B)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world) from None
-
-
-def out_of_memory(error: BaseException, config: RunConfig, precision: str, step: int, workers: int = 1) -> GpuMemoryError:
-    """The error of a step that did not fit, with the settings that would make it smaller, those first that change no result most."""
-    ways = [] if config.checkpoint_blocks else ["checkpoint_blocks=true (the same result, about a quarter more time)"]
-    ways += ["more workers (each takes its share of the batch)"]
-    ways += [] if precision == "bfloat16" else ["precision=bfloat16"]
-    ways += [f"batch={config.batch // 2}"] if config.batch > 1 else []
-    share = -(-config.batch // workers)
-    return GpuMemoryError(
-        f"the GPU's memory is too small for step {step}",
-        f"{share} images a worker in {precision}: {' '.join(str(error).split())[:200]}",
-        f"start a new run with {', '.join(ways)}; czsl train --dry-run estimates the memory; the last checkpoint is kept",
-    )
 
 
 def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
@@ -339,21 +255,6 @@ def first_pass(t: Trainer) -> None:
     t.method.judge = None
 
 
-def judged(t: Trainer) -> float:
-    """The AUC of the method as it stands on the validation images in use, or the accuracy where no AUC is defined."""
-    numbers = validation(t)
-    return numbers["auc"] if numbers.get("auc") is not None else numbers["top1"]
-
-
-def validation(t: Trainer) -> dict[str, Any]:
-    """Closed-world numbers on the validation images in use, and the accuracy without a bias."""
-    candidates = Candidates.build(t.data.space, split="val")
-    t.method.validating = True
-    extremes = score_split(t.method, t.val, candidates, t.val_rows, t.config.eval_batch, t.comm)
-    t.method.validating = False
-    return {**report(extremes, candidates), "accuracy": accuracies(extremes, 0.0)["acc"]}
-
-
 def validate_and_save(t: Trainer) -> None:
     """Closed-world numbers on the validation split, a checkpoint, and the mark of the best one."""
     facts: dict[str, Any] = {}
@@ -364,7 +265,7 @@ def validate_and_save(t: Trainer) -> None:
     if t.method.weights is not None:
         facts |= disambiguation(t.method.weights, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
-    figure = _figure(t.config.selection, t.epoch, facts)
+    figure = figure_of(t.config.selection, t.epoch, facts)
     better = figure is None or figure > t.best_auc
     t.waited = 0 if better else t.waited + 1
     if better:
@@ -373,66 +274,3 @@ def validate_and_save(t: Trainer) -> None:
     if better and path is not None:
         checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=facts.get("auc"), figure=figure)
     t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
-
-
-def _figure(selection: str, epoch: int, facts: dict[str, Any]) -> float | None:
-    """What epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
-    if selection == "last":
-        return float(epoch)
-    return facts.get({"auc20": "auc_ref20"}.get(selection, selection))
-
-
-def save(t: Trainer) -> Any:
-    """Write a checkpoint on rank 0; its path there, None elsewhere."""
-    if t.comm.rank:
-        return None
-    moments = {
-        f"{key}.{name}": value
-        for name, p in t.parameters.items()
-        for key, value in t.optimizer.state.get(p, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
-    state = {
-        "step": t.step, "epoch": t.epoch, "place": t.place, "best_auc": t.best_auc, "waited": t.waited, "method": t.config.method,
-        "clip_sha256": t.method.clip.sha256, "clip": t.method.clip.architecture, "data_sha256": t.data.sha256,
-        "partial_labels_sha256": t.labels.sha256 if t.labels else None,
-        "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
-    }  # fmt: skip
-    labels = {} if t.method.weights is None else {"weight": t.method.weights.weight_NS}
-    return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state, labels))
-
-
-def restore(t: Trainer) -> None:
-    """Go on from the newest checkpoint that verifies, or from what the run starts with; rank 0 chooses for all."""
-    newest = [checkpoint.newest_valid(folder) for folder in (t.run.checkpoints, t.run.start) if t.comm.rank == 0]
-    path = t.comm.from_first(next(filter(None, newest), None))
-    if path is None:
-        return
-    kept = checkpoint.load(path)
-    check_fits(kept, t.method, t.data.sha256)
-    t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
-    if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
-        if kept.labels["weight"].shape != t.method.weights.weight_NS.shape:
-            raise UsageError(
-                f"checkpoint {path} does not fit the run", "labels.safetensors is of other labels", "start a new run"
-            )
-        t.method.weights.weight_NS.copy_(kept.labels["weight"])
-    parameters = t.parameters
-    if odd := [key for key in ("epoch", "place", "best_auc") if key not in kept.state]:
-        raise UsageError(f"checkpoint {path} cannot be gone on with", f"state.json has no {', '.join(odd)}", "start a new run")
-    for name, value in kept.optimizer.items():
-        key, _, parameter = name.partition(".")
-        if parameter not in parameters or (key != "step" and value.shape != parameters[parameter].shape):
-            raise UsageError(f"checkpoint {path} does not fit the run", f"optimizer.safetensors has {name}", "start a new run")
-        # Step counters are on the CPU, but for the fused kernels, which count where they work.
-        on_device = key != "step" or t.optimizer.defaults.get("fused")
-        t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
-    t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
-    t.waited = kept.state.get("waited", 0)
-    if t.comm.rank == 0:
-        t.run.cut_metrics(t.step)
-        mark = checkpoint.best(t.run.checkpoints)
-        marked = mark.get("figure", mark.get("auc"))  # runs that know only one selection have no figure of their own
-        if t.best_auc > (-1.0 if marked is None else marked):  # died between saving it and marking it
-            auc = next((e.get("auc") for e in t.run.metrics("epoch") if e["epoch"] == t.epoch), t.best_auc)
-            checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=auc, figure=t.best_auc)

@@ -8,6 +8,8 @@ from typing import Any
 
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import UsageError
+from czsl.runs.schedules import check_schedule, factor
+from czsl.runs.tracker_names import tracker_names
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 PIXELS = ("auto", "kept", "streamed")
@@ -29,9 +31,14 @@ class RunConfig:
     seed: of initial weights, sample order, augmentation and dropout.
     epochs: passes over the training images.
     batch: images per step over all workers together.
+    accumulate: number of parts in which a worker does its images and prompts of a step. The result is that of the whole batch within
+        rounding; memory is that of a part, and the towers run forward twice.
     optimizer: ``adam``, or ``adamw``: decoupled decay in the form of the public programs (see `czsl.runs.optimizers`).
     lr: learning rate.
     weight_decay: L2 added to the gradient with adam, decoupled with adamw.
+    schedule: how the learning rate falls after the warm-up: ``step`` (by ``lr_gamma`` after every ``lr_step`` epochs), ``cosine`` (to 0 at
+        the last step) or ``constant``.
+    warmup: epochs, whole or not, in which the learning rate rises from 0 to its full value, a little in each step.
     lr_step: epochs after which the learning rate falls.
     lr_gamma: by this factor.
     lr_steps_per_epoch: scheduler steps per epoch (2 imitates ClusPro's released loop).
@@ -45,6 +52,7 @@ class RunConfig:
         bins, by which the public loops choose), the largest harmonic mean ``hm``, the largest ``accuracy`` over all images without a
         bias, or the ``last``.
     stop_after: end training after this many epochs in a row without a better one by ``selection``; 0: train all epochs.
+    log: where the run's metrics are also written: ``tensorboard``, ``mlflow``, ``wandb``, or several with commas between.
     eval_batch: images per batch in evaluation; fixed, so that results do not depend on the number of workers.
     precision: auto, float32, bfloat16 (matrix products of the towers and of training; scores stay in float32) or float64. ``auto``:
         bfloat16 on a GPU of compute capability 8.0 or more, else float32, with TF32 for float32 products of a GPU; the run keeps what it
@@ -76,9 +84,12 @@ class RunConfig:
     seed: int = 0
     epochs: int = 10
     batch: int = 64
+    accumulate: int = 1
     optimizer: str = "adam"
     lr: float = 1e-4
     weight_decay: float = 1e-5
+    schedule: str = "step"
+    warmup: float = 0.0
     lr_step: int = 5
     lr_gamma: float = 0.5
     lr_steps_per_epoch: int = 1
@@ -88,6 +99,7 @@ class RunConfig:
     val_per_pair: int = 0
     selection: str = "auc"
     stop_after: int = 0
+    log: str | None = None
     eval_batch: int = 64
     precision: str = "auto"
     pixels: str = "auto"
@@ -109,9 +121,11 @@ class RunConfig:
             ("seed", 0),
             ("epochs", 0),
             ("batch", 1),
+            ("accumulate", 1),
             ("eval_batch", 1),
             ("lr", 0),
             ("weight_decay", 0),
+            ("warmup", 0),
             ("lr_step", 1),
             ("lr_gamma", 0),
             ("lr_steps_per_epoch", 0),
@@ -145,6 +159,14 @@ class RunConfig:
                 "pixels are kept or streamed; auto chooses by the size of a split",
                 f"choose one of {', '.join(PIXELS)}",
             )
+        if self.accumulate > self.batch:
+            raise UsageError(
+                f"accumulate is {self.accumulate}",
+                f"a batch of {self.batch} images has no more than {self.batch} parts",
+                f"set accumulate={self.batch} or less, or a larger batch",
+            )
+        check_schedule(self.schedule, self.warmup, self.epochs)
+        tracker_names(self.log)
         if self.selection not in SELECTIONS:
             raise UsageError(
                 f"unknown selection {self.selection!r}",
@@ -194,9 +216,11 @@ class RunConfig:
                 "leave one of them out",
             )
 
-    def learning_rate(self, epoch: int) -> float:
-        """Learning rate in an epoch, counted from 0: ``lr * gamma ** floor(epoch * steps_per_epoch / step)``."""
-        return self.lr * self.lr_gamma ** (epoch * self.lr_steps_per_epoch // self.lr_step)
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 0, in a training of ``epochs`` times ``steps_per_epoch`` steps."""
+        falls = step // steps_per_epoch * self.lr_steps_per_epoch // self.lr_step if self.schedule == "step" else 0
+        total, rising = self.epochs * steps_per_epoch, self.warmup * steps_per_epoch
+        return self.lr * self.lr_gamma**falls * factor(self.schedule, step, total, rising)
 
     def augments(self, frozen: bool) -> bool:
         """Return whether training images are augmented, with an image tower that is ``frozen`` (its features could be kept) or not."""

@@ -53,6 +53,11 @@ class Run:
     path : Path
         Of an existing run folder.
 
+    Attributes
+    ----------
+    history : list of dict
+        Changes of settings since the run was made (:mod:`czsl.runs.going_on`), oldest first.
+
     Raises
     ------
     UsageError
@@ -74,6 +79,7 @@ class Run:
         self.settings: dict[str, Any] = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
         if not isinstance(self.settings, dict):
             raise UsageError(told["head"], f"it holds a {type(self.settings).__name__}, not settings", told["fix"])
+        self.history: list[dict[str, Any]] = _history(self.settings.pop("history", []), told)
         try:
             check_known(self.settings, [*RunConfig.field_names(), "model"], "NAME")
             self.config = RunConfig.from_file(typed(self.settings, RunConfig))
@@ -223,6 +229,15 @@ class Run:
     def precision_on(self, device: torch.device) -> str:
         """The format of its products: :attr:`precision`, or what fits the device if nothing has begun."""
         return self.precision or fitting(device)
+
+
+def _history(content: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Check the changes of settings that ``config.yaml`` lists: the step of each, and what changed from which to which value."""
+    entries: list[Any] = content if isinstance(content, list) else [None]
+    for entry in entries:
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int or not isinstance(entry.get("changed"), dict):
+            raise UsageError(told["head"], "its history is not a list of changes with step and changed", told["fix"])
+    return entries
 
 
 def well_formed(record: dict[str, Any], whole: bool = False) -> bool:

@@ -145,8 +145,12 @@ class DFSP(Method):
         if self.training:
             self.comm.seed_own()
             own_bLV, guide_LV = self.comm.own_rows(features_BD), self.comm.common(guide_LV)
-        x_bLV = self.cross(own_bLV, guide_LV.expand(len(own_bLV), -1, -1))
-        fused_bD = self._to_joint(_first(self.image_blocks, x_bLV, 0))
+
+        def fused(part: slice) -> Tensor:
+            x_bLV = self.cross(own_bLV[part], guide_LV.expand(len(own_bLV[part]), -1, -1))
+            return self._to_joint(_first(self.image_blocks, x_bLV, 0))
+
+        fused_bD = self.comm.in_parts(fused, len(own_bLV), self.clip.device)
         fused_BD = self.comm.gather(fused_bD, len(features_BD)) if self.training else fused_bD
         return PlainImages(self._mixed(plain_BD, fused_BD), plain=F.normalize(plain_BD, dim=-1))
 

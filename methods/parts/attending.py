@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
@@ -116,7 +117,16 @@ class AttendingMethod(Method):
         if self.training:
             self.comm.seed_own()
             features, texts = [self.comm.own_rows(x) for x in features], [self.comm.common(t) for t in texts]
-        cosines = self.cosines(features, texts, images.memory)
+
+        def attend(part: slice) -> Tensor:
+            memory = tree_map(lambda x: x[part], images.memory)
+            return torch.cat(self.cosines([x[part] for x in features], texts, memory), dim=1)
+
+        if self.training and self.comm.parts > 1:
+            columns = [len(t) for t in texts]
+            cosines = list(self.comm.in_parts(attend, len(features[0]), self.clip.device).split(columns, dim=1))
+        else:
+            cosines = self.cosines(features, texts, images.memory)
         if self.training:
             cosines = [self.comm.gather(x, len(images.pair)) for x in cosines]
         out = [self.clip.logit_scale * x for x in cosines]

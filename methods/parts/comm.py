@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 class Communicator:
@@ -15,13 +18,15 @@ class Communicator:
 
     Random draws follow the same halves. ``step_seed`` is set by the training loop before each step and makes every draw a
     function of (seed, step), so a resumed run draws what an uninterrupted one would have; None does not touch torch's generator.
-    ``batch``, also set before each step, is the number of images that all workers have together.
+    ``batch``, also set before each step, is the number of images that all workers have together. ``parts`` is the number of parts in
+    which a worker does its own rows (:meth:`in_parts`).
     """
 
     rank: int = 0
     world: int = 1
     step_seed: int | None = None
     batch: int = 0
+    parts: int = 1
 
     def seed_own(self) -> None:
         """From here on draws differ between workers (dropout on a worker's own images)."""
@@ -55,3 +60,17 @@ class Communicator:
         """The contiguous part of ``rows`` pieces of common work that is this worker's (or another's); :meth:`gather` joins the parts."""
         rank = self.rank if rank is None else rank
         return slice(rows * rank // self.world, rows * (rank + 1) // self.world)
+
+    def in_parts(self, work: Callable[[slice], Tensor], rows: int, device: torch.device) -> Tensor:
+        """Results [rows, ...] of work on rows that do not depend on each other, one part of the rows after the other.
+
+        With several ``parts`` a part's activations are not kept: the backward pass computes them again, with the same random draws, and
+        adds the part's gradients before it starts with the next part. So gradients are those of the whole, and memory is that of a part.
+        """
+        parts = min(self.parts, rows)
+        if parts < 2 or not torch.is_grad_enabled():
+            return work(slice(0, rows))
+        # The generators and the precision that are kept for the second computation are those of the arguments' device.
+        anchor = torch.empty(0, device=device)
+        slices = [slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
+        return torch.cat([checkpoint(lambda part, _: work(part), part, anchor, use_reentrant=False) for part in slices])

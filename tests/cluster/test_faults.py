@@ -20,7 +20,8 @@ import torch
 from cluster.predict import BATCH, Request, partial_of, predict_files
 from cluster.train import train
 from cluster.work.comm import Group
-from cluster.work.training import Trainer, train_worker
+from cluster.work.trainer import Trainer
+from cluster.work.training import train_worker
 from czsl.data.files import predictions
 from czsl.data.images import list_images
 from czsl.data.toy import dataset as toy

@@ -11,7 +11,8 @@ import torch
 import cluster.work.training
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, make_weights
-from cluster.work.training import Trainer, train_worker
+from cluster.work.trainer import Trainer
+from cluster.work.training import train_worker
 from czsl.clip.backbone import load_clip
 from czsl.data.files.ambiguity import make_partial_labels
 from czsl.data.files.partial_labels import write_partial_labels

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-import cluster.work.training
+import cluster.work.precision
 from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
 from cluster.work.evaluation import Question
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """``auto`` chooses here what it chooses on a card with bfloat16."""
-    monkeypatch.setattr(cluster.work.training, "fitting", lambda device: "bfloat16")
+    monkeypatch.setattr(cluster.work.precision, "fitting", lambda device: "bfloat16")
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def test_workers_on_unlike_cards_take_what_all_can_do(make_run, as_on_a_gpu):
         def gather_objects(self, value):
             return [value, "float32"]
 
-    assert cluster.work.training.agreed_precision(make_run(), Two(), CPU) == "float32"
-    assert cluster.work.training.agreed_precision(make_run(), Group(), CPU) == "bfloat16"
-    assert cluster.work.training.agreed_precision(make_run(precision="float64"), Two(), CPU) == "float64"
+    assert cluster.work.precision.agreed_precision(make_run(), Two(), CPU) == "float32"
+    assert cluster.work.precision.agreed_precision(make_run(), Group(), CPU) == "bfloat16"
+    assert cluster.work.precision.agreed_precision(make_run(precision="float64"), Two(), CPU) == "float64"
 
 
 def test_old_runs_keep_what_they_have(make_run):

@@ -8,7 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.work.comm import Group
-from cluster.work.training import GpuMemoryError, out_of_memory, prepare, save, train_step
+from cluster.work.memory import GpuMemoryError, out_of_memory
+from cluster.work.saving import save
+from cluster.work.training import prepare, train_step
 from czsl.runs import checkpoint
 
 CPU = torch.device("cpu")

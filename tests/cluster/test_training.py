@@ -146,7 +146,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, m
 def test_a_resumed_run_knows_its_epoch_and_its_optimizer(make_run, monkeypatch, method):
     """Stopped in the second epoch, where the public loop of MSCI has left training mode; AdamW's moments go on."""
     from cluster.work.comm import Group
-    from cluster.work.training import Trainer, train_worker
+    from cluster.work.trainer import Trainer
+    from cluster.work.training import train_worker
 
     settings = {"method": method, "optimizer": "adamw", "lr": 1e-3}
     settings |= {"train_mode": "reference"} if method == "msci" else {}

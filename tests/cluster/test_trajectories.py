@@ -12,7 +12,8 @@ import torch
 from public_loops import Draws, PlainClusPro, PlainCSP, PlainMSCI, PlainTroika, PublicLoop
 
 from cluster.work.comm import Group
-from cluster.work.training import Trainer, train_worker
+from cluster.work.trainer import Trainer
+from cluster.work.training import train_worker
 from czsl.clip.backbone import load_clip
 from czsl.data.augment import augment, id_keys
 from czsl.data.batches import epoch_batches

@@ -140,7 +140,7 @@ def test_errors_are_three_lines_with_the_right_exit_code(work):
     (work / "empty").mkdir(exist_ok=True)
     assert "no images" in czsl("predict", "empty", "--run", "runs/csp", cwd=work, expect=3).stderr
     assert "unknown CLIP model" in czsl("train", "--data", "drawn", "--clip", "ViT-L-144", "--dry-run", cwd=work, expect=2).stderr
-    assert "a resumed run keeps" in czsl("train", "--resume", "runs/csp", "epochs=9", cwd=work, expect=2).stderr
+    assert "a resumed run keeps" in czsl("train", "--resume", "runs/csp", "lr=0.5", cwd=work, expect=2).stderr
 
 
 def test_a_training_free_method_makes_a_run_that_evaluates(work):

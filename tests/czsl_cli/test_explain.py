@@ -19,7 +19,8 @@ def runs(tmp_path_factory, czsl_cache, dataset):
     import torch
 
     from cluster.work.comm import Group
-    from cluster.work.training import first_pass, prepare, save
+    from cluster.work.saving import save
+    from cluster.work.training import first_pass, prepare
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
 

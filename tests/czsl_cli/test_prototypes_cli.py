@@ -16,7 +16,8 @@ def runs(tmp_path_factory, czsl_cache):
     import torch
 
     from cluster.work.comm import Group
-    from cluster.work.training import first_pass, prepare, save
+    from cluster.work.saving import save
+    from cluster.work.training import first_pass, prepare
     from czsl.data.table import Record, write_dataset
     from czsl.data.toy import dataset as toy
     from czsl.runs.run import Run

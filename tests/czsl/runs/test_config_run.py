@@ -11,14 +11,14 @@ from czsl.runs.config import RunConfig
 
 def test_the_learning_rate_falls_by_steps():
     config = RunConfig(lr=1e-3, lr_step=5, lr_gamma=0.5)
-    rates = [config.learning_rate(epoch) for epoch in range(12)]
+    rates = [config.learning_rate(epoch, 1) for epoch in range(12)]
     assert rates == [1e-3] * 5 + [5e-4] * 5 + [2.5e-4] * 2
 
 
 def test_two_scheduler_steps_an_epoch_as_released():
     """lr * 0.5 ** floor(2 e / 5): it falls in the epochs 3, 5, 8, 10, ..."""
     config = RunConfig(lr=1.0, lr_step=5, lr_gamma=0.5, lr_steps_per_epoch=2)
-    assert [config.learning_rate(e) for e in range(11)] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.0625]
+    assert [config.learning_rate(e, 1) for e in range(11)] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.0625]
 
 
 @pytest.mark.parametrize(
