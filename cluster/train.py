@@ -16,6 +16,7 @@ from cluster.machines.jobs import engine_of
 from cluster.machines.launch import Engine, attempts_folder, run_workers
 from cluster.machines.nodes import Ask, Waiting, WaitStoppedError
 from cluster.machines.preflight import Needs
+from cluster.tracking import tracked
 from cluster.work.placement import Placement
 from cluster.work.progress import follow
 from czsl.errors import CzslError, UsageError
@@ -88,12 +89,16 @@ def train(
         run.cut_metrics(checkpoint.step_of(newest) if newest else 0)
         position = run.metrics_file.stat().st_size
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with engine_of(ask, run.config.threads or threads, news.put, run.stop_file.exists) as chosen:
+        with (
+            tracked(run, news.put),
+            engine_of(ask, run.config.threads or threads, news.put, run.stop_file.exists) as chosen,
+        ):
             job = _Job(chosen, run, max_failures, news)
             told: dict[type, Callable[[Any], None]] = {
                 Placement: on_placement,
                 Waiting: on_wait,
                 tuple: lambda failure: on_failure(*failure),
+                str: lambda text: on_record({"event": "note", "note": text}),
             }
 
             def stop() -> None:
@@ -113,6 +118,7 @@ def train(
                     position = _forward(run, position, on_record)
             tell()
             _forward(run, position, on_record)
+        tell()  # what trackers said at the end
         run.stop_file.unlink(missing_ok=True)
         shutil.rmtree(attempts_folder(run.path), ignore_errors=True)
     return _outcome(run, job.failure)

@@ -108,6 +108,32 @@ def show(run, as_json) -> None:
         print_table(["step", "size", ""], rows, "checkpoints")
 
 
+@runs.command()
+@named_run()
+@click.option("--to", required=True, metavar="NAMES", help="tensorboard, mlflow or wandb; several with commas between.")
+def log(run, to) -> None:
+    """Write the metrics of RUN to TensorBoard, MLflow or Weights & Biases after the fact.
+
+    \b
+      czsl runs log runs/clusPro-mydata-20260101-120000 --to tensorboard
+    """
+    from cluster.tracking import export
+    from czsl.errors import CzslError
+    from czsl.runs.tracker_names import tracker_names
+    from czsl.runs.trackers import place_of
+    from czsl_cli.runs import chosen_run
+
+    names = tracker_names(to)
+    if not names:
+        raise click.UsageError("--to names no tracker: give tensorboard, mlflow or wandb")
+    opened, failed = chosen_run(run), list[str]()
+    lines = export(opened, names, failed.append)
+    if failed:
+        raise CzslError("not everything was written", "; ".join(failed), "see the tracker's own documentation, then repeat")
+    for name in names:
+        say(f"{lines} lines of metrics written: {place_of(name, opened.path)}")
+
+
 def _facts(facts: dict[str, Any]) -> list[list[Any]]:
     from czsl.runs.config import RunConfig
 
