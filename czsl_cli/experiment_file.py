@@ -221,7 +221,11 @@ def adaptation(given: Any, name: str) -> Plan:
         settings = dict(given)
         first = settings.pop("name")
     else:
-        raise UsageError(f"row {name}: adapt is {given!r}"[:200], "", "write  adapt: tomcat recipe=ut-zappos stream_seed=0")
+        raise UsageError(
+            f"row {name}: adapt is {given!r}"[:200],
+            "it has to be a text or a mapping",
+            "write  adapt: tomcat recipe=ut-zappos stream_seed=0",
+        )
     seed = settings.pop("stream_seed", 0)
     if seed != "given" and (type(seed) is not int or not 0 <= seed < 2**32):
         raise UsageError(f"row {name}: stream_seed is {seed!r}", "it is a whole number from 0 on, or `given`", FIX)

@@ -132,12 +132,11 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
 
 
 def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, options: dict[str, Any], dry_run: bool):
-    from czsl.runs.trackers import check_installed
-
     from czsl.errors import UsageError
     from czsl.runs.going_on import changes, go_on
     from czsl.runs.run import Run
     from czsl.runs.tracker_names import tracker_names
+    from czsl.runs.trackers import check_installed
 
     if config_file:
         raise UsageError("a resumed run keeps its settings", "given: --config", "drop it, or start a new run")
@@ -148,7 +147,7 @@ def _resumed(path: Path, overrides: tuple[str, ...], config_file: Path | None, o
         raise UsageError(
             f"{path} is finished",
             f"it ended at step {ended.get('step', '?')}, epoch {_epoch_of(run)} of {run.config.epochs}",
-            f"go on to more epochs with: czsl train --resume {path} epochs={run.config.epochs + 10}"
+            f"continue to more epochs with: czsl train --resume {path} epochs={run.config.epochs + 10}"
             if run.config.epochs
             else "start a new run to train differently",
         )
@@ -255,10 +254,9 @@ def checked(config, data) -> list[str]:
     CzslError
         Settings that contradict each other or the data; a CLIP that the method cannot use.
     """
-    from czsl.runs.trackers import check_installed
-
     from czsl.clip.vocabulary import note_on_words, unknown_words
     from czsl.runs.tracker_names import tracker_names
+    from czsl.runs.trackers import check_installed
     from czsl_cli.config import fix_paths
     from methods.registry import check_labels, config_class
 

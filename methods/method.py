@@ -131,7 +131,7 @@ class Method(Contract):
         return terms
 
     def _own_features(self, batch: Mapping[str, Any]) -> Tensor:
-        """Image features [b, ...] of this worker's rows, in the parts that the run asks for."""
+        """Image features [b, ...] of this worker's rows, in the parts that ``accumulate`` sets."""
         rows = len(next(iter(batch.values())))
         return self.comm.in_parts(
             lambda part: self.image_features({key: value[part] for key, value in batch.items()}), rows, self.clip.device

@@ -50,7 +50,7 @@ def restore(t: Trainer) -> None:
         t.method.weights.weight_NS.copy_(kept.labels["weight"])
     parameters = t.parameters
     if odd := [key for key in ("epoch", "place", "best_auc") if key not in kept.state]:
-        raise UsageError(f"checkpoint {path} cannot be gone on with", f"state.json has no {', '.join(odd)}", "start a new run")
+        raise UsageError(f"checkpoint {path} cannot be continued", f"state.json has no {', '.join(odd)}", "start a new run")
     for name, value in kept.optimizer.items():
         key, _, parameter = name.partition(".")
         if parameter not in parameters or (key != "step" and value.shape != parameters[parameter].shape):

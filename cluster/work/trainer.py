@@ -46,7 +46,7 @@ class Trainer:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name, in fixed order."""
+        """The trained parameters by name, in fixed order."""
         return {n: p for n, p in self.method.named_parameters() if p.requires_grad}
 
     @property
@@ -61,7 +61,7 @@ class Trainer:
 
     @property
     def waited_enough(self) -> bool:
-        """Whether ``stop_after`` ends training: so many epochs in a row were no better than the best one."""
+        """True if ``stop_after`` ends training: that number of epochs in a row were no better than the best one."""
         return bool(self.config.stop_after) and self.waited >= self.config.stop_after
 
     def log(self, **record: Any) -> None:

@@ -13,7 +13,7 @@ LOGGED = ("auc", "auc_ref20", "hm", "seen", "unseen", "attr_acc", "obj_acc", "to
 
 
 def judged(t: Trainer) -> float:
-    """The AUC of the method as it stands on the validation images in use, or the accuracy where no AUC is defined."""
+    """The AUC of the method as it stands on the validation images in use, or the accuracy if no AUC is defined."""
     numbers = validation(t)
     return numbers["auc"] if numbers.get("auc") is not None else numbers["top1"]
 
@@ -28,7 +28,7 @@ def validation(t: Trainer) -> dict[str, Any]:
 
 
 def figure_of(selection: str, epoch: int, facts: dict[str, Any]) -> float | None:
-    """What epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
+    """Return the number that epochs are compared by; None if there is nothing to compare, and every epoch replaces the one before."""
     if selection == "last":
         return float(epoch)
     return facts.get({"auc20": "auc_ref20"}.get(selection, selection))

@@ -116,7 +116,7 @@ def _notes(run: Run, config: RunConfig, state: dict[str, Any], before: RunConfig
         rates = f" at {config.learning_rate(step, per_epoch):.3g}" if per_epoch else ""
         was = f" (the last step had {before.learning_rate(step - 1, per_epoch):.3g})" if per_epoch else ""
         notes.append(
-            f"schedule={config.schedule} depends on the number of epochs: the learning rate goes on{rates}{was} and falls to 0 at epoch "
+            f"schedule={config.schedule} depends on the number of epochs: the learning rate continues{rates}{was} and falls to 0 at epoch "
             f"{config.epochs}; the {step} steps until here had the rates of {before.epochs} epochs, so this is not a run of "
             f"{config.epochs} epochs from the start"
         )

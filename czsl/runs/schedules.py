@@ -41,7 +41,9 @@ def check_schedule(schedule: str, warmup: float, epochs: int) -> None:
         No such schedule exists, or the warm-up is longer than the training.
     """
     if schedule not in SCHEDULES:
-        raise UsageError(f"unknown schedule {schedule!r}", "", f"choose one of {', '.join(SCHEDULES)}")
+        raise UsageError(
+            f"unknown schedule {schedule!r}", "the schedules are those listed below", f"choose one of {', '.join(SCHEDULES)}"
+        )
     if epochs and warmup > epochs:
         raise UsageError(
             f"warmup is {warmup:g}",

@@ -25,7 +25,7 @@ LONGEST_SETTING = 500  # characters; MLflow takes no more
 
 
 class Tracker(Protocol):
-    """Where numbers of a run are written."""
+    """A place to which numbers of a run are written."""
 
     def write(self, numbers: dict[str, float], step: int, time: float) -> None:
         """Write numbers of one step; ``time`` in seconds since 1970."""
@@ -100,7 +100,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment ``czsl``, in ``mlflow.db`` beside the run folder or where ``MLFLOW_TRACKING_URI`` points."""
+    """A run of the experiment ``czsl``, in ``mlflow.db`` next to the run folder or in the store to which ``MLFLOW_TRACKING_URI`` points."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         from mlflow.entities import Param
@@ -150,7 +150,7 @@ class MLflow:
 
 
 class Wandb:
-    """A run of the project ``czsl``: offline in ``RUN/wandb`` unless ``WANDB_MODE`` says otherwise."""
+    """A run of the project ``czsl``: offline in ``RUN/wandb`` unless ``WANDB_MODE`` is set."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         import wandb
@@ -186,7 +186,7 @@ _MAKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {"tensorboard": 
 
 
 class Trackers:
-    """The trackers of a run; one that fails is warned about once and left out, and training goes on.
+    """The trackers of a run; one that fails is warned about once and left out, and training continues.
 
     Parameters
     ----------

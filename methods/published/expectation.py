@@ -167,7 +167,11 @@ def from_file(path: Path, method: str, dataset: str, worlds: tuple[str, ...], to
         check_numbers({k: e.value for k, e in numbers[world].items()}, f"{path.name}, {world} world", FIX)
     numbers = {world: row for world, row in numbers.items() if world in worlds}
     if not numbers:
-        raise UsageError(f"{path.name} expects no numbers in the {' or '.join(worlds)} world", "", "drop --world")
+        raise UsageError(
+            f"{path.name} expects no numbers in the {' or '.join(worlds)} world",
+            "a reproduction is compared with at least one number",
+            "drop --world",
+        )
     for key in ("clip", "clip_weights", "data", "source"):
         if content.get(key) is not None and not isinstance(content[key], str):
             raise UsageError(f"{path.name}: {key} is {content[key]!r}"[:200], "a text is expected", FIX)

@@ -154,11 +154,15 @@ def read_published(path: Path) -> Published:
     content = read_yaml(path, error=UsageError, head="{path} cannot be read", fix=FIX)
     for key in ("datasets", "papers", "rows"):
         if not isinstance(content, dict) or not content.get(key):
-            raise UsageError(f"{path.name} has no {key}", "", FIX)
+            raise UsageError(f"{path.name} has no {key}", "the file has three parts: datasets, papers and rows", FIX)
     datasets = {k: _made(Benchmark, {"name": k, **v}, f"dataset {k}") for k, v in content["datasets"].items()}
     for one in datasets.values():
         if one.checked not in CHECKED or len(one.pairs) != 3 or len(one.images) != 3:
-            raise UsageError(f"dataset {one.name}: checked, pairs or images cannot be used", "", FIX)
+            raise UsageError(
+                f"dataset {one.name}: checked, pairs or images cannot be used",
+                "checked is a text, pairs and images are whole numbers",
+                FIX,
+            )
     papers = {k: _made(Paper, {"key": k, **v}, f"paper {k}") for k, v in content["papers"].items()}
     for paper in papers.values():
         if paper.ours is not None and paper.ours not in METHODS:
@@ -172,7 +176,11 @@ def read_published(path: Path) -> Published:
     for r in records:
         row_of = (r.paper.key, r.backbone, r.dataset, r.world)
         if row_of in seen:
-            raise UsageError(f"two rows of {r.paper.method} ({r.backbone}) for {r.dataset}, {r.world} world", "", FIX)
+            raise UsageError(
+                f"two rows of {r.paper.method} ({r.backbone}) for {r.dataset}, {r.world} world",
+                "each paper, backbone, dataset and world has one row",
+                FIX,
+            )
         seen.add(row_of)
     unverified = dict(content.get("unverified") or {})
     for name in unverified:
@@ -192,7 +200,7 @@ def _made(kind: type, given: Any, where: str) -> Any:
             nearest(str(key), names, f"key of {where}")
     missing = [k for k, f in names.items() if f.default is MISSING and f.default_factory is MISSING and k not in given]
     if missing:
-        raise UsageError(f"{where} has no {' and no '.join(missing)}", "", FIX)
+        raise UsageError(f"{where} has no {' and no '.join(missing)}", "these keys are required", FIX)
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
@@ -236,7 +244,7 @@ def _numbers(values: Any, where: str) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
             raise UsageError(f"{where}: {key} is {value!r}", "numbers are percent, from 0 to 100", FIX)
     if not found:
-        raise UsageError(f"{where} has no number", "", FIX)
+        raise UsageError(f"{where} has no number", "all of its values are null", FIX)
     return {k: float(v) for k, v in found.items()}
 
 

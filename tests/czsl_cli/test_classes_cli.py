@@ -135,7 +135,7 @@ def test_a_class_is_read_in_the_spelling_of_the_space(capsys):
 def test_predict_and_search_name_classes(czsl, run, drawings):
     czsl("predict", drawings, "--run", run, "-k", "2", "--out", "found.csv")
     rows = list(csv.DictReader(Path("found.csv").read_text(encoding="utf-8").splitlines()))
-    assert rows[0].keys() == {"image", "rank", "class", "score"}
+    assert rows[0].keys() == {"image", "rank", "class", "score", "calibrated", "prob"}
     assert len(rows) == 144
     right = [row["class"] == row["image"].split("/")[0] for row in rows if row["rank"] == "1"]
     assert sum(right) > 0.5 * len(right)

@@ -132,6 +132,7 @@ def _is_record(record: Any) -> bool:
         and (bool(labels) or record["error"] is not None or not named)
         and ({"attributes", "objects"} <= record.keys() or "classes" in record)
         and all(_texts(x, ("class",) if "class" in x else ("attr", "obj")) and _is_number(x.get("score")) for x in labels)
+        and all(_is_number(x.get(figure)) for x in listed.get("predictions", ()) for figure in FIGURES)
         and all(_texts(x, ("name",)) and _is_number(x.get("prob")) for x in named)
     )
 

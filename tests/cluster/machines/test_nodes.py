@@ -201,7 +201,7 @@ def test_two_machines_from_up_to_down(machines, dataset, clip_file, sleeper):
     assert machines.czsl("second", *asked).stdout == alone
 
     shown = machines.czsl("head", "train", *quick, "--name", "three", "--nodes", "3-3", "--wait", 2, expect=4).stderr
-    assert "waiting for nodes: 2 of 3" in shown and "2 nodes in the cluster, at least 3 needed" in shown
+    assert "2 nodes in the cluster, at least 3 needed" in shown
 
     healthy = json.loads(machines.czsl("head", "doctor", "--cluster", "--json").stdout)
     assert healthy["ok"]
