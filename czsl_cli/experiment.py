@@ -46,6 +46,7 @@ class Numbers(click.ParamType):
 @click.option("--baseline", metavar="ROW", help="Compare every row with this one.")
 @click.option("--per-pair", type=click.IntRange(1), help="Evaluate at most N test images per pair, instead of the file's number.")
 @click.option("--max-concurrent", type=click.IntRange(1), help="On a cluster: trainings at once.  [default: what it holds]")
+@click.option("--published", metavar="DATASET", help="Show what papers report on DATASET next to these rows, e.g. mit-states.")
 @click.option("--each-seed", is_flag=True, help="Show the numbers of every seed instead of mean and deviation.")
 @click.option("--md", type=FILE, help="Write the tables as Markdown.")
 @click.option("--csv", type=FILE, help="Write one line per row and seed, with means and deviations.")
@@ -71,6 +72,7 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
     """
     from czsl.errors import UsageError
     from czsl_cli.experiment_file import read_experiment
+    from czsl_cli.published import check_dataset
 
     where = where_of(options)
     given = {name: options[name] for name in ("data", "clip", "baseline", "seeds", "per_pair")}
@@ -80,6 +82,8 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
     out = options["out"] or Path("runs") / file.stem
     if out.resolve() == Path("runs").resolve():
         raise UsageError("--out runs is the folder of all runs", "an experiment has a folder of its own", "give --out runs/NAME")
+    if options["published"] is not None:
+        check_dataset(options["published"])
     plans, data = _planned(asked, out)
     if dry_run:
         _dry_run(plans, as_json)
@@ -91,7 +95,7 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
         sys.exit(130)
     result = _measure(asked, plans, data, failures, where)
     result |= {"experiment": str(file), "out": str(out.resolve()), "seconds": round(time.monotonic() - began, 1)}
-    _show(result, file, options, as_json)
+    _show(result, data, file, options, as_json)
     if failures:
         sys.exit(6)
 
@@ -264,6 +268,7 @@ def _measure(
     from cluster.experiment import measured
     from cluster.work.evaluation import Question
     from czsl_cli.experiment_table import summary, usual_columns
+    from czsl_cli.published import REF20, world_of
 
     tables: list[dict[str, Any]] = []
     unknown: dict[str, list[str]] = {}
@@ -284,6 +289,7 @@ def _measure(
                 {
                     "data": label,
                     "evaluation": heading,
+                    "world": world_of(settings),
                     "images": next((r["images"] for row in rows for r in row["reports"]), 0),
                     "columns": columns,
                     "rows": rows,
@@ -292,7 +298,7 @@ def _measure(
                 }
             )
             for numbers in rows:
-                numbers |= summary(numbers, list(columns))
+                numbers |= summary(numbers, [*columns, *REF20.values()])
     for key, near in unknown.items():  # the trainings of a night are not lost for it
         warn(
             f"columns: reports have no number {key!r}"
@@ -303,6 +309,7 @@ def _measure(
 
 def _row(row: Any, runs: list[Any], reports: list[Any], failed: list[str], columns: dict[str, str]) -> dict[str, Any]:
     from czsl.runs.states import seconds_of_work
+    from czsl_cli.published import REF20
 
     costs: list[dict[str, Any]] = []
     for planned in runs if reports and runs[0].trains else []:
@@ -312,11 +319,15 @@ def _row(row: Any, runs: list[Any], reports: list[Any], failed: list[str], colum
     memories = [c["peak_gib"] for c in costs]
     return {
         "row": row.name,
+        "clip": runs[0].config.clip,
         "trained": (row.trained or _trained(runs[0])) + (f"; adapted by {row.adapt.name}" if row.adapt else ""),
         "adaptation": row.adapt.to_json() if row.adapt else None,
         "seeds": [p.seed for p in runs],
         "runs": [str(p.path) for p in runs],
-        "reports": [{**{k: r.get(k) for k in columns}, "images": r["images"], "intervals": r.get("intervals")} for r in reports],
+        "reports": [
+            {**{k: r.get(k) for k in (*columns, *REF20.values())}, "images": r["images"], "intervals": r.get("intervals")}
+            for r in reports
+        ],
         "intervals": any("intervals" in r for r in reports),
         "costs": costs,
         "minutes": statistics.fmean(c["minutes"] for c in costs) if costs else None,
@@ -354,10 +365,14 @@ def _compared(asked: Any, rows: list[dict[str, Any]], question: Any) -> list[dic
     return found
 
 
-def _show(result: dict[str, Any], file: Path, options: dict[str, Any], as_json: bool) -> None:
+def _show(result: dict[str, Any], data: dict[str, Any], file: Path, options: dict[str, Any], as_json: bool) -> None:
     from czsl_cli.experiment_table import blocks, write_tables
+    from czsl_cli.published import next_to_published
 
-    shown = blocks(result, options["each_seed"])
+    each, benchmark = options["each_seed"], options["published"]
+    shown = blocks(result, each)
+    if benchmark is not None:
+        shown += [next_to_published(table, data[table["data"]], benchmark, each) for table in result["tables"]]
     if as_json:
         print_json(result)
     else:

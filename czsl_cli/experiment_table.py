@@ -104,7 +104,7 @@ def _numbers(table: Mapping[str, Any], each: bool) -> Block:
         if row["failure"]:
             rows.append([row["row"], f"failed: {row['failure']}", *[""] * (len(columns) - 2)])
             continue
-        cells = [_cell(row, key, each) for key in table["columns"]]
+        cells = [cell(row, key, each) for key in table["columns"]]
         minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
         memory = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         rows.append([row["row"], row["trained"], *cells, *([minutes, memory] if costs else [])])
@@ -130,7 +130,8 @@ def _numbers(table: Mapping[str, Any], each: bool) -> Block:
     return Block(title, columns, rows, tuple(notes))
 
 
-def _cell(row: Mapping[str, Any], key: str, each: bool) -> str:
+def cell(row: Mapping[str, Any], key: str, each: bool) -> str:
+    """Return a number of a row in percent: of one seed, of each, or mean and deviation."""
     reports = row["reports"]
     if each and len(reports) > 1:
         return " / ".join(_one(report, key) for report in reports)
@@ -244,7 +245,7 @@ def comma_separated(result: Mapping[str, Any]) -> str:
                 numbers = {key: report.get(key) for key in table["columns"]}
                 lines.append({**about, "seed": "" if seed is None else seed, **numbers, **cost})
             if len(row["reports"]) > 1:
-                lines += [{**about, "seed": kind, **row[kind]} for kind in ("mean", "sd")]
+                lines += [{**about, "seed": kind, **{k: row[kind][k] for k in table["columns"]}} for kind in ("mean", "sd")]
         lines += [
             {
                 "data": table["data"], "evaluation": table["evaluation"], "row": f"{line['method']} (reported)",

@@ -40,8 +40,8 @@ def published(dataset, method, world, form) -> None:
       czsl published mit-states --world closed
       czsl published --method clusPro --md
 
-    Numbers are percent. The column `checked` names their origin: from notes about the paper, or from memory. A missing row is no
-    statement about a paper. `czsl reproduce METHOD DATASET` trains and compares.
+    Numbers are percent. The column `checked` names their origin: from notes about the paper, or from memory. A paper may report
+    more than is here. `czsl reproduce METHOD DATASET` trains and compares.
     """
     from methods.published.records import WORLDS
     from methods.published.records import published as read
@@ -115,20 +115,30 @@ def world_of(report: Mapping[str, Any]) -> str:
     return "open" if report.get("open_world") else "closed"
 
 
-def beside(
-    title: str, ours: Sequence[tuple[str, str, Mapping[str, Any]]], records: Sequence[Record], notes: Sequence[str]
-) -> Block:
-    """Return our numbers and reported ones as one table.
+def check_dataset(name: str) -> None:
+    """Raise UsageError unless papers' numbers on a dataset are in the file."""
+    from methods.published.records import published as read
 
-    ours : name, backbone and numbers of each row: ``{key: text}`` for ``seen_ref20``, ``unseen_ref20``, ``hm_ref20``, ``auc_ref20``
-    notes : what limits the comparison
+    read().dataset(name)
+
+
+def next_to_published(table: dict[str, Any], data: Any, benchmark: str, each: bool) -> Block:
+    """Return a table of an experiment next to what papers report for its world; the records enter ``table["published"]``.
+
+    ``data`` is the opened dataset; how it differs from ``benchmark`` is a note. ``each``: the numbers of every seed.
     """
-    from czsl_cli.experiment_table import Block
+    from czsl_cli.experiment_table import Block, cell
+    from methods.published.records import published as read
 
-    rows = [[name, clip, *(str(numbers[key]) for key in REF20.values()), "this run", ""] for name, clip, numbers in ours]
+    known = read()
+    records = known.select(benchmark, None, table["world"])
+    table["published"] = [r.to_json() for r in records]
+    ours = [row for row in table["rows"] if not row["failure"]]
+    rows = [[row["row"], row["clip"], *(cell(row, key, each) for key in REF20.values()), "this run", ""] for row in ours]
     rows += [_cells(r) for r in records]
     columns = ["method", "backbone", *(f"{text}-20" for text in COLUMNS.values()), "source", "checked"]
-    return Block(title, columns, rows, (EVALUATOR, REPORTED, *notes, *notes_of(records)))
+    title = f"{table['data']}: {table['evaluation']}, next to what papers report on {known.dataset(benchmark).title}, percent"
+    return Block(title, columns, rows, (EVALUATOR, REPORTED, *size_notes(benchmark, data), *notes_of(records)))
 
 
 def size_notes(name: str, data: Any) -> list[str]:

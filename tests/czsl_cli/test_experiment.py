@@ -75,6 +75,24 @@ def test_missing_runs_are_trained_once_and_every_form_has_the_table(experiment, 
     assert next(reversed(list(run.metrics("end"))))["status"] == "done"
 
 
+def test_rows_stand_next_to_what_papers_report_by_the_fields_evaluator(experiment, tmp_path):
+    text = "rows:\n  zero-shot: {train: --method zero-shot}\n"
+    files = [x for kind in ("md", "csv", "tex", "html") for x in (f"--{kind}", f"table.{kind}")]
+    [table] = json.loads(experiment("--published", "mit-states", "--json", *files, text=text).stdout)["tables"]
+    csp = next(r for r in table["published"] if (r["method"], r["backbone"]) == ("CSP", "ViT-L/14"))
+    assert (csp["auc"], csp["world"]) == (19.4, "closed")
+    [report] = table["rows"][0]["reports"]
+    line = next(x for x in (tmp_path / "table.md").read_text().splitlines() if "this run" in x)
+    assert [cell.strip() for cell in line.split("|")][3:7] == [
+        f"{100 * report[key]:.1f}" for key in ("seen_ref20", "unseen_ref20", "hm_ref20", "auc_ref20")
+    ]
+    assert "these numbers cannot be compared" in (tmp_path / "table.md").read_text()
+    assert "CSP" in (tmp_path / "table.tex").read_text()
+    assert "CSP" in (tmp_path / "table.html").read_text()
+    assert any(r["row"] == "CSP (reported)" for r in csv.DictReader((tmp_path / "table.csv").open()))
+    assert "did you mean 'mit-states'?" in experiment("--published", "mit-state", expect=2).stderr
+
+
 def test_a_dry_run_counts_steps_and_knows_times_of_finished_rows_only(experiment, tmp_path):
     plan = json.loads(experiment("--dry-run", "--json").stdout)
     assert not (tmp_path / "runs").exists()
