@@ -198,8 +198,9 @@ def load_features(path: PathLike, count: int) -> Tensor | None:
     return torch.from_numpy(np.array(features))
 
 
-def kept_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray | None:
+def kept_array(path: PathLike, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray | None:
     """A mapped array of a cache; None if it is missing, damaged or of another form. None in ``shape``: any size."""
+    path = Path(path)
     if not path.exists():
         return None
     try:
@@ -255,8 +256,9 @@ class FeatureWriter:
             shutil.rmtree(FeatureParts(self.path).folder, ignore_errors=True)
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
+def save_array(path: PathLike, array: np.ndarray) -> None:
     """Write an array of a cache; the file appears when it is whole."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)

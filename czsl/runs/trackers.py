@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from czsl.errors import SetupError
+from czsl.reading import PathLike
 from czsl.runs.run import Run
 from czsl.runs.tracker_names import PACKAGES
 
@@ -48,8 +49,9 @@ def check_installed(names: list[str]) -> None:
                 raise SetupError(f"log={name} needs the package {package}", "it is not installed", f"pip install 'czsl[{name}]'")
 
 
-def place_of(name: str, path: Path) -> str:
+def place_of(name: str, path: PathLike) -> str:
     """Return where a tracker writes a run, with the command that shows it."""
+    path = Path(path)
     if name == "tensorboard":
         return f"{path / name}; show it with: tensorboard --logdir {path.parent}"
     if name == "wandb":

@@ -17,7 +17,10 @@ _STEPS = """
     annotations classnames coco detect fiftyone foldernames imagefolder labelstudio layouts
     parquet_images published tables textfiles tree vaw webdataset
 """
-INNER = tuple(f"czsl.data.importing.{step}" for step in _STEPS.split())
+INNER = (
+    *(f"czsl.data.importing.{step}" for step in _STEPS.split()),
+    "methods.parts.transport_kernel",
+)  # the last one needs Triton
 
 
 class OnlyFspath:

@@ -77,7 +77,7 @@ def test_the_default_preset_is_named_where_there_is_one():
 
 def test_the_toy_takes_its_own_recipe_or_that_of_small_data_and_a_users_data_none():
     assert resolve({}).recipe == "toy"
-    assert resolve({"method": "csp"}).recipe == "small"
+    assert resolve({"method": "csp"}).recipe == "toy"
     assert resolve({"method": "csp"}).epochs == 20
     assert resolve({"data": "mine"}).recipe is None
     assert resolve({"method": "zero-shot"}).recipe is None

@@ -112,9 +112,10 @@ def test_an_unknown_format_is_refused(tmp_path, name):
 
 def test_what_is_done_of_a_file_outlives_a_crash_and_belongs_to_one_question(tmp_path):
     out = tmp_path / "p.csv"
+    named = {**RECORDS[0], "predictions": [{"calibrated": 0.0, "prob": 0.0, **p} for p in RECORDS[0]["predictions"]]}
     with pytest.raises(RuntimeError), Partial(out, "one") as partial:
         for i in range(3):
-            partial.add([{**RECORDS[0], "image": f"{i}.jpg"}, RECORDS[1]])
+            partial.add([{**named, "image": f"{i}.jpg"}, RECORDS[1]])
         raise RuntimeError("a crash")
     sidecar = tmp_path / ".p.csv.partial.jsonl"
     sidecar.write_bytes(sidecar.read_bytes()[:-9])  # the last line is torn
