@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cluster.machines.dealing import dealt_out, encoded_out
+from cluster.machines.dealing import Work, dealt_out, encoded_out
 from cluster.machines.here import own_device
 from cluster.machines.launch import check_packages
 from cluster.machines.nodes import Ask
@@ -53,7 +53,8 @@ def predict_files(
         for records in partial.batches():
             yield from records
         batches = batches[partial.done :]
-    for records in _computed(_pinned(request), source, batches, Ask.of(**where), progress, notice, keep, profile):
+    work = Work(_pinned(request), source, batches, Ask.of(**where), progress, notice, keep)
+    for records in _computed(work, profile):
         if partial is not None:
             partial.add(records)
         yield from records
@@ -85,29 +86,20 @@ def _pinned(request: Request) -> Request:
     return replace(request, threads=threads)
 
 
-def _computed(
-    request: Request,
-    source: ImageSource,
-    batches: list[list[str]],
-    ask: Ask,
-    progress: Progress,
-    notice: Notice,
-    keep: bool = True,
-    profile: Profile | None = None,
-) -> Iterator[list[dict[str, Any]]]:
+def _computed(work: Work, profile: Profile | None = None) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch, in order."""
-    if not batches:
+    if not work.batches:
         return
-    if not ask.local and not request.adapt:
-        yield from dealt_out(request, source, batches, ask, progress, notice, keep)
+    if not work.ask.local and not work.request.adapt:
+        yield from dealt_out(work)
         return
     check_packages()
     if profile is not None:
         profile.started()
-    with cpu_threads(request.threads):
-        predictor = Predictor(request, own_device(), keep=keep, profile=profile)
-        if ask.local:
-            yield from predictor.records(source, batches)
+    with cpu_threads(work.request.threads):
+        predictor = Predictor(work.request, own_device(), keep=work.keep, profile=profile)
+        if work.ask.local:
+            yield from predictor.records(work.source, work.batches)
         else:  # workers encode; the images are one stream, which adapts here
-            yield from map(predictor.named, encoded_out(request, source, batches, ask, progress, notice, keep))
+            yield from map(predictor.named, encoded_out(work))
         predictor.save_state()

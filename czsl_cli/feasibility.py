@@ -63,8 +63,8 @@ def feasibility(words, run, out, glove, rename, clip, clip_weights, as_json) -> 
 
         values = feasibility_from_glove(glove, space, read_rename(rename) if rename else None)
     else:
-        from czsl.clip.backbone import load_clip
         from czsl.clip.feasibility import feasibility_from_clip
+        from czsl.clip.loading import load_clip
 
         tell_unknown_words(clip or "tiny", (*space.attributes, *space.objects))
         values = feasibility_from_clip(load_clip(clip or "tiny", clip_weights, features=True), space)

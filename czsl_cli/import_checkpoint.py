@@ -102,7 +102,7 @@ def _clip(
     state: dict[str, Tensor], public: PublicNames, name: str | None, weights: str | None, out: Path
 ) -> tuple[Clip, dict[str, Any]]:
     """The CLIP to use, and the run's settings that name it; one that is given must be the one in the file."""
-    from czsl.clip.backbone import load_clip
+    from czsl.clip.loading import load_clip
     from czsl.clip.weights import absolute
     from methods.reference import clip_in
 

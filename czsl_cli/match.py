@@ -166,7 +166,7 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     """The matcher for the options, on the GPU if there is one."""
     import torch
 
-    from czsl.clip.backbone import load_clip
+    from czsl.clip.loading import load_clip
     from czsl.data.files.regions import read_regions
     from czsl.errors import UsageError
     from methods.comclip.algebra import Rule

@@ -95,7 +95,7 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
 def _similarity(space, clip: str, clip_weights: str | None):
     import torch
 
-    from czsl.clip.backbone import load_clip
+    from czsl.clip.loading import load_clip
     from czsl_cli.runs import tell_unknown_words
     from methods.building import build
 

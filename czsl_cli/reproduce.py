@@ -79,16 +79,16 @@ def reproduce(method, dataset, overrides, dry_run, as_json, out, **options) -> N
         warn(f"the numbers are those of {expected.records[0].backbone}: --clip {options['clip']} must be that model")
     if overrides:
         warn(f"not as published: {' '.join(overrides)}")
-    from czsl_cli.experiment import _measure, _planned, _train
+    from czsl_cli.experiment_runs import measure, planned, train_missing
 
-    plans, data = _planned(asked, out)
-    failures, stopped = _train(plans, data, where, out, None)
+    plans, data = planned(asked, out)
+    failures, stopped = train_missing(plans, data, where, out, None)
     if stopped:
         say("stopped with a checkpoint; the same command continues")
         sys.exit(130)
     if failures:
         raise CzslError("training failed", "; ".join(f"{k}: {v}" for k, v in failures.items()), "the same command tries again")
-    result = _judged(expected, _measure(asked, plans, data, {}, where), plans)
+    result = _judged(expected, measure(asked, plans, data, {}, where), plans)
     _write(out, result)
     _show(result, out, as_json)
     wrong = [n for n in result["numbers"] if n["verdict"] in ("below", "undefined")]
@@ -272,10 +272,10 @@ def _show_plan(
     steps, states, notes = None, {}, list[str]()
     if missing is None:
         from czsl.data.table import open_data
-        from czsl_cli.experiment import _planned
+        from czsl_cli.experiment_runs import planned
         from methods.published.records import published
 
-        plans, _ = _planned(asked, out)
+        plans, _ = planned(asked, out)
         steps, states = plans[0].steps, {str(p.path): p.state for p in plans}
         if expected.dataset in published().datasets:
             notes = size_notes(expected.dataset, open_data(asked.data[expected.dataset]))

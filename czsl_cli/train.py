@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from czsl_cli.checked import checked, loop_notes, partial_labels_of
 from czsl_cli.console import (
-    Bar,
     duration,
     percent,
     print_json,
@@ -24,10 +24,7 @@ from czsl_cli.console import (
     warn,
 )
 from czsl_cli.options import placement_options, settings_options, where_of
-
-SHORT_NAMES = (
-    27  # bytes of an attribute and an object that surely fit the tokens which the built-in CLIP reads: 32 less 5 of "a photo of"
-)
+from czsl_cli.train_watch import Watcher
 
 
 @click.command()
@@ -246,78 +243,6 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
     return run
 
 
-def checked(config, data) -> list[str]:
-    """Check settings against their dataset before there is a run, and complete them; returns warnings.
-
-    Raises
-    ------
-    CzslError
-        Settings that contradict each other or the data; a CLIP that the method cannot use.
-    """
-    from czsl.clip.vocabulary import note_on_words, unknown_words
-    from czsl.runs.tracker_names import tracker_names
-    from czsl.runs.trackers import check_installed
-    from czsl_cli.config import fix_paths
-    from methods.registry import check_labels, config_class
-
-    check_installed(tracker_names(config.log))
-    config.remember(data.decode)
-    _partial_labels(config, data)
-    check_labels(config.method, data.space)
-    own = config_class(config.method)(**config.model)
-    notes = [*own.notes(data.space), *own.data_notes(data), *_loop_notes(config, own, data)]
-    if note := note_on_words(unknown_words(config.clip, (*data.space.attributes, *data.space.objects))):
-        notes.append(note)
-    fix_paths(config)
-    if _may_fail(config, data.space):
-        from methods.checking import check_clip
-
-        notes += check_clip(config, data.space)
-    return notes
-
-
-def _may_fail(config, space) -> bool:
-    """Return whether the run's CLIP is worth the seconds of a check: the built-in one is always there, and cuts no short name."""
-    from czsl.compositions import prompt_name
-
-    if config.clip != "tiny" or config.clip_weights:
-        return True
-    longest = sum(max((len(prompt_name(n).encode()) for n in names), default=0) for names in (space.attributes, space.objects))
-    return longest > SHORT_NAMES
-
-
-def _loop_notes(config, own, data) -> list[str]:
-    """Warnings about settings of the training loop; UsageError for those that contradict each other."""
-    from cluster.work.augmentation import check_loop
-    from czsl.data.batches import stratified
-
-    if config.stop_after and not len(data.split("val")):
-        from czsl.errors import UsageError
-
-        why = "no epoch can be called better than another"
-        raise UsageError(f"stop_after={config.stop_after} without validation images", why, "leave it out, or import a val split")
-    train = data.split("train")
-    images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
-    return check_loop(config, own.keeps_features, _trains(config.method), images)
-
-
-def _partial_labels(config, data):
-    """The candidates that a run is given instead of labels, checked before a cluster is started."""
-    if config.partial_labels is None:
-        return None
-    from czsl.data.files.partial_labels import read_partial_labels
-    from czsl.errors import UsageError
-
-    if not _trains(config.method):
-        raise UsageError(f"{config.method} cannot use partial labels", "it needs no training", "leave out --partial-labels")
-    labels = read_partial_labels(config.partial_labels, data)
-    if labels.origin.noise_rate and not config.label_rescue:
-        warn(
-            f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond candidates"
-        )
-    return labels
-
-
 def _fitting(run) -> str:
     """The precision that a run without training begins with: its own, or with ``auto`` what fits this machine."""
     from cluster.machines.here import gpus, own_device
@@ -357,87 +282,6 @@ def _finish(run, status: str, seconds: float, as_json: bool) -> None:
         sys.exit(130)
 
 
-class Watcher:
-    """Turns a run's metrics into a bar, or into a line now and then."""
-
-    def __init__(self, epochs: int, bar: Bar):
-        self.epochs, self.bar = epochs, bar
-        self.total = self.images = self.batch = 0
-        self.first: tuple[float, int] | None = None
-        self.best = -1.0
-
-    def placed(self, placement, path: Path) -> None:
-        """Say where the workers run."""
-        self.bar.clear()
-        if placement.note:
-            warn(placement.note)
-        kind = "GPU" if placement.gpu else f"CPU, {placement.threads} threads each"
-        workers, nodes = (f"{n} {what}{'s' * (n > 1)}" for n, what in ((placement.workers, "worker"), (placement.nodes, "node")))
-        say(f"{short(path)}: {workers} on {nodes} ({kind})")
-
-    def waiting(self, waiting) -> None:
-        """Show what the run waits for."""
-        self._show(
-            "waiting for nodes", waiting.found, waiting.wanted, f"{waiting.waited_s:.0f} of {waiting.limit_s:.0f} s", str(waiting)
-        )
-
-    def failed(self, reason: str, failures: int) -> None:
-        """Print that workers are restarted."""
-        self.first = None
-        warn(f"workers failed ({failures} in a row): {reason}")
-        say("restarting from the newest checkpoint")
-
-    def record(self, record: dict[str, Any]) -> None:
-        """Show one line of metrics."""
-        event = record.get("event")
-        if event == "progress":
-            self._show(
-                record["what"], record["done"], record["total"], "", f"{record['what']} {record['done']}/{record['total']}"
-            )
-        elif event == "start":
-            self.total, self.images, self.batch = record["steps"], record["images"], record["batch"]
-            where = f", continuing at step {record['step']}" if record["step"] else ""
-            how = f", precision {record['precision']}" if "precision" in record else ""
-            steps = f"batches of {self.batch}, {self.total} steps{how}{where}" if self.total else "no steps"
-            say(f"{self.images} training images, {steps}")
-        elif event == "step":
-            self._step(record)
-        elif event == "epoch":
-            self._epoch(record)
-        elif event == "found":
-            how = "chosen on validation images" if record["how"] == "val" else "without validation images to choose on"
-            say(f"{how}: {', '.join(f'{key} {value:g}' for key, value in record['settings'].items())}")
-        elif event == "note":
-            self.bar.clear()
-            warn(record["note"])
-        elif event == "stopping":
-            say("stopping at the next step with a checkpoint; once more ends at once and without one")
-
-    def _step(self, record: dict[str, Any]) -> None:
-        now, step = record["time"], record["step"]
-        self.first = self.first or (now, step - 1)
-        left = (now - self.first[0]) / max(step - self.first[1], 1) * (self.total - step)
-        note = f"loss {record['loss']:.3f}  {record['images_per_s']:.0f} images/s"
-        line = f"epoch {record['epoch'] + 1}/{self.epochs}  step {step}/{self.total}  {note}  left {duration(left)}"
-        self._show(f"epoch {record['epoch'] + 1}/{self.epochs}", step, self.total, note, line)
-
-    def _epoch(self, record: dict[str, Any]) -> None:
-        if record.get("auc") is None:
-            return
-        found = record.get("disambiguation")
-        note = "" if found is None else f"  true label top-1 {percent(found)}"
-        mark = "  best so far" if record["auc"] > self.best and self.total else ""
-        self.best = max(self.best, record["auc"])
-        where = f"epoch {record['epoch']}/{self.epochs}  " if self.total else ""
-        say(
-            f"{where}validation: AUC {percent(record['auc'])}  HM {percent(record['hm'])}  "
-            f"seen {percent(record['seen'])}  unseen {percent(record['unseen'])}{note}{mark}"
-        )
-
-    def _show(self, what: str, done: int, total: int, note: str, line: str) -> None:
-        self.bar.update(what, done, total, note, line)
-
-
 def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     import yaml
 
@@ -451,13 +295,13 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     config.remember(data.decode)
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
     method = build(config.method, data.space, clip, config.model)
-    for note in _loop_notes(config, method.config, data):
+    for note in loop_notes(config, method.config, data):
         warn(note)
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
-    labels = _partial_labels(config, data)
+    labels = partial_labels_of(config, data)
     if labels is not None:
         plan = {"candidates_an_image": round(float(labels.sizes.mean()), 2), **plan}
     where = {

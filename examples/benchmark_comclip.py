@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity, normalize
 
-from czsl.clip.backbone import Clip, load_clip
+from czsl.clip.backbone import Clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from czsl.data.toy import dataset as toy

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cluster.work.estimate import KEPT_PER_BLOCK
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.batches import PixelCache, epoch_batches
 from czsl.data.table import open_data
 from methods.building import build

@@ -23,7 +23,7 @@ from cluster.work.comm import Group
 from cluster.work.scoring import score_split
 from cluster.work.source import Source, arithmetic
 from cluster.work.training import train_worker
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.batches import feature_file, save_features, stratified
 from czsl.data.importing.importers import ImportOptions, import_dataset
 from czsl.data.table import Dataset, Record, Split, open_data, write_dataset

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from czsl.clip.backbone import Clip, Towers, load_clip
+from czsl.clip.backbone import Clip
+from czsl.clip.loading import load_clip
+from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError, did_you_mean
 from czsl.runs.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ def clip_for(name: str, settings: dict[str, Any], clip: str, weights: str | None
     Raises
     ------
     UsageError, SetupError
-        As :func:`czsl.clip.backbone.load_clip`.
+        As :func:`czsl.clip.loading.load_clip`.
     """
     return load_clip(clip, weights, features=needs_only_features(name, settings))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from czsl.clip.backbone import Towers, load_clip, sketch_clip
+from czsl.clip.loading import load_clip, sketch_clip
+from czsl.clip.towers import Towers
 from czsl.clip.weights import HUB, find_weights, is_folder, is_path
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.runs.config import RunConfig

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from czsl.clip.backbone import Clip, Towers
-from czsl.clip.towers import onto
+from czsl.clip.backbone import Clip
+from czsl.clip.towers import Towers, onto
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from methods.config import MethodConfig

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates

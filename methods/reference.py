@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from czsl.clip.backbone import Clip, clip_from_state
+from czsl.clip.backbone import Clip
+from czsl.clip.loading import clip_from_state
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.settings import typed

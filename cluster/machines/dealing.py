@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,26 @@ from czsl.errors import CzslError
 Answer = Callable[[Predictor, ImageSource, list[list[str]]], tuple[str, bytes]]
 
 MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
+
+
+@dataclass(frozen=True)
+class Work:
+    """A prediction that workers share.
+
+    request : the question about each image
+    source, batches : the images, as whole batches of file names
+    ask : the nodes and workers
+    progress, notice : called while nodes are awaited, and with what the user should read about them
+    keep : image features are kept in the cache folder of each node
+    """
+
+    request: Request
+    source: ImageSource
+    batches: list[list[str]]
+    ask: Ask
+    progress: Progress
+    notice: Notice
+    keep: bool = True
 
 
 class _Actor:
@@ -57,31 +78,15 @@ class _Actor:
         return (self.error, b"") if self.error else self.answer(self.predictor, self.source, batches)
 
 
-def dealt_out(
-    request: Request,
-    source: ImageSource,
-    batches: list[list[str]],
-    ask: Ask,
-    progress: Progress,
-    notice: Notice,
-    keep: bool = True,
-) -> Iterator[list[dict[str, Any]]]:
+def dealt_out(work: Work) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch of file names, in order, as they become ready."""
-    for text, _ in _dealt(_records, request, source, batches, ask, progress, notice, keep):
+    for text, _ in _dealt(_records, work):
         yield from text
 
 
-def encoded_out(
-    request: Request,
-    source: ImageSource,
-    batches: list[list[str]],
-    ask: Ask,
-    progress: Progress,
-    notice: Notice,
-    keep: bool = True,
-) -> Iterator[list[Photograph]]:
+def encoded_out(work: Work) -> Iterator[list[Photograph]]:
     """Images of each batch of file names with their features, in order, as they become ready."""
-    for text, array in _dealt(_photographs, for_encoding(request), source, batches, ask, progress, notice, keep):
+    for text, array in _dealt(_photographs, replace(work, request=for_encoding(work.request))):
         features = iter(np.load(io.BytesIO(array), allow_pickle=False) if array else ())
         for batch in text:
             yield [
@@ -104,43 +109,34 @@ def _photographs(predictor: Predictor, source: ImageSource, batches: list[list[s
     return json.dumps(errors), file.getvalue()
 
 
-def _dealt(
-    answer: Answer,
-    request: Request,
-    source: ImageSource,
-    batches: list[list[str]],
-    ask: Ask,
-    progress: Progress,
-    notice: Notice,
-    keep: bool,
-) -> Iterator[tuple[list[Any], bytes]]:
+def _dealt(answer: Answer, work: Work) -> Iterator[tuple[list[Any], bytes]]:
     """Answers to each row of batches, in order; an error of a worker is raised here."""
-    with session(ask.address) as connected:
-        placement = await_placement(connected, ask, on_wait=lambda state: tell_waiting(state, progress))
+    with session(work.ask.address) as connected:
+        placement = await_placement(connected, work.ask, on_wait=lambda state: tell_waiting(state, work.progress))
         if placement.note:
-            notice(placement.note)
+            work.notice(placement.note)
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes back as records
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # records hold what matters
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        workers = min(placement.workers, len(batches))
-        some = max(1, min(MOST_TOGETHER, len(batches) // (4 * workers)))
-        parts = [batches[i : i + some] for i in range(0, len(batches), some)]
+        workers = min(placement.workers, len(work.batches))
+        some = max(1, min(MOST_TOGETHER, len(work.batches) // (4 * workers)))
+        parts = [work.batches[i : i + some] for i in range(0, len(work.batches), some)]
         rows = [{"index": i, "batches": json.dumps(part)} for i, part in enumerate(parts)]
         with warnings.catch_warnings():
             # Ray is about to rename the way in which max_restarts is given.
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(request, source, placement, keep, answer),
+                fn_constructor_args=(work.request, work.source, placement, work.keep, answer),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
                 num_gpus=1 if placement.gpu else 0,
                 # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
-                **({} if joins(ask.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
+                **({} if joins(work.ask.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
             )
         waiting: dict[int, tuple[str, bytes]] = {}
         due = 0

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from czsl.clip.backbone import Clip, load_clip
+from czsl.clip.backbone import Clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import CzslError
 from czsl.precision import fitting

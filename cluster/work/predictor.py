@@ -316,7 +316,7 @@ def _method(request: Request, keep: bool, precision: str) -> Method:
 
 def _towers(name: str, weights: str | None, keep: bool) -> Towers:
     def load_now() -> Towers:
-        from czsl.clip.backbone import load_clip  # open_clip takes a second to import
+        from czsl.clip.loading import load_clip  # open_clip takes a second to import
 
         return load_clip(name, weights, features=True)
 

@@ -1,46 +1,23 @@
-"""A CLIP model of any source behind one face: the built-in ``tiny``, any open_clip model, a local weight file or folder, or the hub."""
+"""CLIP with towers that can be opened: adapters in the image tower, learned words in the text tower."""
 
 from __future__ import annotations
 
-import difflib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from czsl.clip import hugging_face
 from czsl.clip.compat import import_open_clip
-from czsl.clip.features import FeatureClip, side_of
-from czsl.clip.kinds import kind_of, strange
+from czsl.clip.features import side_of
 from czsl.clip.text import TextTower
 from czsl.clip.towers import OPENAI_MEAN, OPENAI_STD, Towers
 from czsl.clip.vision import VisionTower
-from czsl.clip.weights import (
-    HUB,
-    OPEN_CLIP_CONFIG,
-    fetch,
-    fetch_folder,
-    is_folder,
-    is_path,
-    published_tag,
-    read_state,
-    weight_files,
-)
 from czsl.data.pixels import Pixels
-from czsl.errors import SetupError, UsageError
-from czsl.reading import read_json, read_safetensors
+from czsl.errors import UsageError
 
-__all__ = ["OPENAI_MEAN", "OPENAI_STD", "Clip", "Towers", "clip_from_state", "load_clip", "sketch_clip"]
-
-TINY = Path(__file__).parent / "tiny"
-HEAD_WIDTH = 64  # of OpenAI's models
 VOCABULARY = 49408  # tokens of CLIP's byte-pair encoding
-# Scalars and buffers that published files carry beside the weights.
-EXTRAS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.transformer.embeddings.position_ids"}
 
 
 class Clip(Towers):
@@ -63,7 +40,7 @@ class Clip(Towers):
         std: Sequence[float] = OPENAI_STD,
         pixels: Pixels | None = None,
     ):
-        _check_plain(model, name)
+        check_plain(model, name)
         super().__init__(model, name, pixels or Pixels(side_of(model, name)), mean, std)
         tokenizer = import_open_clip().tokenizer.SimpleTokenizer()
         self.visual, self.text = VisionTower(model.visual), TextTower(model, tokenizer)
@@ -116,7 +93,7 @@ def _hold_in(tower: nn.Module, dtype: torch.dtype) -> None:
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the two towers here compute what open_clip's do: no other poolings, masks, projections, vocabularies."""
+    """Return whether the two towers here compute what open_clip's do: no other poolings, masks, projections, vocabularies."""
     visual: Any = getattr(model, "visual", None)
     return bool(
         hasattr(visual, "class_embedding")
@@ -130,337 +107,11 @@ def is_plain(model: Any) -> bool:
     )
 
 
-def _check_plain(model: Any, name: str) -> None:
+def check_plain(model: Any, name: str) -> None:
+    """Raise UsageError unless the model is plain; ``name`` is that of the error."""
     if not is_plain(model):
         raise UsageError(
             f"{name} is not a CLIP with a plain vision transformer and CLIP's own text transformer",
             "methods put adapters into the first and learned words into the second",
             "choose a ViT model, e.g. --clip ViT-B-16 or ViT-L-14, or a method that needs features only: czsl methods",
         )
-
-
-@overload
-def load_clip(name: str = "tiny", weights: str | None = None, features: Literal[False] = False) -> Clip: ...
-
-
-@overload
-def load_clip(name: str = "tiny", weights: str | None = None, *, features: bool) -> Towers: ...
-
-
-def load_clip(name: str = "tiny", weights: str | None = None, features: bool = False) -> Towers:
-    """Load a CLIP on the CPU in float32.
-
-    Parameters
-    ----------
-    name : str
-        ``tiny`` (built in); an open_clip model (``ViT-L-14``); ``hf-hub:org/name``; a folder with ``config.json`` (Hugging Face's
-        ``CLIPModel``) or ``open_clip_config.json``; or the path of a state dict in OpenAI's format, whose architecture is read from its
-        shapes (QuickGELU, heads of width 64), or in Hugging Face's, with its ``config.json`` beside it.
-    weights : str, optional
-        For an open_clip model: a published tag (default ``openai``), the path of a weight file or its folder, or
-        ``random`` for measurements (the same random weights each time). A file does not tell its activation: it is QuickGELU for
-        OpenAI's archives and for models named ``...-quickgelu``, otherwise what the model's name stands for.
-    features : bool, default False
-        Features of images and texts are enough: any architecture of open_clip will do.
-
-    Raises
-    ------
-    UsageError
-        Unknown model or tag (with the nearest name), unreadable file, an architecture the methods cannot use.
-    SetupError
-        The weights would have to be downloaded and the network does not answer; a tokenizer that cannot be had.
-    """
-    open_clip = import_open_clip()
-    if name.replace("/", "-") in open_clip.list_models():
-        return _load_named(name.replace("/", "-"), weights, features)
-    own = name == "tiny" or name.startswith(HUB) or is_path(name) or is_folder(name)
-    if weights is not None and own:
-        raise UsageError(f"{name} brings its own weights", f"and --clip-weights {weights} was given", "leave out one of the two")
-    if name == "tiny":
-        return _load_tiny()
-    if name.startswith(HUB):
-        return _load_folder(fetch_folder(name), name, features)
-    if is_folder(name):
-        return _load_folder(Path(name), name, features)
-    if is_path(name):
-        return _load_file(Path(name), features)
-    near = difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=3)
-    raise UsageError(
-        f"unknown CLIP model {name!r}",
-        f"nearest names: {', '.join(near)}" if near else "open_clip does not know it",
-        "use tiny, an open_clip model name, hf-hub:org/name, or the path of a weight file or of a model's folder",
-    )
-
-
-def sketch_clip(name: str, weights: str | None = None, features: bool = False) -> Towers:
-    """An open_clip model without its weights, on torch's ``meta`` device: what can be known before gigabytes are downloaded.
-
-    Raises
-    ------
-    UsageError
-        As :func:`load_clip`: unknown model or tag, an architecture the methods cannot use.
-    """
-    name = name.replace("/", "-")
-    if weights != "random" and not is_path(weights or ""):
-        weights = published_tag(name, weights)
-    with torch.device("meta"):
-        return _towers(_create(name, device="meta"), name, features, preprocessing(name, weights))
-
-
-def _load_named(name: str, weights: str | None, features: bool) -> Towers:
-    """A model of open_clip's list."""
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):  # all workers, and whoever loads the run, need the same towers
-            torch.manual_seed(0)
-            return _towers(_create(name), name, features, preprocessing(name))
-    if weights is not None and (is_path(weights) or is_folder(weights)):
-        return _load_named_file(name, Path(weights), features)
-    tag = published_tag(name, weights)
-    published = import_open_clip().get_pretrained_cfg(name, tag)
-    sketch_clip(name, tag, features)  # the architecture alone, before gigabytes are downloaded
-    path = fetch(name, tag)
-    model = _create(name, force_quick_gelu=bool(published.get("quick_gelu")))
-    _fill(model, read_state(path), str(path))
-    return _towers(model, name, features, preprocessing(name, tag))
-
-
-def _load_named_file(name: str, path: Path, features: bool) -> Towers:
-    """A model of open_clip's list with the weights of a file, in any form that holds them."""
-    folder = path if path.is_dir() else path.parent
-    state = _read(weight_files(path) if path.is_dir() else [path])
-    config = hugging_face.read_config(folder) if hugging_face.is_hugging_face(state) else None
-    if config is not None:  # it tells the activation, which a name may not
-        model = hugging_face.model_of(config, str(folder))
-    else:
-        model = _create(name, force_quick_gelu="input_resolution" in state)
-    _fill(model, state, str(path))
-    return _towers(model, name, features, preprocessing(name))
-
-
-def _load_file(path: Path, features: bool) -> Towers:
-    """A weight file that names no model: OpenAI's form, or Hugging Face's with the ``config.json`` beside it."""
-    state = read_state(path)
-    if not hugging_face.is_hugging_face(state):
-        beside = path.parent / OPEN_CLIP_CONFIG
-        if beside.is_file() and ("visual.conv1.weight" not in state or path.name.startswith("open_clip")):
-            return _load_folder(path.parent, str(path), features, [path])
-        return clip_from_state(state, str(path))
-    config = hugging_face.read_config(path.parent)
-    if config is None:
-        raise UsageError(
-            f"{path} is a CLIP as Hugging Face's programs save it, without its config.json",
-            "the file does not tell heads and activation",
-            "put its config.json beside it, or name the model: --clip ViT-B-32 --clip-weights FILE",
-        )
-    return _from_hugging_face(config, state, str(path), path.parent)
-
-
-def _load_folder(folder: Path, name: str, features: bool, files: list[Path] | None = None) -> Towers:
-    """A folder with a model's configuration and weights: open_clip's, or that of Hugging Face's ``CLIPModel``."""
-    if not (folder / OPEN_CLIP_CONFIG).is_file():
-        config = hugging_face.read_config(folder) or {}
-        if config.get("model_type", "clip") != "clip" or "vision_config" not in config:
-            hugging_face.model_of(config, str(folder))  # says what it is
-        return _from_hugging_face(config, _read(weight_files(folder)), name, folder)
-    told: dict[str, Any] = {"error": UsageError, "fix": "download or copy the folder again"}
-    content = read_json(folder / OPEN_CLIP_CONFIG, most=hugging_face.MOST, head="cannot read {path}", **told)
-    described = content.get("model_cfg") if isinstance(content, dict) else None
-    if not isinstance(described, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= described.keys():
-        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", "it has no whole model_cfg", told["fix"])
-    source = str(folder)
-    try:
-        model = _create(f"local-dir:{source}", load_weights=False)
-    except CREATION_ERRORS as error:
-        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", _line(error), told["fix"]) from None
-    _fill(model, _read(files or weight_files(folder)), source)
-    settings = content.get("preprocess_cfg")
-    hub = name if name.startswith(HUB) else f"local-dir:{source}"
-    return _towers(model, name, features, settings if isinstance(settings, dict) else {}, hub, described)
-
-
-CREATION_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError)
-
-
-def _from_hugging_face(config: Mapping[str, Any], state: dict[str, Tensor], name: str, folder: Path) -> Towers:
-    if not hugging_face.is_hugging_face(state) and "visual.conv1.weight" not in state:
-        raise strange(name, state, "it is not the CLIPModel that config.json describes")
-    model = hugging_face.model_of(config, name)
-    _fill(model, state, name)
-    return _towers(model, name, False, hugging_face.preprocessing(folder), config={})
-
-
-def _read(files: Sequence[Path]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= read_state(file)
-    return state
-
-
-def preprocessing(name: str, tag: str | None = None) -> dict[str, Any]:
-    """How images are prepared for a model of open_clip's list, in open_clip's words.
-
-    As its published weights want it; for weights of one's own as all published ones agree, otherwise CLIP's way.
-    """
-    open_clip = import_open_clip()
-    known = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    found = [
-        {k: v for k in known if (v := open_clip.get_pretrained_cfg(name, t).get(k)) is not None}
-        for t in ([tag] if tag in tags else tags)
-    ]
-    return found[0] if found and all(other == found[0] for other in found) else {}
-
-
-def _towers(
-    model: Any,
-    name: str,
-    features: bool,
-    settings: Mapping[str, Any],
-    tokenizer_of: str | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> Towers:
-    """The model behind the face that fits it; UsageError where ``features`` would do but more is asked."""
-    try:
-        pixels = Pixels(
-            side_of(model, name),
-            settings.get("interpolation") or "bicubic",
-            settings.get("resize_mode") or "shortest",
-            int(settings.get("fill_color") or 0),
-        )
-        mean, std = ([float(x) for x in settings.get(k) or d] for k, d in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)))
-        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-            raise ValueError("mean and std are three numbers, std above 0")
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"{name} prepares images in an unknown way", str(error), "check its preprocess_cfg or preprocessor_config.json"
-        ) from None
-    if config is None:  # a name of open_clip's list
-        config = import_open_clip().get_model_config(name) or {}
-    if is_plain(model) and not config.get("text_cfg", {}).get("hf_tokenizer_name"):
-        return Clip(model, name, mean, std, pixels)
-    if not features:
-        _check_plain(None, name)
-    return FeatureClip(model, name, _tokenizer(tokenizer_of or name), pixels, mean, std)
-
-
-def _tokenizer(name: str) -> Any:
-    """open_clip's tokenizer of a model; SetupError where a package or its files cannot be had."""
-    logging.disable(logging.WARNING)
-    try:
-        return import_open_clip().get_tokenizer(name)
-    except ImportError as error:
-        raise SetupError(
-            f"the words of {name} need another package",
-            f"its tokenizer is one of Hugging Face's transformers: {_line(error)}",
-            "pip install transformers sentencepiece",
-        ) from None
-    except Exception as error:  # the hub's client and tokenizers raise many kinds
-        raise SetupError(
-            f"the tokenizer of {name} cannot be had",
-            _line(error),
-            "it comes from the hub on first use; offline give a folder that holds it: --clip FOLDER",
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
-
-
-def _create(name: str, **options: Any) -> Any:
-    """An open_clip model with random weights, without its warning that they are."""
-    logging.disable(logging.WARNING)
-    try:
-        return import_open_clip().create_model(name, pretrained=None, pretrained_text=False, **options)
-    except ImportError as error:
-        raise SetupError(f"{name} needs another package", _line(error), "pip install transformers sentencepiece") from None
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy a state into a model, shape by shape; no half-loaded tower survives. Names of other programs are understood."""
-    names = list(state)
-    state = _as_named(model, {k: v for k, v in state.items() if k not in EXTRAS})
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
-        kind = kind_of(names)
-        why, fix = (f"it is {kind.what}; {reason}", kind.fix) if kind else (reason, "name the model these weights belong to")
-        raise UsageError(f"{source} does not fit the model", why, fix) from None
-
-
-def _as_named(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of the model: Hugging Face's, MobileCLIP's own, and the two places of a text tower in open_clip."""
-    open_clip = import_open_clip()
-    own = model.state_dict()
-    if hugging_face.is_hugging_face(state):
-        state = hugging_face.renamed(state)
-    if any(k.startswith("image_encoder.model.") for k in state):
-        state = open_clip.convert.convert_state_dict(model, state)
-    words, custom = "token_embedding.weight", "text.token_embedding.weight"
-    if words in state and custom in own:
-        state = {k if k.startswith(("visual.", "logit_")) else f"text.{k}": v for k, v in state.items()}
-    elif custom in state and words in own:
-        state = {k.removeprefix("text."): v for k, v in state.items()}
-    for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
-        if name in state and name in own and state[name].numel() == own[name].numel():
-            state[name] = state[name].reshape(own[name].shape)
-    return state
-
-
-def _load_tiny() -> Clip:
-    config = read_json(TINY / "config.json")
-    mean, std = config.pop("image_mean"), config.pop("image_std")
-    state = {k: v.float() if v.is_floating_point() else v for k, v in read_safetensors(TINY / "weights.safetensors").items()}
-    # The file keeps the embeddings of trained tokens only; the others are zero.
-    ids, rows_nW = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
-    state["token_embedding.weight"] = torch.zeros(config["text_cfg"]["vocab_size"], rows_nW.shape[1])
-    state["token_embedding.weight"][ids.long()] = rows_nW
-    model = import_open_clip().CLIP(**config)
-    _fill(model, state, "the built-in tiny CLIP")
-    return Clip(model, "tiny", mean, std)
-
-
-def clip_from_state(state: dict[str, Tensor], source: str) -> Clip:
-    """A CLIP from a state dict in OpenAI's format, its architecture read from the shapes (QuickGELU, heads of width 64).
-
-    Raises
-    ------
-    UsageError
-        The state is of another format or not complete; names ``source``.
-    """
-
-    def layers(prefix: str) -> int:
-        return len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)})
-
-    try:
-        width, _, _, patch = state["visual.conv1.weight"].shape
-        tokens, _ = state["visual.positional_embedding"].shape
-        (text_width,) = state["ln_final.weight"].shape
-        vocab_size, _ = state["token_embedding.weight"].shape
-        context_length, _ = state["positional_embedding"].shape
-        _, dim = state["text_projection"].shape
-        if width % HEAD_WIDTH or text_width % HEAD_WIDTH:
-            raise ValueError(f"its widths {width} and {text_width} are no multiples of {HEAD_WIDTH}")
-    except (KeyError, ValueError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise strange(source, state, reason, "give the model's name: --clip ViT-L-14 --clip-weights FILE") from None
-    vision = {
-        "image_size": round((tokens - 1) ** 0.5) * patch,
-        "patch_size": patch,
-        "width": width,
-        "layers": layers("visual.transformer.resblocks."),
-    }
-    text = {
-        "context_length": context_length,
-        "vocab_size": vocab_size,
-        "width": text_width,
-        "heads": text_width // HEAD_WIDTH,
-        "layers": layers("transformer.resblocks."),
-    }
-    model = import_open_clip().CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    _fill(model, state, source)
-    return Clip(model, source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.evaluation.feasibility import feasibility_from_vectors
 

@@ -148,7 +148,7 @@ def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> Kn
     Parameters
     ----------
     name, weights : str
-        As :func:`czsl.clip.backbone.load_clip` takes them.
+        As :func:`czsl.clip.loading.load_clip` takes them.
     load : callable
         Loads them; called at once if there are no notes, or if a file of weights has changed since.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, one_hot
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance

@@ -241,7 +241,8 @@ class Prototypes(nn.Module):
         flat = self.bank.flatten(0, 1)
         slot_M = ids_M * c.num_prototypes + chosen_M
         x_MD = F.normalize(g_MD, dim=-1) if c.ema_mean == "mean" else g_MD
-        sums = torch.zeros_like(flat).index_add_(0, slot_M, x_MD)
+        # Not index_add_, whose order of additions differs from run to run on a GPU.
+        sums = torch.zeros_like(flat).index_put_((slot_M,), x_MD, accumulate=True)
         # Not bincount, for which the host waits.
         counts = torch.zeros_like(flat[:, 0]).index_add_(0, slot_M, torch.ones_like(g_MD[:, 0], dtype=flat.dtype))[:, None]
         target = sums / counts.clamp(min=1) if c.ema_mean == "mean" else F.normalize(sums, dim=-1)

@@ -14,7 +14,7 @@ from methods.comclip.windows import box_mask, grid_boxes, slic_segments
 from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, Question, branch_figures, centre_square
 
 if TYPE_CHECKING:
-    from czsl.clip.backbone import Towers
+    from czsl.clip.towers import Towers
     from czsl.compositions import CompositionSpace
     from czsl.data.files.regions import RegionTable
     from methods.comclip.config import ComCLIPConfig

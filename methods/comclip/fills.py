@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from czsl.clip.backbone import OPENAI_MEAN
+from czsl.clip.towers import OPENAI_MEAN
 from czsl.data.pixels import Pixels
 from methods.comclip.config import Fill
 from methods.parts.views import stacked

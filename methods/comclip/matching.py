@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.files.regions import RegionTable
 from czsl.errors import CzslError
 from methods.comclip.algebra import Rule, fits, gram_scores, weigh

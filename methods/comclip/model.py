@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, prepare_bank
 from methods.comclip.config import ComCLIPConfig

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.files.regions import RegionTable
 from methods.comclip.bank import side_of
 from methods.comclip.parse import Composition, base_noun, head_of

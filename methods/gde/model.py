@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.errors import DataError, UsageError
 from methods.explanation import Explanation, Question

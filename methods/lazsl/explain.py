@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.files.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.files.descriptors import match_descriptors
 from methods.lazsl.config import LaZSLConfig
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from czsl.clip.backbone import Towers
+from czsl.clip.towers import Towers
 from czsl.data.pixels import Pixels
 
 

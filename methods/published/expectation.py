@@ -14,7 +14,7 @@ from methods.presets import load_presets
 from methods.published.records import NUMBERS, WORLDS, Record, check_numbers, nearest, plain, published
 from methods.registry import canonical_name
 
-TOLERANCE = 1.0  # points; seeds alone move the field's numbers by about half of that
+TOLERANCE = 1.0  # points: our choice
 CLIPS = {"ViT-L/14": "ViT-L-14", "ViT-B/32": "ViT-B-32"}
 PRESETS = ("released", "paper", "default")  # the first that a method has: what made its published numbers, as far as known
 ADAPTED = {"tomcat": {"method": "csp", "preset": "tomcat-base", "recipe": "tomcat-{dataset}", "adapt": "tomcat recipe={dataset}"}}
@@ -105,7 +105,7 @@ def from_papers(method: str, dataset: str, worlds: tuple[str, ...], tolerance: f
     if not found:
         raise UsageError(
             f"no published numbers of {known.paper(method).method} on {benchmark} in the {' or '.join(worlds)} world are known here",
-            "; ".join(known.unverified.get(p, "") for p in [known.paper(method).key] if p in known.unverified),
+            known.unverified.get(known.paper(method).key, "the file of published numbers has no such row"),
             "give the numbers in a file of your own: --expect FILE (docs/reproduce.md); czsl published lists those that are known",
         )  # fmt: skip
     chosen = nearest(backbone, have, "backbone") if backbone else "ViT-L/14" if "ViT-L/14" in have else have[0]

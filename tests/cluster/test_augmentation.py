@@ -11,7 +11,7 @@ from cluster.work.augmentation import check_loop
 from cluster.work.comm import Group
 from cluster.work.source import Source
 from cluster.work.training import prepare, train_worker
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.augment import augment
 from czsl.data.table import open_data
 from czsl.errors import UsageError

@@ -12,7 +12,7 @@ from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
 from cluster.work.evaluation import Question, kept_reduction
 from cluster.work.source import Source
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.images import decode
 from czsl.data.table import open_data
 from czsl.runs.run import Run

@@ -30,7 +30,7 @@ def make_run(tmp_path, clip_file, method="clusPro", step=1, run=None, **settings
     """A run with a checkpoint whose weights are moved off their start, as after training."""
     options = {"method": method, "clip": str(clip_file), "threads": 1, "data": "toy", **settings}
     run = run or Run.create(resolve(options), toy.space(), tmp_path, "run")
-    from czsl.clip.backbone import load_clip
+    from czsl.clip.loading import load_clip
 
     clip = load_clip(str(clip_file))
     trained = build(method, run.space, clip, run.config.model)

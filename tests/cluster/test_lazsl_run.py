@@ -14,7 +14,7 @@ from cluster.work.comm import Group
 from cluster.work.evaluation import Question
 from cluster.work.predictor import Predictor, Request
 from cluster.work.source import Source
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.images import decode
 from czsl.data.table import open_data
 from czsl.data.toy import dataset as toy

@@ -13,7 +13,7 @@ from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, make_weights
 from cluster.work.trainer import Trainer
 from cluster.work.training import train_worker
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.files.ambiguity import make_partial_labels
 from czsl.data.files.partial_labels import write_partial_labels
 from czsl.data.table import open_data

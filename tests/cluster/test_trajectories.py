@@ -14,7 +14,7 @@ from public_loops import Draws, PlainClusPro, PlainCSP, PlainMSCI, PlainTroika, 
 from cluster.work.comm import Group
 from cluster.work.trainer import Trainer
 from cluster.work.training import train_worker
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.augment import augment, id_keys
 from czsl.data.batches import epoch_batches
 from czsl.data.images import decode

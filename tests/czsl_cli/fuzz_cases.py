@@ -31,7 +31,7 @@ def prepare(root: Path) -> list[Case]:
     from PIL import Image
     from safetensors.torch import save_file
 
-    from czsl.clip.backbone import load_clip
+    from czsl.clip.loading import load_clip
     from czsl.data.files.ambiguity import make_partial_labels
     from czsl.data.files.partial_labels import write_partial_labels
     from czsl.data.files.predictions import Partial

@@ -48,8 +48,8 @@ def test_from_word_vectors(czsl, files):
 
 
 def test_from_the_text_tower(czsl, files, czsl_cache):
-    from czsl.clip.backbone import load_clip
     from czsl.clip.feasibility import feasibility_from_clip
+    from czsl.clip.loading import load_clip
     from czsl.data.toy import dataset as toy
 
     done = czsl("feasibility", "toy", "--out", "f.npy")

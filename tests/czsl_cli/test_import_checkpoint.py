@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.data.toy import dataset as toy
 from czsl.errors import CzslError

@@ -22,13 +22,13 @@ def computed(monkeypatch):
     """Answers without Ray: the same predictor in this process; ``fail_after`` batches it is interrupted."""
     facts = {"batches": 0, "fail_after": None}
 
-    def batches(request, root, names, ask, progress, notice, keep, profile):
-        predictor = Predictor(request, torch.device("cpu"))
-        for batch in names:
+    def batches(work, profile):
+        predictor = Predictor(work.request, torch.device("cpu"))
+        for batch in work.batches:
             if facts["fail_after"] == facts["batches"]:
                 raise KeyboardInterrupt
             facts["batches"] += 1
-            yield predictor.predict(root, batch)
+            yield predictor.predict(work.source, batch)
 
     monkeypatch.setattr(cluster.predict, "_computed", batches)
     monkeypatch.setattr(cluster.predict, "BATCH", 4)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import yaml
 
-from czsl.clip.backbone import clip_from_state
+from czsl.clip.loading import clip_from_state
 from czsl.compositions import CompositionSpace
 from methods.clus_pro.model import ClusPro, ClusProConfig
 from methods.clus_pro.reference import PUBLIC

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from czsl.clip.backbone import load_clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import SetupError, UsageError
 from czsl.runs.config import RunConfig

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.data.images import BadImage
 from czsl.errors import UsageError

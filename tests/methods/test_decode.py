@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.data.photographs import AS_SHOWN, AS_STORED
 from czsl.data.toy import dataset as toy
 from czsl.runs.config import RunConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs import checkpoint

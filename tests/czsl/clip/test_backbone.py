@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from czsl.clip.backbone import OPENAI_MEAN, OPENAI_STD, Clip, load_clip
+from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.loading import load_clip
+from czsl.clip.towers import OPENAI_MEAN, OPENAI_STD
 from czsl.errors import UsageError
 from methods.parts.adapters import BlockAdapters
 from methods.parts.prompts import SoftPrompts
@@ -152,7 +154,7 @@ def test_unknown_names_give_the_nearest(name, weights, why):
     ("name", "weights"), [("RN50", None), ("ViT-L-14-CLIPA", "datacomp1b"), ("coca_ViT-B-32", "laion2b_s13b_b90k")]
 )
 def test_other_architectures_are_refused_before_anything_is_downloaded(name, weights, monkeypatch):
-    monkeypatch.setattr("czsl.clip.backbone.fetch", lambda *args: pytest.fail("downloads"))
+    monkeypatch.setattr("czsl.clip.loading.fetch", lambda *args: pytest.fail("downloads"))
     with pytest.raises(UsageError, match=f"{name} is not a CLIP with"):
         load_clip(name, weights)
 

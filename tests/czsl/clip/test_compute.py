@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from methods.building import build
 from methods.parts.adapters import BlockAdapters
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from czsl.clip.backbone import Clip, load_clip, sketch_clip
+from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
 from czsl.clip.features import FeatureClip
+from czsl.clip.loading import load_clip, sketch_clip
 from czsl.data.pixels import Pixels
 from czsl.errors import SetupError, UsageError
 
@@ -142,7 +143,7 @@ def test_the_image_pipeline_is_open_clips(resize_mode, interpolation, size):
 
 def test_published_models_bring_their_own_preparation():
     """By name, without weights: what open_clip publishes of them."""
-    from czsl.clip.backbone import preprocessing
+    from czsl.clip.loading import preprocessing
 
     assert preprocessing("ViT-B-16-SigLIP", "webli") == {
         "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from czsl.clip.backbone import Clip, load_clip
+from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.loading import load_clip
 from czsl.errors import SetupError, UsageError
 
 PROMPTS = ["a photo of wet dog", "a photo of an old chair", "x"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.clip.weights import read_state
 from czsl.errors import UsageError
 

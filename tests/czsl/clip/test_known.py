@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from czsl.clip.backbone import load_clip
 from czsl.clip.known import known_clip
+from czsl.clip.loading import load_clip
 from czsl.data.caches import caches
 
 PROMPTS = ["a photo of wet dog", "a photo of dry cat"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from czsl.clip.backbone import load_clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.loading import load_clip
 from czsl.data.toy import dataset as toy
 
 ROOT = Path(__file__).parents[3]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from czsl.clip.backbone import load_clip
+from czsl.clip.loading import load_clip
 from czsl.clip.vocabulary import MAX_LISTED, known_words, note_on_words, unknown_words
 from czsl.data.toy import dataset as toy
 
