@@ -137,12 +137,11 @@ def _dry_run(plans: list[Any], as_json: bool) -> None:
 
 def _show(result: dict[str, Any], data: dict[str, Any], file: Path, options: dict[str, Any], as_json: bool) -> None:
     from czsl_cli.experiment_table import blocks, write_tables
-    from czsl_cli.published import next_to_published
 
     each, benchmark = options["each_seed"], options["published"]
     shown = blocks(result, each)
     if benchmark is not None:
-        shown += [next_to_published(table, data[table["data"]], benchmark, each) for table in result["tables"]]
+        shown += [_beside(table, data[table["data"]], benchmark, each) for table in result["tables"]]
     if as_json:
         print_json(result)
     else:
@@ -153,3 +152,15 @@ def _show(result: dict[str, Any], data: dict[str, Any], file: Path, options: dic
     files = {kind: options[kind] for kind in ("md", "csv", "tex", "html")}
     for path in write_tables(result, shown, files, f"Experiment {file.stem}"):
         say(f"written to {path}")
+
+
+def _beside(table: dict[str, Any], data: Any, benchmark: str, each: bool) -> Any:
+    """Return a table's rows next to what papers report for its world; the records enter ``table["published"]``."""
+    from czsl_cli.experiment_table import cell
+    from czsl_cli.published import REF20, next_to_published
+    from methods.published.records import published
+
+    table["published"] = [r.to_json() for r in published().select(benchmark, None, table["world"])]
+    rows = [row for row in table["rows"] if not row["failure"]]
+    ours = [[row["row"], row["clip"], *(cell(row, key, each) for key in REF20.values())] for row in rows]
+    return next_to_published(f"{table['data']}: {table['evaluation']}", ours, benchmark, table["world"], data)

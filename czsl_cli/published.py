@@ -122,22 +122,19 @@ def check_dataset(name: str) -> None:
     read().dataset(name)
 
 
-def next_to_published(table: dict[str, Any], data: Any, benchmark: str, each: bool) -> Block:
-    """Return a table of an experiment next to what papers report for its world; the records enter ``table["published"]``.
+def next_to_published(title: str, ours: Sequence[Sequence[str]], benchmark: str, world: str, data: Any) -> Block:
+    """Return our numbers and those that papers report on a benchmark as one table.
 
-    ``data`` is the opened dataset; how it differs from ``benchmark`` is a note. ``each``: the numbers of every seed.
+    ours : name, CLIP and the texts of ``REF20`` of each row
+    data : the opened dataset of our numbers; its differences from the published one become notes
     """
-    from czsl_cli.experiment_table import Block, cell
+    from czsl_cli.experiment_table import Block
     from methods.published.records import published as read
 
-    known = read()
-    records = known.select(benchmark, None, table["world"])
-    table["published"] = [r.to_json() for r in records]
-    ours = [row for row in table["rows"] if not row["failure"]]
-    rows = [[row["row"], row["clip"], *(cell(row, key, each) for key in REF20.values()), "this run", ""] for row in ours]
-    rows += [_cells(r) for r in records]
+    records = read().select(benchmark, None, world)
+    rows = [[*row, "this run", ""] for row in ours] + [_cells(r) for r in records]
     columns = ["method", "backbone", *(f"{text}-20" for text in COLUMNS.values()), "source", "checked"]
-    title = f"{table['data']}: {table['evaluation']}, next to what papers report on {known.dataset(benchmark).title}, percent"
+    title = f"{title}, next to what papers report on {read().dataset(benchmark).title}, percent"
     return Block(title, columns, rows, (EVALUATOR, REPORTED, *size_notes(benchmark, data), *notes_of(records)))
 
 

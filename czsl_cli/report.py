@@ -21,10 +21,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--gallery", type=click.IntRange(0), default=6, show_default=True, help="Images of each kind in the gallery.")
+@click.option("--published", metavar="DATASET", help="Show what papers report on DATASET next to the run, e.g. mit-states.")
 @click.option(
     "--explain/--no-explain", default=True, show_default=True, help="Write a page of czsl explain for each gallery image."
 )
-def report(run, html, figures, gallery, explain, **asked) -> None:
+def report(run, html, figures, gallery, published, explain, **asked) -> None:
     """Write a page about RUN (the newest one by default): settings, curves, confusions, tables and images.
 
     \b
@@ -36,8 +37,11 @@ def report(run, html, figures, gallery, explain, **asked) -> None:
     page's path is printed on stdout.
     """
     from czsl.errors import UsageError
+    from czsl_cli.published import check_dataset
     from czsl_cli.runs import chosen_run
 
+    if published is not None:
+        check_dataset(published)
     chosen = chosen_run(run)
     page = html or chosen.path / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
@@ -53,6 +57,7 @@ def report(run, html, figures, gallery, explain, **asked) -> None:
 
     with progress_bar() as bar:
         found: Material = gather(chosen, Question(**asked), gallery, bar.update, noted)
+        found.benchmark = published
         links: dict[int, str] = {}
         if explain and found.shown:
             from czsl_cli.report_page import explain_images

@@ -56,6 +56,7 @@ class Material:
     given: np.ndarray | None = None  # int64 [N, 2], the label that each image is given
     pairs: np.ndarray | None = None
     shown: list[Shown] = field(default_factory=list)
+    benchmark: str | None = None  # whose published numbers stand next to the run's
 
 
 def gather(run: Run, question: Question, gallery: int, progress: Progress, note: Callable[[str], None]) -> Material:
@@ -159,7 +160,7 @@ def explain_images(
 def write_report(page: Path, found: Material, links: dict[int, str], notes: list[str]) -> dict[str, Figure]:
     """Write the page; returns its plots by the names of their files."""
     plots: dict[str, Figure] = {}
-    sections: list[Any] = [_about(found), *_numbers(found, plots), *_training(found, plots)]
+    sections: list[Any] = [_about(found), *_numbers(found, plots), *_published(found), *_training(found, plots)]
     sections += [*_confusions(found, plots), *_tables(found), *_galleries(found, links), *_settings(found)]
     config = found.run.config
     intro = [f"{config.method} on {Path(config.data).name}, CLIP {Path(config.clip).name}, seed {config.seed}.", *notes]
@@ -231,6 +232,18 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
         alt = f"Accuracy over mean probability. Expected calibration error {percent(result['ece'])} percent with the run's temperature."
         sections.append(Plot("Reliability of the probabilities", plot_svg(plots["reliability"]), text, alt))
     return sections
+
+
+def _published(found: Material) -> list[Table]:
+    from czsl_cli.published import REF20, next_to_published, world_of
+
+    if found.benchmark is None or found.result is None or found.data is None:
+        return []
+    config, result = found.run.config, found.result
+    ours = [[config.method, Path(config.clip).name, *(percent(result.get(key)) for key in REF20.values())]]
+    world = world_of(result)
+    block = next_to_published(f"{Path(config.data).name}: {world} world", ours, found.benchmark, world, found.data)
+    return [Table(block.title, block.columns, block.rows, "\n".join(block.notes))]
 
 
 def _training(found: Material, plots: dict[str, Figure]) -> list[Any]:

@@ -95,6 +95,16 @@ def test_a_run_whose_data_or_checkpoints_are_gone_still_has_its_settings_and_cur
     assert "its test images could not be evaluated" in text
 
 
+def test_a_run_stands_next_to_what_papers_report(czsl, dataset, tmp_path):
+    czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
+    czsl("report", "runs/plain", "--no-explain", "--gallery", 0, "--published", "mit-states")
+    text = (tmp_path / "runs/plain/report.html").read_text()
+    assert any("next to what papers report on MIT-States" in title for title in Page(text).titles)
+    assert "ICLR 2025, table 1" in text
+    assert "these numbers cannot be compared" in text
+    assert "did you mean 'mit-states'?" in czsl("report", "runs/plain", "--published", "mit-state", expect=2).stderr
+
+
 def test_a_page_ends_in_html_and_a_run_is_a_run(czsl, run):
     assert "a page ends in .html" in czsl("report", run, "--html", "x.pdf", expect=2).stderr
     assert "is not a run folder" in czsl("report", "nowhere", expect=2).stderr
