@@ -315,9 +315,12 @@ def override(path: Path) -> None:
 
 
 def _resume(path: Path) -> None:
+    from czsl.errors import CzslError
     from czsl_cli.train import _resumed
 
-    _resumed(path, (), None, {})
+    with contextlib.suppress(CzslError):
+        _resumed(path, (), None, {}, False)
+    _resumed(path, ("epochs=9",), None, {}, True)  # to more epochs
 
 
 def called(args: list[str]) -> tuple[int, str]:
