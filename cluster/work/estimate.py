@@ -1,4 +1,4 @@
-"""What a training would take: counts, steps, memory. Computed from shapes, nothing is written."""
+"""Estimate counts, steps and memory of a training from shapes; nothing is written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from czsl.data.table import Dataset
 from czsl.runs.config import RunConfig
 from methods.method import Method
 
-# Tensors of the stream's width that a transformer block keeps for the backward pass when only adapters beside it are trained,
+# Tensors of the stream's width that a transformer block keeps for the backward pass when only parallel adapters are trained,
 # counted from autograd's saved tensors (examples/benchmark_training.py prints the count).
 KEPT_PER_BLOCK = 11
 PROMPT_TOKENS = 7
 
 
 def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placement) -> dict[str, Any]:
-    """Counts and bytes of a training, by part; memory is that of one worker and a rough figure (within a third)."""
+    """Counts and bytes of a training, by part; memory is per worker and a rough figure (within a third)."""
     space, clip = data.space, method.clip
     train = data.split("train")
     images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
     steps = steps_per_epoch(images, config.batch)
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    # What `auto` will be on the cards is known to the workers only; with a GPU it is most probably bfloat16.
+    # Only the workers can resolve `auto`; on a GPU it is most probably bfloat16.
     precision = config.precision if config.precision != "auto" else "bfloat16" if placement.gpu else "float32"
     word = 8 if precision == "float64" else 4
     half = 2 if precision == "bfloat16" else word

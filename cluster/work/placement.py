@@ -1,4 +1,4 @@
-"""Where the workers of a job run."""
+"""The placement of a job's workers on nodes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """Where workers run: ``nodes`` nodes with ``per_node`` workers each.
+    """Placement of workers: ``nodes`` nodes with ``per_node`` workers each.
 
     gpu : each worker has a GPU
-    threads : CPU threads a worker
-    spread : more than one node: that many different ones, and no others
-    note : what differs from what was asked, for the user; empty if nothing
-    pins : Ray's ids of the nodes to use, where the cluster could otherwise spread the workers over more
+    threads : CPU threads per worker
+    spread : the workers must be on exactly ``nodes`` different nodes
+    note : how the placement differs from the request, for the user; empty if it does not
+    pins : Ray's ids of the nodes to use, if Ray could otherwise spread the workers over more nodes
     """
 
     nodes: int

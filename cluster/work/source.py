@@ -1,4 +1,4 @@
-"""The images of a split as a method wants them: pixels, or the kept features of a frozen tower."""
+"""The images of a split in the form that a method needs: pixels, or cached features of a frozen tower."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ROUND = 16  # batches that a worker encodes before all exchange theirs
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in bfloat16 where the run says so."""
+    """Return a context with matrix products in bfloat16 if that is the run's precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def arithmetic(device: torch.device, precision: str) -> str:
-    """What the last bits of a matrix product follow from: a product's blocks are cut by the number of CPU threads."""
+    """Return a key for everything that affects the last bits of a matrix product, e.g. CPU threads: they determine its blocks."""
     if device.type == "cpu":
         return f"{precision}-cpu{torch.get_num_threads()}"
     return f"{precision}-{device.type}{'-tf32' if torch.backends.cuda.matmul.allow_tf32 else ''}"
@@ -53,17 +53,17 @@ class Source:
     name : str
         ``train``, ``val`` or ``test``.
     comm : Group
-        Features that are not kept yet are computed by all workers together, in whole batches.
+        All workers together compute the features that are not cached yet, in whole batches.
     eval_batch : int
-        Images a batch while features are computed.
+        Images per batch while features are computed.
     precision : str
-        That of the run; features in bfloat16 are kept apart from others.
+        Precision of the run; features in bfloat16 are cached separately from others.
     keep : bool, default True
-        Whether the features of a frozen tower are kept. Without, the tower encodes the (augmented) images of each batch.
+        Cache the features of a frozen tower. If False, the tower encodes the (augmented) images of each batch.
     rows : int array, optional
-        The only images that will be asked for; by default all of the split. Features of the others are not computed.
+        The only images that will be requested; by default all of the split. Features of the others are not computed.
     pixels : str, default "auto"
-        ``kept``, ``streamed``, or ``auto``: by size (see `czsl.data.streaming`). The batches are equal.
+        ``kept``, ``streamed``, or ``auto``: by size (see `czsl.data.streaming`). The batches are the same in each case.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class Source:
         return feature_file(self.split, clip.sha256, arithmetic(clip.device, self.precision), key)
 
     def _whole(self) -> Tensor | None:
-        """Features of the rows in use out of those of all images, where every node keeps them."""
+        """Features of the rows in use, taken from those of all images; None unless every node has these cached."""
         whole = load_features(self._file(self.method.prepare_key), len(self.split))
         there = all(self.comm.gather_objects(whole is not None))
         return whole[torch.from_numpy(self._rows_n)] if there and whole is not None else None
 
     def _kept(self, eval_batch: int, augmentation: tuple[int, int] | None = None) -> Tensor:
-        """Features [n, D] of the rows in use from the cache folder, or computed now and left there."""
+        """Features [n, D] of the rows in use from the cache folder, or computed now and stored there."""
         key, what = self.method.prepare_key, ""
         if len(self._rows_n) < len(self.split):
             key += f"|rows {hashlib.blake2b(self._rows_n.astype('<i8').tobytes(), digest_size=8).hexdigest()}"
-        if augmentation is not None:  # with the names of the images, all that their draws depend on
+        if augmentation is not None:  # with the names of the images, this determines their draws
             key += f"|augment {VERSION}, seed {augmentation[0]}, copy {augmentation[1]}"
             what = f", augmented copy {augmentation[1] + 1}"
         path = self._file(key)
@@ -123,7 +123,7 @@ class Source:
         return features
 
     def keep_copies(self, seed: int, copies: int, eval_batch: int) -> None:
-        """Keep features of ``copies`` augmentations: copy c has the draws of epoch c and is shown in the epochs c, c + copies, ..."""
+        """Cache features of ``copies`` augmentations: copy c has the draws of epoch c and is used in the epochs c, c + copies, ..."""
         self.copies = [self._kept(eval_batch, (seed, copy)) for copy in range(copies)]
 
     @property
@@ -144,7 +144,7 @@ class Source:
 
     @torch.inference_mode()
     def encode(self, rows_N: np.ndarray, eval_batch: int) -> Tensor:
-        """Image features [N, D] of these rows: batches cut once, dealt out whole, gathered on every worker."""
+        """Image features [N, D] of these rows: whole batches are distributed over the workers, the results gathered on every worker."""
         features_ND: list[Tensor] = []
 
         def write(first: int, features_BD: np.ndarray) -> None:
@@ -167,7 +167,7 @@ class Source:
     ) -> None:
         """Call ``write(first, features [B, D])`` for all batches on every worker; a worker holds those of one round.
 
-        With ``kept``, what an interrupted pass had computed on this machine is not computed again.
+        With ``kept``, results of an interrupted pass on this machine are not computed again.
         """
         batches = evaluation_batches(len(rows_N), eval_batch)
         done = kept.load(eval_batch) if kept else {}
@@ -187,14 +187,15 @@ class Source:
                     write(i * eval_batch, features_BD[: len(rows_N) - i * eval_batch])
 
     def image_features(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> Tensor:
-        """Features [B, D] of these rows as the method sees them, the tower in the run's precision."""
+        """Features [B, D] of these rows as the method uses them; the tower computes in the run's precision."""
         with autocast(self.method.clip.device, self.precision):
             return self.method.image_features(self.batch(rows_B, augmentation))
 
     def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
-        """A prepared batch of these rows: ``features``, or ``images`` and what else the method prepares; ``ids``, ``index``.
+        """A prepared batch of these rows: ``ids`` and ``index``, and ``features`` or the method's inputs (``images`` by default).
 
-        ``augmentation`` is (seed, epoch): of kept copies it chooses one. Only what CLIP's own pipeline makes is augmented.
+        ``augmentation`` is (seed, epoch); it selects one of the cached copies if any exist. Only images of CLIP's own pipeline are
+        augmented.
         """
         out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
         place_B = torch.from_numpy(self._place_N[rows_B])

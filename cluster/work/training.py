@@ -41,18 +41,18 @@ class NonFiniteLossError(CzslError):
 
 
 class StopAskedError(Exception):
-    """Somebody asked to stop before the first step; what was computed until then is kept in the caches."""
+    """A stop was requested before the first step; results computed until then remain in the caches."""
 
 
 def train_worker(run: Run, comm: Group, device: torch.device) -> str:
-    """Train until the end, or until someone asks to stop; returns ``done`` or ``stopped``.
+    """Train to the end or until a stop is requested; return ``done`` or ``stopped``.
 
-    A run that has checkpoints goes on from the newest valid one.
+    A run with checkpoints continues from the newest valid one.
 
     Raises
     ------
     NonFiniteLossError
-        With the step and the images of the batch; the last checkpoint stays as it is.
+        If the loss is not finite; names the step and images of the batch. The last checkpoint is unchanged.
     """
     try:
         trainer = prepare(run, comm, device)
@@ -73,7 +73,7 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         if trainer.method.weights is not None:
             start_weights(trainer.method.weights, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
         first_pass(trainer)
-    if not trainer.epochs:  # what the first pass found is all there is
+    if not trainer.epochs:  # the result of the first pass is the final one
         validate_and_save(trainer)
     while trainer.epoch < trainer.epochs and not trainer.waited_enough:
         if train_epoch(trainer):
@@ -88,13 +88,13 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
 
 
 def choose_operating_point(t: Trainer) -> None:
-    """The bias and the probabilities of the run's answers, from all validation images at the best checkpoint.
+    """Choose the bias and the calibration of the run's answers, from all validation images at the best checkpoint.
 
-    What goes wrong here costs no training: the point is chosen when it is first needed.
+    A failure here does not fail the training: the operating point is then chosen when it is first needed.
     """
     if not len(t.val.split):
         return
-    # In float64 the towers are others than those that answer.
+    # A float64 run trains with other towers than predictions use.
     clip = None if t.precision == "float64" else t.method.clip
     method = lambda: load(t.run, "best", clip).to(t.device)  # noqa: E731
     t.method.eval()
@@ -107,7 +107,7 @@ def choose_operating_point(t: Trainer) -> None:
 
 
 def end(t: Trainer, status: str) -> None:
-    """Log how it ended and the largest memory of any worker."""
+    """Log the final status and the peak memory of any worker."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     gpu = torch.cuda.max_memory_allocated() if t.device.type == "cuda" else 0
     memory = [max(values) for values in zip(*t.comm.gather_objects((own, gpu)), strict=True)]
@@ -130,7 +130,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     check_loop(config, method.frozen_images, method.trains)
     clip.visual.checkpointing = config.checkpoint_blocks
     trained = [p for p in method.parameters() if p.requires_grad]
-    # A group, because torch refuses an empty list of parameters; a method without steps has none.
+    # A parameter group, because torch rejects an empty list of parameters, and a method without steps has no parameters.
     optimizer = make_optimizer(config.optimizer, [{"params": trained}], config.lr, config.weight_decay)
 
     last = [0.0]
@@ -169,7 +169,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 
 
 def train_epoch(t: Trainer) -> bool:
-    """Train on what is left of the current epoch; True if it was asked to stop."""
+    """Train on the remaining batches of the current epoch; return True if a stop was requested."""
     t.method.begin_epoch(t.epoch)
     if t.method.weights is not None:
         t.method.weights.frozen = t.epoch < t.config.label_warmup
@@ -189,7 +189,7 @@ def train_epoch(t: Trainer) -> bool:
 
 
 def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
-    """One optimizer step on a global batch; a GPU without room for it is an error that names what would take less."""
+    """One optimizer step on a global batch; if the GPU runs out of memory, the error names settings that need less."""
     try:
         return _train_step(t, rows_B)
     except torch.OutOfMemoryError as error:
@@ -197,14 +197,14 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
 
 
 def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
-    """One optimizer step on a global batch: its loss terms, and whether all workers agreed to stop behind it."""
+    """One optimizer step on a global batch: return its loss terms, and whether all workers agreed to stop after it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
     own = rows_B[t.comm.share(len(rows_B))]
     augmentation = (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None
     batch = t.train.batch(own, augmentation)
     split = t.train.split
-    if t.method.weights is None:  # else the step sees no labels: candidates are found by an image's place in the split
+    if t.method.weights is None:  # else the step gets no labels: candidates are found by an image's index in the split
         pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
         batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
     with autocast(t.device, t.precision):
@@ -233,7 +233,7 @@ def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
 
 @torch.inference_mode()
 def first_pass(t: Trainer) -> None:
-    """Show the method the features of all training images once, where it wants to start from them (prototypes)."""
+    """Pass the features of all training images to the method once if it needs them for its initialisation (prototypes)."""
     if not t.method.wants_first_pass:
         return
     t.method.eval()
@@ -247,7 +247,7 @@ def first_pass(t: Trainer) -> None:
     if len(t.val_rows):
         t.method.judge = lambda: judged(t)
     t.method.first_pass(features_ND, *labels)
-    t.comm.copy_from_first(t.method.state_dict().values())  # clustering may end elsewhere on unlike machines
+    t.comm.copy_from_first(t.method.state_dict().values())  # clustering may give other results on other machines
     if not t.method.steps:
         t.log(event="found", settings=t.method.metrics(), how="none" if t.method.judge is None else "val")
     for note in t.method.notes():
@@ -256,7 +256,7 @@ def first_pass(t: Trainer) -> None:
 
 
 def validate_and_save(t: Trainer) -> None:
-    """Closed-world numbers on the validation split, a checkpoint, and the mark of the best one."""
+    """Log closed-world metrics on the validation split, save a checkpoint, and mark the best one."""
     facts: dict[str, Any] = {}
     if len(t.val_rows):
         numbers = validation(t)
@@ -273,4 +273,4 @@ def validate_and_save(t: Trainer) -> None:
     path = save(t)
     if better and path is not None:
         checkpoint.mark_best(t.run.checkpoints, path, step=t.step, epoch=t.epoch, auc=facts.get("auc"), figure=figure)
-    t.comm.gather_objects(None)  # nobody runs ahead of a checkpoint that is not yet whole
+    t.comm.gather_objects(None)  # no worker continues before the checkpoint is complete

@@ -1,4 +1,4 @@
-"""CLIP with towers that can be opened: adapters in the image tower, learned words in the text tower."""
+"""CLIP with towers that methods can extend: adapters in the image tower, learned words in the text tower."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCABULARY = 49408  # tokens of CLIP's byte-pair encoding
 
 
 class Clip(Towers):
-    """Frozen image and text towers with a common space of width D, which methods can open: adapters, learned words, patches.
+    """Frozen image and text towers with a joint space of width D; methods can add adapters and learned words and read patches.
 
     Attributes
     ----------
@@ -55,9 +55,9 @@ class Clip(Towers):
         """Compute both towers' matrix products in ``bfloat16`` from now on, or in the format of the weights (any other name).
 
         The frozen matrices are then held in bfloat16, so that no pass converts them; the digits are those of autocast with float32 weights.
-        There is no way back: convert after the towers are where they stay.
+        This cannot be undone: call it once the towers are on their final device.
         """
-        _ = self.sha256  # of the weights as they were given
+        _ = self.sha256  # hash the original weights before they are converted
         super().compute_in(precision)
         self.visual.precision = self.text.precision = precision
         if precision == "bfloat16":
@@ -66,7 +66,7 @@ class Clip(Towers):
 
     @cached_property
     def architecture(self) -> dict[str, int | str]:
-        """What a checkpoint must agree with: widths, depths, heads, activation."""
+        """The architecture that a checkpoint must match: widths, depths, heads, activation."""
         activation = type(self.visual.blocks[0].mlp.gelu).__name__
         return {
             "dim": self.dim,
@@ -83,7 +83,7 @@ class Clip(Towers):
 
 
 def _hold_in(tower: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a tower's matrices, and the biases that go with them; norms, embeddings and positions stay."""
+    """Convert a tower's matrices, and the biases that go with them; norms, embeddings and positions keep their format."""
     for module in tower.modules():
         own = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
         for name, parameter in module.named_parameters(recurse=False):
@@ -93,7 +93,7 @@ def _hold_in(tower: nn.Module, dtype: torch.dtype) -> None:
 
 
 def is_plain(model: Any) -> bool:
-    """Return whether the two towers here compute what open_clip's do: no other poolings, masks, projections, vocabularies."""
+    """Return whether this package's towers compute what the model's do: CLIP's own pooling, mask, projection and vocabulary."""
     visual: Any = getattr(model, "visual", None)
     return bool(
         hasattr(visual, "class_embedding")
@@ -108,7 +108,7 @@ def is_plain(model: Any) -> bool:
 
 
 def check_plain(model: Any, name: str) -> None:
-    """Raise UsageError unless the model is plain; ``name`` is that of the error."""
+    """Raise UsageError unless the model is plain; ``name`` is the model's name in the error."""
     if not is_plain(model):
         raise UsageError(
             f"{name} is not a CLIP with a plain vision transformer and CLIP's own text transformer",

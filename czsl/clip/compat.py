@@ -1,4 +1,4 @@
-"""Import open_clip where torchvision's compiled operators do not fit the installed torch (a CPU build, say)."""
+"""Import open_clip even if torchvision's compiled operators do not match the installed torch (e.g. a CPU build)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 @cache
 def _declare_missing_operators() -> Any:
-    """Declare the schemas of torchvision's ``nms`` and ``qnms`` if its library does not load; None where it does.
+    """Declare the schemas of torchvision's ``nms`` and ``qnms`` if its library does not load; return None if it does.
 
     torchvision registers fake versions of these operators when it is imported, which fails if their schemas are unknown. Its only
-    wheel on PyPI is the CUDA build, so beside a CPU torch the library that declares them does not load. Nothing here calls them.
+    wheel on PyPI is the CUDA build, so the library that declares them does not load with a CPU build of torch. Nothing here calls them.
     """
     import torch
 
@@ -39,7 +39,7 @@ def _declare_missing_operators() -> Any:
 
 
 def import_open_clip() -> ModuleType:
-    """open_clip, ready to use in this process (call it in every process, Ray workers included)."""
+    """Return open_clip, ready to use in this process. Call this in every process, Ray workers included."""
     _declare_missing_operators()
     import open_clip
 

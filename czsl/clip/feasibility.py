@@ -1,4 +1,4 @@
-"""Feasibility of unseen pairs from CLIP's own words: no file of word vectors is needed."""
+"""Feasibility of unseen pairs from CLIP's text features: no file of word vectors is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def feasibility_from_clip(clip: Towers, space: CompositionSpace) -> np.ndarray:
     Parameters
     ----------
     clip : Towers
-        Its text tower as it is; what a method learned plays no part.
+        Its frozen text tower is used; learned parts of a method have no effect.
     space : CompositionSpace
         Its training pairs are the seen ones.
     """

@@ -1,6 +1,7 @@
-"""Any open_clip model behind the interface of features: SigLIP, EVA, ConvNeXt, ResNet, MobileCLIP, CoCa and the like.
+"""Wrapper that gives any open_clip model the feature interface: SigLIP, EVA, ConvNeXt, ResNet, MobileCLIP, CoCa and similar.
 
-Its towers stay closed: no adapters, no learned words, no patches. They compute open_clip's own ``encode_image`` and ``encode_text``.
+Methods cannot extend these towers: no adapters, no learned words, no patches. Features are those of open_clip's own ``encode_image``
+and ``encode_text``.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ class FeatureClip(Towers):
     Parameters
     ----------
     model : nn.Module
-        As open_clip builds it.
+        The model as open_clip builds it.
     name : str
     tokenizer : callable
         open_clip's tokenizer of the model: texts -> ids [P, T].
     pixels : Pixels, optional
         Default: CLIP's pipeline at the tower's size.
     mean, std : sequence of float
-        Of the image normalisation.
+        Mean and standard deviation of the image normalisation.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class FeatureClip(Towers):
     ):
         super().__init__(model, name, pixels or Pixels(side_of(model, name)), mean, std)
         self.model = model.requires_grad_(False)
-        # Neither is a module: the weights are registered once.
+        # Neither is a module, so the weights are registered only once.
         self.visual, self.text = FeatureVision(self), FeatureText(self, tokenizer)
         self.eval()
 
@@ -61,7 +62,7 @@ class FeatureClip(Towers):
 
     @cached_property
     def architecture(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: widths, and the names and shapes of all weights as a hash."""
+        """The architecture that a checkpoint must match: widths, and the names and shapes of all weights as a hash."""
         shapes = sorted((key, list(value.shape)) for key, value in self.model.state_dict().items())
         tower = getattr(self.model.visual, "trunk", self.model.visual)
         return {
@@ -96,7 +97,7 @@ class FeatureText:
         self.context_length = int(clip.model.context_length)
 
     def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
-        """Text features [P, D] of plain prompts, of length 1 or, without ``unit``, as the tower gives them."""
+        """Text features [P, D] of plain prompts: of length 1, or as the tower returns them if ``unit`` is False."""
         out = [torch.zeros(0, self._clip.dim, device=self._clip.device, dtype=self._clip.mean.dtype)]
         for start in range(0, len(prompts), chunk):
             ids_PT = self.tokenizer(list(prompts[start : start + chunk]), context_length=self.context_length)
@@ -107,8 +108,8 @@ class FeatureText:
         return normalize(features_PD, dim=-1) if unit else features_PD
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts of more tokens than the context holds: their end is not read."""
-        # With one place more than there is, a prompt that is too long fills it.
+        """Return the prompts that have more tokens than the context holds; the tower does not read their end."""
+        # Only a prompt that is too long fills one additional position.
         longer = self.tokenizer(list(prompts), context_length=self.context_length + 1) if prompts else torch.zeros(0, 1)
         shorter = self.tokenizer(list(prompts), context_length=self.context_length) if prompts else longer
         pad = _padding(self.tokenizer)
@@ -120,7 +121,7 @@ def _padding(tokenizer: Any) -> int:
 
 
 def side_of(model: Any, name: str) -> int:
-    """The side of a model's square input; UsageError where it is not square."""
+    """Return the side of a model's square input in pixels. Raises UsageError if the input is not square."""
     size = getattr(model.visual, "image_size", None)
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):

@@ -1,4 +1,4 @@
-"""CLIP as Hugging Face's programs save it (``CLIPModel``): its names in OpenAI's, its ``config.json`` as an open_clip architecture."""
+"""Convert a CLIP saved by Hugging Face transformers (``CLIPModel``): weight names to OpenAI's, ``config.json`` to open_clip's."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _IN_BLOCK = {
 
 
 def is_hugging_face(state: Mapping[str, Any]) -> bool:
-    """Whether the names are those of a ``CLIPModel`` with both towers."""
+    """Return whether the names are those of a ``CLIPModel`` with both towers."""
     return MARK in state and IMAGE_MARK in state and "visual_projection.weight" in state
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under OpenAI's names; names that no CLIP has stay, so that they are told as strange."""
+    """Return the same weights under OpenAI's names. Unknown names are kept, so that loading reports them."""
     out: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -83,7 +83,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(folder: PathLike) -> dict[str, Any] | None:
-    """The ``config.json`` of a folder; None where there is none. UsageError where it is damaged."""
+    """Return the ``config.json`` of a folder, or None if no such file exists. Raises UsageError if it is damaged."""
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
@@ -91,23 +91,23 @@ def read_config(folder: PathLike) -> dict[str, Any] | None:
     content = read_json(path, most=MOST, error=UsageError, head="cannot read {path}", fix="download or copy the folder again")
     if not isinstance(content, dict):
         raise UsageError(
-            f"{path} is no configuration", f"it holds a {type(content).__name__}", "download or copy the folder again"
+            f"{path} is not a model configuration", f"it holds a {type(content).__name__}", "download or copy the folder again"
         )
     return content
 
 
 def model_of(config: Mapping[str, Any], source: str) -> nn.Module:
-    """An open_clip CLIP with the architecture of a ``config.json`` of a ``CLIPModel``, weights still random.
+    """Build an open_clip CLIP with random weights and the architecture in the ``config.json`` of a ``CLIPModel``.
 
     Raises
     ------
     UsageError
-        Another kind of model, an activation that CLIP does not have, or sizes that cannot be.
+        If the model is of another kind, its activation is not one of CLIP's, or a size is invalid.
     """
     if config.get("model_type", "clip") != "clip":
         raise UsageError(
             f"{source} is not a CLIP",
-            f"its config.json says model_type {str(config['model_type'])[:40]!r}",
+            f"the model_type in its config.json is {str(config['model_type'])[:40]!r}",
             "give a CLIPModel, or an open_clip model by name: --clip ViT-B-16-SigLIP",
         )
     vision, text = (_Tower(config.get(key), f"{source}: {key}") for key in ("vision_config", "text_config"))
@@ -133,7 +133,7 @@ def model_of(config: Mapping[str, Any], source: str) -> nn.Module:
         raise UsageError(
             f"{source}: projection_dim is {dim!r}",
             "a whole number from 1 to 65,536 is expected",
-            "is the config.json that of these weights?",
+            "check that the config.json belongs to these weights",
         )
     open_clip = import_open_clip()
     model = open_clip.CLIP(dim, vision_cfg=vision_cfg, text_cfg=text_cfg, quick_gelu=acts[0] == "quick_gelu")
@@ -148,11 +148,15 @@ def model_of(config: Mapping[str, Any], source: str) -> nn.Module:
 
 
 class _Tower:
-    """One tower's part of a ``config.json``, checked as it is asked; what it does not say is CLIP's default there."""
+    """One tower's section of a ``config.json``; values are checked when they are read, missing ones have ``CLIPModel``'s defaults."""
 
     def __init__(self, content: Any, source: str):
         if not isinstance(content, dict):
-            raise UsageError(f"{source} is missing", "config.json has to describe both towers", "is it the one of these weights?")
+            raise UsageError(
+                f"{source} is missing",
+                "config.json has to describe both towers",
+                "check that the config.json belongs to these weights",
+            )
         self.get, self.source = content.get, source
         text = source.endswith("text_config")
         self.width = self.size("hidden_size", 512 if text else 768, 2**16)
@@ -171,29 +175,29 @@ class _Tower:
             raise UsageError(
                 f"{source}: layer_norm_eps is {str(self.eps)[:40]!r}",
                 "a number between 0 and 1 is expected",
-                "is the config.json that of these weights?",
+                "check that the config.json belongs to these weights",
             )
         if self.width % self.heads:
             raise UsageError(
                 f"{source}: {self.heads} heads do not divide the width {self.width}",
                 "each head takes the same share of the width",
-                "is the config.json right?",
+                "check the config.json",
             )
 
     def size(self, name: str, default: int, most: int) -> int:
-        """A whole number of at least 1."""
+        """Return a whole number from 1 to ``most``."""
         value = self.get(name, default)
         if type(value) is not int or not 1 <= value <= most:
             raise UsageError(
                 f"{self.source}: {name} is {str(value)[:40]!r}",
                 f"a whole number up to {most} is expected",
-                "is the config.json that of these weights?",
+                "check that the config.json belongs to these weights",
             )
         return value
 
 
 def preprocessing(folder: PathLike) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says, in open_clip's words; empty where there is none."""
+    """Return the settings in ``preprocessor_config.json`` under open_clip's names; empty if no such file exists."""
     folder = Path(folder)
     path = folder / "preprocessor_config.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a file of tensors is that is no CLIP for these methods, told by the names in it, and what would work instead."""
+"""Recognise weight files that are not a CLIP for these methods by their tensor names, and suggest what works instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMED = "name the model: --clip MODEL --clip-weights FILE"
 
 
 class Kind(NamedTuple):
-    """A kind of file: what it is called, and what would work."""
+    """A kind of file: its description, the fix to suggest, and a test on the tensor names."""
 
     what: str
     fix: str
@@ -35,7 +35,7 @@ def _siglip(names: set[str]) -> bool:
     return "logit_bias" in names or any(n.startswith(("vision_model.head.", "visual.trunk.attn_pool.")) for n in names)
 
 
-# The first that fits counts.
+# The first match is used.
 KINDS = (
     Kind(
         "a LoRA: additions to the weights of another file",
@@ -84,7 +84,7 @@ KINDS = (
         lambda names: _starts("visual.")(names) and _starts("text.")(names),
     ),
     Kind(
-        "a text tower alone",
+        "only a text tower",
         "give the whole model, image tower included: --clip ViT-L-14, or a file that holds both",
         lambda names: (
             _only("text_model.", "text_projection", "logit_scale")(names)
@@ -92,7 +92,7 @@ KINDS = (
         ),
     ),
     Kind(
-        "an image tower alone",
+        "only an image tower",
         "give the whole model, text tower included",
         lambda names: (
             _only("vision_model.", "visual_projection", "visual.", "logit_scale")(names)
@@ -102,7 +102,7 @@ KINDS = (
     Kind("a checkpoint of a czsl run", "use the run itself: --run RUN, or train --from RUN", _starts("adapters.", "prompts.")),
 )
 
-# Entries of training programs beside the weights.
+# Entries that training programs save in addition to the weights.
 PROGRAMS = {
     "pytorch-lightning_version": "PyTorch Lightning",
     "hyper_parameters": "PyTorch Lightning",
@@ -120,13 +120,13 @@ PROGRAMS = {
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
-    """The kind of a file with tensors of these names; None where it is unknown or a CLIP."""
+    """Return the kind of a file with tensors of these names, or None if it is unknown or a CLIP."""
     there = {name.removeprefix("module.") for name in names}
     return next((kind for kind in KINDS if kind.shown(there)), None)
 
 
 def strange(source: str, names: Iterable[str], reason: str, fix: str = NAMED) -> UsageError:
-    """The error of weights that do not make the CLIP that was asked for: what they are, where that can be told."""
+    """Return the error for weights that do not fit the requested CLIP; it names their kind if that is recognised."""
     names = list(names)
     kind = kind_of(names)
     if kind is not None:
@@ -137,5 +137,5 @@ def strange(source: str, names: Iterable[str], reason: str, fix: str = NAMED) ->
 
 
 def program_of(content: Mapping[Any, Any]) -> str:
-    """Which program's training checkpoint this mapping is; empty where it is none."""
+    """Return the program that saved this training checkpoint; empty if the mapping is not one."""
     return next((program for key, program in PROGRAMS.items() if key in content), "")

@@ -1,5 +1,5 @@
-"""Towers that are loaded when they are first used: what an earlier command noted about them, and the texts that it encoded, are enough to
-answer a question about images whose features are kept."""
+"""Towers that are loaded on first use: notes of an earlier command and its cached text features are enough to evaluate images whose
+features are cached."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Stamps = list[list[Any]]
 
 
 class _Numbers:
-    """The scalars of a model, in the places where :class:`Towers` looks for them."""
+    """The scalars of a model, under the names that :class:`Towers` reads."""
 
     def __init__(self, scale: float, bias: float | None):
         self.logit_scale = torch.tensor(scale)
@@ -38,22 +38,22 @@ class _Numbers:
 
 
 class KnownTowers(Towers):
-    """Towers by their notes.
+    """Towers described by notes; their weights are loaded on first use.
 
     Parameters
     ----------
     name : str
-        As the user asked for it.
+        The name that the user gave.
     notes : dict
         See :func:`_notes`.
     load : callable
-        Gives the towers themselves, on the CPU.
+        Loads the towers, on the CPU.
     """
 
     def __init__(self, name: str, notes: dict[str, Any], load: Callable[[], Towers]):
         bias = notes["logit_bias"]
         super().__init__(_Numbers(0.0, bias), name, Pixels(**notes["pixels"]), notes["mean"], notes["std"])
-        # The scale as it is, not again by way of its logarithm.
+        # The scale itself: a detour through its logarithm would change the last digits.
         self.logit_scale = torch.tensor(notes["logit_scale"])
         self.sha256 = notes["sha256"]
         self._dim, self._architecture = int(notes["dim"]), notes["architecture"]
@@ -69,17 +69,17 @@ class KnownTowers(Towers):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
+        """The architecture that a checkpoint must match."""
         return self._architecture
 
     @property
     def loaded(self) -> bool:
-        """Whether the weights are in memory."""
+        """True if the weights are in memory."""
         return bool(self._towers)
 
     @property
     def towers(self) -> Towers:
-        """The towers themselves, loaded now if they are not."""
+        """The towers, loaded now if necessary."""
         if not self._towers:
             towers = self._load().to(device=self.device, dtype=self.mean.dtype)
             towers.compute_in(self.precision)
@@ -93,7 +93,7 @@ class KnownTowers(Towers):
 
     @property
     def text(self) -> Any:
-        """The text tower, which remembers what it encoded."""
+        """The text tower; it caches the features of prompts."""
         return self._text
 
     def compute_in(self, precision: str) -> None:
@@ -109,13 +109,13 @@ class KnownTowers(Towers):
 
 
 class KnownText:
-    """The text tower of :class:`KnownTowers`; features of prompts are kept in the cache folder."""
+    """The text tower of :class:`KnownTowers`; it keeps the features of prompts in the cache folder."""
 
     def __init__(self, clip: KnownTowers):
         self._clip = clip
 
     def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
-        """Text features [P, D] of plain prompts: the kept ones, or those of the tower."""
+        """Text features [P, D] of plain prompts: from the cache folder, or computed by the tower and stored there."""
         clip, dtype = self._clip, self._clip.mean.dtype
         if not prompts:
             return torch.zeros(0, clip.dim, device=clip.device, dtype=dtype)
@@ -132,7 +132,7 @@ class KnownText:
         return features_PD
 
     def _file(self) -> Path:
-        """Where features are kept that follow from the same tower and arithmetic."""
+        """Return the cache file for features of the same tower and arithmetic."""
         clip = self._clip
         kind = clip.device.type
         card = torch.cuda.get_device_name(clip.device) if kind == "cuda" else str(torch.get_num_threads())
@@ -143,14 +143,14 @@ class KnownText:
 
 
 def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> KnownTowers:
-    """The towers of these words, loaded only when they are used if an earlier command noted what they are.
+    """Return the towers for this name. If an earlier command left notes, the weights are loaded only when they are used.
 
     Parameters
     ----------
     name, weights : str
         As :func:`czsl.clip.loading.load_clip` takes them.
     load : callable
-        Loads them; called at once if there are no notes, or if a file of weights has changed since.
+        Loads the towers; called at once if no notes exist, or if a weight file has changed since.
     """
     given = {"name": name, "weights": weights, "here": os.getcwd(), "versions": _versions()}  # noqa: PTH109
     file = cache_folder() / "towers" / f"{hashlib.blake2b(json.dumps(given).encode(), digest_size=16).hexdigest()}.json"
@@ -167,7 +167,7 @@ def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> Kn
 
 
 def _notes(towers: Towers, name: str, weights: str | None) -> dict[str, Any]:
-    """What is known of towers beside their weights, as plain data; ``files`` are the stamps of what they were loaded from."""
+    """Return all facts about towers except the weights, as plain data; ``files`` holds the stamps of the files they were loaded from."""
     from czsl.clip.weights import files_of
 
     return {
@@ -185,7 +185,7 @@ def _notes(towers: Towers, name: str, weights: str | None) -> dict[str, Any]:
 
 
 def _stamps(files: Sequence[Path]) -> Stamps | None:
-    """Paths with sizes and times; None if a file is gone."""
+    """Return paths with sizes and times, or None if a file no longer exists."""
     out: Stamps = []
     for file in files:
         try:
@@ -197,14 +197,14 @@ def _stamps(files: Sequence[Path]) -> Stamps | None:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Notes that still hold: whole, and of files that have not changed."""
+    """Return valid notes, or None if they are incomplete or a file has changed since."""
     if not file.is_file():
         return None
     try:
         notes = read_json(file, most=2**20)
         if notes["format"] != FORMAT or _stamps([Path(str(f[0])) for f in notes["files"]]) != notes["files"]:
             return None
-        KnownTowers("", notes, lambda: Towers.__new__(Towers))  # all that it needs is there
+        KnownTowers("", notes, lambda: Towers.__new__(Towers))  # raises if an entry is missing
         numbers = [*notes["mean"], *notes["std"], notes["logit_scale"], notes["logit_bias"] or 0.0]
         whole = len(notes["mean"]) == len(notes["std"]) == 3 and isinstance(notes["sha256"], str)
         return notes if whole and np.isfinite(numbers).all() else None
@@ -213,7 +213,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _write(file: Path, notes: dict[str, Any]) -> None:
-    """Keep notes; a cache folder that cannot be written costs only their use."""
+    """Write notes to the cache folder. If it cannot be written to, later commands simply run without notes."""
     from czsl.runs.files import write_atomically
 
     try:

@@ -1,4 +1,4 @@
-"""Loading a CLIP of any source: the built-in ``tiny``, any open_clip model, a local weight file or folder, or the hub."""
+"""Load a CLIP from any source: the built-in ``tiny``, any open_clip model, a local weight file or folder, or the hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from czsl.reading import read_json, read_safetensors
 
 TINY = Path(__file__).parent / "tiny"
 HEAD_WIDTH = 64  # of OpenAI's models
-# Scalars and buffers that published files carry beside the weights.
+# Scalars and buffers that published files hold in addition to the weights.
 EXTRAS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "text.transformer.embeddings.position_ids"}
 
 
@@ -54,20 +54,20 @@ def load_clip(name: str = "tiny", weights: str | None = None, features: bool = F
     name : str
         ``tiny`` (built in); an open_clip model (``ViT-L-14``); ``hf-hub:org/name``; a folder with ``config.json`` (Hugging Face's
         ``CLIPModel``) or ``open_clip_config.json``; or the path of a state dict in OpenAI's format, whose architecture is read from its
-        shapes (QuickGELU, heads of width 64), or in Hugging Face's, with its ``config.json`` beside it.
+        shapes (QuickGELU, heads of width 64), or in Hugging Face's, with its ``config.json`` in the same folder.
     weights : str, optional
         For an open_clip model: a published tag (default ``openai``), the path of a weight file or its folder, or
-        ``random`` for measurements (the same random weights each time). A file does not tell its activation: it is QuickGELU for
-        OpenAI's archives and for models named ``...-quickgelu``, otherwise what the model's name stands for.
+        ``random`` for measurements (the same random weights each time). A file does not contain its activation: it is QuickGELU for
+        OpenAI's archives and for models named ``...-quickgelu``, otherwise that of the named model.
     features : bool, default False
-        Features of images and texts are enough: any architecture of open_clip will do.
+        Accept any open_clip architecture; only features of images and texts are then available.
 
     Raises
     ------
     UsageError
-        Unknown model or tag (with the nearest name), unreadable file, an architecture the methods cannot use.
+        If the model or tag is unknown (names the nearest), a file is unreadable, or the methods cannot use the architecture.
     SetupError
-        The weights would have to be downloaded and the network does not answer; a tokenizer that cannot be had.
+        If the weights have to be downloaded and the network does not answer, or a tokenizer is not available.
     """
     open_clip = import_open_clip()
     if name.replace("/", "-") in open_clip.list_models():
@@ -86,18 +86,18 @@ def load_clip(name: str = "tiny", weights: str | None = None, features: bool = F
     near = difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=3)
     raise UsageError(
         f"unknown CLIP model {name!r}",
-        f"nearest names: {', '.join(near)}" if near else "open_clip does not know it",
+        f"nearest names: {', '.join(near)}" if near else "open_clip has no model of this name",
         "use tiny, an open_clip model name, hf-hub:org/name, or the path of a weight file or of a model's folder",
     )
 
 
 def sketch_clip(name: str, weights: str | None = None, features: bool = False) -> Towers:
-    """An open_clip model without its weights, on torch's ``meta`` device: what can be known before gigabytes are downloaded.
+    """Build an open_clip model without weights on torch's ``meta`` device, to check it before gigabytes are downloaded.
 
     Raises
     ------
     UsageError
-        As :func:`load_clip`: unknown model or tag, an architecture the methods cannot use.
+        As in :func:`load_clip`: if the model or tag is unknown, or the methods cannot use the architecture.
     """
     name = name.replace("/", "-")
     if weights != "random" and not is_path(weights or ""):
@@ -107,16 +107,16 @@ def sketch_clip(name: str, weights: str | None = None, features: bool = False) -
 
 
 def _load_named(name: str, weights: str | None, features: bool) -> Towers:
-    """A model of open_clip's list."""
+    """Load a model of open_clip's list."""
     if weights == "random":
-        with torch.random.fork_rng(devices=[]):  # all workers, and whoever loads the run, need the same towers
+        with torch.random.fork_rng(devices=[]):  # all workers and later loads of the run need the same towers
             torch.manual_seed(0)
             return _towers(_create(name), name, features, preprocessing(name))
     if weights is not None and (is_path(weights) or is_folder(weights)):
         return _load_named_file(name, Path(weights), features)
     tag = published_tag(name, weights)
     published = import_open_clip().get_pretrained_cfg(name, tag)
-    sketch_clip(name, tag, features)  # the architecture alone, before gigabytes are downloaded
+    sketch_clip(name, tag, features)  # check the architecture before gigabytes are downloaded
     path = fetch(name, tag)
     model = _create(name, force_quick_gelu=bool(published.get("quick_gelu")))
     _fill(model, read_state(path), str(path))
@@ -124,11 +124,11 @@ def _load_named(name: str, weights: str | None, features: bool) -> Towers:
 
 
 def _load_named_file(name: str, path: Path, features: bool) -> Towers:
-    """A model of open_clip's list with the weights of a file, in any form that holds them."""
+    """Load a model of open_clip's list with the weights of a file in any supported format."""
     folder = path if path.is_dir() else path.parent
     state = _read(weight_files(path) if path.is_dir() else [path])
     config = hugging_face.read_config(folder) if hugging_face.is_hugging_face(state) else None
-    if config is not None:  # it tells the activation, which a name may not
+    if config is not None:  # it contains the activation, which a name may not
         model = hugging_face.model_of(config, str(folder))
     else:
         model = _create(name, force_quick_gelu="input_resolution" in state)
@@ -137,7 +137,7 @@ def _load_named_file(name: str, path: Path, features: bool) -> Towers:
 
 
 def _load_file(path: Path, features: bool) -> Towers:
-    """A weight file that names no model: OpenAI's form, or Hugging Face's with the ``config.json`` beside it."""
+    """Load a weight file without a model name: OpenAI's format, or Hugging Face's with ``config.json`` in the same folder."""
     state = read_state(path)
     if not hugging_face.is_hugging_face(state):
         beside = path.parent / OPEN_CLIP_CONFIG
@@ -148,18 +148,18 @@ def _load_file(path: Path, features: bool) -> Towers:
     if config is None:
         raise UsageError(
             f"{path} is a CLIP as Hugging Face's programs save it, without its config.json",
-            "the file does not tell heads and activation",
-            "put its config.json beside it, or name the model: --clip ViT-B-32 --clip-weights FILE",
+            "the weights do not determine the number of heads and the activation",
+            "put its config.json into the same folder, or name the model: --clip ViT-B-32 --clip-weights FILE",
         )
     return _from_hugging_face(config, state, str(path), path.parent)
 
 
 def _load_folder(folder: Path, name: str, features: bool, files: list[Path] | None = None) -> Towers:
-    """A folder with a model's configuration and weights: open_clip's, or that of Hugging Face's ``CLIPModel``."""
+    """Load a folder with a model's configuration and weights: open_clip's, or those of Hugging Face's ``CLIPModel``."""
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         config = hugging_face.read_config(folder) or {}
         if config.get("model_type", "clip") != "clip" or "vision_config" not in config:
-            hugging_face.model_of(config, str(folder))  # says what it is
+            hugging_face.model_of(config, str(folder))  # raises an error that names its kind
         return _from_hugging_face(config, _read(weight_files(folder)), name, folder)
     told: dict[str, Any] = {"error": UsageError, "fix": "download or copy the folder again"}
     content = read_json(folder / OPEN_CLIP_CONFIG, most=hugging_face.MOST, head="cannot read {path}", **told)
@@ -196,9 +196,9 @@ def _read(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def preprocessing(name: str, tag: str | None = None) -> dict[str, Any]:
-    """How images are prepared for a model of open_clip's list, in open_clip's words.
+    """Return how images are prepared for a model of open_clip's list, under open_clip's names.
 
-    As its published weights want it; for weights of one's own as all published ones agree, otherwise CLIP's way.
+    These are the settings of its published weights; for other weights those that all published ones share. Empty: CLIP's settings.
     """
     open_clip = import_open_clip()
     known = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -218,7 +218,7 @@ def _towers(
     tokenizer_of: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Towers:
-    """The model behind the face that fits it; UsageError where ``features`` would do but more is asked."""
+    """Wrap a model as Clip if it is plain, otherwise as FeatureClip; UsageError if it is not plain and ``features`` is False."""
     try:
         pixels = Pixels(
             side_of(model, name),
@@ -243,19 +243,19 @@ def _towers(
 
 
 def _tokenizer(name: str) -> Any:
-    """open_clip's tokenizer of a model; SetupError where a package or its files cannot be had."""
+    """Return open_clip's tokenizer of a model. Raises SetupError if a package or the tokenizer's files are missing."""
     logging.disable(logging.WARNING)
     try:
         return import_open_clip().get_tokenizer(name)
     except ImportError as error:
         raise SetupError(
-            f"the words of {name} need another package",
-            f"its tokenizer is one of Hugging Face's transformers: {_line(error)}",
+            f"the tokenizer of {name} needs another package",
+            f"it belongs to Hugging Face's transformers: {_line(error)}",
             "pip install transformers sentencepiece",
         ) from None
     except Exception as error:  # the hub's client and tokenizers raise many kinds
         raise SetupError(
-            f"the tokenizer of {name} cannot be had",
+            f"the tokenizer of {name} could not be loaded",
             _line(error),
             "it comes from the hub on first use; offline give a folder that holds it: --clip FOLDER",
         ) from None
@@ -268,7 +268,7 @@ def _line(error: Exception) -> str:
 
 
 def _create(name: str, **options: Any) -> Any:
-    """An open_clip model with random weights, without its warning that they are."""
+    """Create an open_clip model with random weights, without open_clip's warning about them."""
     logging.disable(logging.WARNING)
     try:
         return import_open_clip().create_model(name, pretrained=None, pretrained_text=False, **options)
@@ -279,7 +279,7 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy a state into a model, shape by shape; no half-loaded tower survives. Names of other programs are understood."""
+    """Copy a state into a model; UsageError unless every name and shape fits. Names of other programs are converted."""
     names = list(state)
     state = _as_named(model, {k: v for k, v in state.items() if k not in EXTRAS})
     try:
@@ -292,7 +292,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def _as_named(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of the model: Hugging Face's, MobileCLIP's own, and the two places of a text tower in open_clip."""
+    """Rename a state to the names of the model: from Hugging Face's, from MobileCLIP's, and for both places of open_clip's text tower."""
     open_clip = import_open_clip()
     own = model.state_dict()
     if hugging_face.is_hugging_face(state):
@@ -324,12 +324,12 @@ def _load_tiny() -> Clip:
 
 
 def clip_from_state(state: dict[str, Tensor], source: str) -> Clip:
-    """A CLIP from a state dict in OpenAI's format, its architecture read from the shapes (QuickGELU, heads of width 64).
+    """Build a CLIP from a state dict in OpenAI's format; the shapes determine the architecture (QuickGELU, heads of width 64).
 
     Raises
     ------
     UsageError
-        The state is of another format or not complete; names ``source``.
+        If the state has another format or is incomplete; names ``source``.
     """
 
     def layers(prefix: str) -> int:
@@ -343,7 +343,7 @@ def clip_from_state(state: dict[str, Tensor], source: str) -> Clip:
         context_length, _ = state["positional_embedding"].shape
         _, dim = state["text_projection"].shape
         if width % HEAD_WIDTH or text_width % HEAD_WIDTH:
-            raise ValueError(f"its widths {width} and {text_width} are no multiples of {HEAD_WIDTH}")
+            raise ValueError(f"its widths {width} and {text_width} are not multiples of {HEAD_WIDTH}")
     except (KeyError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise strange(source, state, reason, "give the model's name: --clip ViT-L-14 --clip-weights FILE") from None

@@ -1,4 +1,4 @@
-"""Prompts that begin alike, and how a text tower computes several sets of them in one pass.
+"""Prompts with a common beginning, and the computation of several sets of them in one pass of the text tower.
 
 Letters: P prompts, T text tokens, W text width, F tokens of a trunk, M branches, Q tokens that end a prompt, N tokens of a pass,
 R rows (Q tokens each) of a pass, K keys of a row, h heads, w head width.
@@ -22,11 +22,11 @@ MAX_HOT = 1 << 25  # numbers in the matrix that adds up the gradients of branche
 
 @dataclass
 class PromptTree:
-    """Prompts that begin alike, as token embeddings without positions.
+    """Prompts with a common beginning, as token embeddings without positions.
 
-    trunk [F, W] begins every prompt; branches [M, W] are the next token of some of them (M may be 0); tokens [n, W] are those that
-    end prompts, ends [P, Q] which of them end each prompt, the end token last; parents [P] says which branch a prompt continues
-    (unused where M is 0). Only indices grow with the number of prompts.
+    Every prompt begins with trunk [F, W]. Branches [M, W] are possible next tokens (M may be 0), and parents [P] is the index of the
+    branch that a prompt continues (unused if M is 0). Tokens [n, W] are those at the ends of prompts, and ends [P, Q] are the indices of
+    the last tokens of each prompt, the end token last. Only indices grow with the number of prompts.
     """
 
     trunk: Tensor
@@ -40,7 +40,7 @@ class PromptTree:
 
     @property
     def leaves(self) -> Tensor:
-        """The tokens that end each prompt, [P, Q, W]."""
+        """The last tokens of each prompt, [P, Q, W]."""
         return self.tokens[self.ends]
 
     def part(self, rows: slice) -> PromptTree:
@@ -48,7 +48,7 @@ class PromptTree:
         return PromptTree(self.trunk, self.branches, self.tokens, self.ends[rows], self.parents[rows])
 
     def flat(self) -> tuple[Tensor, Tensor]:
-        """The prompts written out: token embeddings [P, T, W] and the end token's position [P]."""
+        """The prompts in full: token embeddings [P, T, W] and the end token's position [P]."""
         P = len(self)
         middle = [self.branches[self.parents][:, None]] if len(self.branches) else []
         x_PTW = torch.cat([self.trunk.expand(P, -1, -1), *middle, self.leaves], dim=1)
@@ -56,7 +56,7 @@ class PromptTree:
 
 
 def parts_of(trees: Sequence[PromptTree], rows: slice) -> list[PromptTree]:
-    """The trees of some of the prompts of all trees together, counted through; a tree may be left without prompts."""
+    """The trees of some of the prompts; ``rows`` counts through the prompts of all trees. A tree may have no prompts left."""
     start, out = 0, []
     for tree in trees:
         out.append(tree.part(slice(max(rows.start - start, 0), max(rows.stop - start, 0))))
@@ -66,11 +66,11 @@ def parts_of(trees: Sequence[PromptTree], rows: slice) -> list[PromptTree]:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What follows from the sizes of trees alone: places of tokens, the keys of each row, what a query may see.
+    """Indices that depend only on the sizes of trees: positions of tokens, the keys of each row, and the attention mask.
 
     ``trunk_at`` and ``branch_at`` are the first tokens of each tree's trunk and branches, ``leaves_at`` that of all leaves. ``keys``
     int64 [R, K] without the branches of leaves; ``hidden`` bool [R, 1, Q, K]; ``positions`` int64 [N]. ``upper`` [leaves_at, rows * K]
-    and ``trunks`` [trees, prompts] are 1 where a token is a key of the rows before the leaves, and where a prompt is of a tree.
+    is 1 if a token is a key of the rows before the leaves; ``trunks`` [trees, prompts] is 1 if a prompt belongs to a tree.
     """
 
     trunk_at: tuple[int, ...]
@@ -123,21 +123,21 @@ def skeleton(trunk: int, sizes: tuple[tuple[int, int], ...], ends: int, device: 
 
 
 class Pass:
-    """Several trees of one shape in one pass through the blocks: trunks, then branches, then the leaves prompt by prompt.
+    """Several trees of the same shape in one pass through the blocks: trunks, then branches, then the leaves prompt by prompt.
 
-    Attention works on rows of Q tokens with K keys each: a trunk's tokens, one branch, the row's own. Trunks and branches fill whole rows;
-    the rest of these is never read.
+    Attention works on rows of Q tokens with K keys each: a trunk's tokens, one branch, the row's own. Trunks and branches are
+    padded to whole rows; the padding is never read.
     """
 
     def __init__(self, trees: Sequence[PromptTree]):
         trunks, ends = {len(t.trunk) for t in trees}, {t.ends.shape[1] for t in trees}
         if len(trunks) > 1 or len(ends) > 1:
-            raise ValueError("trees of one pass have trunks and ends of the same length")
+            raise ValueError("all trees of one pass need trunks and ends of the same length")
         self.trees, self.F, self.Q = trees, trunks.pop(), ends.pop()
         self.sizes = tuple((len(t.branches), len(t)) for t in trees)
         self.bones = bones = skeleton(self.F, self.sizes, self.Q, trees[0].trunk.device)
         self.keys, self.upper_rows = bones.keys, bones.leaves_at // self.Q
-        # Trees whose prompts continue branches: their rows, their branches, and which of these each prompt continues.
+        # Trees whose prompts continue branches: their rows, their branches, and the branch that each prompt continues.
         self.branched: list[tuple[slice, slice, Tensor]] = []
         row = self.upper_rows
         for tree, (M, P), at in zip(trees, self.sizes, bones.branch_at, strict=True):
@@ -172,7 +172,7 @@ class Pass:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype)).transpose(1, 2).reshape(len(qkv_NW), -1)
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits [R, 1, Q, K] of a row: minus infinity where a query may not look."""
+        """The mask added to the attention logits, [R, 1, Q, K]: minus infinity for keys that a query must not attend to."""
         if ("bias", dtype) not in self._kept:
             hidden = F.pad(self.bones.hidden, (0, -self.bones.hidden.shape[-1] % ALIGNMENT))
             bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
@@ -191,7 +191,7 @@ class Pass:
         return self._kept["sums", dtype]
 
     def key_gradients(self, grad_RKX: Tensor, out_NX: Tensor) -> None:
-        """Write the gradients of all tokens as keys: shared tokens have the sum over the rows that look at them, in a fixed order."""
+        """Write the gradients of all tokens as keys: shared tokens get the sum over the rows that attend to them, in a fixed order."""
         upper, trunks, hot = self._sums(grad_RKX.dtype)
         n, U, F_, Q, X = self.bones.leaves_at, self.upper_rows, self.F, self.Q, grad_RKX.shape[2]
         torch.mm(upper, grad_RKX[:U].flatten(0, 1), out=out_NX[:n])

@@ -1,4 +1,4 @@
-"""CLIP's text tower, entered with token embeddings so that prompts can hold learned vectors.
+"""CLIP's text tower; it takes token embeddings, so that prompts can contain learned vectors.
 
 Letters: P prompts, T text tokens, W text width, D joint width.
 """
@@ -25,7 +25,7 @@ class TextTower(nn.Module):
     Parameters
     ----------
     clip : nn.Module
-        The whole model as open_clip builds it; only its text parts are kept.
+        The whole model as open_clip builds it; only its text tower is kept.
     tokenizer : callable
         open_clip's byte-pair tokenizer.
     """
@@ -68,7 +68,7 @@ class TextTower(nn.Module):
         Raises
         ------
         DataError
-            A name of which no word is left.
+            If the tokenizer finds no word in a name.
         """
         rows = [self.tokenizer.encode(name)[:6] for name in names]
         if not all(rows):
@@ -84,7 +84,7 @@ class TextTower(nn.Module):
     def encode_embeddings(self, x_PTW: Tensor, end_P: Tensor) -> Tensor:
         """Text features [P, D], before the L2 norm, of token embeddings without positions.
 
-        The attention is causal, so what stands behind the end token changes nothing.
+        The attention is causal, so tokens after the end token have no effect.
         """
         x_PTW = x_PTW + self.positional_embedding[: x_PTW.shape[1]]
         for blk in self.blocks:
@@ -95,11 +95,11 @@ class TextTower(nn.Module):
         return self.ln_final(pooled_PW) @ self.text_projection
 
     def encode_tree(self, tree: PromptTree) -> Tensor:
-        """Text features [P, D], before the L2 norm: what :meth:`encode_embeddings` gives for ``tree.flat()``, with shared tokens
-        computed once.
+        """Text features [P, D], before the L2 norm: the result of :meth:`encode_embeddings` for ``tree.flat()``, with shared
+        tokens computed once.
 
-        Under the causal mask a token depends on those before it alone, so a common beginning is the same for all prompts:
-        "a photo of" once, each attribute once, and two tokens a pair instead of seven.
+        Under the causal mask a token depends only on those before it, so a common beginning is the same for all prompts:
+        "a photo of" is computed once, each attribute once, and two tokens per pair instead of seven.
         """
         return self.encode_trees([tree])
 
@@ -107,8 +107,8 @@ class TextTower(nn.Module):
     def encode_trees(self, trees: Sequence[PromptTree]) -> Tensor:
         """The same for all prompts of several trees, one tree after the other, in one pass through the blocks.
 
-        Their trunks have one length, and so have the ends of their prompts. It keeps as much for the backward pass as a pass for each
-        tree; for less memory encode parts of the trees (`czsl.clip.prompt_tree.parts_of`).
+        Trunks must have the same length in all trees, and so must the ends of prompts. The backward pass needs as much memory as one
+        pass per tree; to use less, encode parts of the trees (`czsl.clip.prompt_tree.parts_of`).
         """
         P, Q = sum(map(len, trees)), trees[0].ends.shape[1]
         x_NW = self._tree_stream(Pass(trees))
@@ -139,11 +139,11 @@ class TextTower(nn.Module):
         return x_NW
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts of more tokens than the context holds: their end is not read."""
+        """Return the prompts that have more tokens than the context holds; the tower does not read their end."""
         return [p for p in prompts if len(self.tokenizer.encode(p)) > self.context_length - 2]
 
     def encode(self, prompts: Sequence[str], chunk: int = 512, unit: bool = True) -> Tensor:
-        """Text features [P, D] of plain prompts, of length 1 or, without ``unit``, as the tower gives them."""
+        """Text features [P, D] of plain prompts: of length 1, or as the tower returns them if ``unit`` is False."""
         out = []
         for start in range(0, max(len(prompts), 1), chunk):
             ids_PT, end_P = self.tokenize(prompts[start : start + chunk])

@@ -1,4 +1,4 @@
-"""What every image-text model offers here, whatever its towers are made of: features of images and texts in a common space."""
+"""The interface of all image-text models, whatever their towers: features of images and texts in a joint space."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Towers(nn.Module):
-    """An image tower and a text tower with a common space of width D; the interface of methods that need features only.
+    """An image tower and a text tower with a joint space of width D; the interface of methods that need features only.
 
     ``visual(images)`` gives un-normalised image features [B, D] of normalised images, ``text.encode(prompts)`` text features [P, D] of
     length 1, ``text.encode(prompts, unit=False)`` those before the norm, ``text.cut(prompts)`` the prompts that the tower does not read
-    to their end. `czsl.clip.backbone.Clip` has towers that can be opened, `czsl.clip.features.FeatureClip` any that open_clip builds.
+    to their end. `czsl.clip.backbone.Clip` has towers that methods can extend, `czsl.clip.features.FeatureClip` any that open_clip builds.
 
     Attributes
     ----------
     logit_scale : float tensor, scalar
-        exp() of the learned value: logits are ``logit_scale * cosine``, plus ``logit_bias`` where the model has one (SigLIP).
+        exp() of the learned value: logits are ``logit_scale * cosine``, plus ``logit_bias`` if the model has one (SigLIP).
     logit_bias : float tensor, scalar, or None
     mean, std : float tensor [3]
-        Of the image normalisation.
+        Mean and standard deviation of the image normalisation.
     pixels : Pixels
-        The image pipeline before it.
+        The image pipeline before the normalisation.
     name : str
-        As the user asked for it.
+        The name that the user gave.
     precision : str
         See :meth:`compute_in`.
     """
@@ -64,7 +64,7 @@ class Towers(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
+        """The architecture that a checkpoint must match."""
         raise NotImplementedError
 
     @property
@@ -74,13 +74,13 @@ class Towers(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """The device of the towers."""
         return self.logit_scale.device
 
     def compute_in(self, precision: str) -> None:
         """Compute both towers' matrix products in ``bfloat16`` from now on, or in the format of the weights (any other name).
 
-        Features come out in the format of :attr:`mean` in any case.
+        Features have the format of :attr:`mean` in either case.
         """
         self.precision = precision
 
@@ -94,24 +94,24 @@ class Towers(nn.Module):
         return digest.hexdigest()
 
     def normalise(self, images_B3SS: Tensor) -> Tensor:
-        """uint8 images become normalised floats; float images are taken as normalised already."""
+        """Return uint8 images as normalised floats; float images are treated as already normalised."""
         images_B3SS = onto(images_B3SS, self.device)
         if images_B3SS.is_floating_point():
             return images_B3SS.to(self.mean.dtype)
         return (images_B3SS.to(self.mean.dtype) / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
     def biased(self, logits: Tensor) -> Tensor:
-        """Scaled cosines with the model's bias, where it has one: the sigmoid of the sum is SigLIP's probability of a match."""
+        """Scaled cosines plus the model's bias, if it has one: the sigmoid of the sum is SigLIP's probability of a match."""
         return logits if self.logit_bias is None else logits + self.logit_bias
 
 
 def onto(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one that enters a GPU from the host's memory is copied while the host goes on."""
+    """Return a tensor on a device; copies from the host's memory to a GPU are asynchronous."""
     if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
 
 
 def own_precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Matrix products in bfloat16 within the block, if that is the precision; otherwise the block changes nothing."""
+    """Return a context with matrix products in bfloat16 if that is the precision; otherwise the context has no effect."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

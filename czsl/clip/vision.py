@@ -1,4 +1,4 @@
-"""CLIP's image tower with the openings that methods need: adapters beside its blocks and tokens of its last layers.
+"""CLIP's image tower with what methods need: adapters parallel to its blocks, and the tokens of its last layers.
 
 Letters: B images, L visual tokens (class token first), V visual width, D joint width, S image side.
 """
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from czsl.clip.towers import own_precision
 
-# (index, stream [B, L, V]) -> addition [B, L, V]; indices 0..n-1 beside the attentions, n..2n-1 beside the MLPs.
+# (index, stream [B, L, V]) -> addition [B, L, V]; indices 0..n-1 are parallel to the attentions, n..2n-1 to the MLPs.
 Adapter = Callable[[int, Tensor], Tensor]
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal: bool = False) -> Tensor:
     """Scaled dot-product attention with the weights of a torch module, [B, Q, W]; queries and keys may differ in length.
 
-    Where queries and keys are of the same tensor, one product makes all three.
+    If queries and keys come from the same tensor, one product computes queries, keys and values.
     """
     width, heads = attn.embed_dim, attn.num_heads
     if q_BQW is kv_BTW:
@@ -86,7 +86,7 @@ class VisionTower(nn.Module):
         return vit.ln_pre(torch.cat([class_B1V, patches_BLV], dim=1) + vit.positional_embedding.to(patches_BLV.dtype))
 
     def block(self, i: int, x_BLV: Tensor, adapter: Adapter | None, class_only: bool = False) -> Tensor:
-        """Block i; adapters are fed the un-normalised stream beside both sub-layers. ``class_only``: the class token alone."""
+        """Block i; adapters run parallel to both sub-layers, on the un-normalised stream. ``class_only``: only the class token."""
         blk, n = self.blocks[i], len(self.blocks)
         q_BQV = x_BLV[:, :1] if class_only else x_BLV
         kv = blk.ln_1(x_BLV)
@@ -112,7 +112,7 @@ class VisionTower(nn.Module):
         images_B3SS : float tensor
             Normalised images.
         adapter : callable, optional
-            Additions beside each block's two sub-layers.
+            Additions parallel to each block's two sub-layers.
         tokens : bool, default False
             False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
         """
@@ -130,18 +130,19 @@ class VisionTower(nn.Module):
 
     @in_own_precision
     def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
-        """All tokens behind some blocks in the joint space, [B, L, D] by the block's index; the others are not projected.
+        """All tokens after some blocks, in the joint space: [B, L, D] by the block's index.
 
-        The final norm and projection serve every block.
+        The final norm and projection are applied to each of these blocks.
         """
         streams = enumerate(self._stream(images_B3SS, adapter))
         return {i: self._output(x) for i, x in streams if i in blocks}
 
     @in_own_precision
     def dense(self, images_B3SS: Tensor, residual_ffn: bool = False) -> tuple[Tensor, Tensor]:
-        """The image feature [B, D], as :meth:`forward` gives it, and a feature of every patch [B, L - 1, D], row by row.
+        """The image feature [B, D], as :meth:`forward` returns it, and a feature of every patch [B, L - 1, D], row by row.
 
-        In the last block a patch keeps its own value instead of attending (MaskCLIP, ECCV 2022): what CLIP says about the place alone.
+        In the last block a patch keeps its own value instead of attending (MaskCLIP, ECCV 2022), so its feature describes mainly that
+        place.
 
         Parameters
         ----------
@@ -163,7 +164,7 @@ class VisionTower(nn.Module):
         return self._output(self.block(last, x_BLV, None, class_only=True))[:, 0], self._output(patches_BLV)
 
     def _stream(self, images_B3SS: Tensor, adapter: Adapter | None, class_only: bool = False) -> Iterator[Tensor]:
-        """The stream [B, L, V] behind each block; ``class_only``: the last block computes the class token alone."""
+        """The stream [B, L, V] after each block; ``class_only``: the last block computes only the class token."""
         x = self.embed(images_B3SS)
         last = len(self.blocks) - 1
         for i in range(len(self.blocks)):

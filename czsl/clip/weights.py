@@ -1,4 +1,4 @@
-"""Weight files of CLIP: found, downloaded or read, never unpickled."""
+"""Find, download and read weight files of CLIP, without unpickling arbitrary objects."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ log = logging.getLogger("czsl")
 
 
 def is_path(text: str) -> bool:
-    """Whether this names a weight file, or a folder of one, rather than a model or a tag."""
+    """Return whether this is the path of a weight file or its folder, not the name of a model or a tag."""
     return not text.startswith(HUB) and (text.endswith(SUFFIXES) or os.sep in text)
 
 
 def is_folder(text: str) -> bool:
-    """Whether this is a folder with a model's configuration, as Hugging Face's programs and open_clip write it."""
+    """Return whether this is a folder with a model's configuration, in Hugging Face's or open_clip's form."""
     return not text.startswith(HUB) and any((Path(text) / name).is_file() for name in (OPEN_CLIP_CONFIG, "config.json"))
 
 
 def absolute(text: str) -> str:
-    """The whole path of a weight file or a model's folder; names stay as they are."""
+    """Return the absolute path of a weight file or a model's folder; names are returned unchanged."""
     there = Path(text).is_file() or is_folder(text)
     return str(Path(text).resolve()) if there and not text.startswith(HUB) else text
 
 
 def weight_files(folder: PathLike) -> list[Path]:
-    """The files of tensors in a model's folder: one, or all parts of one that was cut; the safe format first.
+    """Return the weight files in a model's folder: one, or all parts of a split one; safetensors are preferred.
 
     Raises
     ------
     UsageError
-        There is none.
+        If the folder holds no weight file.
     """
     folder = Path(folder)
     for name in WEIGHTS:
@@ -73,13 +73,13 @@ def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
     """Tensors of a weight file as float32, under the names it has (for CLIP: OpenAI's).
 
     Reads safetensors, plain state dicts (``weights_only``) and training checkpoints that hold a ``state_dict`` or ``net``. OpenAI's own
-    archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published. ``what`` is
-    said to be in the file, for messages.
+    archives are TorchScript, which can carry code: they are opened only if their SHA-256 is one that OpenAI published. ``what``
+    describes the content in messages.
 
     Raises
     ------
     UsageError
-        If there is no such file or it holds anything but tensors.
+        If no such file exists or it holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -109,22 +109,22 @@ def _plain(state: dict) -> dict[Any, Tensor]:
 
 
 def _without_tensors(path: Path, state: dict) -> UsageError:
-    """What a mapping is in which no tensor stands where a state dict has them."""
+    """Return the error for a mapping without tensors at its top level; it names the kind of file if that is recognised."""
     inner = next((key for key, value in state.items() if isinstance(value, dict) and _plain(value)), None)
     program = program_of(state)
     what = f"a training checkpoint of {program}" if program else "no state dict"
     if inner is None:
-        why = f"it has {', '.join(str(key)[:40] for key in list(state)[:5]) or 'nothing'}, and no tensor"
+        why = f"it holds {', '.join(str(key)[:40] for key in list(state)[:5]) or 'nothing'}, but no tensor"
         return UsageError(f"{path} is {what}: it holds no weights", why, "save the model's state_dict()")
     return UsageError(
         f"{path} is {what}",
-        f"its tensors lie below {str(inner)[:40]!r}",
-        f"save them alone: torch.save(torch.load(FILE, weights_only=True)[{str(inner)[:40]!r}], 'weights.pt')",
+        f"its tensors are in its entry {str(inner)[:40]!r}",
+        f"save only these: torch.save(torch.load(FILE, weights_only=True)[{str(inner)[:40]!r}], 'weights.pt')",
     )
 
 
 def _numbers() -> list[Any]:
-    """What unpickles a NumPy number, under its names in NumPy 1 and 2: training checkpoints keep a metric beside the weights."""
+    """The types needed to unpickle a NumPy number, in NumPy 1 and 2: training checkpoints often hold a metric, too."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("float32", "float64", "int64")]
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
@@ -164,7 +164,7 @@ def fetch(name: str, tag: str) -> Path:
     Raises
     ------
     SetupError
-        Within seconds if the network does not answer; says how to supply a file.
+        If the network does not answer within seconds; explains how to supply a file.
     """
     from open_clip.pretrained import download_pretrained
 
@@ -180,12 +180,12 @@ def fetch(name: str, tag: str) -> Path:
 
 
 def published_tag(name: str, weights: str | None) -> str:
-    """The published weights of an open_clip model that are meant: by default OpenAI's.
+    """Return the tag of the requested published weights of an open_clip model; OpenAI's by default.
 
     Raises
     ------
     UsageError
-        The model has none of that name; names the nearest.
+        If the model has no weights of that name; names the nearest.
     """
     tags = import_open_clip().list_pretrained_tags_by_model(name)
     tag = weights or "openai"
@@ -193,21 +193,21 @@ def published_tag(name: str, weights: str | None) -> str:
         near = difflib.get_close_matches(tag, tags, n=3) or tags[:3]
         raise UsageError(
             f"{name} has no published weights {tag!r}",
-            f"nearest tags: {', '.join(near)}" if near else "open_clip lists none for it",
+            f"nearest tags: {', '.join(near)}" if near else "open_clip lists no weights for it",
             "give a tag or the path of a weight file: --clip-weights",
         )
     return tag
 
 
 def find_weights(name: str = "tiny", weights: str | None = None) -> str:
-    """Where a CLIP's weights are or would come from, in words; takes seconds and downloads nothing.
+    """Describe where a CLIP's weights are or would be downloaded from. Takes seconds and downloads nothing.
 
     Raises
     ------
     UsageError
-        No such file, model or tag.
+        If no such file, model or tag exists.
     SetupError
-        They would have to be downloaded and the network does not answer; says how to supply a file.
+        If the weights have to be downloaded and the network does not answer; explains how to supply a file.
     """
     open_clip = import_open_clip()
     if name.startswith(HUB):
@@ -234,7 +234,7 @@ def find_weights(name: str = "tiny", weights: str | None = None) -> str:
 
 
 def files_of(name: str, weights: str | None = None) -> list[Path]:
-    """The files that a CLIP was loaded from, weights and configurations; empty for random weights."""
+    """Return the files that a CLIP was loaded from, weights and configurations; empty for random weights."""
     open_clip = import_open_clip()
     if weights == "random":
         return []
@@ -255,7 +255,7 @@ def files_of(name: str, weights: str | None = None) -> list[Path]:
 
 
 def cached_folder(name: str) -> Path | None:
-    """The folder in the local Hugging Face cache with the configuration and the weights of ``hf-hub:org/name``; None where they lack."""
+    """The folder in the local Hugging Face cache with configuration and weights of ``hf-hub:org/name``; None if it is incomplete."""
     from huggingface_hub import try_to_load_from_cache
 
     repository = _repository(name)
@@ -268,14 +268,14 @@ def cached_folder(name: str) -> Path | None:
 
 
 def fetch_folder(name: str) -> Path:
-    """The local folder of ``hf-hub:org/name``, downloaded on first use; from the cache alone where ``HF_HUB_OFFLINE`` is set.
+    """Return the local folder of ``hf-hub:org/name``, downloaded on first use; only from the cache if ``HF_HUB_OFFLINE`` is set.
 
     Raises
     ------
     UsageError
-        No such repository, or one without a model that can be read.
+        If no such repository exists, or it holds no readable model.
     SetupError
-        The network does not answer, or must not be asked.
+        If the network does not answer, or ``HF_HUB_OFFLINE`` forbids its use.
     """
     if found := cached_folder(name):
         return found
@@ -288,7 +288,7 @@ def fetch_folder(name: str) -> Path:
         folder = Path(snapshot_download(_repository(name), allow_patterns=patterns))
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise UsageError(
-            f"no model {name} for you on the hub", _first_line(error), "is the name right, and access granted?"
+            f"cannot access {name} on the hub", _first_line(error), "check the name, and request access if the model is gated"
         ) from None
     except Exception as error:  # network libraries raise many kinds
         raise SetupError(
@@ -301,7 +301,7 @@ def _repository(name: str) -> str:
     repository = name.removeprefix(HUB)
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", repository) or ".." in repository:
         raise UsageError(
-            f"{name} is no name of the hub",
+            f"{name} is not a name on the Hugging Face hub",
             "such a name has two parts",
             "write hf-hub:organisation/name, e.g. hf-hub:timm/ViT-B-16-SigLIP",
         )
@@ -309,10 +309,10 @@ def _repository(name: str) -> str:
 
 
 def _reachable(name: str) -> str:
-    """Where a hub's model would come from; SetupError where it cannot."""
+    """Describe where a model of the hub would be downloaded from. Raises SetupError if the hub is not available."""
     fix = "download its folder elsewhere and give that: --clip FOLDER"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise SetupError(f"{name} is not in the local cache", "HF_HUB_OFFLINE forbids to download it", fix)
+        raise SetupError(f"{name} is not in the local cache", "HF_HUB_OFFLINE forbids the download", fix)
     _check_answers(name, "hub", {"hf_hub": _repository(name)}, fix)
     return "will be downloaded from huggingface.co"
 
@@ -322,7 +322,7 @@ def _host(config: dict) -> str:
 
 
 def _check_answers(name: str, tag: str, config: dict, fix: str = "") -> None:
-    """SetupError if the host of some weights does not answer within seconds: the hub's own client retries for most of a minute."""
+    """Raise SetupError if the host of some weights does not answer within seconds; the hub's own client retries for most of a minute."""
     proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     if proxied or os.environ.get("HF_ENDPOINT"):
         return
@@ -336,7 +336,7 @@ def _check_answers(name: str, tag: str, config: dict, fix: str = "") -> None:
 
 
 def _how_to_supply(name: str, config: dict) -> str:
-    # A file does not tell its activation, the model's name does.
+    # A weight file does not contain the activation; the model's name determines it.
     gelu = f"{name}-quickgelu" if config.get("quick_gelu") else name
     return HOW_TO_SUPPLY.format(model=gelu if gelu in import_open_clip().list_models() else name)
 

@@ -1,9 +1,9 @@
 """Optimal transport of samples to prototypes: many small problems solved as one batch, in float64.
 
-Letters: C problems (one a primitive), B samples of a problem (padded, see ``mask``), K prototypes.
+Letters: C problems (one per primitive), B samples of a problem (padded, see ``mask``), K prototypes.
 
-A plan L [B, K] says how much of each sample goes to each prototype. Every sample carries mass 1/n (n samples), every prototype
-takes 1/K. With cost M, prior P and structure S (which samples are alike) the plan minimises
+A plan L [B, K] holds the mass that each sample sends to each prototype. Every sample has mass 1/n (n samples), every prototype
+receives 1/K. With cost M, prior P and structure S (the similarity of samples) the plan minimises
 
     <M, L> + eps * sum(L log L) - weight * sum_ij S_ij <(P * L)_i, (P * L)_j>
 
@@ -51,14 +51,14 @@ def entropic_plan(cost_CBK: Tensor, eps: float, mask_CB: Tensor | None = None, c
     eps : float
         Weight of the entropy.
     mask_CB : bool tensor, optional
-        Which rows are samples; the others get no mass. All by default.
+        True for rows that are samples; the others get no mass. All by default.
     columns_CK : float tensor, optional
-        What each prototype takes: positive, of sum 1. All the same by default.
+        Mass that each prototype receives: positive, of sum 1. All equal by default.
 
     Returns
     -------
     float64 tensor [C, B, K]
-        Columns sum to 1/K (or what was given) to the last digits, rows to 1/n up to convergence (1e-12 unless the cost is thousands
+        Columns sum to 1/K (or ``columns_CK``) to the last digits, rows to 1/n up to convergence (1e-12 unless the cost is thousands
         of times eps).
     """
     start_CK = torch.zeros(len(cost_CBK), cost_CBK.shape[2], dtype=torch.float64, device=cost_CBK.device)
@@ -73,10 +73,10 @@ def _row_mass(cost_CBK: Tensor, mask_CB: Tensor | None) -> Tensor:
 def _log_plan(
     cost_CBK: Tensor, eps: float, mass_CB: Tensor, v_CK: Tensor, columns_CK: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Plan [C, B, K] and the potentials of the prototypes [C, K], from potentials to start with.
+    """Plan [C, B, K] and the potentials of the prototypes [C, K], from initial potentials.
 
-    The dual over these K potentials, convex and smooth, is minimised by Newton steps of bounded length; where one gains less than
-    a Sinkhorn step, that is taken. Plain scaling needs hundreds of iterations at the costs of a trained model.
+    The dual over these K potentials, convex and smooth, is minimised by Newton steps of bounded length; if one gains less than
+    a Sinkhorn step, the Sinkhorn step is used. Plain scaling needs hundreds of iterations at the costs of a trained model.
     """
     K = cost_CBK.shape[2]
     kernel, log_mass = -cost_CBK / eps, mass_CB.log()[:, :, None]
@@ -100,14 +100,14 @@ def _log_plan(
         trial_2CB = torch.logsumexp(kernel + trial_2CK[:, :, None], 3)
         dual_2C = (mass_CB * trial_2CB).sum(2) - (due_CK * trial_2CK).sum(2)
         better = (dual_2C[0] <= dual_2C[1])[:, None]
-        # A finished problem keeps its values, so that it does not depend on what else is in the batch.
+        # A finished problem keeps its values, so that it does not depend on the others in the batch.
         v_CK = torch.where(moving_C[:, None], torch.where(better, trial_2CK[0], trial_2CK[1]), v_CK)
         row_CB = torch.where(moving_C[:, None], torch.where(better, trial_2CB[0], trial_2CB[1]), row_CB)
     return (log_mass + log_share - (log_column - due_CK.log())[:, None]).exp(), v_CK
 
 
 def _kernel_plan(cost_CBK: Tensor, eps: float, mass_CB: Tensor) -> Tensor:
-    """As the public program solves it: scaling of exp(-cost / eps), rows *at most* 1/n; overflows to NaN or infinity."""
+    """Solve the problem as ClusPro's public program does: scaling of exp(-cost / eps), rows *at most* 1/n; overflows to NaN or infinity."""
     row_CB1 = mass_CB[:, :, None]
     kernel_CBK = (-cost_CBK / eps).exp()
     v_CK1 = kernel_CBK.new_ones(len(kernel_CBK), kernel_CBK.shape[2], 1)
@@ -131,25 +131,25 @@ def structured_plan(
     Parameters
     ----------
     cost_CBK, prior_CBK : float tensor
-        M and P of the module's text.
+        M and P of the module's docstring.
     structure_CBB : float tensor [C, B, B] or [B, B]
         S, symmetric; its diagonal is ignored.
     eps, weight : float
     mask_CB : bool tensor, optional
-        Which rows are samples.
+        True for rows that are samples. All by default.
     solver : {"log", "kernel"}
         ``kernel`` reproduces the public program of ClusPro: no log domain, 100 scaling iterations, a problem stops at its current
-        plan where the kernel overflows, and an accepted first step of 0.99 moves the plan by float32(0.99).
+        plan if the kernel overflows, and an accepted first step of 0.99 moves the plan by float32(0.99).
 
     Returns
     -------
     Transport
-        Problems are stopped one by one; a problem's plan does not depend on the others in the batch.
+        Each problem stops separately; a problem's plan does not depend on the others in the batch.
 
     Notes
     -----
-    On a GPU with Triton, problems of few samples with the solver ``log`` are solved by one kernel, without a wait of the host. Its first
-    plans in a process are compared with those of the plain form, which also takes over if the kernel fails.
+    On a GPU with Triton, problems of few samples with the solver ``log`` are solved by one kernel, without synchronising with the host. Its
+    first plans in a process are compared with those of the plain form, which also replaces the kernel if it fails.
     """
     if solver == "log" and cost_CBK.is_cuda and (found := kernel.solve(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB)):
         return found
@@ -157,7 +157,7 @@ def structured_plan(
 
 
 class Kernel:
-    """The solver in one kernel, as long as it can be trusted: it is given up for good after a failure or another plan than the plain one.
+    """The solver in one kernel. After a failure, or a plan that differs from the plain form's, it is disabled for the whole process.
 
     Attributes
     ----------
@@ -170,14 +170,14 @@ class Kernel:
     def solve(
         self, cost_CBK: Tensor, prior_CBK: Tensor, structure_CBB: Tensor, eps: float, weight: float, mask_CB: Tensor | None
     ) -> Transport | None:
-        """The kernel's solution, or None if the plain form has to be used."""
+        """Return the kernel's solution, or None if the plain form has to be used."""
         module = None if self.state == "given up" else _kernel_module()
         if module is None or cost_CBK.shape[1] > module.MAX_SAMPLES or not len(cost_CBK):
             return None
         mask_CB = torch.ones_like(cost_CBK[:, :, 0], dtype=torch.bool) if mask_CB is None else mask_CB
         try:
             found = Transport(*module.solve(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB))
-        except Exception as error:  # of a compiler: nothing that should end a training
+        except Exception as error:  # e.g. of a compiler; it must not end a training
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return None
         if self.state == "unknown":
@@ -199,7 +199,7 @@ kernel = Kernel()
 
 @functools.cache
 def _kernel_module() -> Any:
-    """The module of the kernel; None without Triton."""
+    """Return the module of the kernel, or None if Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     from methods.parts import transport_kernel
@@ -216,7 +216,7 @@ def plain_plan(
     mask_CB: Tensor | None = None,
     solver: str = "log",
 ) -> Transport:
-    """The same as operations on the whole batch, on any device."""
+    """Solve the same problem with tensor operations on the whole batch, on any device."""
     cost, prior, structure = cost_CBK.double(), prior_CBK.double(), structure_CBB.double()
     structure = structure - torch.diag_embed(structure.diagonal(dim1=-2, dim2=-1))
     mass_CB = _row_mass(cost, mask_CB)
@@ -256,8 +256,8 @@ def plain_plan(
 def _line_search(value_at: Callable[[Tensor], Tensor], start_C: Tensor, slope_C: Tensor) -> tuple[Tensor, Tensor]:
     """Backtracking by interpolation (Nocedal, Wright: Numerical Optimization, section 3.5): steps in [0, 1] and their values.
 
-    Tries 0.99, then the minimum of the parabola, then of cubics through the last two trials; a problem where none decreases its
-    objective enough gets step 0.
+    Tries 0.99, then the minimum of the parabola, then of cubics through the last two trials; if none of these decreases a problem's
+    objective enough, its step is 0.
     """
 
     def enough(a_C: Tensor, f_C: Tensor) -> Tensor:  # a NaN never is

@@ -78,7 +78,7 @@ def spoil(**changes):
         (spoil(visual__positional_embedding=torch.zeros(18, 64)), "does not fit the model"),
         (spoil(visual__conv1__weight=None), "has no 'visual.conv1.weight'"),
         (spoil(ln_final__weight=torch.zeros(2, 2)), "is not a CLIP ViT in OpenAI's format"),
-        (spoil(ln_final__weight=torch.zeros(32)), "no multiples of 64"),
+        (spoil(ln_final__weight=torch.zeros(32)), "not multiples of 64"),
         (spoil(token_embedding__weight=torch.zeros(100, 64)), "is not a CLIP with"),
     ],
 )

@@ -153,7 +153,7 @@ def test_the_hubs_cache_serves_without_a_network(folder, open_clip_model, tmp_pa
     agree(load_clip("hf-hub:lab/small-clip"), open_clip_model)
     with pytest.raises(SetupError, match="is not in the local cache"):
         load_clip("hf-hub:lab/other")
-    with pytest.raises(UsageError, match="no name of the hub"):
+    with pytest.raises(UsageError, match="not a name on the Hugging Face hub"):
         load_clip("hf-hub:../../etc")
 
 
@@ -161,7 +161,7 @@ def test_the_hubs_cache_serves_without_a_network(folder, open_clip_model, tmp_pa
     ("content", "named"),
     [
         (b"{", "cannot read"),
-        (b"[]", "is no configuration"),
+        (b"[]", "is not a model configuration"),
         (json.dumps({**config_of(), "model_type": "siglip"}).encode(), "'siglip'"),
         (json.dumps(config_of(text={"hidden_act": "swish"})).encode(), "hidden_act is 'swish'"),
         (json.dumps(config_of(vision={"num_attention_heads": 3})).encode(), "3 heads do not divide"),

@@ -26,11 +26,11 @@ def ones(*names):
         (["visual.layer1.0.conv1.weight", "visual.attnpool.c_proj.weight", "ln_final.weight"], "a ResNet", "--clip RN50"),
         (
             ["text_model.final_layer_norm.weight", "text_model.embeddings.token_embedding.weight"],
-            "a text tower alone",
+            "only a text tower",
             "whole model",
         ),
-        (["token_embedding.weight", "ln_final.weight"], "a text tower alone", "whole model"),
-        (["vision_model.post_layernorm.weight", "visual_projection.weight"], "an image tower alone", "whole model"),
+        (["token_embedding.weight", "ln_final.weight"], "only a text tower", "whole model"),
+        (["vision_model.post_layernorm.weight", "visual_projection.weight"], "only an image tower", "whole model"),
         (["visual.trunk.blocks.0.attn.qkv.weight", "text.ln_final.weight"], "with a tower of timm", "--clip EVA02-B-16"),
         (["image_encoder.model.head.proj", "text_encoder.x"], "MobileCLIP in its own", "--clip MobileCLIP-S1"),
         (["model.diffusion_model.out.weight"], "a part of Stable Diffusion", "--clip ViT-L-14"),
@@ -51,10 +51,10 @@ def test_wrong_files_are_told_by_their_names(tmp_path, names, what, fix):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"model": ones("a"), "optimizer": {}, "epoch": 3}, "its tensors lie below 'model'"),
+        ({"model": ones("a"), "optimizer": {}, "epoch": 3}, "its tensors are in its entry 'model'"),
         ({"model_state_dict": ones("a"), "hyper_parameters": {}}, "PyTorch Lightning"),
         ({"meta": {}, "message_hub": {}}, "MMEngine"),
-        ({"epoch": 3, "loss": 0.5}, "and no tensor"),
+        ({"epoch": 3, "loss": 0.5}, "but no tensor"),
         ({}, "holds no weights"),
     ],
 )
