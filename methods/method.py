@@ -64,11 +64,14 @@ class Method(Contract):
         Otherwise each set is encoded on its own, so that its digits do not depend on the others.
         """
         text, sizes = self.clip.text, [len(tree) for tree in sets]
+
+        def finished(features_PD: Tensor) -> Tensor:
+            return nn.functional.normalize(features_PD, dim=-1) if unit else features_PD
+
         if self.training and len({(len(tree.trunk), tree.ends.shape[1]) for tree in sets}) == 1:
-            encoded = list(self.encode_texts(lambda rows: text.encode_trees(parts_of(sets, rows)), sum(sizes)).split(sizes))
-        else:
-            encoded = [self.encode_texts(partial(_encode_part, text, tree), len(tree)) for tree in sets]
-        return [nn.functional.normalize(features_PD, dim=-1) for features_PD in encoded] if unit else encoded
+            together_PD = self.encode_texts(lambda rows: text.encode_trees(parts_of(sets, rows)), sum(sizes))
+            return list(finished(together_PD).split(sizes))
+        return [finished(self.encode_texts(partial(_encode_part, text, tree), len(tree))) for tree in sets]
 
     def encode_texts(self, encode: Callable[[slice], Tensor], count: int) -> Tensor:
         """Encode ``count`` texts with ``encode``, [count, ...]; it is called with the rows to encode.

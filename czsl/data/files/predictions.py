@@ -129,12 +129,17 @@ def _is_record(record: Any) -> bool:
     named = [x for kind in ("attributes", "objects", "classes") for x in listed.get(kind, ())]
     return (
         isinstance(record["error"], str | None)
-        and (bool(labels) or record["error"] is not None or not named)
+        and (record["error"] is not None or _answered(record))
         and ({"attributes", "objects"} <= record.keys() or "classes" in record)
         and all(_texts(x, ("class",) if "class" in x else ("attr", "obj")) and _is_number(x.get("score")) for x in labels)
         and all(_is_number(x.get(figure)) for x in listed.get("predictions", ()) for figure in FIGURES)
         and all(_texts(x, ("name",)) and _is_number(x.get("prob")) for x in named)
     )
+
+
+def _answered(record: dict[str, Any]) -> bool:
+    """Return whether a record without an error names a composition and its parts, or a class."""
+    return bool(record["predictions"]) and ("classes" in record or bool(record.get("attributes") and record.get("objects")))
 
 
 def _texts(item: dict[str, Any], names: Sequence[str]) -> bool:
