@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from czsl_cli.adapt_options import TRANSDUCTIVE, adapt_option, plan_of, stream_seed_option, tell_plan
-from czsl_cli.console import percent, print_json, print_table, print_text, progress_bar, say, warn
+from czsl_cli.adapt_options import adapt_option, plan_of, stream_seed_option, tell_plan
+from czsl_cli.console import print_json, progress_bar, say, warn
+from czsl_cli.evaluate_tables import print_report
 from czsl_cli.options import named_run, placement_options, where_of
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -46,17 +47,19 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @adapt_option
 @stream_seed_option("0", several=True)
+@click.option("--published", metavar="DATASET", help="Show what papers report on DATASET below the numbers, e.g. mit-states.")
 @click.option("--expect", multiple=True, metavar="KEY>=VALUE", help="Exit with 5 where this does not hold, e.g. auc>=0.3.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the tables and the curves.")
 @placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON (fractions).")
-def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
+def evaluate(run, scores, space, published, expect, html, as_json, **options) -> None:
     """Evaluate RUN (a folder that `czsl train` wrote; the newest one by default), or a score file.
 
     \b
       czsl evaluate runs/clusPro-mydata-20260101-120000
       czsl evaluate RUN --open-world --json
       czsl evaluate --scores scores.npz --space space.json --json
+      czsl evaluate RUN --published mit-states
       czsl evaluate RUN --adapt tomcat recipe=ut-zappos --stream-seed 0 --stream-seed 1
 
     AUC is the exact area under the seen/unseen curve; AUC-20 is the 20-bin value that papers print. In the open world, pairs
@@ -83,11 +86,14 @@ def evaluate(run, scores, space, expect, html, as_json, **options) -> None:
         raise UsageError("--adapt goes with a run", "a score file has no features that could be adapted", "drop it")
     if html and len(options["stream_seed"]) > 1:
         raise UsageError("--html with several orders of the stream", "a page shows one evaluation", "give one --stream-seed")
+    if published is not None:
+        _check_published(published, scores, options)
     result, page = (_evaluate_file(scores, space, run, options), None) if scores else _evaluate_run(run, options, html)
+    beside = _beside_papers(result, run, options["data"], published) if published is not None else None
     if as_json:
         print_json(result)
     else:
-        _print(result)
+        print_report(result, beside)
     for warning in result.get("warnings", []):
         warn(warning)
     if page:
@@ -142,6 +148,35 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
         write_report_page(html, run.path.name, result, reduction.extremes)
 
     return result, page
+
+
+def _check_published(benchmark: str, scores: Path | None, options: dict[str, Any]) -> None:
+    """UsageError where papers have no numbers that the evaluation could be compared with."""
+    from czsl.errors import UsageError
+    from czsl_cli.published import check_dataset
+
+    if scores:
+        raise UsageError("--published goes with a run", "a score file does not name its data", "czsl published lists the numbers")
+    asked = [
+        f"--{k.replace('_', '-')} {options[k]}"
+        for k, usual in (("split", "test"), ("topk", 1))
+        if options[k] not in (None, usual)
+    ]
+    if asked:
+        raise UsageError(f"--published with {asked[0]}", "papers report the best pair of each test image", "drop one of them")
+    check_dataset(benchmark)
+
+
+def _beside_papers(result: dict[str, Any], path: Path | None, data: str | None, benchmark: str) -> Any:
+    """Return the run's numbers next to those that papers report as a table; the records enter ``result["published"]``."""
+    from czsl.data.table import open_data
+    from czsl_cli.published import run_next_to_published, world_of
+    from czsl_cli.runs import chosen_run
+    from methods.published.records import published
+
+    config = chosen_run(path).config
+    result["published"] = [r.to_json() for r in published().select(benchmark, None, world_of(result))]
+    return run_next_to_published(config, result, benchmark, open_data(data or config.data))
 
 
 def _evaluate_file(scores: Path, space: Path | None, run: Path | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -243,123 +278,3 @@ def _check(result: dict[str, Any], checks: list[tuple[str, str, float]]) -> None
             raise ExpectationError(
                 f"{key} is {value:.4f}", f"--expect {key}{sign}{limit:g}", "look at the report above, or change --expect"
             )
-
-
-def _print(result: dict[str, Any]) -> None:
-    named = " ".join(str(result[k]) for k in ("method", "split") if k in result)
-    world = "open" if result.get("open_world", "threshold" in result) else "closed"
-    what = "plain classes" if "gamma" in result else f"{world} world"
-    part = result.get("subset")
-    of = f" of {part['of_images']:,}" if part else ""
-    title = f"{named + ', ' if named else ''}{what}, {result['images']:,}{of} images"
-    if part:
-        title += f" (at most {part['per_pair']} a {'class' if 'gamma' in result else 'pair'}, seed {part['seed']})"
-    if "orders" in result:
-        _print_orders(result, title)
-    elif "gamma" in result:
-        _print_classes(result, title)
-    else:
-        _print_pairs(result, title)
-    if "adaptation" in result:
-        _print_adaptation(result)
-    if "operating_point" in result:
-        from czsl_cli.point_report import point_lines, point_table
-
-        title, columns, rows = point_table(result)
-        print_table(columns, rows, title)
-        for line in point_lines(result):
-            print_text(line)
-
-
-def _shown_numbers(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Labels and keys of the numbers that tell an adapted run from the run itself."""
-    labels = {
-        "S": "seen classes (S)", "U": "unseen classes (U)", "H": "harmonic mean (H)", "T1": "unseen among the unseen (T1)",
-        "auc": "AUC", "hm": "harmonic mean (HM)", "seen": "best seen", "unseen": "best unseen", "attr_acc": "attribute accuracy",
-        "obj_acc": "object accuracy", "op_hm": "HM at the operating point",
-    }  # fmt: skip
-    plain = result["without_adaptation"]
-    return [(label, key) for key, label in labels.items() if isinstance(result.get(key), float) and key in plain]
-
-
-def _print_orders(result: dict[str, Any], title: str) -> None:
-    plain, spread = result["without_adaptation"], result["spread"]
-    rows = [
-        [
-            label,
-            percent(result[key]),
-            percent(spread[key]["sd"]),
-            f"{percent(spread[key]['min'])} to {percent(spread[key]['max'])}",
-            percent(plain[key]),
-        ]
-        for label, key in _shown_numbers(result)
-    ]
-    print_table(["percent", f"mean of {len(result['orders'])} orders", "sd", "range", "without adaptation"], rows, title)
-
-
-def _print_adaptation(result: dict[str, Any]) -> None:
-    about, plain = result["adaptation"], result["without_adaptation"]
-    seeds = about["stream_seed"] if isinstance(about["stream_seed"], list) else [about["stream_seed"]]
-    named = ", ".join("as given" if seed is None else f"seed {seed}" for seed in seeds)
-    print_text(f"adapted with {about['name']}, order of the stream: {named}; {TRANSDUCTIVE}")
-    print_text("settings: " + ", ".join(f"{key}={value}" for key, value in about["settings"].items()))
-    if "orders" not in result:
-        numbers = ", ".join(f"{label} {percent(plain[key])}" for label, key in _shown_numbers(result))
-        print_text(f"without adaptation: {numbers}")
-
-
-def _print_classes(result: dict[str, Any], title: str) -> None:
-    gamma = f"gamma {result['gamma']:.4g}"  # where it is 0, one column says it all
-    rows = [
-        ("seen classes (S)", "S", "S0"),
-        ("unseen classes (U)", "U", "U0"),
-        ("harmonic mean (H)", "H", "H0"),
-        ("unseen among the unseen (T1)", "T1", "T1"),
-        ("top-1 over images", None, "top1"),
-        ("AUC over images", "auc", None),
-    ]
-    table = []
-    for label, *keys in rows:
-        shown = keys if result["gamma"] else [keys[1] or keys[0]]
-        table.append([label, *(percent(result[key]) if key else "" for key in shown)])
-        if "intervals" in result:
-            low_high = result["intervals"].get(keys[0] or keys[1])
-            table[-1].append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
-    columns = ["percent, means over classes", *([gamma, "gamma 0"] if result["gamma"] else ["gamma 0"])]
-    print_table([*columns, *(["95 % interval"] if "intervals" in result else [])], table, title)
-    if result["gamma"]:
-        print_text(f"{gamma} is taken from the scores of seen classes: the bias of the operating point")
-
-
-def _print_pairs(result: dict[str, Any], title: str) -> None:
-    rows: list[tuple[str, str, str | None]] = [
-        ("AUC", "auc", "auc_ref20"),
-        ("harmonic mean (HM)", "hm", "hm_ref20"),
-        ("best seen", "seen", "seen_ref20"),
-        ("best unseen", "unseen", "unseen_ref20"),
-        ("attribute accuracy", "attr_acc", None),
-        ("object accuracy", "obj_acc", None),
-    ]
-    intervals = result.get("intervals", {})
-    table = []
-    for label, exact, binned in rows:
-        row = [label, percent(result[exact]), percent(result[binned]) if binned else ""]
-        if intervals:
-            low_high = intervals.get(exact)
-            row.append(f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else "")
-        table.append(row)
-    columns = ["percent", "exact", "20 bins", *(["95 % interval"] if intervals else [])]
-    print_table(columns, table, title)
-    if "thresholds" in result:
-        print_text(_threshold_in_words(result))
-
-
-def _threshold_in_words(result: dict[str, Any]) -> str:
-    """Return the feasibility threshold of the numbers and its origin, as text."""
-    rows = result["thresholds"]
-    if result["threshold"] is None:
-        best = max(rows, key=lambda row: row["auc"] or 0.0)
-        found = f"the best of {len(rows)} here, {best['threshold']:.4f}, has AUC {percent(best['auc'])}"
-        return f"no feasibility threshold in use; {found} (--json lists all)"
-    chosen = {"val": "the best on the validation split", "given": "as given"}[result["threshold_chosen"]]
-    return f"feasibility threshold {result['threshold']:.4f}, {chosen}; rule: {result['rule']}"

@@ -136,7 +136,7 @@ def _dry_run(plans: list[Any], as_json: bool) -> None:
 
 
 def _show(result: dict[str, Any], data: dict[str, Any], file: Path, options: dict[str, Any], as_json: bool) -> None:
-    from czsl_cli.experiment_table import blocks, write_tables
+    from czsl_cli.experiment_table import blocks, show, write_tables
 
     each, benchmark = options["each_seed"], options["published"]
     shown = blocks(result, each)
@@ -146,9 +146,7 @@ def _show(result: dict[str, Any], data: dict[str, Any], file: Path, options: dic
         print_json(result)
     else:
         for block in shown:
-            print_table(block.columns, block.rows, block.title)
-            for note in block.notes:
-                say(note)
+            show(block)
     files = {kind: options[kind] for kind in ("md", "csv", "tex", "html")}
     for path in write_tables(result, shown, files, f"Experiment {file.stem}"):
         say(f"written to {path}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from czsl.printable import printable
 from czsl.runs.files import write_atomically
-from czsl_cli.console import percent
+from czsl_cli.console import percent, print_table, say
 
 PAIRS = {
     "seen": "seen",
@@ -37,6 +37,13 @@ class Block:
     columns: list[str]
     rows: list[list[str]]
     notes: tuple[str, ...] = ()
+
+
+def show(block: Block) -> None:
+    """Print a table on stdout and the sentences below it on stderr."""
+    print_table(block.columns, block.rows, block.title)
+    for note in block.notes:
+        say(note)
 
 
 def usual_columns(noun: str) -> dict[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import print_json, print_lines, print_table, say
+from czsl_cli.console import percent, print_json, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from czsl_cli.experiment_table import Block
@@ -136,6 +137,18 @@ def next_to_published(title: str, ours: Sequence[Sequence[str]], benchmark: str,
     columns = ["method", "backbone", *(f"{text}-20" for text in COLUMNS.values()), "source", "checked"]
     title = f"{title}, next to what papers report on {read().dataset(benchmark).title}, percent"
     return Block(title, columns, rows, (EVALUATOR, REPORTED, *size_notes(benchmark, data), *notes_of(records)))
+
+
+def run_next_to_published(config: Any, result: Mapping[str, Any], benchmark: str, data: Any) -> Block:
+    """Return the numbers of a run's evaluation and those that papers report on a benchmark as one table.
+
+    config : of the run
+    data : the dataset of the evaluation, opened
+    """
+    world = world_of(result)
+    adapted = f", adapted by {result['adaptation']['name']}" if "adaptation" in result else ""
+    ours = [[config.method + adapted, Path(config.clip).name, *(percent(result.get(key)) for key in REF20.values())]]
+    return next_to_published(f"{Path(config.data).name}: {world} world", ours, benchmark, world, data)
 
 
 def size_notes(name: str, data: Any) -> list[str]:

@@ -235,14 +235,11 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
 
 
 def _published(found: Material) -> list[Table]:
-    from czsl_cli.published import REF20, next_to_published, world_of
+    from czsl_cli.published import run_next_to_published
 
     if found.benchmark is None or found.result is None or found.data is None:
         return []
-    config, result = found.run.config, found.result
-    ours = [[config.method, Path(config.clip).name, *(percent(result.get(key)) for key in REF20.values())]]
-    world = world_of(result)
-    block = next_to_published(f"{Path(config.data).name}: {world} world", ours, found.benchmark, world, found.data)
+    block = run_next_to_published(found.run.config, found.result, found.benchmark, found.data)
     return [Table(block.title, block.columns, block.rows, "\n".join(block.notes))]
 
 

@@ -39,3 +39,15 @@ def test_real_workers_send_what_the_formula_says():
     assert [(x["batch"], x["precision"]) for x in lines] == [(7, "float32"), (1, "float32"), (7, "bfloat16")]
     for x in lines:
         assert x["counted"] == x["computed"]
+
+
+def test_one_worker_of_several_has_all_rows_of_its_text(scaling):
+    """The prediction counts a worker's share with a stand-in for the others; methods split what it returns by set."""
+    import torch
+
+    own = torch.ones(3, 2, requires_grad=True)
+    whole = scaling.OneOf(4).gather(own, 12)
+    whole.sum().backward()
+    assert whole.shape == (12, 2)
+    assert whole.sum() == 6 and own.grad.sum() == 6
+    assert scaling.OneOf(1).gather(own, 3) is own

@@ -19,3 +19,25 @@ def test_the_command_lists_them(czsl):
     assert "no such number" in czsl("published", "--method", "tomcat").stderr
     assert "did you mean 'ut-zappos'" in czsl("published", "zapos", expect=2).stderr
     assert "did you mean 'ClusPro'" in czsl("published", "--method", "clustpro", expect=2).stderr
+
+
+def test_an_evaluation_stands_above_what_papers_report(czsl, dataset):
+    czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
+    done = czsl("evaluate", "runs/plain", "--published", "mit-states")
+    assert "next to what papers report on MIT-States" in done.stdout
+    assert "these numbers cannot be compared" in done.stderr
+    report = json.loads(czsl("evaluate", "runs/plain", "--published", "mit-states", "--json").stdout)
+    assert {r["world"] for r in report["published"]} == {"closed"}
+    open_world = json.loads(czsl("evaluate", "runs/plain", "--open-world", "--published", "mit-states", "--json").stdout)
+    assert {r["world"] for r in open_world["published"]} == {"open"}
+
+
+def test_numbers_of_papers_stand_beside_what_they_measured(czsl, dataset, tmp_path):
+    czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
+    refused = {
+        "did you mean 'mit-states'?": ("--published", "mit-state"),
+        "--published with --split val": ("--published", "mit-states", "--split", "val"),
+        "--published with --topk 3": ("--published", "mit-states", "--topk", "3"),
+    }
+    for said, options in refused.items():
+        assert said in czsl("evaluate", "runs/plain", *options, expect=2).stderr
