@@ -149,7 +149,7 @@ class PlainClusPro(ClusPro):
 
     def image_features(self, batch) -> Tensor:
         """All tokens through the last block, of which one is used."""
-        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters, tokens=True)[:, 0]
+        return self.clip.visual(self.clip.normalise(batch["images"]), adapters=self.adapters, tokens=True)[:, 0]
 
     def encode_prompt_sets(self, sets: Sequence[PromptTree], unit: bool = True) -> list[Tensor]:
         """Every prompt written out, one set after the other."""

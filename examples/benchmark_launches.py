@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
@@ -143,6 +144,34 @@ def count(action: Callable[[], Any], frozen: Iterable[Tensor] = (), host: Iterab
     return counts
 
 
+# -- transport -----------------------------------------------------------------------------------------------------
+def transport_in_one_kernel() -> None:
+    """Count the transport as a GPU with Triton does it: preparation, and one kernel, for which the plain form stands in uncounted.
+
+    A checkout without the kernel keeps the plain form.
+    """
+    from methods.clus_pro import prototypes
+    from methods.parts import transport
+
+    if not hasattr(transport, "kernel_arguments"):
+        return
+
+    def solve(cost: Tensor, prior: Tensor, structure: Tensor, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            found = transport.plain_plan(cost, prior, structure, *numbers.tolist(), mask.bool())
+        return found.plan.clone(), found.steps  # the copy is counted in the place of the kernel
+
+    def solved(
+        cost: Tensor, prior: Tensor, structure: Tensor, eps: float, weight: float, mask: Tensor, solver: str = "log"
+    ) -> Any:
+        found = transport.kernel.solve(cost, prior, structure, eps, weight, mask) if solver == "log" else None
+        return found or transport.plain_plan(cost, prior, structure, eps, weight, mask, solver)
+
+    transport._kernel_module = lambda: SimpleNamespace(solve=solve)
+    transport.kernel.state = "good"  # its first plans were compared
+    prototypes.structured_plan = solved
+
+
 # -- the step ------------------------------------------------------------------------------------------------------
 def narrow_clip(vision_layers: int = 24, text_layers: int = 12) -> Clip:
     """ViT-L/14's layers at a small width."""
@@ -242,13 +271,17 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all")
     parser.add_argument("--space", action="append", choices=tuple(SPACES), help="default: all")
+    parser.add_argument("--plain-transport", action="store_true", help="count the transport as a GPU without Triton does it")
     parser.add_argument("--json", action="store_true", help="print every operation and wait as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if not options.plain_transport:
+        transport_in_one_kernel()
     after = counted(options.method or METHODS, options.space or SPACES, options.precision)
     before: list[dict[str, Any]] = []
     if options.before:
         chosen = [x for kind in ("method", "space") for value in getattr(options, kind) or () for x in (f"--{kind}", value)]
+        chosen += ["--plain-transport"] * options.plain_transport
         command = [sys.executable, __file__, "--json", "--precision", options.precision, *chosen]
         environment = {**os.environ, "PYTHONPATH": str(options.before.resolve())}
         done = subprocess.run(command, cwd=options.before, env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.clip.towers import Towers, onto
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
@@ -113,11 +114,11 @@ class Contract(nn.Module):
         if "features" in batch:
             return onto(batch["features"], self.clip.device).to(self.clip.mean.dtype)
         images_B3SS = self.clip.normalise(batch["images"])
-        return self.clip.visual(images_B3SS) if self.adapters is None else self.clip.visual(images_B3SS, adapter=self.adapters)
+        return self.clip.visual(images_B3SS) if self.adapters is None else self.clip.visual(images_B3SS, adapters=self.adapters)
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
         """Return the method's image side from image features [B, D]; in training it sees those of the whole global batch."""
-        return ImageSide(nn.functional.normalize(features_BD, dim=-1))
+        return ImageSide(unit(features_BD))
 
     def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
         """Image side of a prepared batch."""

@@ -13,8 +13,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from czsl.clip import lean
 from czsl.clip.prompt_tree import PromptTree, parts_of
 from czsl.clip.text import TextTower
 from czsl.clip.towers import onto
@@ -66,7 +67,7 @@ class Method(Contract):
         text, sizes = self.clip.text, [len(tree) for tree in sets]
 
         def finished(features_PD: Tensor) -> Tensor:
-            return nn.functional.normalize(features_PD, dim=-1) if unit else features_PD
+            return lean.unit(features_PD) if unit else features_PD
 
         if self.training and len({(len(tree.trunk), tree.ends.shape[1]) for tree in sets}) == 1:
             together_PD = self.encode_texts(lambda rows: text.encode_trees(parts_of(sets, rows)), sum(sizes))

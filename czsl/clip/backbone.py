@@ -83,11 +83,17 @@ class Clip(Towers):
 
 
 def _hold_in(tower: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a tower's matrices, and the biases that go with them; norms, embeddings and positions keep their format."""
+    """Convert a tower's matrices, the biases that go with them, and what is added to its patches.
+
+    Norms keep their format, and so do the embeddings and positions of tokens, to which learned words are added.
+    """
     for module in tower.modules():
         own = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+        beside = {"proj", "text_projection"} | (
+            {"class_embedding", "positional_embedding"} if hasattr(module, "conv1") else set()
+        )
         for name, parameter in module.named_parameters(recurse=False):
-            if own or name in ("proj", "text_projection"):
+            if own or name in beside:
                 assert not parameter.requires_grad
                 parameter.data = parameter.data.to(dtype)
 

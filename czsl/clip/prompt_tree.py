@@ -193,12 +193,12 @@ class Pass:
     def key_gradients(self, grad_RKX: Tensor, out_NX: Tensor) -> None:
         """Write the gradients of all tokens as keys: shared tokens get the sum over the rows that attend to them, in a fixed order."""
         upper, trunks, hot = self._sums(grad_RKX.dtype)
-        n, U, F_, Q, X = self.bones.leaves_at, self.upper_rows, self.F, self.Q, grad_RKX.shape[2]
+        n, U, F_, Q = self.bones.leaves_at, self.upper_rows, self.F, self.Q
         torch.mm(upper, grad_RKX[:U].flatten(0, 1), out=out_NX[:n])
         leaves, count = grad_RKX[U:], len(self.trees)
         if len(leaves):
-            sums = (trunks @ leaves[:, :F_].reshape(len(leaves), F_ * X)).view(count, F_, X)
-            out_NX[: self.bones.branch_at[0]].unflatten(0, (count, -1))[:, :F_] += sums
+            own_FcX = out_NX[: self.bones.branch_at[0]].unflatten(0, (count, -1))[:, :F_].transpose(0, 1)
+            own_FcX.baddbmm_(trunks.expand(F_, -1, -1), leaves[:, :F_].transpose(0, 1))
         for (rows, branches, parents), matrix in zip(self.branched, hot, strict=True):
             if matrix is None:
                 out_NX[branches].index_put_((parents,), grad_RKX[rows, F_], accumulate=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from czsl.clip.lean import use_lean_activations
 from czsl.clip.prompt_tree import Pass, PromptTree
 from czsl.clip.vision import attention, in_own_precision
 from czsl.errors import DataError
@@ -39,6 +40,7 @@ class TextTower(nn.Module):
         self.text_projection = clip.text_projection  # [W, D]
         self.requires_grad_(False)
         self.blocks: Any = self.transformer.resblocks
+        use_lean_activations(self.blocks)
         self.heads = self.blocks[0].attn.num_heads
         self.width = self.token_embedding.embedding_dim
         self.context_length = self.positional_embedding.shape[0]

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from czsl.clip.lean import use_lean_activations
 from czsl.clip.towers import own_precision
 
-# (index, stream [B, L, V]) -> addition [B, L, V]; indices 0..n-1 are parallel to the attentions, n..2n-1 to the MLPs.
-Adapter = Callable[[int, Tensor], Tensor]
+# (index, stream [B, L, V], sum [B, L, V]) -> sum + addition; indices 0..n-1 are parallel to the attentions, n..2n-1 to the MLPs.
+Adapter = Callable[[int, Tensor, Tensor], Tensor]
 T = TypeVar("T")
+
+
+class Adapters(Protocol):
+    """Trained additions parallel to a tower's blocks."""
+
+    def for_pass(self) -> Adapter:
+        """Return the additions for one pass through the tower; what its blocks share is computed here, once."""
+        ...
 
 
 def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal: bool = False) -> Tensor:
@@ -74,6 +83,7 @@ class VisionTower(nn.Module):
         self.image_size = int(vit.image_size[0])
         self.width = vit.conv1.out_channels
         self.blocks: Any = vit.transformer.resblocks
+        use_lean_activations(self.blocks)
         self.heads = self.blocks[0].attn.num_heads
         self.checkpointing = False
         self.precision = "float32"
@@ -92,10 +102,10 @@ class VisionTower(nn.Module):
         kv = blk.ln_1(x_BLV)
         y = q_BQV + blk.ls_1(attention(blk.attn, kv[:, :1] if class_only else kv, kv))
         if adapter is not None:
-            y = y + adapter(i, q_BQV)
+            y = adapter(i, q_BQV, y)
         out = y + blk.ls_2(blk.mlp(blk.ln_2(y)))
         if adapter is not None:
-            out = out + adapter(n + i, y)
+            out = adapter(n + i, y, out)
         return out
 
     @in_own_precision
@@ -104,19 +114,19 @@ class VisionTower(nn.Module):
         return self.vit.ln_post(x_BLV) @ self.vit.proj
 
     @in_own_precision
-    def forward(self, images_B3SS: Tensor, adapter: Adapter | None = None, tokens: bool = False) -> Tensor:
+    def forward(self, images_B3SS: Tensor, adapters: Adapters | None = None, tokens: bool = False) -> Tensor:
         """Image features before the L2 norm.
 
         Parameters
         ----------
         images_B3SS : float tensor
             Normalised images.
-        adapter : callable, optional
+        adapters : Adapters, optional
             Additions parallel to each block's two sub-layers.
         tokens : bool, default False
             False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
         """
-        for x in self._stream(images_B3SS, adapter, not tokens):  # noqa: B007
+        for x in self._stream(images_B3SS, adapters, not tokens):  # noqa: B007
             pass
         x = self._output(x)
         return x if tokens else x[:, 0]
@@ -129,12 +139,12 @@ class VisionTower(nn.Module):
         return x
 
     @in_own_precision
-    def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapter: Adapter | None = None) -> dict[int, Tensor]:
+    def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapters: Adapters | None = None) -> dict[int, Tensor]:
         """All tokens after some blocks, in the joint space: [B, L, D] by the block's index.
 
         The final norm and projection are applied to each of these blocks.
         """
-        streams = enumerate(self._stream(images_B3SS, adapter))
+        streams = enumerate(self._stream(images_B3SS, adapters))
         return {i: self._output(x) for i, x in streams if i in blocks}
 
     @in_own_precision
@@ -163,9 +173,9 @@ class VisionTower(nn.Module):
             patches_BLV = patches_BLV + blk.ls_2(blk.mlp(blk.ln_2(patches_BLV)))
         return self._output(self.block(last, x_BLV, None, class_only=True))[:, 0], self._output(patches_BLV)
 
-    def _stream(self, images_B3SS: Tensor, adapter: Adapter | None, class_only: bool = False) -> Iterator[Tensor]:
+    def _stream(self, images_B3SS: Tensor, adapters: Adapters | None, class_only: bool = False) -> Iterator[Tensor]:
         """The stream [B, L, V] after each block; ``class_only``: the last block computes only the class token."""
-        x = self.embed(images_B3SS)
+        x, adapter = self.embed(images_B3SS), None if adapters is None else adapters.for_pass()
         last = len(self.blocks) - 1
         for i in range(len(self.blocks)):
             alone = class_only and i == last
@@ -177,4 +187,4 @@ class VisionTower(nn.Module):
 
     def _output(self, x_BLV: Tensor) -> Tensor:
         """Projected tokens in the tower's own precision: autocast ends here, since cosines need their digits."""
-        return self.project(x_BLV).to(self.vit.positional_embedding.dtype)
+        return self.project(x_BLV).to(self.vit.ln_post.weight.dtype)

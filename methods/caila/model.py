@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.clip.towers import own_precision
 from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
@@ -102,7 +103,7 @@ class CAILA(Method):
 
     def image_side(self, features_BD: Tensor) -> ImageSide:
         """The three streams; dropout comes after the norm, as in the public program."""
-        pair_BD, attribute_BD, object_BD = F.normalize(features_BD, dim=-1).unbind(1)
+        pair_BD, attribute_BD, object_BD = unit(features_BD).unbind(1)
         return ImageSide(F.dropout(pair_BD, self.config.image_dropout, self.training), attribute_BD, object_BD)
 
     # -- text ------------------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ class CAILA(Method):
         attribute_AD = self._attributes(range(self.space.num_attributes))
         object_OD = self._objects(range(self.space.num_objects))
         pair_PD = self._compose(pairs_P2, attribute_AD[pairs_P2[:, 0]], object_OD[pairs_P2[:, 1]])
-        return TextSide(pairs_P2, pair_PD, F.normalize(attribute_AD, dim=-1), F.normalize(object_OD, dim=-1))
+        return TextSide(pairs_P2, pair_PD, unit(attribute_AD), unit(object_OD))
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
         """Pair features [P, D]; of the primitives only those are encoded that occur."""
@@ -122,7 +123,7 @@ class CAILA(Method):
 
     def _compose(self, pairs_P2: Tensor, attribute_PD: Tensor, object_PD: Tensor) -> Tensor:
         prompts = [f"a photo of a {self.attribute_names[a]} {self.object_names[o]}" for a, o in pairs_P2.tolist()]
-        return F.normalize((self._encode(prompts, "pair") + attribute_PD + object_PD) / 3, dim=-1)
+        return unit((self._encode(prompts, "pair") + attribute_PD + object_PD) / 3)
 
     def _attributes(self, places) -> Tensor:
         return self._encode([f"a photo of a {self.attribute_names[a]} object" for a in places], "attribute")

@@ -5,12 +5,14 @@ Letters: S branches, B images, M prototypes (all primitives), D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from czsl.clip.lean import unit
 
 # Elements of one chunk of prototypes under per-image dropout masks: what a CPU's cache holds, what fills a GPU.
 MASKED_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -34,9 +36,9 @@ def prototype_contrast(z_SBD: Tensor, rows_MD: Tensor, targets_SB: Tensor, tau: 
         them; the branches share these masks. Copies change nothing before the dropout, so one row a prototype is computed and
         only the masked cosine is done for each image: exact, in chunks of images whose masks are drawn again in the backward pass.
     """
-    z_SBD = F.normalize(z_SBD, dim=-1)
+    z_SBD = unit(z_SBD)
     if dropout == 0:
-        logits_SBM = z_SBD @ F.normalize(rows_MD, dim=-1).T
+        logits_SBM = z_SBD @ unit(rows_MD).T
     else:
         seed = int(torch.randint(2**62, ()))
         logits_SBM = MaskedCosines.apply(z_SBD, rows_MD, dropout, seed)
@@ -112,16 +114,16 @@ def normalised_hsic(x_BD: Tensor, y_BD: Tensor, estimator: str) -> Tensor:
     least = 4 if estimator == "unbiased" else 2
     if least > B:
         return (x_BD.sum() + y_BD.sum()) * 0.0
-    kernels = [_kernel(x_BD), _kernel(y_BD)]
-    h = _biased if estimator == "biased" else _unbiased
-    xx, yy, xy = h(kernels[0], kernels[0]), h(kernels[1], kernels[1]), h(kernels[0], kernels[1])
+    prepare, h = ESTIMATORS[estimator]
+    x, y = prepare(_kernel(x_BD)), prepare(_kernel(y_BD))
+    xx, yy, xy = h(x, x), h(y, y), h(x, y)
     # Where one side hardly varies (all images at one prototype, say) there is nothing to decorrelate.
     varies = torch.minimum(xx, yy) > (LEAST_SELF if estimator == "unbiased" else 0.0)
     return torch.where(varies, xy / torch.where(varies, xx * yy, 1.0).sqrt(), 0.0).to(x_BD.dtype)
 
 
 def _kernel(x_BD: Tensor) -> Tensor:
-    x_BD = F.normalize(x_BD.double(), dim=-1)  # the estimator takes small differences of large sums
+    x_BD = unit(x_BD.double())  # the estimator takes small differences of large sums
     square_B = (x_BD * x_BD).sum(1)
     distance_BB = (square_B[:, None] + square_B - 2 * x_BD @ x_BD.T).abs()
     m = _bandwidth(distance_BB.detach())
@@ -138,14 +140,29 @@ def _bandwidth(distance_BB: Tensor) -> Tensor:
     return median.clamp(min=LEAST_BANDWIDTH)
 
 
+def _centred(k: Tensor) -> Tensor:
+    return k - k.mean(1, keepdim=True)
+
+
 def _biased(k: Tensor, l: Tensor) -> Tensor:
-    k, l = k - k.mean(1, keepdim=True), l - l.mean(1, keepdim=True)
     return (k * l.T).mean()
 
 
-def _unbiased(k: Tensor, l: Tensor) -> Tensor:
+def _without_diagonal(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A kernel without its diagonal, the sums of its columns, and the sum of all."""
+    k = k * (1 - torch.eye(len(k), dtype=k.dtype, device=k.device))
+    return k, k.sum(0), k.sum()
+
+
+def _unbiased(x: tuple[Tensor, Tensor, Tensor], y: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    (k, k_columns, k_sum), (l, l_columns, l_sum) = x, y
     n = len(k)
-    off = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
-    k, l = k * off, l * off
-    total = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ l.sum(0))
+    total = (k * l).sum() + k_sum * l_sum / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k_columns @ l_columns)
     return total / (n * (n - 3))
+
+
+# How a kernel is prepared, and the estimate from two prepared kernels.
+ESTIMATORS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any, Any], Tensor]]] = {
+    "biased": (_centred, _biased),
+    "unbiased": (_without_diagonal, _unbiased),
+}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
 from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.explain import prototype_parts
@@ -78,8 +79,8 @@ class ClusPro(Method):
         branches_2BD = hidden_2BD
         if self.head_mlps:
             branches_2BD = torch.stack([mlp(g) for mlp, g in zip(self._mlps(self.head_mlps), hidden_2BD, strict=True)])
-        attribute, obj = F.normalize(branches_2BD, dim=-1)
-        return ClusProImages(F.normalize(features_BD, dim=-1), attribute, obj, hidden_2BD, branches_2BD)
+        attribute, obj = unit(branches_2BD)
+        return ClusProImages(unit(features_BD), attribute, obj, hidden_2BD, branches_2BD)
 
     # -- text and scores -------------------------------------------------------------------------------------------
     def encode_compositions(self, pairs_P2: Tensor) -> ClusProText:

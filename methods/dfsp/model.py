@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.clip.prompt_tree import PromptTree
 from czsl.compositions import CompositionSpace
 from methods.dfsp.config import DFSPConfig
@@ -152,13 +153,13 @@ class DFSP(Method):
 
         fused_bD = self.comm.in_parts(fused, len(own_bLV), self.clip.device)
         fused_BD = self.comm.gather(fused_bD, len(features_BD)) if self.training else fused_bD
-        return PlainImages(self._mixed(plain_BD, fused_BD), plain=F.normalize(plain_BD, dim=-1))
+        return PlainImages(self._mixed(plain_BD, fused_BD), plain=unit(plain_BD))
 
     def _to_joint(self, x_BV: Tensor) -> Tensor:
         return self.clip.visual.project(x_BV).to(self.clip.mean.dtype)
 
     def _mixed(self, plain: Tensor, fused: Tensor) -> Tensor:
-        return F.normalize(self.config.residual * plain + (1 - self.config.residual) * fused, dim=-1)
+        return unit(self.config.residual * plain + (1 - self.config.residual) * fused)
 
     # -- text ------------------------------------------------------------------------------------------------------
     def _tokens(self, pairs_P2: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class DFSP(Method):
         text, dtype = self.clip.text, self.clip.mean.dtype
         plain_PD = text.project(tokens_PTW[:, END]).to(dtype)
         fused_PD = text.project(_first(self.text_blocks, tokens_PTW, END)).to(dtype)
-        return self._mixed(plain_PD, fused_PD), F.normalize(plain_PD, dim=-1)
+        return self._mixed(plain_PD, fused_PD), unit(plain_PD)
 
     def encode_compositions(self, pairs_P2: Tensor) -> PlainText:
         """Text side of index pairs; in training these are the training pairs, and the guide follows from the same words."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from czsl.clip.lean import converted
 from czsl.clip.towers import Towers
+from czsl.clip.vision import Adapter
 
 
 class AdapterSettings(Protocol):
@@ -17,10 +21,11 @@ class AdapterSettings(Protocol):
     adapter_dropout: float
 
 
-class Bottleneck(nn.Module):
-    """V -> r -> V with ReLU and dropout, times 0.1; adds nothing at the start."""
+SCALE = 0.1  # of what an adapter adds
 
-    scale = 0.1
+
+class Bottleneck(nn.Module):
+    """V -> r -> V with ReLU and dropout, times ``SCALE``; adds nothing at the start."""
 
     def __init__(self, width: int, rank: int, dropout: float):
         super().__init__()
@@ -30,20 +35,30 @@ class Bottleneck(nn.Module):
         for parameter in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Addition to the stream, in the shape of ``x``."""
-        return self.up_proj(self.dropout(self.down_proj(x).relu())) * self.scale
-
 
 class BlockAdapters(nn.ModuleList):
-    """2n bottlenecks for n blocks: indices 0..n-1 at the attentions, n..2n-1 at the MLPs (an `Adapter` of the tower)."""
+    """2n bottlenecks for n blocks: indices 0..n-1 at the attentions, n..2n-1 at the MLPs (`Adapters` of the tower)."""
 
     def __init__(self, layers: int, width: int, rank: int, dropout: float):
         super().__init__(Bottleneck(width, rank, dropout) for _ in range(2 * layers))
 
-    def forward(self, index: int, x: Tensor) -> Tensor:
-        """Addition of adapter ``index`` to the stream x [B, L, V]."""
-        return self[index](x)
+    def for_pass(self) -> Adapter:
+        """Return the additions for one pass; under autocast all weights are converted here, together.
+
+        Autocast would convert them one by one: 16 kernels per block, forward and backward.
+        """
+        weights: tuple[Tensor, ...] = tuple(self.parameters())
+        device = weights[0].device.type
+        if torch.is_autocast_enabled(device):
+            weights = converted(torch.get_autocast_dtype(device), *weights)
+        dropouts = [cast(Bottleneck, bottleneck).dropout for bottleneck in self]
+
+        def add(index: int, x: Tensor, onto: Tensor) -> Tensor:
+            down, down_bias, up, up_bias = weights[4 * index : 4 * index + 4]
+            hidden = dropouts[index](F.linear(x, down, down_bias).relu())
+            return torch.add(onto, F.linear(hidden, up, up_bias), alpha=SCALE)
+
+        return add
 
 
 def image_adapters(clip: Towers, config: AdapterSettings) -> BlockAdapters | None:

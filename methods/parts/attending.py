@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
 from methods.method import Method
 from methods.parts.adapters import image_adapters
@@ -95,9 +95,9 @@ class AttendingMethod(Method):
         class_BD = features_BD[:, 0]
         mlps = cast(list[Disentangler], list(self.disentanglers.values()))
         # In the precision of the features, whatever autocast made of the MLPs: cosines need their digits.
-        attribute_BD, object_BD = (F.normalize(mlp(class_BD).to(class_BD.dtype), dim=-1) for mlp in mlps)
+        attribute_BD, object_BD = (unit(mlp(class_BD).to(class_BD.dtype)) for mlp in mlps)
         own = self.comm.own_rows(features_BD) if self.training else features_BD
-        return AttendedImages(F.normalize(class_BD, dim=-1), attribute_BD, object_BD, self.memory(own))
+        return AttendedImages(unit(class_BD), attribute_BD, object_BD, self.memory(own))
 
     def encode_compositions(self, pairs_P2: Tensor) -> CountedText:
         """Text side of index pairs before it meets an image: [P, D], [A, D], [O, D]."""

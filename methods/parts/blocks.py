@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from czsl.clip.lean import QuickGELU
 from czsl.clip.vision import attention
-from methods.parts.traction import QuickGELU
 
 
 class AttentionBlock(nn.Module):

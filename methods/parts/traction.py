@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from czsl.clip.lean import QuickGELU
+
 HEAD_WIDTH = 64
 # Numbers in one tile of image-dependent texts [B, n, D]; a layer needs about ten such tiles at a time.
 TILE_ELEMENTS = 1 << 23
 
 Memory = list[tuple[Tensor, Tensor]]  # keys and values of the layers, each [B, heads, L, d]
-
-
-class QuickGELU(nn.Module):
-    """The activation of OpenAI's CLIP: x * sigmoid(1.702 x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """In the shape of ``x``."""
-        return x * torch.sigmoid(1.702 * x)
 
 
 class CrossAttention(nn.Module):

@@ -27,6 +27,7 @@ from torch import Tensor
 MAX_OUTER_STEPS = 10
 STOP_CHANGE = 1e-6
 KERNEL_ITERATIONS = 100
+KERNEL_SAMPLES = 32  # of a problem that is solved in one kernel: with more it takes minutes to compile
 NEWTON_STEPS, LONGEST_STEP, TOLERANCE = 100, 5.0, 1e-12
 FIRST_STEP, ARMIJO, MAX_BACKTRACKS = 0.99, 1e-4, 60
 SAME_PLAN = 1e-7  # largest difference between two ways to a plan, as a share of a sample's mass
@@ -172,11 +173,11 @@ class Kernel:
     ) -> Transport | None:
         """Return the kernel's solution, or None if the plain form has to be used."""
         module = None if self.state == "given up" else _kernel_module()
-        if module is None or cost_CBK.shape[1] > module.MAX_SAMPLES or not len(cost_CBK):
+        if module is None or cost_CBK.shape[1] > KERNEL_SAMPLES or not len(cost_CBK):
             return None
         mask_CB = torch.ones_like(cost_CBK[:, :, 0], dtype=torch.bool) if mask_CB is None else mask_CB
         try:
-            found = Transport(*module.solve(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB))
+            found = Transport(*module.solve(*kernel_arguments(cost_CBK, prior_CBK, structure_CBB, eps, weight, mask_CB)))
         except Exception as error:  # e.g. of a compiler; it must not end a training
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return None
@@ -192,6 +193,23 @@ class Kernel:
     def _give_up(self, why: str) -> None:
         self.state = "given up"
         log.warning("transport in one kernel is not used: %s; the plain form gives the same plans, more slowly", why)
+
+
+def kernel_arguments(
+    cost_CBK: Tensor, prior_CBK: Tensor, structure_CBB: Tensor, eps: float, weight: float, mask_CB: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the arguments of `structured_plan` as the kernel reads them: contiguous; float64, but the mask int8."""
+    C, B, _ = cost_CBK.shape
+    numbers_2 = torch.full((2,), eps, dtype=torch.float64, device=cost_CBK.device)
+    numbers_2[1].fill_(weight)
+    structure = structure_CBB.double().expand(C, B, B).contiguous()
+    return (
+        cost_CBK.double().contiguous(),
+        prior_CBK.double().contiguous(),
+        structure,
+        numbers_2,
+        mask_CB.to(torch.int8).contiguous(),
+    )
 
 
 kernel = Kernel()

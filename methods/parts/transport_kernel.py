@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_SAMPLES = 32  # of a problem: beyond that the program takes minutes to compile
 LOW = tl.constexpr(-1e30)  # a logarithm of zero that can be subtracted from itself
 
 
@@ -193,16 +192,16 @@ def _structured(cost_p, prior_p, structure_p, mask_p, numbers_p, plan_p, steps_p
 
 
 def solve(
-    cost_CBK: Tensor, prior_CBK: Tensor, structure_CBB: Tensor, eps: float, weight: float, mask_CB: Tensor
+    cost_CBK: Tensor, prior_CBK: Tensor, structure_CBB: Tensor, numbers_2: Tensor, mask_CB: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Plans float64 [C, B, K] and numbers of steps int64 [C]; arguments as of `structured_plan`, at most MAX_SAMPLES samples."""
+    """Plans float64 [C, B, K] and numbers of steps int64 [C], by one kernel.
+
+    The arguments are those of `structured_plan`, contiguous: float64, ``numbers_2`` eps and weight, ``mask_CB`` int8; at most
+    KERNEL_SAMPLES samples.
+    """
     C, B, K = cost_CBK.shape
-    cost, prior = cost_CBK.double().contiguous(), prior_CBK.double().contiguous()
-    structure = structure_CBB.double().expand(C, B, B).contiguous()
-    plan, steps = torch.empty_like(cost), torch.empty(C, dtype=torch.long, device=cost.device)
-    numbers = torch.full((2,), eps, dtype=torch.float64, device=cost.device)
-    numbers[1].fill_(weight)
+    plan, steps = torch.empty_like(cost_CBK), torch.empty(C, dtype=torch.long, device=cost_CBK.device)
     n, k = max(2, triton.next_power_of_2(B)), max(2, triton.next_power_of_2(K))
-    _structured[(C,)](cost, prior, structure, mask_CB.to(torch.int8).contiguous(), numbers, plan, steps, B, K,
+    _structured[(C,)](cost_CBK, prior_CBK, structure_CBB, mask_CB, numbers_2, plan, steps, B, K,
                       n=n, k=k, outer=10, newton=100, backtracks=60, num_warps=4)  # fmt: skip
     return plan, steps

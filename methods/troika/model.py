@@ -38,7 +38,7 @@ class Troika(AttendingMethod):
 
     def image_features(self, batch) -> Tensor:
         """Un-normalised features of all tokens, class token first: [B, L, D]."""
-        return self.clip.visual(self.clip.normalise(batch["images"]), adapter=self.adapters, tokens=True)
+        return self.clip.visual(self.clip.normalise(batch["images"]), adapters=self.adapters, tokens=True)
 
     def memory(self, features: Tensor) -> list[Memory]:
         """Keys and values of each layer, for the branches pair, attribute and object."""

@@ -10,9 +10,9 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
 from methods.method import Method
 from methods.parts.adapters import image_adapters
@@ -85,8 +85,8 @@ class VPCMJL(Method):
     def image_side(self, features_BD: Tensor) -> ProxyImages:
         """The feature itself for pairs, disentangled features for the proxies of primitives."""
         branches = (self.disentanglers[b](features_BD).to(features_BD.dtype) for b in BRANCHES)
-        attribute_BD, object_BD = (F.normalize(x, dim=-1) for x in branches)
-        return ProxyImages(F.normalize(features_BD, dim=-1), attribute_BD, object_BD, raw=features_BD)
+        attribute_BD, object_BD = (unit(x) for x in branches)
+        return ProxyImages(unit(features_BD), attribute_BD, object_BD, raw=features_BD)
 
     def encode_compositions(self, pairs_P2: Tensor) -> ProxyText:
         """Text side of index pairs."""
@@ -104,7 +104,7 @@ class VPCMJL(Method):
         c, texts_PD, proxies_PD = self.config, None, None
         if self.training or c.proxy_weight:
             parts = self.proxies[pairs_P2[:, 0]], self.proxies[self.space.num_attributes + pairs_P2[:, 1]]
-            proxies_PD = F.normalize(self.compose(torch.cat(parts, dim=1)).to(self.proxies.dtype), dim=-1)
+            proxies_PD = unit(self.compose(torch.cat(parts, dim=1)).to(self.proxies.dtype))
         if self.training or c.text_weight:
             texts_PD = self.encode_prompts(self.prompts.pairs(words, pairs_P2))
         weighted = [w * x for w, x in ((c.proxy_weight, proxies_PD), (c.text_weight, texts_PD)) if x is not None]
@@ -119,13 +119,13 @@ class VPCMJL(Method):
         for branch, texts_nD in zip(BRANCHES, primitives_of(text), strict=True):
             block = cast(AttentionBlock, self.attentions[branch])
             moved_BD, weights_Bn = block.weighted(images.raw, texts_nD)
-            cosines_Bn = F.normalize(moved_BD.to(texts_nD.dtype), dim=-1) @ F.normalize(texts_nD, dim=-1).T
+            cosines_Bn = unit(moved_BD.to(texts_nD.dtype)) @ unit(texts_nD).T
             out.append(self.clip.logit_scale * (cosines_Bn + weights_Bn.to(texts_nD.dtype)))
         return out
 
     def _proxy_primitives(self, images: ProxyImages) -> list[Tensor]:
         """Logits of primitives by their proxies."""
-        tables = F.normalize(self.proxies, dim=-1).tensor_split([self.space.num_attributes])
+        tables = unit(self.proxies).tensor_split([self.space.num_attributes])
         return [self.clip.logit_scale * x @ table.T for x, table in zip(primitives_of(images), tables, strict=True)]
 
     def logits(self, images: ImageSide, text: TextSide) -> Logits:

@@ -1,6 +1,7 @@
 """MSCI written out: one branch after the other, nothing shared, tiled, skipped or computed again."""
 
 import torch
+from plain_layers import plain_adapter
 from torch.nn import functional as F
 
 BRANCHES = ("pair", "attr", "obj")
@@ -11,7 +12,7 @@ def plain_maps(method, images):
     """Tokens behind every block in the joint space, a list of [B, L, D]."""
     tower, x, maps = method.clip.visual, method.clip.visual.embed(method.clip.normalise(images)), []
     for i in range(len(tower.blocks)):
-        x = tower.block(i, x, method.adapters)
+        x = tower.block(i, x, plain_adapter(method.adapters))
         maps.append(tower.project(x))
     return maps
 

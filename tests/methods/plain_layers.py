@@ -17,6 +17,19 @@ def shaken(name, space, clip, settings):
     return method.eval()
 
 
+def plain_adapter(adapters):
+    """Adapters as an `Adapter` of the image tower, written out."""
+    if adapters is None:
+        return None
+
+    def add(index, x, onto):
+        bottleneck = adapters[index]
+        hidden = (x @ bottleneck.down_proj.weight.T + bottleneck.down_proj.bias).clamp(min=0)
+        return onto + 0.1 * (bottleneck.dropout(hidden) @ bottleneck.up_proj.weight.T + bottleneck.up_proj.bias)
+
+    return add
+
+
 def norm(x, module):
     """Layer norm."""
     mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)

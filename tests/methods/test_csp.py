@@ -203,7 +203,7 @@ def test_context_and_adapters_enter_the_scores(base, small_clip):
     x[0, 1:4], x[0, 4], x[0, 5] = base.prompts.context["pair"], table[2], table[6 + 3]
     feature = torch.nn.functional.normalize(text.encode_embeddings(x, torch.tensor([6])), dim=-1)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    adapted = small_clip.visual(small_clip.normalise(images), adapter=base.adapters)
+    adapted = small_clip.visual(small_clip.normalise(images), adapters=base.adapters)
     assert not torch.allclose(adapted, small_clip.visual(small_clip.normalise(images)), atol=1e-3)
     expected = small_clip.logit_scale * torch.nn.functional.normalize(adapted, dim=-1) @ feature.T
     torch.testing.assert_close(base.score_images(images, torch.tensor([[2, 3], [0, 0]]))[:, :1], expected, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ INTERPRETED = """
 import json, torch
 from torch.nn import functional as F
 from methods.parts import transport_kernel
-from methods.parts.transport import plain_plan
+from methods.parts.transport import kernel_arguments, plain_plan
 
 torch.manual_seed(0)
 out = []
@@ -26,7 +26,7 @@ for C, B, K, scale in ((4, 7, 5, 1.0), (2, 5, 5, 8.0), (2, 20, 3, 40.0)):
     near, alike, mask = g @ p.mT, g @ g.mT, torch.ones(C, B, dtype=torch.bool)
     mask[0, -2:] = False
     plain = plain_plan(-near, near, alike, 0.1, 2.0, mask)
-    plan, steps = transport_kernel.solve(-near, near, alike, 0.1, 2.0, mask)
+    plan, steps = transport_kernel.solve(*kernel_arguments(-near, near, alike, 0.1, 2.0, mask))
     out.append([float((plan - plain.plan).abs().max()), steps.tolist(), plain.steps.tolist()])
 print(json.dumps(out))
 """
@@ -60,8 +60,15 @@ def problem():
     return -near, near, g @ g.mT, 0.1, 1.0, torch.ones(3, 6, dtype=torch.bool)
 
 
+def solved(cost, prior, structure, numbers, mask):
+    """What a kernel finds that works."""
+    assert all(x.is_contiguous() and x.dtype == torch.float64 for x in (cost, prior, structure, numbers))
+    assert mask.dtype == torch.int8
+    return plain_plan(cost, prior, structure, *numbers.tolist(), mask.bool())
+
+
 def with_kernel(monkeypatch, solve):
-    monkeypatch.setattr(transport, "_kernel_module", lambda: SimpleNamespace(MAX_SAMPLES=32, solve=solve))
+    monkeypatch.setattr(transport, "_kernel_module", lambda: SimpleNamespace(solve=solve))
     return Kernel()
 
 
@@ -70,7 +77,7 @@ def test_the_first_plans_are_compared_and_then_trusted(problem, monkeypatch):
 
     def solve(*arguments):
         calls.append(1)
-        found = plain_plan(*arguments)
+        found = solved(*arguments)
         return found.plan, found.steps
 
     kernel, plain = with_kernel(monkeypatch, solve), plain_plan(*problem)
@@ -88,11 +95,11 @@ def failing(*_):
 
 
 def another(*arguments):
-    return plain_plan(*arguments).plan + 1e-6, torch.ones(3, dtype=torch.long)
+    return solved(*arguments).plan + 1e-6, torch.ones(3, dtype=torch.long)
 
 
 def no_number(*arguments):
-    return plain_plan(*arguments).plan * torch.nan, torch.ones(3, dtype=torch.long)
+    return solved(*arguments).plan * torch.nan, torch.ones(3, dtype=torch.long)
 
 
 @pytest.mark.parametrize(("solve", "why"), [(failing, "no compiler here"), (another, "differ"), (no_number, "differ")])

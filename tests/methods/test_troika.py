@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from czsl.clip.lean import QuickGELU
 from czsl.errors import UsageError
 from methods.building import build
 from methods.parts import traction as module
-from methods.parts.traction import CrossAttention, QuickGELU, Traction, moved_cosines
+from methods.parts.traction import CrossAttention, Traction, moved_cosines
 from methods.sides import Targets
 
 B, N, L, D, HEADS = 3, 7, 5, 32, 4
@@ -129,7 +130,7 @@ def test_logits_are_cosines_with_texts_that_saw_the_image(method, images):
     text = method.encode_compositions(pairs)
     tokens = method.image_features({"images": images})
     assert tokens.shape == (4, 17, 32)  # all tokens, class token first
-    torch.testing.assert_close(tokens[:, 0], method.clip.visual(method.clip.normalise(images), adapter=method.adapters))
+    torch.testing.assert_close(tokens[:, 0], method.clip.visual(method.clip.normalise(images), adapters=method.adapters))
     pair, attr, obj = method.logits(method.image_side(tokens), text)
     heads = [lambda x: x, method.disentanglers["attribute"], method.disentanglers["object"]]
     for got, own, head in zip((pair, attr, obj), (text.pair, text.attribute, text.object), heads, strict=True):

@@ -30,7 +30,7 @@ def plain_logits(method, images, pairs):
     """Six logits, image by image: texts' and proxies' of pair, attribute and object."""
     clip, A = method.clip, method.space.num_attributes
     scale, words = clip.logit_scale, method.prompts.table
-    raw = clip.visual(clip.normalise(images), adapter=method.adapters)
+    raw = clip.visual(clip.normalise(images), adapters=method.adapters)
     texts = [clip.text.encode_embeddings(*method.prompts.pairs(words, pairs).flat())]
     texts += [clip.text.encode_embeddings(*tree.flat()) for tree in method.prompts.primitives(words)]
     proxies = [method.proxies[:A], method.proxies[A:]]
