@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from benchmark_clus_pro import SPACES, D, K, random_batch, space_of, vit_l_14
+from benchmark_launches import transport_in_one_kernel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -343,6 +344,7 @@ def predicted(step: Step, name: str, workers: int, machine: Machine, network: Ne
 
 def predict(machine: Machine) -> None:
     """Tables of counted work, of predicted milliseconds and of predicted efficiency."""
+    transport_in_one_kernel()
     clip, small = without_memory(), vit_l_14(vision_layers=1)
     steps = {name: work_of_a_step(name, clip, small) for name in BATCHES}
     one = next(iter(steps.values())).image

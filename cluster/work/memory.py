@@ -14,11 +14,9 @@ class GpuMemoryError(CzslError):
 
 def out_of_memory(error: BaseException, config: RunConfig, precision: str, step: int, workers: int = 1) -> GpuMemoryError:
     """The error of a step that did not fit, with the settings that would make it smaller, those first that change no result most."""
-    ways = [] if config.checkpoint_blocks else ["checkpoint_blocks=true (the same result, about a quarter more time)"]
+    ways = [] if config.checkpoint_blocks else ["checkpoint_blocks=true (the same result, but slower)"]
     parts = min(config.batch, max(2 * config.accumulate, 4))
-    ways += (
-        [f"accumulate={parts} (the same result within rounding, about a third more time)"] if parts > config.accumulate else []
-    )
+    ways += [f"accumulate={parts} (the same result within rounding, but slower)"] if parts > config.accumulate else []
     ways += ["more workers (each takes its share of the batch)"]
     ways += [] if precision == "bfloat16" else ["precision=bfloat16"]
     ways += [f"batch={config.batch // 2}"] if config.batch > 1 else []

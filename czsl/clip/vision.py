@@ -73,8 +73,7 @@ class VisionTower(nn.Module):
     image_size : int
         Side S of the square input, in pixels.
     checkpointing : bool
-        Recompute each block in the backward pass instead of keeping its activations (about a quarter more time, a fraction of
-        the memory).
+        Recompute each block in the backward pass instead of keeping its activations: one more forward pass, a fraction of the memory.
     """
 
     def __init__(self, vit: Any):

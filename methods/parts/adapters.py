@@ -49,7 +49,7 @@ class BlockAdapters(nn.ModuleList):
         """
         weights: tuple[Tensor, ...] = tuple(self.parameters())
         device = weights[0].device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             weights = converted(torch.get_autocast_dtype(device), *weights)
         dropouts = [cast(Bottleneck, bottleneck).dropout for bottleneck in self]
 
