@@ -88,8 +88,11 @@ def evaluate(run, scores, space, published, expect, html, as_json, **options) ->
         raise UsageError("--html with several orders of the stream", "a page shows one evaluation", "give one --stream-seed")
     if published is not None:
         _check_published(published, scores, options)
-    result, page = (_evaluate_file(scores, space, run, options), None) if scores else _evaluate_run(run, options, html)
-    beside = _beside_papers(result, run, options["data"], published) if published is not None else None
+    page = beside = None
+    if scores:
+        result = _evaluate_file(scores, space, run, options)
+    else:
+        result, page, beside = _evaluate_run(run, options, html, published)
     if as_json:
         print_json(result)
     else:
@@ -102,7 +105,10 @@ def evaluate(run, scores, space, published, expect, html, as_json, **options) ->
     _check(result, checks)
 
 
-def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None) -> tuple[dict[str, Any], Any]:
+def _evaluate_run(
+    path: Path | None, options: dict[str, Any], html: Path | None, benchmark: str | None
+) -> tuple[dict[str, Any], Any, Any]:
+    """Return a run's report, the function that writes its page, and papers' numbers next to it; None for what was not asked."""
     where = where_of(options)
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, usable_checkpoint
@@ -139,15 +145,16 @@ def _evaluate_run(path: Path | None, options: dict[str, Any], html: Path | None)
         told: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
         orders = [plan.seed for plan in plans if plan]
         result, reduction = evaluate_orders(run, question, orders, **told) if orders else evaluation_of(run, question, **told)
+    beside = _beside_papers(result, run.config, options["data"], benchmark) if benchmark is not None else None
     if html is None:
-        return result, None
+        return result, None, beside
 
     def page(result: dict[str, Any]) -> None:
         from czsl_cli.point_report import write_report_page
 
         write_report_page(html, run.path.name, result, reduction.extremes)
 
-    return result, page
+    return result, page, beside
 
 
 def _check_published(benchmark: str, scores: Path | None, options: dict[str, Any]) -> None:
@@ -167,14 +174,12 @@ def _check_published(benchmark: str, scores: Path | None, options: dict[str, Any
     check_dataset(benchmark)
 
 
-def _beside_papers(result: dict[str, Any], path: Path | None, data: str | None, benchmark: str) -> Any:
+def _beside_papers(result: dict[str, Any], config: Any, data: str | None, benchmark: str) -> Any:
     """Return the run's numbers next to those that papers report as a table; the records enter ``result["published"]``."""
     from czsl.data.table import open_data
     from czsl_cli.published import run_next_to_published, world_of
-    from czsl_cli.runs import chosen_run
     from methods.published.records import published
 
-    config = chosen_run(path).config
     result["published"] = [r.to_json() for r in published().select(benchmark, None, world_of(result))]
     return run_next_to_published(config, result, benchmark, open_data(data or config.data))
 

@@ -98,8 +98,6 @@ class Group(Communicator):
         flat = torch.cat([*(g.reshape(-1) for g in grads), grads[0].new_tensor([flag * self.world])])
         dist.all_reduce(flat)
         flat /= self.world
-        start = 0
-        for g in grads:
-            g.copy_(flat[start : start + g.numel()].view_as(g))
-            start += g.numel()
+        parts = flat[:-1].split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
         return float(flat[-1])

@@ -32,6 +32,11 @@ def test_an_evaluation_stands_above_what_papers_report(czsl, dataset):
     assert {r["world"] for r in open_world["published"]} == {"open"}
 
 
+def test_an_adapted_row_says_so(czsl, dataset):
+    czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
+    assert "adapted by tda" in " ".join(czsl("evaluate", "--published", "mit-states", "--adapt", "tda").stdout.split())
+
+
 def test_numbers_of_papers_stand_beside_what_they_measured(czsl, dataset, tmp_path):
     czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
     refused = {
@@ -41,3 +46,6 @@ def test_numbers_of_papers_stand_beside_what_they_measured(czsl, dataset, tmp_pa
     }
     for said, options in refused.items():
         assert said in czsl("evaluate", "runs/plain", *options, expect=2).stderr
+    (tmp_path / "scores.npz").write_bytes(b"")
+    files = ("--scores", "scores.npz", "--published", "mit-states")
+    assert "--published goes with a run" in czsl("evaluate", *files, expect=2).stderr

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from czsl.clip.lean import QuickGELU, converted, unit
 from methods.parts.adapters import BlockAdapters
+
+
+def values_and_gradient(way, x, grad):
+    leaf = x.clone().requires_grad_()
+    out = way(leaf)
+    out.backward(grad)
+    return out.detach(), leaf.grad
 
 
 def formula(x):
@@ -18,13 +27,7 @@ def test_values_are_the_formula_and_gradients_its_derivative(dtype, close):
     torch.manual_seed(0)
     x = torch.cat([4 * torch.randn(500), torch.tensor([0.0, -80.0, 80.0])]).to(dtype)
     grad = torch.randn(len(x)).to(dtype)
-    ways = []
-    for way in (QuickGELU(), formula):
-        leaf = x.clone().requires_grad_()
-        out = way(leaf)
-        out.backward(grad)
-        ways.append((out.detach(), leaf.grad))
-    (value, found), (plain, expected) = ways
+    (value, found), (plain, expected) = (values_and_gradient(way, x, grad) for way in (QuickGELU(), formula))
     assert torch.equal(value, plain)
     torch.testing.assert_close(found, expected, rtol=close, atol=close)
     torch.testing.assert_close(found[-2:], grad[-2:] * torch.tensor([0.0, 1.0], dtype=dtype))  # far out nothing overflows
@@ -82,13 +85,8 @@ def test_rows_of_length_one_are_torchs_in_values_and_gradients(dtype):
     x = torch.randn(4, 6, 16, dtype=dtype)
     x[1, 2] = 0.0
     x[2] *= 1e-8
-    grad, ways = torch.randn_like(x), []
-    for way in (unit, lambda x: torch.nn.functional.normalize(x, dim=-1)):
-        leaf = x.clone().requires_grad_()
-        out = way(leaf)
-        out.backward(grad)
-        ways.append((out.detach(), leaf.grad))
-    (value, found), (plain, expected) = ways
+    grad, plain_unit = torch.randn_like(x), functools.partial(torch.nn.functional.normalize, dim=-1)
+    (value, found), (plain, expected) = (values_and_gradient(way, x, grad) for way in (unit, plain_unit))
     assert torch.equal(value, plain)
     torch.testing.assert_close(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-12, atol=1e-6)
     assert unit(torch.zeros(0, 3)).shape == (0, 3)
