@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_clus_pro import space_of, vit_l_14
 
-from cluster.work.estimate import KEPT_PER_BLOCK
+from cluster.work.estimate import KEPT_PER_BLOCK, KEPT_PER_PROMPT
 from czsl.clip.loading import load_clip
 from czsl.data.batches import PixelCache, epoch_batches
 from czsl.data.table import open_data
@@ -107,29 +109,44 @@ def decoding(pixels: PixelCache) -> None:
     row("decoding and resizing a batch against copying it from the cache", f"{times[0] / times[1]:.0f} : 1")
 
 
-def kept_for_backward(method: Method) -> None:
-    """Tensors of the stream's width that a block keeps for the backward pass, counted from autograd."""
-    clip = method.clip
+def bytes_kept(method: Method, action: Callable[[], object]) -> int:
+    """Bytes of tensors that an action keeps for the backward pass, without weights."""
+    weights = {p.untyped_storage().data_ptr() for p in [*method.clip.parameters(), *method.clip.buffers(), *method.parameters()]}
     kept: dict[int, int] = {}
+    held = []  # so that no address is used twice
 
     def pack(x: torch.Tensor) -> torch.Tensor:
-        if x.untyped_storage().data_ptr() not in frozen:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(x)
         return x
 
-    frozen = {p.untyped_storage().data_ptr() for p in [*clip.parameters(), *clip.buffers(), *method.parameters()]}
-    method.train()
-    images = torch.randint(0, 256, (16, 3, clip.image_size, clip.image_size), dtype=torch.uint8)
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x) or pack(x), lambda x: x):
-        method.image_features({"images": images})
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = action()
+    del out
+    return sum(kept.values())
+
+
+def kept_for_backward(precision: str) -> None:
+    """Tensors that a block of ViT-L/14 keeps for the backward pass of ClusPro's step, counted from autograd."""
+    word, images_kept = 2 if precision == "bfloat16" else 4, []
+    for layers in (2, 3):  # the last one computes only the class token, so the difference is a full block
+        clip = vit_l_14(layers)
+        method = build("clusPro", space_of("mit-states"), clip, {}).train()
+        clip.compute_in(precision)
+        batch = {"images": torch.randint(0, 256, (4, 3, clip.image_size, clip.image_size), dtype=torch.uint8)}
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            images_kept.append(bytes_kept(method, lambda: method.image_features(batch)))  # noqa: B023
     tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
-    stream = 16 * tokens * clip.visual.width * 4
-    counted = sum(kept.values()) / stream / len(clip.visual.blocks)
-    row(
-        "kept for backward a block, in tensors of the stream's width",
-        f"{counted:.1f} (the estimate of --dry-run takes {KEPT_PER_BLOCK})",
-    )
+    block = (images_kept[1] - images_kept[0]) / (4 * tokens * clip.visual.width * word)
+    row(f"kept by an image's block, {precision}, in streams", f"{block:.1f} (--dry-run takes {KEPT_PER_BLOCK})")
+    space, pairs = method.space, method.train_pairs
+    prompts = len(pairs) + space.num_attributes + space.num_objects
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        text = bytes_kept(method, lambda: method.encode_compositions(pairs))
+    per_prompt = text / (prompts * len(clip.text.blocks) * clip.text.width * word)
+    row(f"kept by a prompt's block, {precision}, in widths", f"{per_prompt:.1f} (--dry-run takes {KEPT_PER_PROMPT})")
 
 
 def main() -> None:
@@ -152,7 +169,8 @@ def main() -> None:
     pixels = PixelCache(data.split("train"), method.clip.image_size, method.prepare)
     decoding(pixels)
     parts_of_a_step(method, pixels, options.steps)
-    kept_for_backward(method)
+    for precision in ("float32", "bfloat16"):
+        kept_for_backward(precision)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from czsl.data.table import Dataset
 from czsl.runs.config import RunConfig
 from methods.method import Method
 
-# Tensors of the stream's width that a transformer block keeps for the backward pass when only parallel adapters are trained,
-# counted from autograd's saved tensors (examples/benchmark_training.py prints the count).
-KEPT_PER_BLOCK = 11
-PROMPT_TOKENS = 7
+# Numbers that a transformer block keeps for the backward pass, counted from autograd's saved tensors
+# (examples/benchmark_training.py prints the counts).
+KEPT_PER_BLOCK = 11  # of a token's width in the image tower, when only parallel adapters are trained
+KEPT_PER_PROMPT = 40  # of the text width; tokens that prompts share are computed once
 
 
 def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placement) -> dict[str, Any]:
-    """Counts and bytes of a training, by part; memory is per worker and a rough figure (within a third)."""
+    """Counts and bytes of a training, by part; memory is per worker and rough: heads, traction and scores are not counted."""
     space, clip = data.space, method.clip
     train = data.split("train")
     images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
@@ -38,7 +38,7 @@ def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placem
         if not method.frozen_images:
             image_bytes = stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
         prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
-        text_bytes = -(-prompts // parts) * PROMPT_TOKENS * clip.text.width * len(clip.text.blocks) * KEPT_PER_BLOCK * half
+        text_bytes = -(-prompts // parts) * clip.text.width * len(clip.text.blocks) * KEPT_PER_PROMPT * half
     memory = {
         "clip": sum(p.numel() for p in clip.parameters()) * half,
         "trained_with_adam": trained * word * 4,
