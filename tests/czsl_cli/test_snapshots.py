@@ -22,6 +22,7 @@ RENEW = bool(os.environ.get("CZSL_RENEW"))
 def contexts(name: str, command: click.Command, parent: click.Context | None = None):
     """The context of a command, as the command line makes it, and those of all its subcommands."""
     context = click.Context(command, parent, name, **command.context_settings)
+    command._help_option = None  # click keeps the one of the first call, which a test made without the program around it
     yield context
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
