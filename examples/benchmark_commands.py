@@ -65,6 +65,33 @@ def beside_a_busy_process(rounds: int, folder: Path, environment: dict[str, str]
             busy.kill()
 
 
+# Choosing another aim from the kept numbers, without the start of the program.
+CHOOSING = """import time, statistics
+from pathlib import Path
+from cluster.calibrate import calibrate_run
+from cluster.work.calibration import Calibration
+from czsl.runs.run import Run
+run, times = Run(Path("runs/point")), []
+for aim in ("accuracy", "seen>=0.3", "unseen-share=0.3", "hm"):
+    began = time.perf_counter()
+    calibrate_run(run, Calibration("best", False, aim, None, "val"))
+    times.append(time.perf_counter() - began)
+print(f"{statistics.median(times):.3f}")"""
+
+
+def operating_point(rounds: int, folder: Path, environment: dict[str, str]) -> None:
+    """Seconds for another aim from kept numbers, and prediction with the operating point in turn with prediction without."""
+    seconds([CZSL, "train", "--method", "csp", "epochs=1", "--name", "point"], folder, environment)
+    seconds([CZSL, "data", "export", "toy", str(folder / "drawings"), "--split", "test"], folder, environment)
+    command = [sys.executable, "-c", CHOOSING]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    print(f"another aim from kept numbers, {done.stdout.strip()} s\n")
+    print(f"{'':46s} {'point':>9s} {'none':>9s}   ratio")
+    predict = [CZSL, "predict", "drawings", "--run", "runs/point", "--no-keep"]
+    none = [*predict, "--bias", "none"]
+    in_turn("predict, 800 drawings, tiny", [*predict, "--bias", "val"], none, rounds, folder, environment)
+
+
 def make_photographs(folder: Path, number: int) -> None:
     """JPEG files of the size of web photographs, with noise of several scales so that decoding costs what it does on photographs."""
     folder.mkdir()
@@ -100,14 +127,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--numbers", type=int, nargs="+", default=[12, 500], help="of photographs")
     parser.add_argument("--before", help="czsl of another checkout, to compare with")
-    parser.add_argument("--only", choices=["train", "predict", "evaluate", "answers", "busy"], help="one table")
+    parser.add_argument("--only", choices=["train", "predict", "evaluate", "answers", "busy", "point"], help="one table")
     options = parser.parse_args()
     wanted = lambda name: options.only in (None, name)  # noqa: E731
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {**os.environ, "CZSL_CACHE": str(folder / "cache")}
-        if options.only == "busy":
-            beside_a_busy_process(options.rounds, folder, environment)
+        if alone := {"busy": beside_a_busy_process, "point": operating_point}.get(options.only):
+            alone(options.rounds, folder, environment)
             return
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.rounds} rounds\n")
         if options.before:
