@@ -17,13 +17,15 @@ class Done:
 
 @pytest.fixture
 def czsl(capsys, tmp_path, monkeypatch):
-    """Run ``czsl ...`` in an empty folder; ``expect`` is the exit code."""
+    """Run ``czsl ...`` in an empty folder, or in ``cwd``; ``expect`` is the exit code."""
     from czsl_cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)  # the width of whoever runs the tests
 
-    def run(*args, expect=0):
+    def run(*args, expect=0, cwd=None):
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             main([str(a) for a in args])

@@ -49,17 +49,14 @@ def test_a_tagger_is_trained_grown_searched_and_brought_back(czsl, tagger):
     assert "were added" not in czsl("evaluate", tagger).stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("photos", "--undo"), "give one folder PHOTOS, or one of"),
-        ((), "give one folder PHOTOS, or one of"),
-        (("--undo", "--skip-known"), "take no other option"),
-        (("nowhere",), "no folder nowhere"),
-    ],
-)
-def test_add_refuses_what_contradicts_itself(czsl, tagger, arguments, told):
-    assert told in czsl("add", tagger, *arguments, expect=3 if arguments == ("nowhere",) else 2).stderr
+def test_add_refuses_what_contradicts_itself(czsl, tagger):
+    for arguments, told, code in (
+        (("photos", "--undo"), "give one folder PHOTOS, or one of", 2),
+        ((), "give one folder PHOTOS, or one of", 2),
+        (("--undo", "--skip-known"), "take no other option", 2),
+        (("nowhere",), "no folder nowhere", 3),
+    ):
+        assert told in czsl("add", tagger, *arguments, expect=code).stderr
 
 
 def test_what_gde_has_none_of_is_refused(czsl, tagger, dataset):

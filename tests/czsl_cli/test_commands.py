@@ -1,4 +1,4 @@
-"""The commands through the real entry point: what they print, where, and with which exit code."""
+"""What the commands print, where, and with which exit code: the first of each through the installed entry point, the others in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from czsl.data.toy import dataset as toy
 CZSL = [str(Path(sys.executable).parent / "czsl")]
 
 
-def czsl(*args, cwd, env=None, expect=0):
+def command(*args, cwd, env=None, expect=0):
     """Run the installed command; its completed process."""
     done = subprocess.run(
         [*CZSL, *map(str, args)],
@@ -39,7 +39,7 @@ def work(tmp_path_factory, czsl_cache):
         file = folder / "source" / split / f"{attr} {obj}" / Path(name).name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(image)
-    done = czsl("data", "import", "source", "drawn", cwd=folder)
+    done = command("data", "import", "source", "drawn", cwd=folder)
     assert "140" in done.stdout + done.stderr or (folder / "drawn" / "dataset.json").exists()
     return folder
 
@@ -47,32 +47,32 @@ def work(tmp_path_factory, czsl_cache):
 @pytest.fixture(scope="module")
 def run(work):
     """A CSP run, trained by the command."""
-    done = czsl("train", "--method", "csp", "--data", "drawn", "--epochs", 2, "--name", "csp", "lr=0.01", "threads=1", cwd=work)
+    done = command("train", "--method", "csp", "--data", "drawn", "--epochs", 2, "--name", "csp", "lr=0.01", "threads=1", cwd=work)
     assert done.stdout.strip() == "runs/csp"  # stdout carries data: the run's path
     assert "validation: AUC" in done.stderr
     return work / "runs" / "csp"
 
 
 def test_help_is_quick_and_lists_the_commands(work):
-    done = czsl("--help", cwd=work)
+    done = command("--help", cwd=work)
     for name in ("train", "evaluate", "predict", "data", "methods"):
         assert name in done.stdout
 
 
-def test_a_misspelt_command_method_setting_and_option_name_the_nearest(work):
+def test_a_misspelt_command_method_setting_and_option_name_the_nearest(czsl, work):
     assert "did you mean 'train'" in czsl("trian", cwd=work, expect=2).stderr
     assert "clusPro" in czsl("train", "--method", "cluspr0", cwd=work, expect=2).stderr
     assert "'epochs'" in czsl("train", "--method", "csp", "epoch=3", cwd=work, expect=2).stderr
     assert "--epochs" in czsl("train", "--epoch", "3", cwd=work, expect=2).stderr
 
 
-def test_names_of_methods_may_be_written_in_any_case(work):
+def test_names_of_methods_may_be_written_in_any_case(czsl, work):
     for name in ("clusPro", "cluspro", "clus-pro"):
         shown = czsl("train", "--method", name, "--data", "drawn", "--dry-run", "--json", cwd=work)
         assert json.loads(shown.stdout)["config"]["method"] == "clusPro"
 
 
-def test_a_method_tells_its_settings_presets_and_what_tuning_tries(work):
+def test_a_method_tells_its_settings_presets_and_what_tuning_tries(czsl, work):
     told = json.loads(czsl("methods", "clusPro", "--json", cwd=work).stdout)
     assert {"of": "run", "field": "batch"}.items() <= next(f for f in told["fields"] if f["field"] == "batch").items()
     assert all(f["about"] for f in told["fields"])
@@ -83,7 +83,7 @@ def test_a_method_tells_its_settings_presets_and_what_tuning_tries(work):
     assert "loguniform" in shown
 
 
-def test_a_dry_run_prints_all_and_writes_nothing(work):
+def test_a_dry_run_prints_all_and_writes_nothing(czsl, work):
     before = sorted(work.rglob("*"))
     done = czsl("train", "--data", "drawn", "--nodes", 4, "--dry-run", "--json", cwd=work)
     plan = json.loads(done.stdout)
@@ -95,7 +95,7 @@ def test_a_dry_run_prints_all_and_writes_nothing(work):
     assert "steps per epoch" in czsl("train", "--data", "drawn", "--dry-run", cwd=work).stderr
 
 
-def test_evaluate_prints_a_table_or_json_and_keeps_expectations(run, work):
+def test_evaluate_prints_a_table_or_json_and_keeps_expectations(czsl, run, work):
     done = czsl("evaluate", "runs/csp", cwd=work)
     assert "AUC" in done.stdout
     assert "20 bins" in done.stdout
@@ -109,7 +109,7 @@ def test_evaluate_prints_a_table_or_json_and_keeps_expectations(run, work):
     assert open_world["pairs"] == 168
 
 
-def test_score_files_of_others_are_evaluated(shared, work):
+def test_score_files_of_others_are_evaluated(czsl, shared, work):
     for name, key in (("ut_closed_test", "auc_ref20"), ("tiny_few", "auc_ref20")):
         files = ["--scores", shared / f"fixtures/{name}.npz", "--space", shared / f"fixtures/{name}.json"]
         report = json.loads(czsl("evaluate", *files, "--json", cwd=work).stdout)
@@ -117,7 +117,7 @@ def test_score_files_of_others_are_evaluated(shared, work):
         assert report[key] == pytest.approx(expected, abs=1e-6)
 
 
-def test_predict_writes_tables_and_files_and_counts_broken_images(run, work):
+def test_predict_writes_tables_and_files_and_counts_broken_images(czsl, run, work):
     czsl("data", "export", "drawn", "photos", "--limit", 5, cwd=work)
     (work / "photos" / "broken.png").write_bytes(b"\x89PNG")
     done = czsl("predict", "photos", "--run", "runs/csp", "--top", 2, "--json", cwd=work, expect=6)
@@ -134,7 +134,7 @@ def test_predict_writes_tables_and_files_and_counts_broken_images(run, work):
     assert len(rows) == 1 + 5 * 2 + 1
 
 
-def test_errors_are_three_lines_with_the_right_exit_code(work):
+def test_errors_are_three_lines_with_the_right_exit_code(czsl, work):
     assert "not a run folder" in czsl("evaluate", "nowhere", cwd=work, expect=2).stderr
     assert "czsl data import" in czsl("train", "--data", "nowhere", cwd=work, expect=3).stderr
     (work / "empty").mkdir(exist_ok=True)
@@ -143,13 +143,13 @@ def test_errors_are_three_lines_with_the_right_exit_code(work):
     assert "a resumed run keeps" in czsl("train", "--resume", "runs/csp", "lr=0.5", cwd=work, expect=2).stderr
 
 
-def test_a_training_free_method_makes_a_run_that_evaluates(work):
+def test_a_training_free_method_makes_a_run_that_evaluates(czsl, work):
     done = czsl("train", "--method", "zero-shot", "--data", "drawn", "--name", "zs", cwd=work)
     assert "needs no training" in done.stderr
     assert json.loads(czsl("evaluate", "runs/zs", "--json", cwd=work).stdout)["method"] == "zero-shot"
 
 
-def test_completion_scripts(work):
+def test_completion_scripts(czsl, work):
     assert "_CZSL_COMPLETE" in czsl("completion", "bash", cwd=work).stdout
 
 

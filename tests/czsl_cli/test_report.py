@@ -105,6 +105,7 @@ def test_a_run_stands_next_to_what_papers_report(czsl, dataset, tmp_path):
     assert "did you mean 'mit-states'?" in czsl("report", "runs/plain", "--published", "mit-state", expect=2).stderr
 
 
-def test_a_page_ends_in_html_and_a_run_is_a_run(czsl, run):
-    assert "a page ends in .html" in czsl("report", run, "--html", "x.pdf", expect=2).stderr
+def test_a_page_ends_in_html_and_a_run_is_a_run(czsl, dataset):
+    czsl("train", "--method", "zero-shot", "--data", dataset, "--name", "plain")
+    assert "a page ends in .html" in czsl("report", "runs/plain", "--html", "x.pdf", expect=2).stderr
     assert "is not a run folder" in czsl("report", "nowhere", expect=2).stderr
