@@ -1,4 +1,4 @@
-"""What the commands print, where, and with which exit code: the first of each through the installed entry point, the others in this process."""
+"""What the commands print, where, and with which exit code: some through the installed entry point, most in this process."""
 
 from __future__ import annotations
 
