@@ -23,7 +23,7 @@ test: install lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: install lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --hypothesis-profile default
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --hypothesis-profile drawn
 	$(BIN)/python -m pytest -m 'slow or fault'
 
 lint: install

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from czsl.errors import DataError
-from czsl.reading import PathLike
+from czsl.reading import PathLike, parquet_errors
 
 MAX_TABLE_BYTES = 512 * 2**20
 MAX_COLUMNS = 10_000
@@ -178,6 +178,6 @@ def _parquet(path: Path, column: str | None) -> Column:
                 raise DataError(f"{path}: the column {name} holds no file names", why, "images in a table: czsl data import")
             cells = (cell for batch in file.iter_batches(columns=[name]) for cell in batch.column(0).to_pylist())
             return _take(enumerate(cells, 1))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except parquet_errors() as error:
         why = " ".join(str(error).split())[:200]
         raise DataError(f"cannot read {path}", why, "is it a whole Parquet table?") from None

@@ -204,10 +204,11 @@ def open_shard(path: PathLike) -> pq.ParquetFile:
     path = Path(path)
     try:
         shard = pq.ParquetFile(path)
+        columns = ", ".join(shard.schema_arrow.names)
     except parquet_errors() as error:
         raise damaged(path, str(error)) from None
     if not shard.schema_arrow.equals(SCHEMA):
-        raise damaged(path, f"its columns are {', '.join(shard.schema_arrow.names)}")
+        raise damaged(path, f"its columns are {columns}")
     return shard
 
 

@@ -47,7 +47,9 @@ def work(tmp_path_factory, czsl_cache):
 @pytest.fixture(scope="module")
 def run(work):
     """A CSP run, trained by the command."""
-    done = command("train", "--method", "csp", "--data", "drawn", "--epochs", 2, "--name", "csp", "lr=0.01", "threads=1", cwd=work)
+    done = command(
+        "train", "--method", "csp", "--data", "drawn", "--epochs", 2, "--name", "csp", "lr=0.01", "threads=1", cwd=work
+    )
     assert done.stdout.strip() == "runs/csp"  # stdout carries data: the run's path
     assert "validation: AUC" in done.stderr
     return work / "runs" / "csp"

@@ -14,6 +14,7 @@ from czsl.data.importing.entries import Reading, Source
 from czsl.data.importing.items import Item, Table, add_table, check_width, source_file
 from czsl.data.importing.tables import named, open_parquet, parquet_names, source_at, split_by_name
 from czsl.errors import DataError
+from czsl.reading import parquet_errors
 
 MAX_FILES = 10_000
 MAX_GROUP_BYTES = 2 * 2**30
@@ -103,8 +104,6 @@ def read_parquet_images(path: Path, reading: Reading) -> Source:
 
 
 def _read_file(path: Path, folder: Path, source: Source, whole: Table, reading: Reading, groups: Groups) -> None:
-    import pyarrow as pa
-
     with open_parquet(path) as file:
         schema = file.schema_arrow
         check_width(schema.names, str(path))
@@ -127,7 +126,7 @@ def _read_file(path: Path, folder: Path, source: Source, whole: Table, reading: 
             try:
                 table = file.read_row_group(group, columns=[*labels, *_path_of(schema, column)], use_threads=False)
                 rows = table.to_pylist() if table.num_columns else [{}] * description.num_rows
-            except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+            except parquet_errors() as error:
                 why = (str(error).splitlines() or [""])[0]
                 raise DataError(f"cannot read {path}", why, "download it again") from None
             for row, record in enumerate(rows):
@@ -176,12 +175,11 @@ def _file_of(source: Source, path: Any) -> Path | None:
 
 
 def _read_group(path: Path, group: int, column: str) -> list[bytes | None]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             values = file.read_row_group(group, columns=[column], use_threads=False)[column].to_pylist()
-    except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError, KeyError) as error:
+    except parquet_errors() as error:
         raise BadImage("unreadable file", (str(error).splitlines() or [""])[0]) from None
     return [value.get("bytes") if isinstance(value, dict) else value for value in values]

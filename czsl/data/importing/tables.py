@@ -15,6 +15,7 @@ from czsl.data.importing.entries import Reading, Source
 from czsl.data.importing.items import MAX_COLUMNS, Item, Table, add_table, check_width, columns_of
 from czsl.data.importing.textfiles import Twins, object_of, parse_json, read_text
 from czsl.errors import CzslError, DataError
+from czsl.reading import parquet_errors
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -273,7 +274,6 @@ def _json_line(line: str) -> Any:
 # -- Parquet -------------------------------------------------------------------------------------------------------
 def open_parquet(path: Path):
     """Open a Parquet file after a look at the size of its description; DataError if it is damaged or has too many columns."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -289,9 +289,10 @@ def open_parquet(path: Path):
                 f"cannot read {path}", f"its description has {footer:,} bytes, limit {MAX_FOOTER:,}", "keep fewer columns"
             )
         file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException, MemoryError) as error:
+        names = file.schema_arrow.names
+    except parquet_errors() as error:
         raise DataError(f"cannot read {path}", _first_line(error), "is it a Parquet table?") from None
-    check_width(file.schema_arrow.names, str(path))
+    check_width(names, str(path))
     return file
 
 
@@ -317,8 +318,6 @@ def named(value: Any, names: list[str] | None) -> Any:
 
 
 def _parquet(path: Path, reading: Reading, has_image: bool) -> Table:
-    import pyarrow as pa
-
     with open_parquet(path) as file:
         schema = file.schema_arrow
         roles = find_roles(schema.names, reading.columns, reading.classes is not None, str(path), has_image)
@@ -332,7 +331,7 @@ def _parquet(path: Path, reading: Reading, has_image: bool) -> Table:
                     row += 1
                     cells = {column: named(record[column], names.get(column)) for column in columns}
                     table.items.append(Item(f"{path.name}, row {row}", cells))
-        except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        except parquet_errors() as error:
             raise DataError(f"cannot read {path}", _first_line(error), "is it a Parquet table?") from None
     return table
 
