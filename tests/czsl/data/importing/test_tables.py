@@ -359,7 +359,7 @@ def test_a_parquet_column_whose_name_is_no_text(folder, tmp_path, read):
     pq.write_table(pa.table({"image": ["a.png"], "attr": ["red"], "obj": ["ball"]}), folder / "t.parquet", store_schema=False)
     file = folder / "t.parquet"
     file.write_bytes(file.read_bytes().replace(b"image", b"\x86mage"))
-    with pytest.raises(DataError, match="cannot read|damaged"):
+    with pytest.raises(DataError, match=r"cannot read|damaged"):
         read(file, *([tmp_path / "out"] if read is import_dataset else []))
 
 
