@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from czsl.errors import CzslError, DataError
+from czsl.filekinds import identify, identify_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,9 @@ class _Refusal:
         self.path, self.error, self.head, self.fix = path, error, head, fix
 
     def __call__(self, why: BaseException | str) -> NoReturn:
-        raise self.error(self.head.replace("{path}", str(self.path)), reason(why), self.fix) from None
+        known = identify_file(self.path)
+        why, fix = (f"it is {known[0]}", known[1]) if known else (reason(why), self.fix)
+        raise self.error(self.head.replace("{path}", str(self.path)), why, fix) from None
 
 
 def reason(error: BaseException | str) -> str:
@@ -78,6 +81,8 @@ def read_text(
         refuse(problem)
     if len(content) > most:
         refuse(f"it is too large: the limit is {most:,} bytes")
+    if known := identify(content):
+        refuse(f"it is {known[0]}")
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -328,15 +333,6 @@ def _check_archive(path: PathLike, stored: bool = False) -> None:
         raise ValueError(f"it unfolds to {unfolded:,} bytes, more than half of the memory")
 
 
-def archive_names(path: PathLike) -> list[str]:
-    """Names of the files in a zip archive; empty if it is not a complete archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except Exception:  # a damaged directory raises many kinds
-        return []
-
-
 def memory_bytes() -> int:
     """The machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -357,7 +353,7 @@ def read_safetensors(
     try:
         return load_file(path)
     except Exception as problem:  # of the file's own, and of types that torch does not have
-        refuse(pointer(path) or problem)
+        refuse(problem)
 
 
 def read_torch(
@@ -380,19 +376,7 @@ def read_torch(
     except OSError as problem:
         refuse(problem)
     except Exception as problem:  # torch raises many kinds here; all mean the same to the user
-        refuse(pointer(path) or f"only plain tensors are accepted, nothing is unpickled ({_unpickler_line(problem)})")
-
-
-def pointer(path: PathLike) -> str:
-    """Describe a file that stands in for another one (a Git LFS pointer, a web page); empty for others."""
-    try:
-        with Path(path).open("rb") as file:
-            first = file.read(200).lstrip().lower()
-    except OSError:
-        return ""
-    if first.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
-    return "it is a web page, not a file of tensors: download it again" if first.startswith((b"<!doctype", b"<html")) else ""
+        refuse(f"only plain tensors are accepted, nothing is unpickled ({_unpickler_line(problem)})")
 
 
 def _unpickler_line(error: Exception) -> str:

@@ -19,7 +19,8 @@ from torch import Tensor
 from czsl.clip.compat import import_open_clip
 from czsl.clip.kinds import program_of
 from czsl.errors import SetupError, UsageError
-from czsl.reading import PathLike, archive_names, read_safetensors, read_torch
+from czsl.filekinds import archive_names
+from czsl.reading import PathLike, read_safetensors, read_torch
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 HOW_TO_SUPPLY = "supply a file instead: --clip {model} --clip-weights /path/to/weights.safetensors (open_clip or OpenAI names)"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from czsl.errors import DataError
+from czsl.filekinds import identify_file
 from czsl.reading import PathLike, parquet_errors
 
 MAX_TABLE_BYTES = 512 * 2**20
@@ -52,6 +53,8 @@ def read_column(path: PathLike, column: str | None = None) -> Column:
         size = path.stat().st_size
         if size > MAX_TABLE_BYTES:
             raise DataError(f"{path} is too large for a table", f"{size:,} bytes, limit {MAX_TABLE_BYTES:,}", "split it")
+        if known := identify_file(path):
+            raise DataError(f"{path} is not a table", f"it is {known[0]}", known[1])
         with path.open("rb") as file:
             if file.read(4) == b"PAR1":
                 return _parquet(path, column)

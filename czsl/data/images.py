@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 from czsl.data.paths import walk
 from czsl.data.photographs import AS_STORED, SIDEWAYS, DecodeOptions, has_transparency, on_background, orientation_of, upright
 from czsl.errors import DataError
+from czsl.filekinds import identify
 from czsl.reading import PathLike
 
 MAX_PIXELS = 100_000_000
@@ -246,8 +247,8 @@ def _read_heic() -> None:
 
 
 def _what_it_is(data: bytes) -> str:
-    if data.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS: the image itself was not downloaded"
+    if known := identify(data):
+        return f"{known[0]}: {known[1]}"
     if image_format(data[:HEAD_BYTES]) == "AVIF" and not features.check("avif"):
         return "AVIF, which this Pillow cannot read: pip install -U pillow"
     return f"begins with {data[:8]!r}"

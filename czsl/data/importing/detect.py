@@ -14,6 +14,7 @@ from czsl.data.importing.tables import SUFFIXES, manifest_in, open_parquet, spli
 from czsl.data.importing.textfiles import decode_text, parse_json, read_text
 from czsl.data.importing.webdataset import COMPRESSED, shards
 from czsl.errors import DataError
+from czsl.filekinds import identify_file
 
 HEAD = 1 << 16
 UNKNOWN = "give a folder, a table, an annotation file or a tar; the page docs/data.md lists the layouts"
@@ -75,6 +76,8 @@ def _layout_of_file(path: Path) -> str:
             head = file.read(HEAD)
     except OSError as error:
         raise DataError(f"cannot read {path}", error.strerror or str(error), "is the path right?") from None
+    if known := identify_file(path):
+        raise DataError(f"{path} is not a folder, table, annotation file or archive", f"it is {known[0]}", known[1])
     if head.startswith(b"PAR1"):
         with open_parquet(path) as parquet:
             schema = parquet.schema_arrow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from czsl.errors import DataError
+from czsl.filekinds import identify
 
 MAX_TEXT_BYTES = 1 << 30
 
@@ -32,6 +33,8 @@ def read_text(path: Path, fix: str = "save it as text in UTF-8", limit: int = MA
 
 def decode_text(data: bytes, path: Path | str, fix: str = "save it as text in UTF-8") -> str:
     """Decode the content of a text file as :func:`read_text` does."""
+    if known := identify(data):
+        raise DataError(f"cannot read {path}", f"it is {known[0]}", known[1])
     encoding = _encoding(data)
     try:
         return data.decode(encoding)
