@@ -367,6 +367,8 @@ def _print(records: list[dict[str, Any]], total: int, top: int) -> None:
         if not classes:
             row += [f"{record[kind][0]['name']} {record[kind][0]['prob']:.2f}" for kind in ("attributes", "objects")]
         rows.append([*row, ", ".join(map(label_words, others))])
-    print_table(["image", *columns, f"next {top - 1}"], rows)
+    heading = ["image", *columns, f"next {top - 1}" if top > 1 else "note"]
+    used = len(heading) if any(row[-1] for row in rows) else -1
+    print_table(heading[:used], [row[:used] for row in rows])
     if total > len(records):
         say(f"{total - len(records)} more images: use --out FILE or --json for all")

@@ -128,6 +128,11 @@ def test_predict_writes_tables_and_files_and_counts_broken_images(czsl, run, wor
     assert sum(r["error"] is not None for r in records) == 1
     assert all(len(r["predictions"]) == 2 for r in records if not r["error"])
     assert "broken.png" in done.stderr
+    shown = czsl("predict", "photos", "--run", "runs/csp", "--top", 1, cwd=work, expect=6).stdout
+    assert "next" not in shown and "note" in shown  # the broken image's
+    (work / "photos" / "broken.png").rename(work / "broken.png")
+    assert "note" not in czsl("predict", "photos", "--run", "runs/csp", "--top", 1, cwd=work).stdout
+    (work / "broken.png").rename(work / "photos" / "broken.png")
     (work / "pairs.txt").write_text("wet,fish\nshiny new,house\n")
     done = czsl("predict", "photos", "--run", "runs/csp", "--pairs", "pairs.txt", "--out", "found.csv", cwd=work, expect=6)
     assert "shiny new" in done.stderr  # a word that training never saw
