@@ -17,6 +17,7 @@ SIGNS = (
     (OFFICE, "a workbook or document of an old Office program", AS_CSV),
     (b"sqlite format 3\0", "an SQLite database", "export its table as CSV"),
     (b"%pdf-", "a PDF document", "give the data that it was made of"),
+    (b"gguf", "a GGUF file of llama.cpp", "give the model that it was made from, as .safetensors"),
     (b"\x89hdf\r\n", "an HDF5 file", "export what it holds as files or as a table"),
 )
 

@@ -26,6 +26,7 @@ from czsl.clip.weights import (
     is_path,
     published_tag,
     read_state,
+    refuse_other_folder,
     weight_files,
 )
 from czsl.data.pixels import Pixels
@@ -81,10 +82,16 @@ def load_clip(name: str = "tiny", weights: str | None = None, features: bool = F
         return _load_folder(fetch_folder(name), name, features)
     if is_folder(name):
         return _load_folder(Path(name), name, features)
+    refuse_other_folder(name)
     if is_path(name):
         return _load_file(Path(name), features)
-    near = difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=3)
-    raise UsageError(
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UsageError:
+    """Return the error for a name that no model has; it lists the nearest ones."""
+    near = difflib.get_close_matches(name, [*import_open_clip().list_models(), "tiny"], n=3)
+    return UsageError(
         f"unknown CLIP model {name!r}",
         f"nearest names: {', '.join(near)}" if near else "open_clip has no model of this name",
         "use tiny, an open_clip model name, hf-hub:org/name, or the path of a weight file or of a model's folder",
@@ -99,6 +106,9 @@ def sketch_clip(name: str, weights: str | None = None, features: bool = False) -
     UsageError
         As in :func:`load_clip`: if the model or tag is unknown, or the methods cannot use the architecture.
     """
+    if name.replace("/", "-") not in import_open_clip().list_models():
+        refuse_other_folder(name)
+        raise _unknown(name)
     name = name.replace("/", "-")
     if weights != "random" and not is_path(weights or ""):
         weights = published_tag(name, weights)

@@ -42,6 +42,16 @@ def is_folder(text: str) -> bool:
     return not text.startswith(HUB) and any((Path(text) / name).is_file() for name in (OPEN_CLIP_CONFIG, "config.json"))
 
 
+def refuse_other_folder(text: str) -> None:
+    """Raise UsageError for the path of a folder that holds no model's configuration."""
+    if Path(text).is_dir() and not is_folder(text):
+        raise UsageError(
+            f"{text} is a folder without a model",
+            f"it holds neither {OPEN_CLIP_CONFIG} nor config.json",
+            "give the folder of a whole model, a weight file, or a model's name: --clip ViT-L-14",
+        )
+
+
 def absolute(text: str) -> str:
     """Return the absolute path of a weight file or a model's folder; names are returned unchanged."""
     there = Path(text).is_file() or is_folder(text)
@@ -62,12 +72,26 @@ def weight_files(folder: PathLike) -> list[Path]:
             return [folder / name]
     for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
         if parts := sorted(folder.glob(pattern)):
-            return parts
+            return _whole(parts)
     if found := sorted(folder.glob("*.safetensors"))[:1]:
         return found
     lora = (folder / "adapter_config.json").is_file()
-    why = "it holds a LoRA" if lora else f"looked for {', '.join(WEIGHTS[:3])}, ..."
+    split = next(folder.glob("*.index.json"), None)
+    parts_gone = f"{split.name} lists parts, but none of them is there" if split else f"looked for {', '.join(WEIGHTS[:3])}, ..."
+    why = "it holds a LoRA" if lora else parts_gone
     raise UsageError(f"{folder} holds no weights", why, "give the folder of the whole model, or a weight file")
+
+
+def _whole(parts: list[Path]) -> list[Path]:
+    """Return the parts of split weights; UsageError if their names promise more of them."""
+    promised = re.search(r"-of-0*(\d+)\.", parts[0].name)
+    if promised and int(promised[1]) != len(parts):
+        raise UsageError(
+            f"{parts[0].parent} holds {len(parts)} of {promised[1]} parts of its weights",
+            f"there: {', '.join(part.name for part in parts[:5])}",
+            "download or copy the other parts, too",
+        )
+    return parts
 
 
 def read_state(path: PathLike, what: str = "CLIP weights") -> dict[str, Tensor]:
@@ -113,7 +137,8 @@ def _without_tensors(path: Path, state: dict) -> UsageError:
     """Return the error for a mapping without tensors at its top level; it names the kind of file if that is recognised."""
     inner = next((key for key, value in state.items() if isinstance(value, dict) and _plain(value)), None)
     program = program_of(state)
-    what = f"a training checkpoint of {program}" if program else "no state dict"
+    known = "" if program == "a training program" else f" of {program}"
+    what = f"a training checkpoint{known}" if program else "no state dict"
     if inner is None:
         why = f"it holds {', '.join(str(key)[:40] for key in list(state)[:5]) or 'nothing'}, but no tensor"
         return UsageError(f"{path} is {what}: it holds no weights", why, "save the model's state_dict()")
@@ -219,6 +244,8 @@ def find_weights(name: str = "tiny", weights: str | None = None) -> str:
         if path and is_folder(path):
             files = weight_files(Path(path))
             return f"{path}, {sum(file.stat().st_size for file in files) / 2**20:.0f} MiB"
+        if is_path(path) or path == name != "tiny":
+            refuse_other_folder(path)
         if path and is_path(path):
             if not Path(path).is_file():
                 raise UsageError(f"no CLIP weights at {path}", "there is no such file", "check --clip and --clip-weights")

@@ -31,6 +31,7 @@ KINDS = {
     "old Office program": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
     "SQLite database": b"SQLite format 3\0" + bytes(84),
     "PDF document": b"%PDF-1.7\n%\xe2\xe3",
+    "GGUF file": b"GGUF\3\0\0\0" + bytes(40),
     "HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(40),
     "Excel workbook": workbook("xl/workbook.xml"),
     "OpenDocument spreadsheet": workbook("content.xml", mimetype="application/vnd.oasis.opendocument.spreadsheet"),

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
-from czsl.clip.loading import load_clip
+from czsl.clip.loading import load_clip, sketch_clip
+from czsl.clip.weights import find_weights
 from czsl.errors import SetupError, UsageError
 
 PROMPTS = ["a photo of wet dog", "a photo of an old chair", "x"]
@@ -102,6 +103,26 @@ def test_the_features_are_those_of_openais_form(folder, open_clip_model, form):
     agree(clip, open_clip_model)
     same = load_clip(str(folder)).sha256
     assert clip.sha256 == same
+
+
+def test_a_split_model_needs_all_of_its_parts(folder, tmp_path, monkeypatch):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00002-of-00003.safetensors")
+    for use in (load_clip, find_weights):
+        with pytest.raises(UsageError, match="holds 1 of 3 parts"):
+            use(str(folder))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UsageError, match="none of them is there"):
+        find_weights(str(folder))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for use in (load_clip, find_weights, sketch_clip):
+        with pytest.raises(UsageError, match="a folder without a model"):
+            use("photos")
+    for use in (load_clip, sketch_clip):
+        with pytest.raises(UsageError, match=r"unknown CLIP model 'ViT-B-33'[\s\S]*ViT-B-32"):
+            use("ViT-B-33")
 
 
 def test_heads_activation_and_norms_are_those_of_the_config(folder, open_clip_model):
