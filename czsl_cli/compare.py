@@ -132,12 +132,13 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
                 "compare them on one dataset: --data DATA",
             )
     from cluster.evaluate import reduction_of
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
 
-    question = Question(**asked)
+    eval_config = EvalConfig(**asked)
     with progress_bar() as bar:
         found = [
-            reduction_of(run, replace(question, adapt=plan), bar.update, say) for run, (_, plan) in zip(runs, named, strict=True)
+            reduction_of(run, replace(eval_config, adapt=plan), bar.update, say)
+            for run, (_, plan) in zip(runs, named, strict=True)
         ]
     return [reduction.arranged(found[0].ids) for reduction in found]
 

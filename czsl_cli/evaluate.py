@@ -129,13 +129,13 @@ def _evaluate_run(
     if plans[0]:
         tell_plan(plans[0])
     from cluster.evaluate import evaluate_orders, evaluation_of  # torch comes with it: what can be refused was refused without
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
     from czsl.data.table import open_data
 
     feasibility: Any = None if options["no_feasibility"] else "clip"
     if options["feasibility"] or options["glove"]:
         feasibility = _read_feasibility(options, open_data(options["data"] or run.config.data).space)
-    question = Question(
+    eval_config = EvalConfig(
         split=options["split"] or "test",
         feasibility=feasibility,
         adapt=plans[0],
@@ -144,7 +144,9 @@ def _evaluate_run(
     with progress_bar() as bar:
         told: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
         orders = [plan.seed for plan in plans if plan]
-        result, reduction = evaluate_orders(run, question, orders, **told) if orders else evaluation_of(run, question, **told)
+        result, reduction = (
+            evaluate_orders(run, eval_config, orders, **told) if orders else evaluation_of(run, eval_config, **told)
+        )
     beside = _beside_papers(result, run.config, options["data"], benchmark) if benchmark is not None else None
     if html is None:
         return result, None, beside

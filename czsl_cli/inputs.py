@@ -61,14 +61,14 @@ def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, di
     UsageError
         A profile of several workers, or a limit of the cache that is not a number.
     """
-    from cluster.machines.nodes import Ask
+    from cluster.machines.nodes import NodeRequest
     from cluster.work.profile import Profile, process_began
     from czsl.data.paths import photographs_limit
     from czsl.errors import UsageError
 
     fast, keep, profile = (options.pop(name) for name in ("fast_jpeg", "keep", "profile"))
     photographs_limit()
-    if profile and not Ask.of(**where).local:
+    if profile and not NodeRequest.of(**where).local:
         raise UsageError("--profile measures one worker on this machine", "several were requested", "add --engine local")
     return fast, {"keep": keep, "profile": Profile(process_began()) if profile else None}
 

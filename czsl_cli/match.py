@@ -199,7 +199,7 @@ def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     return [parse(line) for line in lines]
 
 
-class Ranking:
+class MatchRanking:
     """Plain CLIP's cosines of all images and sentences, and ComCLIP's of those that were composed."""
 
     def __init__(self, names: list[str], sentences: list[Composition], clip: Any, matches: dict[tuple[str, str], Match], errors):
@@ -244,7 +244,7 @@ def rank(
     rerank: int | None,
     load: Callable[[str], Image.Image],
     masks: bool,
-) -> Ranking:
+) -> MatchRanking:
     """Scores of images and sentences; with ``rerank`` only the first of each sentence (or image) are composed."""
     from czsl.errors import DataError
 
@@ -266,11 +266,11 @@ def rank(
     for name, why in matcher.failed.items():
         warn(f"{name}: plain CLIP's scores: {why}")
     matches = {(name, s.sentence): m for name, ms in found.items() for s, m in zip(wanted[name], ms, strict=True)}
-    return Ranking(good, sentences, clip_NC, matches, errors | matcher.failed)
+    return MatchRanking(good, sentences, clip_NC, matches, errors | matcher.failed)
 
 
 # -- what is printed -------------------------------------------------------------------------------------------------
-def _show(found: Ranking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
+def _show(found: MatchRanking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
     questions = found.questions(options["top"])
     if as_json:
         print_json(_content(questions, found, matcher, options))
@@ -297,7 +297,7 @@ def _explain(answer: dict[str, Any]) -> None:
     print_table(["word", "is", "its part", "cosine", "weight"], rows, title=title)
 
 
-def _content(questions, found: Ranking, matcher: Matcher, options: dict[str, Any]) -> dict[str, Any]:
+def _content(questions, found: MatchRanking, matcher: Matcher, options: dict[str, Any]) -> dict[str, Any]:
     sentences = [
         {
             "text": s.sentence, "parser": s.source, "entities": [e.text for e in s.entities],

@@ -11,7 +11,7 @@ from czsl.data.photographs import AS_STORED, DecodeOptions
 from czsl_cli.console import percent, print_table, say, warn
 
 if TYPE_CHECKING:
-    from czsl.data.files.match import Item, MatchFile
+    from czsl.data.files.match import MatchFile, MatchItem
     from methods.comclip.matching import Match, Matcher
     from methods.comclip.parse import Composition
 
@@ -86,7 +86,7 @@ class _ClipScores:
     def __init__(self, images: dict[str, int], captions: dict[str, int], scores_NC: np.ndarray):
         self.images, self.captions, self.scores = images, captions, scores_NC
 
-    def of(self, items: tuple[Item, ...]) -> dict[tuple[str, str], float]:
+    def of(self, items: tuple[MatchItem, ...]) -> dict[tuple[str, str], float]:
         """Scores of all images and captions of the items; unreadable images have NaN."""
         pairs = {(image, text) for item in items for image in item.images for text in item.captions if image in self.images}
         return {(image, text): float(self.scores[self.images[image], self.captions[text]]) for image, text in pairs}

@@ -169,11 +169,11 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def where_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :func:`placement_options` out, as :meth:`cluster.machines.nodes.Ask.of` takes them."""
+    """Take the options of :func:`placement_options` out, as :meth:`cluster.machines.nodes.NodeRequest.of` takes them."""
     where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "engine", "wait_s")}
     if where["gpus_per_node"] and where["workers_per_node"]:
         raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
-    from cluster.machines.nodes import Ask
+    from cluster.machines.nodes import NodeRequest
 
-    Ask.of(**where)  # refuses what contradicts itself, before anything is made
+    NodeRequest.of(**where)  # refuses what contradicts itself, before anything is made
     return where

@@ -40,7 +40,7 @@ MARK = "czsl predict"  # the page's generator: what has it may be replaced
 _OURS = re.compile(r"[0-9a-f]{24}\.jpg|list-\d+\.html|\..*\.tmp")
 
 
-class Row(NamedTuple):
+class PageRow(NamedTuple):
     """An image of the page.
 
     ``candidates``: label and probability of each, best first; ``thumb``: file in the page's folder, or empty; ``link``: URL of the image
@@ -83,7 +83,7 @@ class PredictionPage:
         check_free(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._from = path.parent.resolve()
-        self.rows: list[Row] = []
+        self.rows: list[PageRow] = []
         self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))  # Pillow decodes outside the interpreter lock
         self._waiting: deque[tuple[int, Future[str]]] = deque()  # places of rows whose thumbnails are being made
         self.unreadable: list[tuple[str, str]] = []
@@ -99,7 +99,7 @@ class PredictionPage:
         keys = ("class",) if "class" in record["predictions"][0] else ("attr", "obj")
         candidates = tuple(({key: p[key] for key in keys}, float(p["prob"])) for p in record["predictions"])
         self._waiting.append((len(self.rows), self._pool.submit(self._thumbnail, name)))
-        self.rows.append(Row(name, self._link(name), "", candidates, doubt(record)))
+        self.rows.append(PageRow(name, self._link(name), "", candidates, doubt(record)))
         self._collect(WAITING)
 
     def write(self, about: str) -> None:
@@ -192,7 +192,7 @@ def check_free(path: Path) -> None:
         )
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: PageRow) -> dict[str, Any]:
     """An image of a plain list."""
     others = [candidate_words({**label, "prob": prob}) for label, prob in row.candidates[1:4]]
     return {

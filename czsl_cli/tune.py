@@ -12,7 +12,7 @@ import click
 
 from czsl_cli.console import duration, percent, print_json, print_lines, print_table, progress_bar, say, short, warn
 from czsl_cli.options import settings_options
-from czsl_cli.tune_watch import NAMES, Watcher, shown, shown_all
+from czsl_cli.tune_watch import NAMES, SearchWatcher, shown, shown_all
 
 TRIALS = 16
 ON_RESUME = {"resume", "trials", "max_concurrent", "address", "as_json"}
@@ -196,7 +196,7 @@ def _run(search, address: str | None, as_json: bool) -> None:
 
     began = time.monotonic()
     with progress_bar() as bar:
-        watcher = Watcher(search, bar)
+        watcher = SearchWatcher(search, bar)
         told: dict[str, Any] = {
             "on_share": watcher.share,
             "on_record": watcher.record,

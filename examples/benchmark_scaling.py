@@ -139,7 +139,7 @@ def small_model() -> ClusPro:
 
 def count_in_process(rank: int, workers: int, B: int, precision: str, folder: str) -> None:
     """A step of one of several workers; rank 0 writes what was handed to torch.distributed."""
-    from cluster.work.source import autocast
+    from cluster.work.feature_loader import autocast
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)

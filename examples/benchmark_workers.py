@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmark_scaling import table
 
 from cluster.machines.launch import run_workers
-from cluster.machines.nodes import Ask
+from cluster.machines.nodes import NodeRequest
 from cluster.machines.on_ray import RayEngine
 from cluster.machines.session import OBJECT_STORE_BYTES, prepare_environment, session
 from cluster.work import training as worker
@@ -92,7 +92,7 @@ def train_once(number: int, settings: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, session() as connected:
         config = resolve(settings)
         run = Run.create(config, open_data(config.data).space, folder, "run")
-        engine = RayEngine(connected, Ask(workers_per_node=number), threads=1)
+        engine = RayEngine(connected, NodeRequest(workers_per_node=number), threads=1)
         run_workers(engine, measured_worker, {"run": str(run.path)}, run.path, 0)
         files = [run.path / f"spent-{rank}.json" for rank in range(number)]
         each = [json.loads(file.read_text(encoding="utf-8"))[WARM_UP:] for file in files]

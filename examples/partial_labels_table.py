@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.scoring import score_split
-from cluster.work.source import Source
 from cluster.work.training import train_worker
 from czsl.data.files.ambiguity import make_partial_labels
 from czsl.data.files.partial_labels import write_partial_labels
@@ -64,9 +64,9 @@ def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed:
     if row != "frozen CLIP":
         train_worker(run, Group(), torch.device("cpu"))
     method, candidates = load(run), Candidates.build(data.space, split="test")
-    source = Source(method, data, "test", Group(), config.eval_batch, precision=method.clip.precision)
+    loader = FeatureLoader(method, data, "test", Group(), config.eval_batch, precision=method.clip.precision)
     numbers = report(
-        score_split(method, source, candidates, np.arange(len(source.split)), config.eval_batch, Group()), candidates
+        score_split(method, loader, candidates, np.arange(len(loader.split)), config.eval_batch, Group()), candidates
     )
     best = checkpoint.best(run.checkpoints).get("step")
     told = next((e for e in run.metrics("epoch") if e["step"] == best), {})

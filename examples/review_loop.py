@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader, arithmetic
 from cluster.work.scoring import score_split
-from cluster.work.source import Source, arithmetic
 from cluster.work.training import train_worker
 from czsl.clip.loading import load_clip
 from czsl.data.batches import feature_file, save_features, stratified
@@ -60,8 +60,8 @@ class Loop:
         zero_shot = build("zero-shot", self.chosen.space, self.clip, {})
         self._features: dict[str, torch.Tensor] = {}
         for name in SPLITS:
-            source = Source(zero_shot, self.chosen, name, Group(), options.eval_batch, precision=options.precision)
-            self._features |= dict(zip(source.split.sha256, source.features, strict=True))
+            loader = FeatureLoader(zero_shot, self.chosen, name, Group(), options.eval_batch, precision=options.precision)
+            self._features |= dict(zip(loader.split.sha256, loader.features, strict=True))
 
     def _chosen_images(self) -> Dataset:
         """A dataset of the images that any seed may use: their features are computed once."""
@@ -157,16 +157,16 @@ class Loop:
         """Figures on the test images, with the candidates and the seen pairs that the first model has."""
         method = load(run).for_space(data.space)
         self.keep_features(data, method)
-        source = Source(method, data, "test", Group(), self.options.eval_batch, precision=self.options.precision)
+        loader = FeatureLoader(method, data, "test", Group(), self.options.eval_batch, precision=self.options.precision)
         candidates = Candidates.build(data.space, split="test")
         numbers = report(
-            score_split(method, source, candidates, np.arange(len(source.split)), self.options.eval_batch, Group()), candidates
+            score_split(method, loader, candidates, np.arange(len(loader.split)), self.options.eval_batch, Group()), candidates
         )
         text = method.encode_compositions(torch.from_numpy(candidates.pairs))
-        assert source.features is not None
-        scores = torch.cat([method.scores(method.image_side(part), text) for part in source.features.split(256)])
+        assert loader.features is not None
+        scores = torch.cat([method.scores(method.image_side(part), text) for part in loader.features.split(256)])
         best = candidates.pairs[scores.argmax(1).numpy()]
-        true = source.split.pairs
+        true = loader.split.pairs
         right, seen = (best == true).all(1), data.space.seen_mask(true)
         return {
             "all": right.mean(), "seen_right": right[seen].mean(), "unseen_right": right[~seen].mean(),

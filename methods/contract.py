@@ -20,7 +20,7 @@ from czsl.clip.towers import Towers, onto
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from methods.config import MethodConfig
-from methods.explanation import Explained, Explanation, Question, branch_figures
+from methods.explanation import Explained, Explanation, ScoredImage, branch_figures
 from methods.parts.adapters import BlockAdapters
 from methods.parts.comm import Communicator
 from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide, primitives_of
@@ -180,7 +180,7 @@ class Contract(nn.Module):
         return pair_BP
 
     def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
-        """The scores of :meth:`scores` as a question to an index of :meth:`encode_compositions`' ``pair`` rows.
+        """The scores of :meth:`scores` as a query to an index of :meth:`encode_compositions`' ``pair`` rows.
 
         Parameters
         ----------
@@ -232,11 +232,11 @@ class Contract(nn.Module):
         return {}
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explained:
-        """Why candidate ``place`` of the question's text side has its score; a subclass adds what only it can show.
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explained:
+        """Why candidate ``place`` of the text features has its score; a subclass adds what only it can show.
 
         Called in evaluation mode, without gradients.
         """
-        pair = question.text.pairs[place].tolist()
+        pair = scored.text.pairs[place].tolist()
         names = (self.space.pair_name(pair), *self.space.pair_names(pair))
-        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(question, place, names)])
+        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(scored, place, names)])

@@ -152,7 +152,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoredImage:
     """An image before the candidates, everything computed once for all of them.
 
     image : the original
@@ -171,14 +171,14 @@ class Question:
     examples: Callable[[int, int], Examples | None] = field(default=lambda _attribute, _object: None)
 
 
-def branch_figures(question: Question, place: int, names: tuple[str, str, str]) -> Figures:
+def branch_figures(scored: ScoredImage, place: int, names: tuple[str, str, str]) -> Figures:
     """Logit, probability and rank of a candidate (``names``: its own, its attribute's and its object's) in each branch there is."""
-    attribute, obj = question.text.pairs[place].tolist()
+    attribute, obj = scored.text.pairs[place].tolist()
     rows: list[list[str | float | int]] = []
     for branch, name, logits, index in zip(
         ("composition" if names[1] else "class", "attribute", "object"),
         names,
-        question.logits,
+        scored.logits,
         (place, attribute, obj),
         strict=True,
     ):

@@ -24,7 +24,7 @@ from czsl.data.images import decode, read_image_file
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from methods.contract import Contract
-from methods.explanation import Explained, Question
+from methods.explanation import Explained, ScoredImage
 from methods.parts.renaming import renamed_pairs
 from methods.sides import Targets, TextSide
 
@@ -268,15 +268,15 @@ class Method(Contract):
 
     # -- explanation ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def question(self, image: Image.Image, image_id: str, text: TextSide) -> Question:
+    def scored_image(self, image: Image.Image, image_id: str, text: TextSide) -> ScoredImage:
         """An original image before candidates: what all explanations of it have in common."""
         image = image.convert("RGB")
         side = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
-        return Question(image, image_id, side, text, self.logits(side, text))
+        return ScoredImage(image, image_id, side, text, self.logits(side, text))
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:
-        """The explanation of a single pair of names (of a class: ``("", "dog")``); its rank needs all candidates in a question."""
+        """The explanation of a single pair of names (of a class: ``("", "dog")``); its rank needs the text features of all candidates."""
         place = index_pairs([pair], self.space.attributes, self.space.objects)
         text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
-        return self.explain_candidate(self.question(image, image_id, text), 0)
+        return self.explain_candidate(self.scored_image(image, image_id, text), 0)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.nodes import ask_every_node
+from cluster.machines.nodes import call_every_node
 from cluster.machines.preflight import versions
 from cluster.machines.session import free_resources, prepare_environment, session, token_file
 from czsl.errors import SetupError, UsageError
@@ -272,7 +272,7 @@ def status(address: str | None = None) -> dict[str, Any]:
     where = address_of(address)
     began = time.monotonic()
     with session(where) as ray:
-        free, answers = free_resources(), {a.node: a for a in ask_every_node(ray, describe_node)}
+        free, answers = free_resources(), {a.node: a for a in call_every_node(ray, describe_node)}
         nodes = []
         for n in ray.nodes():
             name, has, answer = n["NodeID"], n["Resources"], answers.get(n["NodeID"])

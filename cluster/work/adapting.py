@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import PAIR_TILE, Collector
-from cluster.work.source import Source
 from czsl.data.batches import evaluation_batches
 from czsl.errors import DataError
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
@@ -68,7 +68,7 @@ class Stream:
 def reduce_stream(
     method: Method,
     plan: Plan,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     eval_batch: int,
     comm: Group,
@@ -83,12 +83,12 @@ def reduce_stream(
     """
     was_training = method.training
     method.eval()
-    rows = np.arange(len(source.split))
+    rows = np.arange(len(loader.split))
     with torch.inference_mode():
-        features_ND = source.features if source.features is not None else source.encode(rows, eval_batch)
+        features_ND = loader.features if loader.features is not None else loader.encode(rows, eval_batch)
         found = None
         if comm.rank == 0:
-            found = _run(method, plan, features_ND, source, candidates, eval_batch, progress, topk, text, collectors)
+            found = _run(method, plan, features_ND, loader, candidates, eval_batch, progress, topk, text, collectors)
     method.train(was_training)
     return comm.from_first(found)
 
@@ -97,7 +97,7 @@ def _run(
     method: Method,
     plan: Plan,
     features_ND: Tensor,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     eval_batch: int,
     progress: Progress,
@@ -105,13 +105,13 @@ def _run(
     text: TextSide | None,
     collectors: Sequence[Callable[[np.ndarray, np.ndarray], Collector]],
 ) -> tuple[Extremes, list[list[Any]]]:
-    order, labels = plan.order(len(features_ND)), source.split.pairs
+    order, labels = plan.order(len(features_ND)), loader.split.pairs
     if text is None:
         text = _encoded(method, candidates.pairs[candidates.order])
     rest = np.setdiff1d(np.arange(len(candidates.pairs)), candidates.order)
     more_PD = _encoded(method, candidates.pairs[rest]).pair if plan.settings.released and len(rest) else None
     stream, tiles = Stream(method, plan, text, more_PD), list(candidates.tiles(PAIR_TILE))
-    accumulator = ExtremesAccumulator(candidates, labels, topk, source=source.split.name)
+    accumulator = ExtremesAccumulator(candidates, labels, topk, source=loader.split.name)
     collecting = [make(labels, np.arange(len(labels))) for make in collectors]
     size = max(16, min(eval_batch, MOST_LOGITS // max(len(text), 1)))
     for places in evaluation_batches(len(order), size):
@@ -127,7 +127,7 @@ def _run(
                 assert log_weights_bP is not None
                 collector.update(rows[:count], tile, log_weights_bP[:, cut], as_numpy[:, cut])
             start = cut.stop
-        progress(f"{plan.name} on {source.split.name} images", int(places[-1]) + 1, len(order))
+        progress(f"{plan.name} on {loader.split.name} images", int(places[-1]) + 1, len(order))
     return accumulator.result(), [[collector.result()] for collector in collecting]
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.own_labels import on_space, relabelled
 from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import reduce_split
-from cluster.work.source import Source
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold
@@ -131,9 +131,9 @@ def choose_point(
         else:
             scorer = on_space(method(), data.space)
             how = (run.config.eval_batch, progress, scorer.clip.precision)
-            source = Source(scorer, data, asked.split, comm, *how, pixels=run.config.pixels)
+            loader = FeatureLoader(scorer, data, asked.split, comm, *how, pixels=run.config.pixels)
             extremes, sums = reduced(
-                run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
+                run, scorer, loader, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
             )
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
         kept = Reduction(extremes, *names, facts, sums)
@@ -151,7 +151,7 @@ def choose_point(
 def reduced(
     run: Run,
     method: Method,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     comm: Group,
     progress: Progress,
@@ -164,10 +164,10 @@ def reduced(
         collectors.append(lambda labels, index: SumsAccumulator(candidates, labels, temperatures, index))
     batch = run.config.eval_batch
     if adapt is not None:
-        extremes, (*found,) = reduce_stream(method, adapt, source, candidates, batch, comm, progress, collectors=collectors)
+        extremes, (*found,) = reduce_stream(method, adapt, loader, candidates, batch, comm, progress, collectors=collectors)
     else:
-        rows = np.arange(len(source.split))
-        extremes, (*found,) = reduce_split(method, source, candidates, rows, batch, comm, progress, collectors=collectors)
+        rows = np.arange(len(loader.split))
+        extremes, (*found,) = reduce_split(method, loader, candidates, rows, batch, comm, progress, collectors=collectors)
     return at_threshold(extremes, candidates, None), Sums.concatenate(found[0]) if found else None
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress
-from cluster.work.source import Source
 from czsl.data.files.partial_labels import PartialLabels, read_partial_labels
 from czsl.data.table import Dataset
 from czsl.errors import DataError
@@ -69,7 +69,7 @@ def start_weights(
         weights.start_multihot()
     elif config.label_init == "clip":
         frozen = build("zero-shot", data.space, method.clip, {"names": method.config.names})
-        images_ND = Source(frozen, data, "train", comm, config.eval_batch, progress, method.clip.precision).features
+        images_ND = FeatureLoader(frozen, data, "train", comm, config.eval_batch, progress, method.clip.precision).features
         assert images_ND is not None
         texts = frozen.encode_compositions(torch.from_numpy(data.space.train_pairs.copy()).to(method.clip.device))
         weights.start_from(images_ND.to(method.clip.device), texts.pair)

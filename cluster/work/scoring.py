@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
-from cluster.work.source import Source
 from czsl.data.batches import evaluation_batches
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
 from methods.method import Method
@@ -42,7 +42,7 @@ class Collector(Protocol):
 
 def score_split(
     method: Method,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     rows: np.ndarray,
     eval_batch: int,
@@ -56,7 +56,7 @@ def score_split(
     Parameters
     ----------
     method : Method
-    source : Source
+    loader : FeatureLoader
     candidates : Candidates
         Competing pairs and their groups.
     rows : int array [N]
@@ -68,13 +68,13 @@ def score_split(
     text : TextSide, optional
         What :func:`encode_candidates` made of these candidates, where several splits share them.
     """
-    return reduce_split(method, source, candidates, rows, eval_batch, comm, progress, topk, text)[0]
+    return reduce_split(method, loader, candidates, rows, eval_batch, comm, progress, topk, text)[0]
 
 
 @torch.inference_mode()
 def reduce_split(
     method: Method,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     rows: np.ndarray,
     eval_batch: int,
@@ -98,12 +98,12 @@ def reduce_split(
     # One for all batches: small arrays that stayed from each would split the heap's holes, which then no longer hold what texts that attend
     # to images need (70 MB a batch, never given back).
     accumulator = (
-        ExtremesAccumulator(candidates, source.split.pairs[rows[own]], topk, rows[own], source.split.name) if mine else None
+        ExtremesAccumulator(candidates, loader.split.pairs[rows[own]], topk, rows[own], loader.split.name) if mine else None
     )
-    collecting = [make(source.split.pairs[rows[own]], rows[own]) for make in collectors] if mine else []
+    collecting = [make(loader.split.pairs[rows[own]], rows[own]) for make in collectors] if mine else []
     done = 0
     for i, places, unpadded in mine:
-        images = method.image_side(source.image_features(rows[places]))
+        images = method.image_side(loader.image_features(rows[places]))
         filled, start = slice(done, done + len(unpadded)), 0
         for tile in tiles:
             scores_Bp = method.scores(images, text.tile(start, start + len(tile)))[: len(unpadded)]
@@ -116,7 +116,7 @@ def reduce_split(
                     collector.update(filled, tile, log_weights_Bp, as_numpy)
             start += len(tile)
         done = filled.stop
-        progress(f"scoring {source.split.name} images", min((i + 1) * eval_batch, len(rows)), len(rows))
+        progress(f"scoring {loader.split.name} images", min((i + 1) * eval_batch, len(rows)), len(rows))
     method.train(was_training)
     found = comm.gather_objects(None if accumulator is None else accumulator.result())
     extremes = Extremes.concatenate([part for part in found if part is not None])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress
-from cluster.work.source import Source
 from czsl.data.batches import steps_per_epoch
 from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset
@@ -31,8 +31,8 @@ class Trainer:
     data: Dataset
     method: Method
     optimizer: torch.optim.Optimizer
-    train: Source
-    val: Source
+    train: FeatureLoader
+    val: FeatureLoader
     rows: Any  # int64 [n], training images in use
     val_rows: Any
     labels: PartialLabels | None  # candidates, which training has instead of labels

@@ -15,11 +15,11 @@ import torch
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader, autocast
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
 from cluster.work.memory import out_of_memory
 from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
-from cluster.work.source import Source, autocast
 from cluster.work.trainer import Trainer
 from cluster.work.validation import LOGGED, figure_of, judged, validation
 from czsl.data.batches import epoch_batches, stratified
@@ -148,11 +148,11 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         rows = stratified(train_split.attr, train_split.obj, config.train_per_pair, config.seed)
     augments = config.augments(method.frozen_images)
 
-    def source(name: str, used: Any, keep: bool) -> Source:
+    def loader(name: str, used: Any, keep: bool) -> FeatureLoader:
         part = used if len(used) < len(data.split(name)) else None
-        return Source(method, data, name, comm, config.eval_batch, progress, precision, keep, part, config.pixels)
+        return FeatureLoader(method, data, name, comm, config.eval_batch, progress, precision, keep, part, config.pixels)
 
-    train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
+    train, val = loader("train", rows, keep=not augments), loader("val", val_rows, keep=True)
     if augments and config.augment_copies:
         train.keep_copies(config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
     if labels is not None:

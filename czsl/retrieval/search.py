@@ -21,7 +21,7 @@ GPU_MOST = 2048  # results a query that FAISS gives on a GPU
 _UNIT = 2.0**-24  # relative rounding error of float32
 
 
-class Search:
+class TopKSearch:
     """The search for some images: the best found so far, and what bounds the rest."""
 
     def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows, combine: str = "product"):
@@ -47,7 +47,7 @@ class Search:
         self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
         self.weight, self.log_sum = 0.0, np.zeros(0)  # without a probability
 
-    def normalise(self, weight: float, same: Search | None = None) -> None:
+    def normalise(self, weight: float, same: TopKSearch | None = None) -> None:
         """Let the composition term be ``weight`` times the softmax of the inner product among all rows; ``same`` has the sums already."""
         if same is not None:
             self.weight, self.log_sum = weight, same.log_sum

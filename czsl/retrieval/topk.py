@@ -17,7 +17,7 @@ import numpy as np
 
 from czsl.errors import DataError
 from czsl.retrieval.index import CompositionIndex
-from czsl.retrieval.search import Search
+from czsl.retrieval.search import TopKSearch
 
 IMAGES = 1024  # handled at a time
 
@@ -139,10 +139,10 @@ def _best_of_groups(
     index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability, combine
 ) -> tuple[np.ndarray, ...]:
     """Scores with and without the bias, places [B, k] and products [B] of the best of groups of pairs, each with a bias of its own."""
-    searches: list[tuple[Search, float]] = []
+    searches: list[tuple[TopKSearch, float]] = []
     for allowed_P, value in groups:
         rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
-        search = Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
+        search = TopKSearch(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
         if search.k and len(queries_BD) and probability is not None:
             first = next((s for s, _ in searches if s.weight), None)
             search.normalise(probability, first)

@@ -13,7 +13,7 @@ from torch import Tensor
 ROOM = 16  # classes for which there is room at first; it doubles
 
 
-class Cache:
+class ClassCache:
     """At most ``shots`` unit features per class; a class gets a place, in the order of arrival, when its first entry comes.
 
     Its memory is bounded by the number of candidates, not of images.

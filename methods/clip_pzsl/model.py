@@ -32,7 +32,7 @@ class FrozenBeside(ImageSide):
     frozen: Tensor | None = None
 
 
-class Adapter(nn.Module):
+class FeatureAdapter(nn.Module):
     """f(v) = norm(v + scale W2 gelu(W1 v)); the identity at first."""
 
     def __init__(self, dim: int, width: int, scale: float):
@@ -62,7 +62,7 @@ class ClipPzsl(Method):
         super().__init__(space, clip, config)
         c = config
         self.blocks = nn.ModuleList(Mining(clip.dim, c) for _ in range(c.depth))
-        self.adapter = Adapter(clip.dim, c.adapter, c.adapter_scale) if c.adapter else None
+        self.adapter = FeatureAdapter(clip.dim, c.adapter, c.adapter_scale) if c.adapter else None
         self.log_tau = nn.Parameter(torch.tensor(c.tau).log())
         # Running average of the label embeddings of the pairs in `rows_of`, whose words are their start; zeros until then.
         self.rows_of = space.train_pairs

@@ -19,7 +19,7 @@ from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.explain import prototype_parts
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
-from methods.explanation import Explanation, Question, branch_figures
+from methods.explanation import Explanation, ScoredImage, branch_figures
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
@@ -222,13 +222,13 @@ class ClusPro(Method):
             return {}
         return {"effective_k": float(effective_count(bank).mean()), "prototype_cosine": float(mean_cosine(bank).mean())}
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """The image's nearest prototypes of the attribute and the object, with the training images nearest to them."""
-        assert isinstance(question.side, ClusProImages) and question.side.hidden is not None
-        pair = question.text.pairs[place].tolist()
+        assert isinstance(scored.side, ClusProImages) and scored.side.hidden is not None
+        pair = scored.text.pairs[place].tolist()
         names = self.space.pair_names(pair)
-        figures = branch_figures(question, place, (" ".join(names), *names))
-        examples = question.examples(pair[0], pair[1])
+        figures = branch_figures(scored, place, (" ".join(names), *names))
+        examples = scored.examples(pair[0], pair[1])
         shown = None if examples is None else self.clustered_features(examples.features)
-        parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, question.side.hidden, examples, shown)
+        parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, scored.side.hidden, examples, shown)
         return Explanation(names, [figures, *parts], notes)

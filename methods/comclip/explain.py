@@ -11,7 +11,7 @@ from torch import Tensor
 from methods.comclip.bank import BankSide, file_masks, side_of
 from methods.comclip.pairs import WordSide, pair_parts, seen
 from methods.comclip.windows import box_mask, grid_boxes, slic_segments
-from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, Question, branch_figures, centre_square
+from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, ScoredImage, branch_figures, centre_square
 
 if TYPE_CHECKING:
     from czsl.clip.towers import Towers
@@ -24,10 +24,10 @@ SAME = "The fit of a word is its cosine to the part of the image that it sees (m
 
 
 def explain_pair(
-    question: Question, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
+    scored: ScoredImage, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
     """Weights w_a and w_o, fits, the score and CLIP's own, and where the words look."""
-    images, text = question.side, question.text.tile(place, place + 1)
+    images, text = scored.side, scored.text.tile(place, place + 1)
     assert isinstance(images, BankSide)
     assert isinstance(text, WordSide)
     pair = text.pairs[0].tolist()
@@ -44,14 +44,14 @@ def explain_pair(
         ["ComCLIP", round(float(parts.score[0, 0]), 5), round(scale * float(parts.score[0, 0]), 4)],
     ]
     shown: list[Part] = [
-        branch_figures(question, place, (" ".join(names), *names)),
+        branch_figures(scored, place, (" ".join(names), *names)),
         Figures("What the words see", ["word is", "word", "cosine", "fit", "weight"], rows, SAME),
         Figures("What it changes", ["score of", "cosine", "times CLIP's scale"], scores),
     ]
     notes = []
     if bool(parts.guarded[0, 0]):
         notes.append(f"no word of {' '.join(names)} fits any part of the image: its score is plain CLIP's")
-    layers = _layers(question.image, question.image_id, config, table, clip)
+    layers = _layers(scored.image, scored.image_id, config, table, clip)
     if config.regions != "whole" and not len(layers.masks):
         notes.append("the image has no regions: the score is plain CLIP's")
     if not len(layers.masks):

@@ -21,7 +21,7 @@ from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, pre
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.explain import explain_pair
 from methods.comclip.pairs import WordSide, pair_parts
-from methods.explanation import Explanation, Question
+from methods.explanation import Explanation, ScoredImage
 from methods.method import Method
 from methods.sides import ImageSide, TextSide
 
@@ -87,9 +87,9 @@ class ComCLIP(Method):
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """Return the regions of attribute and object, and their weights."""
-        return explain_pair(question, place, self.space, self.config, self.table, self.clip)
+        return explain_pair(scored, place, self.space, self.config, self.table, self.clip)
 
 
 def word_features(clip: Towers, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:

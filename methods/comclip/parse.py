@@ -74,7 +74,7 @@ FUSED = {
 
 
 @dataclass(frozen=True)
-class Phrase:
+class Entity:
     """An entity: what the text tower reads (``brown dog``) and its noun (``dog``)."""
 
     text: str
@@ -89,7 +89,7 @@ class Composition:
     """
 
     sentence: str
-    entities: tuple[Phrase, ...] = ()
+    entities: tuple[Entity, ...] = ()
     relations: tuple[tuple[int, str, int], ...] = ()
     source: str = "none"
 
@@ -124,7 +124,7 @@ def from_triplet(sentence: str, triplet: Sequence[str], clean: bool = False) -> 
     """Parse a given (subject, verb, object); empty parts have no sub-image."""
     subject, verb, obj = (clean_token(word) if clean else word.strip() for word in triplet)
     verb = base_verb(verb) if clean else verb
-    entities = tuple(Phrase(word, word.split()[-1]) for word in (subject, obj) if word)
+    entities = tuple(Entity(word, word.split()[-1]) for word in (subject, obj) if word)
     relations = ((0, verb, 1),) if verb and len(entities) == 2 else ()
     return Composition(sentence, entities, relations, "given" if entities else "none")
 
@@ -200,7 +200,7 @@ def by_rules(sentence: str) -> Composition:
     TextBlob carries its lexicon with it. It tags some verbs as nouns (``chases``, ``drinking``) and some nouns as verbs (``bear``), so
     what a word's neighbours say goes first.
     """
-    entities: list[Phrase] = []
+    entities: list[Entity] = []
     relations: list[tuple[int, str, int]] = []
     subject: int | None = None  # of the next verb: an entity that neither verb nor preposition leads to
     between: list[tuple[str, str]] = []
@@ -210,7 +210,7 @@ def by_rules(sentence: str) -> Composition:
             between.append((kind, text))
             subject = here - 1 if text in RELATIVE and here else subject
             continue
-        entities.append(Phrase(text, text.split()[-1]))
+        entities.append(Entity(text, text.split()[-1]))
         verbs, links = ([t for k, t in between if k == wanted] for wanted in ("verb", "preposition"))
         if verbs and subject is not None:
             ends = (here, subject) if links[:1] == ["by"] and _passive(verbs[-1]) else (subject, here)
@@ -354,13 +354,13 @@ def spacy_model() -> Any:
 
 def from_spacy(sentence: str, parsed: Any) -> Composition:
     """Noun chunks without determiners, and the verbs and prepositions that join them, of a spaCy parse."""
-    entities: list[Phrase] = []
+    entities: list[Entity] = []
     places: dict[int, int] = {}
     for chunk in parsed.noun_chunks:
         words = [token.text for token in chunk if token.pos_ not in ("DET", "PRON", "PUNCT")]
         if words:
             places[chunk.root.i] = len(entities)
-            entities.append(Phrase(" ".join(words), chunk.root.text))
+            entities.append(Entity(" ".join(words), chunk.root.text))
     relations = []
     for token in parsed:
         own = [child for child in token.children if child.i in places]

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.errors import DataError, UsageError
-from methods.explanation import Explanation, Question
+from methods.explanation import Explanation, ScoredImage
 from methods.gde.config import GDEConfig
 from methods.gde.explain import Fitted, direction_parts
 from methods.gde.geometry import centre, end_points, moves, pair_weights, solve, weighted_means
@@ -275,12 +275,12 @@ class GDE(Method):
         return new
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """Parts of the score, the nearest directions, and the training images that lie furthest along those of the composition."""
-        word_D = self.words(question.text.pairs[place : place + 1])[0]
+        word_D = self.words(scored.text.pairs[place : place + 1])[0]
         vectors = (x.double().cpu() for x in (self.mean, self.offset, self.directions, word_D))
         fitted = Fitted(self.space, self.config.geometry, float(self.clip.logit_scale), self.share, self.known, *vectors)
-        return direction_parts(fitted, question, place)
+        return direction_parts(fitted, scored, place)
 
 
 def _some(names: list[str]) -> str:

@@ -24,7 +24,7 @@ SHOWN = 6  # phrases whose regions are drawn: those with the largest shares
 
 
 @dataclass(frozen=True)
-class Phrase:
+class WeightedPhrase:
     """A prompt, the label it describes (``wet``), and what it weighs among the candidate's phrases."""
 
     text: str
@@ -33,7 +33,7 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class TransportExplanation:
     """Parts of the score of an image and a candidate; N phrases, R kept regions, float64.
 
     candidate : names of the attribute and the object, or of the class
@@ -58,7 +58,7 @@ class Explanation:
     logit_bias: float
     baseline: float
     boxes: np.ndarray
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[WeightedPhrase, ...]
     plan: np.ndarray
     similarity: np.ndarray
     whole_similarity: np.ndarray
@@ -185,7 +185,7 @@ def explain_image(
     image_id: str = "0",
     boxes: Any = None,
     prompt: str | None = None,
-) -> Explanation:
+) -> TransportExplanation:
     """The explanation of one candidate.
 
     Parameters
@@ -230,7 +230,7 @@ def explain_image(
     features_FD = torch.cat([bank.features for bank in text.banks]).double()
     texts = [line for bank in text.banks for line in bank.texts]
     labels = [bank.names[x] for bank in text.banks for x, n in enumerate(bank.count.tolist()) for _ in range(n)]
-    phrases = [Phrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
+    phrases = [WeightedPhrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
     # The plan is solved anew in float64 and to convergence; which regions are kept is what prediction decided.
     features_ND, whole_D = features_FD[phrase_1N[0]], side.pair[0].double()
     mass_1R = (side.mass > 0).double() / (side.mass > 0).sum()
@@ -242,14 +242,14 @@ def explain_image(
     lift_NR = plan_NR / product_NR - 1
     if prompt is not None:
         own_D = text.pair[0].double()
-        phrases.append(Phrase(prompt, " ".join(candidate), 0.0))
+        phrases.append(WeightedPhrase(prompt, " ".join(candidate), 0.0))
         s_NR = torch.cat([s_NR, own_D[None] @ side.regions[0].double().T])
         plan_NR, lift_NR = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (plan_NR, lift_NR))
         q_N, whole_N = torch.cat([q_N, (own_D @ whole_D)[None]]), torch.cat([torch.zeros_like(whole_N), (own_D @ whole_D)[None]])
     local_NR = config.theta * plan_NR * s_NR
     baseline = float(whole_N.sum())
     whole_N = (1 - config.theta) * whole_N
-    return Explanation(
+    return TransportExplanation(
         image=image_id,
         candidate=candidate,
         score=float(local_NR.sum() + whole_N.sum()),

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from czsl.compositions import index_pairs
-from methods.explanation import Question
+from methods.explanation import ScoredImage
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.explain import Explanation, explain_image
+from methods.lazsl.explain import TransportExplanation, explain_image
 from methods.lazsl.phrases import make_bank
 from methods.lazsl.regions import RegionSide, prepare_views, region_side, regions_key
 from methods.lazsl.scoring import PhraseSide, mixed_scores
@@ -86,7 +86,7 @@ class LaZSL(Method):
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
-    def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> Explanation:
+    def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> TransportExplanation:
         """Return which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
         :func:`methods.lazsl.explain.explain_image`.
         """
@@ -95,13 +95,13 @@ class LaZSL(Method):
             text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
         return self._explain(image, text, image_id, boxes)
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> TransportExplanation:
         """Return which region supports which phrase, and the shares that add up to the score."""
-        text = question.text
+        text = scored.text
         assert isinstance(text, PhraseSide)
-        return self._explain(question.image, text.tile(place, place + 1), question.image_id)
+        return self._explain(scored.image, text.tile(place, place + 1), scored.image_id)
 
-    def _explain(self, image: Image.Image, text: PhraseSide, image_id: str, boxes: Any = None) -> Explanation:
+    def _explain(self, image: Image.Image, text: PhraseSide, image_id: str, boxes: Any = None) -> TransportExplanation:
         pair = text.pairs[0].tolist()
         prompt = self.pair_prompt(pair) if self.config.global_term == "prompt" else None
         return explain_image(self.clip, self.config, image, text, tuple(self.space.label(pair).values()), image_id, boxes, prompt)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.explanation import HeatMap, Part, Question, Shares, attention_map
+from methods.explanation import HeatMap, Part, ScoredImage, Shares, attention_map
 from methods.msci.config import HIGH, LOW
 from methods.parts.attending import AttendedImages
 
@@ -20,7 +20,7 @@ PARTS = {"text": "text", LOW: "low layers (stage 1)", HIGH: "high layers (stage 
 
 
 def explained_parts(
-    question: Question, attention: Mapping[str, Tensor], shares: Mapping[str, Tensor], labels: tuple[str, str, str]
+    scored: ScoredImage, attention: Mapping[str, Tensor], shares: Mapping[str, Tensor], labels: tuple[str, str, str]
 ) -> list[Part]:
     """Heat maps of each stage's attention, and the shares of the parts of t*.
 
@@ -28,11 +28,11 @@ def explained_parts(
     A part's share in t* is its projection on t*, <part, t*> / |t*|^2, so that shares add up to 1; one below 0 points away from t*. Its
     share in the cosine is <part, image feature> / |t*|, so that these add up to the branch's cosine.
     """
-    side = question.side
+    side = scored.side
     assert isinstance(side, AttendedImages) and side.attribute is not None and side.object is not None
     found: list[Part] = []
     for name, weights_nL in attention.items():
-        found += _maps(STAGES[name], weights_nL, labels, question.image.size)
+        found += _maps(STAGES[name], weights_nL, labels, scored.image.size)
     parts = {name: part.double() for name, part in shares.items()}
     stacked_knD = torch.stack(list(parts.values()))
     moved_nD = stacked_knD.sum(0)

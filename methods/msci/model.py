@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from methods.explanation import Explanation, Question, branch_figures
+from methods.explanation import Explanation, ScoredImage, branch_figures
 from methods.msci.config import HIGH, LOW, MSCIConfig
 from methods.msci.explain import explained_parts
 from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
@@ -172,12 +172,12 @@ class MSCI(AttendingMethod):
             out[s] = cast(Stage, stage).cross_attn_layers.attention(asks, memory[s])[0]
         return out
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
-        names = self.space.pair_names(question.text.pairs[place].tolist())
+        names = self.space.pair_names(scored.text.pairs[place].tolist())
         labels = (" ".join(names), *names)
-        assert isinstance(question.side, AttendedImages)
-        text_nD, memory = candidate_texts(question.text, place), question.side.memory
+        assert isinstance(scored.side, AttendedImages)
+        text_nD, memory = candidate_texts(scored.text, place), scored.side.memory
         attention, shares = self.attention(text_nD, memory), self.shares(text_nD, memory)
-        parts = explained_parts(question, attention, {name: part[0] for name, part in shares.items()}, labels)
-        return Explanation(names, [*parts, branch_figures(question, place, labels)])
+        parts = explained_parts(scored, attention, {name: part[0] for name, part in shares.items()}, labels)
+        return Explanation(names, [*parts, branch_figures(scored, place, labels)])

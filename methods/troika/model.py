@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.explanation import Explanation, Part, Question, attention_map, branch_figures
+from methods.explanation import Explanation, Part, ScoredImage, attention_map, branch_figures
 from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
 from methods.parts.traction import Memory, Traction, moved_cosines
 from methods.troika.config import TroikaConfig
@@ -62,13 +62,13 @@ class Troika(AttendingMethod):
 
         return moved_cosines(image_BD, text_nD, move)
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """Attention of the pair and its primitives: attention over the image, mean over layers and heads."""
-        assert isinstance(question.side, AttendedImages)
-        names = self.space.pair_names(question.text.pairs[place].tolist())
+        assert isinstance(scored.side, AttendedImages)
+        names = self.space.pair_names(scored.text.pairs[place].tolist())
         labels, maps = (" ".join(names), *names), list[Part]()
-        texts_3D = candidate_texts(question.text, place)
-        for label, text_D, memory in zip(labels, texts_3D, question.side.memory, strict=True):
+        texts_3D = candidate_texts(scored.text, place)
+        for label, text_D, memory in zip(labels, texts_3D, scored.side.memory, strict=True):
             weights_L = self.traction.attention(text_D[None], memory)[0, 0]
-            maps.append(attention_map("What the words look at", label, weights_L, question.image.size))
-        return Explanation(names, [*maps, branch_figures(question, place, labels)])
+            maps.append(attention_map("What the words look at", label, weights_L, scored.image.size))
+        return Explanation(names, [*maps, branch_figures(scored, place, labels)])

@@ -13,7 +13,7 @@ from methods.comclip.algebra import Rule
 from methods.comclip.fills import sub_image
 from methods.comclip.matching import Matcher
 from methods.comclip.model import word_features
-from methods.comclip.parse import Composition, Phrase, from_triplet, parse
+from methods.comclip.parse import Composition, Entity, from_triplet, parse
 from methods.comclip.providers import BACKGROUND, PROVIDERS, View, largest_pieces, patch_masks
 from methods.comclip.windows import box_mask
 
@@ -99,7 +99,7 @@ def test_a_relation_has_both_where_both_are_found_else_the_whole_image(small_cli
     found = [name for name, there in zip(boxes, (first, second), strict=True) if there]
     table = RegionTable({"0": ImageRegions(tuple(Region(name, boxes[name]) for name in found))})
     matcher = Matcher(small_clip, "file", relation=relation, table=table)
-    sentence = Composition("a dog chases a cat", (Phrase("dog", "dog"), Phrase("cat", "cat")), ((0, "chase", 1),), "given")
+    sentence = Composition("a dog chases a cat", (Entity("dog", "dog"), Entity("cat", "cat")), ((0, "chase", 1),), "given")
     features, _ = matcher.whole(["0"], load)
     words = matcher.matches({"0": [sentence]}, features, load, masks=True)["0"][0].words
     masks = {w.text: w.mask for w in words}

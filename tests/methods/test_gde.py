@@ -15,7 +15,7 @@ from czsl.errors import DataError, UsageError
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from methods.building import build
-from methods.explanation import Examples, Neighbours, Question, Shares
+from methods.explanation import Examples, Neighbours, ScoredImage, Shares
 from methods.gde import directions
 from methods.gde.geometry import exp_map, log_map, pair_weights, solve, sphere_mean
 
@@ -279,8 +279,8 @@ def test_an_explanation_adds_up_to_the_score_and_shows_images_along_the_directio
         rows = ((images[1] == a) | (images[2] == o)).nonzero()[:, 0]
         return Examples(images[0][rows], images[1][rows].numpy(), images[2][rows].numpy())
 
-    question = Question(None, "0", side, text, method.logits(side, text), examples)
-    explained = method.explain_candidate(question, 3)
+    scored = ScoredImage(None, "0", side, text, method.logits(side, text), examples)
+    explained = method.explain_candidate(scored, 3)
     shares = next(part for part in explained.parts if isinstance(part, Shares))
     assert shares.totals[0] == pytest.approx(float(method.scores(side, text)[0, 3]), rel=1e-5)
     assert shares.values.sum() == pytest.approx(shares.totals[0])

@@ -42,7 +42,7 @@ def arithmetic(device: torch.device, precision: str) -> str:
     return f"{precision}-{device.type}{'-tf32' if torch.backends.cuda.matmul.allow_tf32 else ''}"
 
 
-class Source:
+class FeatureLoader:
     """One split of a dataset for one method.
 
     Parameters
