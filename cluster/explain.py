@@ -155,7 +155,7 @@ def explain(
     if training is not None:
         scored = replace(scored, examples=training.examples)
     tiles = [text.tile(s, s + PAIR_TILE) for s in range(0, len(text), PAIR_TILE)]
-    scores_P = torch.cat([method.scores(scored.side, tile) for tile in tiles], dim=1)[0].double().cpu()
+    scores_P = torch.cat([method.scores(scored.features, tile) for tile in tiles], dim=1)[0].double().cpu()
     names, known, point = method.space, space or method.space, point or OperatingPoint()
     unseen_P = torch.from_numpy(unseen_mask(names, pairs, seen_names(known))).double()
     calibrated_P = scores_P + point.bias * unseen_P

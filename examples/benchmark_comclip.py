@@ -119,20 +119,20 @@ def algebra(clip: Clip) -> None:
     method = build("comclip", space, clip, {})
     pairs = torch.from_numpy(rng.permutation(space.open_pairs)[:PAIRS])
     text = method.encode_compositions(pairs)
-    side = method.image_side(torch.from_numpy(rng.standard_normal((1, 35 * clip.dim), dtype=np.float32)))
-    whole, bank = side.whole[0], side.bank[0]
+    features = method.embed_images(torch.from_numpy(rng.standard_normal((1, 35 * clip.dim), dtype=np.float32)))
+    whole, regions = features.whole[0], features.regions[0]
 
     def loop() -> torch.Tensor:
         out = []
         for p, (a, o) in enumerate(pairs.tolist()):
             words = torch.stack([text.attribute[a], text.object[o]])
-            choice = (cosine_similarity(words[:, None], bank, dim=-1) / 0.01).softmax(-1)
-            views = normalize(choice @ bank, dim=-1)
+            choice = (cosine_similarity(words[:, None], regions, dim=-1) / 0.01).softmax(-1)
+            views = normalize(choice @ regions, dim=-1)
             w, _ = weigh(*fits(words, views, Rule()), torch.ones(2, dtype=torch.bool), Rule())
             out.append(cosine_similarity(compose(whole, views, w), text.pair[p], dim=0))
         return clip.logit_scale * torch.stack(out)
 
-    fast, seconds = timed(lambda: method.scores(side, text)[0])
+    fast, seconds = timed(lambda: method.scores(features, text)[0])
     slow, long = timed(loop)
     print(f"\n{PAIRS:,} pairs of 115 attributes and 245 objects, 34 windows, D = {clip.dim}, one image, from given features:")
     print("\n| | seconds | largest difference |\n|---|---|---|")

@@ -237,8 +237,8 @@ def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, C
 
     def text() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            side = method.encode_compositions(pairs)
-        sum(x.sum() for x in (side.pair, side.attribute, side.object) if x is not None).backward()
+            text = method.encode_compositions(pairs)
+        sum(x.sum() for x in (text.pair, text.attribute, text.object) if x is not None).backward()
 
     step()  # the optimizer's state, and what is kept from the first step on
     pairs = torch.from_numpy(space.train_pairs.copy())

@@ -102,8 +102,8 @@ def measure(method: MSCI, pairs: Tensor, batch: int, form: str) -> dict[str, dic
     def texts() -> list[Tensor]:
         if plain:
             return list(plain_texts(method, pairs))
-        side = method.encode_compositions(pairs)
-        return [x for x in (side.pair, side.attribute, side.object) if x is not None]
+        text = method.encode_compositions(pairs)
+        return [x for x in (text.pair, text.attribute, text.object) if x is not None]
 
     def stages() -> list[Tensor]:
         if plain:

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.work.comm import Group
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
+from methods.features import Targets
 from methods.parts.comm import Communicator
-from methods.sides import Targets
 
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
@@ -241,8 +241,8 @@ def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
     pairs = torch.from_numpy(method.space.train_pairs.copy())
 
     def encode() -> None:
-        side = method.encode_compositions(pairs)
-        torch.cat([side.pair, side.attribute, side.object]).sum().backward()  # type: ignore[list-item]
+        text = method.encode_compositions(pairs)
+        torch.cat([text.pair, text.attribute, text.object]).sum().backward()  # type: ignore[list-item]
 
     text = {}
     for workers in WORKERS:
@@ -267,7 +267,7 @@ def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
     targets = Targets(batch["attr"], batch["obj"], batch["pair"])
 
     def losses() -> None:
-        torch.stack(list(method.losses(method.image_side(features), text, targets).values())).sum().backward()
+        torch.stack(list(method.losses(method.embed_images(features), text, targets).values())).sum().backward()
 
     return work_of(losses), work_of(lambda: method.prototypes.step(torch.randn(2, B, D), batch["attr"], batch["obj"]))
 

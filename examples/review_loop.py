@@ -123,7 +123,7 @@ class Loop:
         for start in range(0, len(names), size):
             part = names[start : start + size]
             features = torch.stack([self._features[test.sha256[self.new[name]]] for name in part])
-            scores, ranking = method.scores(method.image_side(features), text).float(), Ranking(pairs, run.space, 5)
+            scores, ranking = method.scores(method.embed_images(features), text).float(), Ranking(pairs, run.space, 5)
             ranking.add(scores, method.log_weights(scores))
             found += [{"image": name, **record, "error": None} for name, record in zip(part, ranking.records(), strict=True)]
         return found
@@ -164,7 +164,7 @@ class Loop:
         )
         text = method.encode_compositions(torch.from_numpy(candidates.pairs))
         assert loader.features is not None
-        scores = torch.cat([method.scores(method.image_side(part), text) for part in loader.features.split(256)])
+        scores = torch.cat([method.scores(method.embed_images(part), text) for part in loader.features.split(256)])
         best = candidates.pairs[scores.argmax(1).numpy()]
         true = loader.split.pairs
         right, seen = (best == true).all(1), data.space.seen_mask(true)

@@ -1,7 +1,7 @@
 """The contract of a method: single-device science, no Ray, no file system, no argument parsing, no global state.
 
 A method is built from a label space and a CLIP. An image's way is ``prepare`` (in the loader) -> ``encode_images`` -> ``scores`` against
-the text side of ``encode_compositions``. :class:`methods.method.Method` adds what is made of these parts. Letters: B images, P pairs, A
+the text features of ``encode_compositions``. :class:`methods.method.Method` adds what is made of these parts. Letters: B images, P pairs, A
 attributes, O objects, D joint width, S image side.
 """
 
@@ -21,9 +21,9 @@ from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from methods.config import MethodConfig
 from methods.explanation import Explained, Explanation, ScoredImage, branch_figures
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures, primitives_of
 from methods.parts.adapters import BlockAdapters
 from methods.parts.comm import Communicator
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide, primitives_of
 
 if TYPE_CHECKING:
     from methods.parts.candidate_weights import CandidateWeights
@@ -109,24 +109,24 @@ class Contract(nn.Module):
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised CLIP features [B, D] of ``batch["images"]`` from the tower and its adapters, or ``batch["features"]`` if kept.
 
-        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
+        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`embed_images` takes what this gives.
         """
         if "features" in batch:
             return onto(batch["features"], self.clip.device).to(self.clip.mean.dtype)
         images_B3SS = self.clip.normalise(batch["images"])
         return self.clip.visual(images_B3SS) if self.adapters is None else self.clip.visual(images_B3SS, adapters=self.adapters)
 
-    def image_side(self, features_BD: Tensor) -> ImageSide:
-        """Return the method's image side from image features [B, D]; in training it sees those of the whole global batch."""
-        return ImageSide(unit(features_BD))
+    def embed_images(self, features_BD: Tensor) -> ImageFeatures:
+        """Return the method's image features from those of the tower [B, D]; in training it gets those of the whole global batch."""
+        return ImageFeatures(unit(features_BD))
 
-    def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
-        """Image side of a prepared batch."""
-        return self.image_side(self.image_features(batch))
+    def encode_images(self, batch: Mapping[str, Any]) -> ImageFeatures:
+        """Image features of a prepared batch."""
+        return self.embed_images(self.image_features(batch))
 
     # -- text ------------------------------------------------------------------------------------------------------
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs."""
         raise NotImplementedError
 
     def pair_prompt(self, pair: Sequence[int]) -> str:
@@ -138,18 +138,18 @@ class Contract(nn.Module):
         return self.encode_compositions(pairs_P2).pair
 
     # -- scores ----------------------------------------------------------------------------------------------------
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scaled cosines of the branches: pair [B, P] and, where the method has them, attribute [B, A] and object [B, O]."""
         scale = self.clip.logit_scale
         pair_BP = self.clip.biased(scale * images.pair @ text.pair.T)
         if images.attribute is None or text.attribute is None:
             return pair_BP, None, None
-        sides = zip(primitives_of(images), primitives_of(text), strict=True)
-        attr_BA, obj_BO = (scale * image_BD @ text_nD.T for image_BD, text_nD in sides)
+        branches = zip(primitives_of(images), primitives_of(text), strict=True)
+        attr_BA, obj_BO = (scale * image_BD @ text_nD.T for image_BD, text_nD in branches)
         return pair_BP, attr_BA, obj_BO
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Scores [B, P]; any tile of 16 pairs or more of the text features gives the same scores as the whole."""
         return self.logits(images, text)[0]
 
     def log_weights(self, scores_BP: Tensor) -> Tensor:
@@ -175,17 +175,17 @@ class Contract(nn.Module):
         """Factor of the cosines in the composition logits of :meth:`logits`."""
         return float(self.clip.logit_scale)
 
-    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P] of all candidates of the text side when the composition logits of :meth:`logits` are replaced by these."""
+    def rescored(self, pair_BP: Tensor, images: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Scores [B, P] of all candidates of the text features when the composition logits of :meth:`logits` are replaced by these."""
         return pair_BP
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
         """The scores of :meth:`scores` as a query to an index of :meth:`encode_compositions`' ``pair`` rows.
 
         Parameters
         ----------
-        images : ImageSide
-        primitives : TextSide
+        images : ImageFeatures
+        primitives : TextFeatures
             Of any pairs; only its attributes and objects are read.
         candidates : int
             P, the number of pairs in the index.
@@ -194,7 +194,7 @@ class Contract(nn.Module):
         return RetrievalQuery(self.clip.logit_scale * images.pair, bias=0.0 if bias is None else float(bias))
 
     # -- training ------------------------------------------------------------------------------------------------------
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Weighted loss terms of the whole global batch; the loss is their sum. By default the cross-entropy over the training pairs."""
         return {"pair": nn.functional.cross_entropy(self.logits(images, text)[0], targets.pair)}
 

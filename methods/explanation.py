@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from methods.sides import ImageSide, TextSide
+    from methods.features import ImageFeatures, TextFeatures
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
 DIGITS = 7  # of numbers in JSON: what float32 holds
@@ -157,16 +157,16 @@ class ScoredImage:
 
     image : the original
     image_id : the name under which it was scored
-    side : image side of this one image
-    text : text side of P candidates
+    features : image features of this one image
+    text : text features of P candidates
     logits : of ``Method.logits``: pair [1, P], attribute [1, A], object [1, O] if the method has branches
     examples : gives training images that show an attribute or an object (indices), or None if none are available
     """
 
     image: Image.Image
     image_id: str
-    side: ImageSide
-    text: TextSide
+    features: ImageFeatures
+    text: TextFeatures
     logits: tuple[Tensor, Tensor | None, Tensor | None]
     examples: Callable[[int, int], Examples | None] = field(default=lambda _attribute, _object: None)
 

@@ -25,8 +25,8 @@ from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from methods.contract import Contract
 from methods.explanation import Explained, ScoredImage
+from methods.features import Targets, TextFeatures
 from methods.parts.renaming import renamed_pairs
-from methods.sides import Targets, TextSide
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
@@ -126,7 +126,7 @@ class Method(Contract):
             rows_B = self._whole(batch["index"])
             targets = self.weights.targets(rows_B)
         self.comm.seed_common()
-        text, images = self.encode_compositions(self.train_pairs), self.image_side(features_BD)
+        text, images = self.encode_compositions(self.train_pairs), self.embed_images(features_BD)
         terms = self.losses(images, text, targets)
         if self.weights is not None:
             with torch.no_grad():
@@ -268,11 +268,11 @@ class Method(Contract):
 
     # -- explanation ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def scored_image(self, image: Image.Image, image_id: str, text: TextSide) -> ScoredImage:
+    def scored_image(self, image: Image.Image, image_id: str, text: TextFeatures) -> ScoredImage:
         """An original image before candidates: what all explanations of it have in common."""
         image = image.convert("RGB")
-        side = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
-        return ScoredImage(image, image_id, side, text, self.logits(side, text))
+        features = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
+        return ScoredImage(image, image_id, features, text, self.logits(features, text))
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:

@@ -19,9 +19,9 @@ from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
 from methods.adaptation.adaptation import Adaptation
 from methods.adaptation.plan import Plan
 from methods.adaptation.registry import adaptation_class
+from methods.features import ImageFeatures, TextFeatures
 from methods.method import Method
 from methods.registry import check_adaptable
-from methods.sides import ImageSide, TextSide
 
 MOST_LOGITS = 1 << 26  # of a block of images with all candidates: 256 MiB
 
@@ -33,7 +33,7 @@ class Stream:
     ----------
     method : Method
     plan : Plan
-    text : TextSide
+    text : TextFeatures
         Of the pairs that compete.
     more_PD : Tensor, optional
         Text features of further pairs that take part in the adaptation and get no scores (``released``).
@@ -44,13 +44,13 @@ class Stream:
         A method that cannot be adapted.
     """
 
-    def __init__(self, method: Method, plan: Plan, text: TextSide, more_PD: Tensor | None = None):
+    def __init__(self, method: Method, plan: Plan, text: TextFeatures, more_PD: Tensor | None = None):
         check_adaptable(method.name)
         self.method, self.text = method, text
         texts = text.pair if more_PD is None else torch.cat([text.pair, more_PD])
         self.state: Adaptation = adaptation_class(plan.name)(texts, method.pair_scale, plan.settings)
 
-    def scores(self, images: ImageSide, count: int) -> Tensor:
+    def scores(self, images: ImageFeatures, count: int) -> Tensor:
         """Return scores [count, P] of the first images of a padded batch, which come in this order; the rest is not looked at."""
         starts = range(0, len(self.text), PAIR_TILE)
         tiles = [self.method.logits(images, self.text.tile(s, s + PAIR_TILE))[0] for s in starts]
@@ -74,7 +74,7 @@ def reduce_stream(
     comm: Group,
     progress: Progress = quiet,
     topk: int = 1,
-    text: TextSide | None = None,
+    text: TextFeatures | None = None,
     collectors: Sequence[Callable[[np.ndarray, np.ndarray], Collector]] = (),
 ) -> tuple[Extremes, list[list[Any]]]:
     """Extremes of a whole split and the results of collectors, as :func:`cluster.work.scoring.reduce_split` has them.
@@ -102,7 +102,7 @@ def _run(
     eval_batch: int,
     progress: Progress,
     topk: int,
-    text: TextSide | None,
+    text: TextFeatures | None,
     collectors: Sequence[Callable[[np.ndarray, np.ndarray], Collector]],
 ) -> tuple[Extremes, list[list[Any]]]:
     order, labels = plan.order(len(features_ND)), loader.split.pairs
@@ -116,8 +116,8 @@ def _run(
     size = max(16, min(eval_batch, MOST_LOGITS // max(len(text), 1)))
     for places in evaluation_batches(len(order), size):
         rows, count = order[places], len(np.unique(places))
-        side = method.image_side(features_ND[torch.from_numpy(rows)].to(method.clip.device, method.clip.mean.dtype))
-        scores_bP = stream.scores(side, count).float()
+        images = method.embed_images(features_ND[torch.from_numpy(rows)].to(method.clip.device, method.clip.mean.dtype))
+        scores_bP = stream.scores(images, count).float()
         as_numpy, start = scores_bP.cpu().numpy(), 0
         log_weights_bP = method.log_weights(scores_bP).cpu().numpy() if collecting else None
         for tile in tiles:
@@ -131,5 +131,5 @@ def _run(
     return accumulator.result(), [[collector.result()] for collector in collecting]
 
 
-def _encoded(method: Method, pairs_P2: np.ndarray) -> TextSide:
+def _encoded(method: Method, pairs_P2: np.ndarray) -> TextFeatures:
     return method.encode_compositions(torch.from_numpy(pairs_P2.copy()).to(method.clip.device))

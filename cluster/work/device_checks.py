@@ -117,7 +117,7 @@ def scores_of(name: str, device: torch.device, precision: str) -> Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         features = method.image_features(batch_of(method))
     text = method.encode_compositions(torch.from_numpy(method.space.open_pairs.copy()).to(device))
-    return method.scores(method.image_side(features), text).float().cpu()
+    return method.scores(method.embed_images(features), text).float().cpu()
 
 
 def off_by(found: Tensor, expected: Tensor) -> float:

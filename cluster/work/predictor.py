@@ -35,11 +35,11 @@ from czsl.spaces import space_from_json
 from methods.adaptation.plan import Plan
 from methods.adaptation.state_file import load_state, save_state
 from methods.building import build
+from methods.features import ImageFeatures
 from methods.fingerprint import fingerprint
 from methods.loading import load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
-from methods.sides import ImageSide
 
 FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
 
@@ -210,7 +210,7 @@ class Predictor:
         if good:
             size = HALF if self._halves and len(good) <= HALF else BATCH
             padded = np.stack([p.features for p in good + [good[-1]] * (size - len(good)) if p.features is not None])
-            images = self.method.image_side(torch.from_numpy(padded).to(self.method.clip.device))
+            images = self.method.embed_images(torch.from_numpy(padded).to(self.method.clip.device))
             found = self._scored(images, len(good)) if self.index is None else self._retrieved(images, len(good))
             reduced = {"decoding": "fast-jpeg"} if self.config.fast_jpeg else {}
             records |= {p.name: {"image": p.name, **r, **reduced, "error": None} for p, r in zip(good, found, strict=True)}
@@ -226,7 +226,7 @@ class Predictor:
         """Return whether a small batch may be padded to half the size: on a CPU products of 16 rows and of 32 end in the same digits."""
         return self.method.clip.device.type == "cpu"
 
-    def _scored(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
+    def _scored(self, images: ImageFeatures, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the scores of all candidates."""
         ranking = Ranking(self.pairs, self.method.space, self.config.top, self.point, self.unseen)
         wanted: dict[int, Tensor] = {}
@@ -264,7 +264,7 @@ class Predictor:
                 record["sure"] = not any(doubts)
             record["operating_point"] = self.point.brief()
 
-    def _retrieved(self, images: ImageSide, count: int) -> list[dict[str, Any]]:
+    def _retrieved(self, images: ImageFeatures, count: int) -> list[dict[str, Any]]:
         """Records of the first ``count`` images from the best candidates that the index finds."""
         assert self.index is not None
         asked = self.method.retrieval_query(images, self.text, len(self.pairs))

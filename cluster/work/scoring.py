@@ -13,15 +13,15 @@ from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
 from czsl.data.batches import evaluation_batches
 from czsl.evaluation import Candidates, Extremes, ExtremesAccumulator
+from methods.features import TextFeatures
 from methods.method import Method
-from methods.sides import TextSide
 
 PAIR_TILE = 4096  # fixed, because the last bits of a score change with the width of its tile
 
 
 @torch.inference_mode()
-def encode_candidates(method: Method, candidates: Candidates) -> TextSide:
-    """The text side of the pairs that compete, in the order of their tiles."""
+def encode_candidates(method: Method, candidates: Candidates) -> TextFeatures:
+    """The text features of the pairs that compete, in the order of their tiles."""
     was_training = method.training
     method.eval()
     pairs = torch.from_numpy(candidates.pairs[candidates.order]).to(method.clip.device)
@@ -49,7 +49,7 @@ def score_split(
     comm: Group,
     progress: Progress = quiet,
     topk: int = 1,
-    text: TextSide | None = None,
+    text: TextFeatures | None = None,
 ) -> Extremes:
     """Extremes of the images ``rows`` of a split, identical on every worker and for any number of workers.
 
@@ -65,7 +65,7 @@ def score_split(
         Images in a batch; the last batch may be smaller (:func:`evaluation_batches`).
     topk : int, default 1
         Best seen and unseen pairs kept for each image.
-    text : TextSide, optional
+    text : TextFeatures, optional
         What :func:`encode_candidates` made of these candidates, where several splits share them.
     """
     return reduce_split(method, loader, candidates, rows, eval_batch, comm, progress, topk, text)[0]
@@ -81,7 +81,7 @@ def reduce_split(
     comm: Group,
     progress: Progress = quiet,
     topk: int = 1,
-    text: TextSide | None = None,
+    text: TextFeatures | None = None,
     collectors: Sequence[Callable[[np.ndarray, np.ndarray], Collector]] = (),
 ) -> tuple[Extremes, list[list[Any]]]:
     """:func:`score_split`, and for each of ``collectors`` the results of all workers.
@@ -103,7 +103,7 @@ def reduce_split(
     collecting = [make(loader.split.pairs[rows[own]], rows[own]) for make in collectors] if mine else []
     done = 0
     for i, places, unpadded in mine:
-        images = method.image_side(loader.image_features(rows[places]))
+        images = method.embed_images(loader.image_features(rows[places]))
         filled, start = slice(done, done + len(unpadded)), 0
         for tile in tiles:
             scores_Bp = method.scores(images, text.tile(start, start + len(tile)))[: len(unpadded)]

@@ -18,15 +18,15 @@ from czsl.compositions import CompositionSpace
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures
 from methods.method import Method
 from methods.parts.candidate_weights import CHUNK, CandidateWeights
 from methods.parts.renaming import renamed_pairs
 from methods.parts.words import KeptWords
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
 
 @dataclass
-class FrozenBeside(ImageSide):
+class AdaptedImages(ImageFeatures):
     """Also the frozen features before the adapter, ``frozen`` [B, D]."""
 
     frozen: Tensor | None = None
@@ -75,18 +75,18 @@ class ClipPzsl(Method):
         return cast(list[Mining], list(self.blocks))
 
     # -- images, text and scores -----------------------------------------------------------------------------------
-    def image_side(self, features_BD: Tensor) -> FrozenBeside:
+    def embed_images(self, features_BD: Tensor) -> AdaptedImages:
         """Unit features, adapted if the method has an adapter."""
         frozen_BD = normalize(features_BD, dim=-1)
         with torch.autocast(self.clip.device.type, enabled=False):
-            return FrozenBeside(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
+            return AdaptedImages(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
 
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         words_PD = self.words(pairs_P2)
         if self.training:
-            return TextSide(pairs_P2, words_PD)
+            return TextFeatures(pairs_P2, words_PD)
         labels_PD = words_PD
         for layer in self.layers:
             labels_PD = layer.alone(labels_PD)
@@ -98,9 +98,9 @@ class ClipPzsl(Method):
                 average_PD = self.average[place_P.clamp_min(0)]
                 known_P &= average_PD.any(1)  # a row of zeros was never trained
                 labels_PD = torch.where(known_P[:, None], average_PD, labels_PD)
-        return TextSide(pairs_P2, labels_PD)
+        return TextFeatures(pairs_P2, labels_PD)
 
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, None, None]:
         """Cosines over the learned temperature, [B, P]; the method has no branches."""
         with torch.autocast(self.clip.device.type, enabled=False):
             return images.pair @ text.pair.T / self.log_tau.exp(), None, None
@@ -110,7 +110,7 @@ class ClipPzsl(Method):
         """One over the learned temperature."""
         return float(1 / self.log_tau.detach().exp())
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
         """Cosines over the learned temperature."""
         return RetrievalQuery(images.pair / self.log_tau.exp())
 
@@ -123,9 +123,9 @@ class ClipPzsl(Method):
             labels_CD = layer(labels_CD, images_BD, allowed_BC)
         return normalize(labels_CD, dim=-1)
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Weighted classification, alignment, push from labels that are not candidates, and anchor; moves the running average."""
-        assert isinstance(images, FrozenBeside) and images.frozen is not None
+        assert isinstance(images, AdaptedImages) and images.frozen is not None
         c, words_CD = self.config, text.pair
         weight_BC, candidates_BC = targets.pair, targets.candidates
         if candidates_BC is None:  # true labels: sets of one

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from methods.comclip.bank import BankSide, file_masks, side_of
-from methods.comclip.pairs import WordSide, pair_parts, seen
+from methods.comclip.pairs import ComCLIPText, attended, pair_parts
+from methods.comclip.regions import ComCLIPImages, file_masks, patches_per_side
 from methods.comclip.windows import box_mask, grid_boxes, slic_segments
 from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, ScoredImage, branch_figures, centre_square
 
@@ -27,9 +27,9 @@ def explain_pair(
     scored: ScoredImage, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
     """Weights w_a and w_o, fits, the score and CLIP's own, and where the words look."""
-    images, text = scored.side, scored.text.tile(place, place + 1)
-    assert isinstance(images, BankSide)
-    assert isinstance(text, WordSide)
+    images, text = scored.features, scored.text.tile(place, place + 1)
+    assert isinstance(images, ComCLIPImages)
+    assert isinstance(text, ComCLIPText)
     pair = text.pairs[0].tolist()
     names = space.pair_names(pair)
     parts = pair_parts(images, text, config)
@@ -56,8 +56,8 @@ def explain_pair(
         notes.append("the image has no regions: the score is plain CLIP's")
     if not len(layers.masks):
         return Explanation(names, shown, notes)
-    sides = seen(images, text, config)[:2]
-    choices = [side.choice[0, p] for side, p in zip(sides, pair, strict=True)]
+    found = attended(images, text, config)[:2]
+    choices = [words.choice[0, p] for words, p in zip(found, pair, strict=True)]
     maps: list[Part] = [layers.heat_map(f"{role}: {name}", choice) for role, name, choice in zip(
         ("attribute", "object"), names, choices, strict=True
     )]  # fmt: skip
@@ -71,7 +71,7 @@ def explain_pair(
 
 
 class _Layers:
-    """Regions of an image in the order of its bank: masks over a rectangle of it, bool [L, h, w] of any resolution."""
+    """Regions of an image in the order of its features: masks over a rectangle of it, bool [L, h, w] of any resolution."""
 
     def __init__(self, masks: list[np.ndarray], extent: Box):
         self.masks, self.extent = masks, extent
@@ -97,7 +97,7 @@ def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: Reg
         assert table is not None
         return _Layers(file_masks(table, image_id, image.size, config.max_regions), whole)
     if config.regions == "patch":
-        side = side_of(clip)
+        side = patches_per_side(clip)
         return _Layers(list(np.eye(side * side, dtype=bool).reshape(-1, side, side)), square)
     if config.regions == "superpixel":
         segments = slic_segments(clip.pixels(image))

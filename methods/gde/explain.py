@@ -61,7 +61,7 @@ def direction_parts(fitted: Fitted, scored: ScoredImage, place: int) -> Explanat
     names = space.pair_names(pair)
     parts: list[Part] = [branch_figures(scored, place, (space.pair_name(pair), *names))]
     notes: list[str] = []
-    image_D = scored.side.pair[0].double().cpu()
+    image_D = scored.features.pair[0].double().cpu()
     parts.append(_score(fitted, scored, place, image_D))
     A = space.num_attributes
     kinds = (("attribute", space.attributes, 0), ("object" if names[0] else "class", space.objects, A))

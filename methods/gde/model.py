@@ -16,12 +16,12 @@ from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.errors import DataError, UsageError
 from methods.explanation import Explanation, ScoredImage
+from methods.features import TextFeatures
 from methods.gde.config import GDEConfig
 from methods.gde.explain import Fitted, direction_parts
 from methods.gde.geometry import centre, end_points, moves, pair_weights, solve, weighted_means
 from methods.method import Method
 from methods.parts.words import KeptWords
-from methods.sides import TextSide
 
 # What is tried on the validation images, where the settings leave it open.
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0)
@@ -104,16 +104,16 @@ class GDE(Method):
         return normalize(end_points(self.mean, self.moved(pairs_P2), self.config.geometry), dim=-1)
 
     @torch.no_grad()
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
         """``share * prompt + (1 - share) * ends`` for index pairs, [P, D]; not normalised."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         share = self.share
         if not share:
-            return TextSide(pairs_P2, self.ends(pairs_P2))
+            return TextFeatures(pairs_P2, self.ends(pairs_P2))
         words_PD = self.words(pairs_P2)
         if share == 1:
-            return TextSide(pairs_P2, words_PD)
-        return TextSide(pairs_P2, share * words_PD + (1 - share) * self.ends(pairs_P2))
+            return TextFeatures(pairs_P2, words_PD)
+        return TextFeatures(pairs_P2, share * words_PD + (1 - share) * self.ends(pairs_P2))
 
     # -- the one pass --------------------------------------------------------------------------------------------------
     @property

@@ -13,8 +13,8 @@ from czsl.clip.towers import Towers
 from czsl.data.files.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.regions import boxes_of, region_side
-from methods.lazsl.scoring import PhraseSide
+from methods.lazsl.regions import boxes_of, region_features
+from methods.lazsl.scoring import PhraseFeatures
 from methods.lazsl.solver import plan_of
 from methods.parts.views import crops, encode_views
 
@@ -180,7 +180,7 @@ def explain_image(
     clip: Towers,
     config: LaZSLConfig,
     image: Image.Image,
-    text: PhraseSide,
+    text: PhraseFeatures,
     candidate: tuple[str, ...],
     image_id: str = "0",
     boxes: Any = None,
@@ -194,7 +194,7 @@ def explain_image(
     config : LaZSLConfig
     image : PIL image
         The original.
-    text : PhraseSide
+    text : PhraseFeatures
         Return the explanation of this candidate only.
     candidate : tuple of str
         Its names.
@@ -222,8 +222,8 @@ def explain_image(
     if regions is None:
         boxes_R4 = np.array([[0, 0, *image.size]])
         notes.append("no regions: the whole image is the only one")
-    side = region_side(encode_views(clip, pixels, regions), clip.dim, config)
-    if bool(side.none_kept[0]):
+    features = region_features(encode_views(clip, pixels, regions), clip.dim, config)
+    if bool(features.none_kept[0]):
         notes.append("the selection kept no region, so all of them were kept")
 
     _, phrase_1N, weight_1N = text.problems[0]
@@ -232,9 +232,9 @@ def explain_image(
     labels = [bank.names[x] for bank in text.banks for x, n in enumerate(bank.count.tolist()) for _ in range(n)]
     phrases = [WeightedPhrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
     # The plan is solved anew in float64 and to convergence; which regions are kept is what prediction decided.
-    features_ND, whole_D = features_FD[phrase_1N[0]], side.pair[0].double()
-    mass_1R = (side.mass > 0).double() / (side.mass > 0).sum()
-    s_NR, q_N = features_ND @ side.regions[0].double().T, features_ND @ whole_D
+    features_ND, whole_D = features_FD[phrase_1N[0]], features.pair[0].double()
+    mass_1R = (features.mass > 0).double() / (features.mass > 0).sum()
+    s_NR, q_N = features_ND @ features.regions[0].double().T, features_ND @ whole_D
     solver, strength = (config.solver, config.theta / config.eps) if config.theta else ("uniform", 0.0)
     plan_NR = plan_of(solver, s_NR[None], weight_1N, mass_1R, strength, CONVERGED)[0]
     product_NR = weight_1N[0, :, None] * mass_1R
@@ -243,7 +243,7 @@ def explain_image(
     if prompt is not None:
         own_D = text.pair[0].double()
         phrases.append(WeightedPhrase(prompt, " ".join(candidate), 0.0))
-        s_NR = torch.cat([s_NR, own_D[None] @ side.regions[0].double().T])
+        s_NR = torch.cat([s_NR, own_D[None] @ features.regions[0].double().T])
         plan_NR, lift_NR = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (plan_NR, lift_NR))
         q_N, whole_N = torch.cat([q_N, (own_D @ whole_D)[None]]), torch.cat([torch.zeros_like(whole_N), (own_D @ whole_D)[None]])
     local_NR = config.theta * plan_NR * s_NR
@@ -256,7 +256,7 @@ def explain_image(
         logit_scale=float(clip.logit_scale),
         logit_bias=0.0 if clip.logit_bias is None else float(clip.logit_bias),
         baseline=baseline,
-        boxes=boxes_R4[side.kept[0].cpu().numpy()],
+        boxes=boxes_R4[features.kept[0].cpu().numpy()],
         phrases=tuple(phrases),
         plan=_numpy(plan_NR),
         similarity=_numpy(s_NR),
@@ -271,7 +271,7 @@ def explain_image(
             "solver": config.solver,
             "regions": config.regions if boxes is None else "given",
             "region_seed": config.region_seed,
-            "regions_sampled": int(side.kept.shape[1]),
+            "regions_sampled": int(features.kept.shape[1]),
             "clip": clip.name,
             "clip_sha256": clip.sha256,
             "image_size": list(image.size),

@@ -176,8 +176,8 @@ class MSCI(AttendingMethod):
         """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
         names = self.space.pair_names(scored.text.pairs[place].tolist())
         labels = (" ".join(names), *names)
-        assert isinstance(scored.side, AttendedImages)
-        text_nD, memory = candidate_texts(scored.text, place), scored.side.memory
+        assert isinstance(scored.features, AttendedImages)
+        text_nD, memory = candidate_texts(scored.text, place), scored.features.memory
         attention, shares = self.attention(text_nD, memory), self.shares(text_nD, memory)
         parts = explained_parts(scored, attention, {name: part[0] for name, part in shares.items()}, labels)
         return Explanation(names, [*parts, branch_figures(scored, place, labels)])

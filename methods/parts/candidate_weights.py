@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods.sides import Targets
+from methods.features import Targets
 
 CLIP_TEMPERATURE = 0.05
 CHUNK = 4096  # images at a time where all are looked at

@@ -64,11 +64,11 @@ class Troika(AttendingMethod):
 
     def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
         """Attention of the pair and its primitives: attention over the image, mean over layers and heads."""
-        assert isinstance(scored.side, AttendedImages)
+        assert isinstance(scored.features, AttendedImages)
         names = self.space.pair_names(scored.text.pairs[place].tolist())
         labels, maps = (" ".join(names), *names), list[Part]()
         texts_3D = candidate_texts(scored.text, place)
-        for label, text_D, memory in zip(labels, texts_3D, scored.side.memory, strict=True):
+        for label, text_D, memory in zip(labels, texts_3D, scored.features.memory, strict=True):
             weights_L = self.traction.attention(text_D[None], memory)[0, 0]
             maps.append(attention_map("What the words look at", label, weights_L, scored.image.size))
         return Explanation(names, [*maps, branch_figures(scored, place, labels)])

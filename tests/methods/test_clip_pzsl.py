@@ -182,8 +182,8 @@ def test_before_the_first_step_it_is_clip(method, small_clip, small_space):
     x = features(method, 4)
     method.eval()
     torch.testing.assert_close(method.encode_compositions(pairs).pair, frozen.encode_compositions(pairs).pair, rtol=0, atol=1e-6)
-    ours = method.scores(method.image_side(x), method.encode_compositions(pairs)) * method.config.tau
-    clip = frozen.scores(frozen.image_side(x), frozen.encode_compositions(pairs)) / small_clip.logit_scale
+    ours = method.scores(method.embed_images(x), method.encode_compositions(pairs)) * method.config.tau
+    clip = frozen.scores(frozen.embed_images(x), frozen.encode_compositions(pairs)) / small_clip.logit_scale
     torch.testing.assert_close(ours, clip, rtol=0, atol=1e-6)
 
 
@@ -246,7 +246,7 @@ def test_evaluation_is_deterministic_and_unseen_embeddings_know_no_batch(method,
     blocks = {k: v.clone() for k, v in method.blocks.state_dict().items()}
     method.train()
     method.weights = None
-    method.losses(method.image_side(features(method, 6, 9)), method.encode_compositions(torch.from_numpy(small_space.train_pairs.copy())),
+    method.losses(method.embed_images(features(method, 6, 9)), method.encode_compositions(torch.from_numpy(small_space.train_pairs.copy())),
                   weights_for(method, 6).targets(torch.arange(6)))  # fmt: skip
     method.eval()
     after, seen = method.encode_compositions(pairs).pair, torch.from_numpy(small_space.seen_mask(small_space.closed_pairs))

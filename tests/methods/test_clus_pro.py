@@ -242,8 +242,8 @@ def test_image_features_are_kept_only_without_adapters(small_space, small_clip):
 
 def test_one_head_clusters_what_it_compares(small_space, small_clip):
     method, data = make(small_space, small_clip, "paper"), clustered(small_space, small_clip.dim)
-    side = method.image_side(data[0][:8])
-    assert torch.equal(side.hidden, side.branches)
+    encoded = method.embed_images(data[0][:8])
+    assert torch.equal(encoded.hidden, encoded.branches)
     assert not any(k.startswith("head_mlps") for k in method.state_dict())
 
 
@@ -267,7 +267,7 @@ def test_scores_are_the_formula_whatever_the_tile(fusion, small_space, small_cli
     method = make(small_space, small_clip, fusion=fusion, **weights).eval()
     features = clustered(small_space, small_clip.dim)[0][:7]
     pairs = torch.from_numpy(small_space.open_pairs)
-    images, text = method.image_side(features), method.encode_compositions(pairs)
+    images, text = method.embed_images(features), method.encode_compositions(pairs)
     pair, attr, obj = method.logits(images, text)
     pair = pair.softmax(1) if fusion == "probability" else pair
     expected = 2 * pair + 0.5 * attr.softmax(1)[:, pairs[:, 0]] * 3 * obj.softmax(1)[:, pairs[:, 1]]
@@ -280,7 +280,7 @@ def test_scores_are_the_formula_whatever_the_tile(fusion, small_space, small_cli
 def test_primitives_repeated_by_text_chunks(small_space, small_clip):
     method = make(small_space, small_clip, primitive_repeat="reference", fusion="logit").eval()
     features = clustered(small_space, small_clip.dim)[0][:3]
-    images, text = method.image_side(features), method.encode_compositions(torch.from_numpy(small_space.open_pairs))
+    images, text = method.embed_images(features), method.encode_compositions(torch.from_numpy(small_space.open_pairs))
     pair = method.logits(images, text)[0]
     once = method.scores(images, text) - pair
     thrice = method.scores(images, replace(text, whole=text.pair.repeat(80, 1))) - pair  # 2400 pairs are three chunks of 1024

@@ -99,15 +99,15 @@ def test_msci_shows_its_attention_and_shares_that_add_up(make, image, order, ter
 def test_msci_parts_are_those_of_the_formula(make, image):
     method = make("msci", **MSCI)
     with torch.no_grad():
-        side = method.encode_images({"images": prepared(method, image)})
+        features = method.encode_images({"images": prepared(method, image)})
         text = torch.randn(3, method.clip.dim)
-        q = method.answers(text, side.memory)
-        parts = method.shares(text, side.memory)
+        q = method.answers(text, features.memory)
+        parts = method.shares(text, features.memory)
         low, high = method.gates["low"], method.gates["high"]
         torch.testing.assert_close(parts["text"], ((1 + low + high) * text)[None])
         torch.testing.assert_close(parts["low"], (low + high) * (q["low"] - text))
         torch.testing.assert_close(parts["high"], high * (q["high"] - q["low"]))
-        torch.testing.assert_close(sum(parts.values()), method.move(text, side.memory))
+        torch.testing.assert_close(sum(parts.values()), method.move(text, features.memory))
 
 
 @pytest.mark.parametrize("norm", ["once", "cumulative"])
@@ -143,7 +143,7 @@ def test_clus_pro_shows_its_nearest_prototypes_and_their_images(make, image):
         object.__setattr__(scored, "examples", lambda _a, _o: examples)
         found = method.explain_candidate(scored, 0)
         hidden = method.encode_images({"images": prepared(method, image)}).hidden[:, 0]
-        theirs = method.image_side(examples.features).hidden
+        theirs = method.embed_images(examples.features).hidden
     (table,) = [p for p in of_kind(found, Figures) if p.title == "Prototypes of the composition"]
     for branch, (kind, row) in enumerate((("attribute", 0), ("object", A))):
         expected = F.cosine_similarity(hidden[branch][None], bank[row])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 @dataclass
-class ImageSide:
-    """Features of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] if the method has branches."""
+class ImageFeatures:
+    """Features of B images: the image embedding ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] if the method has branches."""
 
     pair: Tensor
     attribute: Tensor | None = None
@@ -21,8 +21,8 @@ class ImageSide:
 
 
 @dataclass
-class TextSide:
-    """Text features of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
+class TextFeatures:
+    """Features of P compositions ``pairs`` [P, 2]: their embeddings ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
 
     pairs: Tensor
     pair: Tensor
@@ -33,14 +33,14 @@ class TextSide:
         return len(self.pairs)
 
     def tile(self, start: int, stop: int) -> Self:
-        """The text side of pairs ``start:stop``; primitives stay whole."""
+        """The text features of pairs ``start:stop``; primitives stay whole."""
         return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
 
 
-def primitives_of(side: ImageSide | TextSide) -> tuple[Tensor, Tensor]:
-    """The attribute and the object branch of a side that has branches."""
-    assert side.attribute is not None and side.object is not None
-    return side.attribute, side.object
+def primitives_of(features: ImageFeatures | TextFeatures) -> tuple[Tensor, Tensor]:
+    """The attribute and the object branch of features that have branches."""
+    assert features.attribute is not None and features.object is not None
+    return features.attribute, features.object
 
 
 @dataclass
