@@ -57,8 +57,8 @@ def train(
     run : Run
         A new run, or an interrupted one, which continues from its newest valid checkpoint.
     nodes : int or (int, int)
-        Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
-        losing nodes continues with those that are left if they are not fewer.
+        Nodes asked for; with fewer it runs on those there are. A pair is the minimum and the maximum: it starts with the minimum, and
+        after losing nodes continues with those that are left if they are not fewer.
     workers_per_node, gpus_per_node, address, engine
         See :class:`cluster.machines.nodes.NodeRequest`.
     threads : int
@@ -68,8 +68,8 @@ def train(
     max_failures : int
         How often in a row, without a checkpoint between, dead workers are replaced.
     on_placement, on_wait, on_failure, on_record : callable
-        Told where the workers run (at each start), what they wait for, why they are restarted, and every new line of the run's
-        metrics; all from the calling thread.
+        Called from the calling thread with the placement of the workers (at each start), the state of the wait for nodes, the reason of
+        a restart and the number of failures, and every new line of the run's metrics.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def train(
             engine_of(request, run.config.threads or threads, news.put, run.stop_file.exists) as chosen,
         ):
             job = _Job(chosen, run, max_failures, news)
-            told: dict[type, Callable[[Any], None]] = {
+            listeners: dict[type, Callable[[Any], None]] = {
                 Placement: on_placement,
                 Waiting: on_wait,
                 tuple: lambda failure: on_failure(*failure),
@@ -108,7 +108,7 @@ def train(
             def tell() -> None:
                 while not news.empty():
                     item = news.get()
-                    told[type(item)](item)
+                    listeners[type(item)](item)
 
             with stop_on_signal(stop):
                 job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint

@@ -11,7 +11,7 @@ import click
 from czsl_cli.console import print_json, print_table, progress_bar, say, short, warn
 from czsl_cli.options import named_run
 
-MOST_SKIPPED = 10  # of those left out; --json has all
+MAX_SKIPPED = 10  # of those left out; --json has all
 
 
 @click.command()
@@ -77,10 +77,10 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     for text in done.notes:
         warn(text)
     tell_unknown_words(chosen.config.clip, [*chosen.space.attributes, *chosen.space.objects, *new[0], *new[1]])
-    for name, why in done.skipped[:MOST_SKIPPED]:
+    for name, why in done.skipped[:MAX_SKIPPED]:
         say(f"left out: {name}: {why}")
-    if len(done.skipped) > MOST_SKIPPED:
-        say(f"... and {len(done.skipped) - MOST_SKIPPED} more; --json lists all")
+    if len(done.skipped) > MAX_SKIPPED:
+        say(f"... and {len(done.skipped) - MAX_SKIPPED} more; --json lists all")
     if as_json:
         print_json(vars(done))
     else:

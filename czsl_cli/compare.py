@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from czsl.evaluation import Reduction
 
-MOST_SHOWN = 10  # compositions in the table; --json has all
+MAX_SHOWN = 10  # compositions in the table; --json has all
 WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
 # At each run's operating point, if all have one.
 POINT_WORDS = {"op_seen": "seen at point", "op_unseen": "unseen at point", "op_hm": "HM at point", "op_acc": "all at point"}
@@ -106,7 +106,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     resolved = [f"{Path(path).resolve()}{f'@{plan.key}' if plan else ''}" for path, plan in named]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
-        raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
+        raise UsageError(f"{twice} was given twice", "a run cannot be compared with itself", "name each run once")
     short = [Path(path).resolve().name + word[len(path) :] for word, (path, _) in zip(paths, named, strict=True)]
     return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
@@ -252,7 +252,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
             pair["images"],
             *map(percent, pair["acc"]),
         ]
-        for pair in result["pairs"][:MOST_SHOWN]
+        for pair in result["pairs"][:MAX_SHOWN]
     ]
     first = runs[0]["name"]
     return [

@@ -42,7 +42,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Treatment of infeasible pairs.",
 )
-@click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
+@click.option(
+    "--topk",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Count a prediction as correct if the true pair is in the top k.",
+)
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @adapt_option
@@ -142,10 +148,10 @@ def _evaluate_run(
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     with progress_bar() as bar:
-        told: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
+        callbacks: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
         orders = [plan.seed for plan in plans if plan]
         result, reduction = (
-            evaluate_orders(run, eval_config, orders, **told) if orders else evaluation_of(run, eval_config, **told)
+            evaluate_orders(run, eval_config, orders, **callbacks) if orders else evaluation_of(run, eval_config, **callbacks)
         )
     beside = _beside_papers(result, run.config, options["data"], benchmark) if benchmark is not None else None
     if html is None:

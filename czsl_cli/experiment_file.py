@@ -384,9 +384,9 @@ def _mapping(given: Any, what: str, path: Path) -> dict[str, Any]:
     return given
 
 
-def _whole(value: Any, name: str, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise UsageError(f"{name} is {value!r}", f"it is a whole number from {least} on", FIX)
+def _whole(value: Any, name: str, minimum: int) -> int:
+    if type(value) is not int or value < minimum:
+        raise UsageError(f"{name} is {value!r}", f"it is a whole number from {minimum} on", FIX)
     return value
 
 

@@ -21,7 +21,7 @@ def planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
 
     plans: list[Any] = []
     data = {label: open_data(folder) for label, folder in asked.data.items()}
-    told: set[str] = set()
+    shown: set[str] = set()
     for label in asked.data:
         for name, row in asked.rows.items():
             if row.adapt and not config_class(asked.config(name, label, asked.seeds[0]).method).adaptable:
@@ -36,8 +36,8 @@ def planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
                 except UsageError as error:
                     raise UsageError(f"row {name}: {error.what}", error.why, error.fix) from None
                 for note in notes:
-                    if note not in told:
-                        told.add(note)
+                    if note not in shown:
+                        shown.add(note)
                         warn(f"row {name}: {note}")
                 trains = config_class(config.method).trains
                 if not trains and seed != asked.seeds[0]:

@@ -341,8 +341,8 @@ def _training_gallery(title: str, part, prediction: ExplainedPrediction, trainin
 
 
 def _range(part: HeatMap) -> str:
-    least, most = float(part.values.min()), float(part.values.max())
+    low, high = float(part.values.min()), float(part.values.max())
     if part.even is None:
-        return f"{least:.3g} to {most:.3g}, {part.note}"
+        return f"{low:.3g} to {high:.3g}, {part.note}"
     rest = f"; {100 * part.elsewhere:.1f} % on the class token" if part.elsewhere is not None else ""
-    return f"{least / part.even:.2f} to {most / part.even:.2f} times an even spread{rest}"
+    return f"{low / part.even:.2f} to {high / part.even:.2f} times an even spread{rest}"

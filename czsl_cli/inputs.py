@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from czsl.data.inputs import Gathered
     from czsl.data.photographs import DecodeOptions
 
-MOST_NAMED = 10  # of what was left out for one reason
+MAX_NAMED = 10  # of what was left out for one reason
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -148,8 +148,8 @@ def _tell(what: str, names: dict[str, str], write: Callable[[str], None], advice
     for name, why in names.items():
         reasons.setdefault(why, []).append(name)
     for why, group in reasons.items():
-        more = f" and {len(group) - MOST_NAMED:,} more" if len(group) > MOST_NAMED else ""
-        write(f"{what}: {len(group):,} ({why}): {', '.join(group[:MOST_NAMED])}{more}{advice}")
+        more = f" and {len(group) - MAX_NAMED:,} more" if len(group) > MAX_NAMED else ""
+        write(f"{what}: {len(group):,} ({why}): {', '.join(group[:MAX_NAMED])}{more}{advice}")
 
 
 def tell_decoding(used: DecodeOptions, asked: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["unit", "raw", "gclip"]),
     default="unit",
     show_default=True,
-    help="Vectors of length 1, as the paper's program on ComVG, or of a successor.",
+    help="Scoring variant: `unit` (normalised vectors), `raw` (as the released ComVG script), `gclip` (follow-up paper).",
 )
 @click.option(
     "--regions",
@@ -73,9 +73,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images; the image has weight 1."
 )
 @click.option("--rerank", type=click.IntRange(1), help="Re-rank only CLIP's top N.  [default: all; retrieval: 10]")
-@click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
+@click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Number of matches to show per query.")
 @decode_options("`exif` and `white`; --eval: as stored, as the field does")
-@click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
+@click.option("--explain", is_flag=True, help="Show the region and the weight of each word in the best matches.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def match(

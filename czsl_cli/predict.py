@@ -87,7 +87,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
       czsl predict photos/ --html page.html --sort-into sorted --review doubtful.csv
 
-    Results keep the names that were given; below one folder or archive, names are relative to it. An image that cannot be read is listed
+    Results keep the names that were given; below one folder or archive, names are relative to it. Unreadable images are skipped and listed,
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
 
@@ -149,7 +149,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
         say(f"{sum(sure)} of {len(sure)} images get a name")
     if visited:
         kind = "approximate" if config.probes else "exact"
-        say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
+        say(f"index ({kind}): scored {100 * sum(visited) / len(visited):.1f} % of the compositions per image")
     complete = outputs.tell()
     for record in bad:
         warn(f"{record['image']}: {record['error']}")

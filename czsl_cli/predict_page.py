@@ -121,9 +121,9 @@ class PredictionPage:
             if file.name not in kept:
                 file.unlink()
 
-    def _collect(self, most: int) -> None:
+    def _collect(self, limit: int) -> None:
         """Wait until at most this many thumbnails are being made; what went wrong with one is raised here."""
-        while len(self._waiting) > most:
+        while len(self._waiting) > limit:
             place, made = self._waiting.popleft()
             self.rows[place] = self.rows[place]._replace(thumb=made.result())
 

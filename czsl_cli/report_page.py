@@ -27,7 +27,7 @@ GALLERIES = {
     "surest wrong": ("Surest of the wrong names", "bad"),
     "least sure": ("Least sure", ""),
 }
-MOST_CONFUSIONS = 12
+MAX_CONFUSIONS = 12
 ENVIRONMENT = ("workers", "threads", "device", "trainable", "python", "machine", "git", "data_sha256", "clip_sha256")
 
 
@@ -292,7 +292,7 @@ def _confusions(found: Material, plots: dict[str, Figure]) -> list[Any]:
     sections: list[Any] = []
     for kind, (true_N, named_N, names) in _kinds(found).items():
         matrix = confusion(true_N, named_N, len(names))
-        largest = largest_confusions(matrix, names, MOST_CONFUSIONS)
+        largest = largest_confusions(matrix, names, MAX_CONFUSIONS)
         drawn = confusion_figure(matrix, names)
         if drawn is not None:
             plots[f"confusion-{_plural(kind)}"], count = drawn

@@ -298,8 +298,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     for note in loop_notes(config, method.config, data):
         warn(note)
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
-    most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
-    placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
+    nodes = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
+    placement = planned(asked["address"], nodes, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
     labels = partial_labels_of(config, data)
     if labels is not None:

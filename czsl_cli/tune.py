@@ -197,13 +197,13 @@ def _run(search, address: str | None, as_json: bool) -> None:
     began = time.monotonic()
     with progress_bar() as bar:
         watcher = SearchWatcher(search, bar)
-        told: dict[str, Any] = {
+        callbacks: dict[str, Any] = {
             "on_share": watcher.share,
             "on_record": watcher.record,
             "on_trial": watcher.trial,
             "on_stop": watcher.stopping,
         }
-        status = tune_search(search, address=address, **told)
+        status = tune_search(search, address=address, **callbacks)
     _finish(search, status, time.monotonic() - began, as_json)
 
 

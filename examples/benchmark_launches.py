@@ -209,7 +209,7 @@ def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, C
     method: Any = build(name, space, clip, {})
     clip.compute_in(precision)
     prototypes = getattr(method, "prototypes", None)
-    if prototypes is not None:  # what the first pass over a dataset finds
+    if prototypes is not None:  # what the initialisation from a dataset gives
         prototypes.bank.copy_(nn.functional.normalize(torch.randn_like(prototypes.bank), dim=-1))
         prototypes.seeded.fill_(True)
     method.begin_epoch(0)

@@ -63,12 +63,12 @@ def parts_of_a_step(method: Method, pixels: PixelCache, steps: int) -> None:
     place = space.locate(split.pairs, space.train_pairs)
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-4)
     method.train()
-    if method.wants_first_pass:
+    if method.needs_initialisation:
         with torch.no_grad():
             features = torch.cat(
                 [method.image_features({"images": pixels.batch(r)}) for r in np.array_split(np.arange(len(split)), 40)]
             )
-        method.first_pass(features, torch.from_numpy(split.attr), torch.from_numpy(split.obj))
+        method.initialise(features, torch.from_numpy(split.attr), torch.from_numpy(split.obj))
     spent = {"copy": 0.0, "augment": 0.0, "compute": 0.0}
     batches = epoch_batches(0, 0, len(split), BATCH)[: steps + 2]
     for i, rows in enumerate(batches):

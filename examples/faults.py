@@ -44,7 +44,7 @@ KINDS = {
 CLOCKS = ("time", "images_per_s")
 TAIL = 4096  # bytes of metrics that surely hold a step
 EPOCHS_A_FAULT = 8
-FEWEST_EPOCHS = 160  # fewer would be over while a killed driver's workers still go on
+MIN_EPOCHS = 160  # fewer would be over while a killed driver's workers still go on
 POLL_S = 0.03
 PATIENCE_S = 300
 
@@ -60,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="czsl-faults-"))
     settings = {"method": "csp", "data": "toy", "train_per_pair": 1, "val_per_pair": 1, "batch": 16, "lr": 0.01, "threads": 1}
-    config = resolve({**settings, "epochs": max(FEWEST_EPOCHS, EPOCHS_A_FAULT * args.faults)})
+    config = resolve({**settings, "epochs": max(MIN_EPOCHS, EPOCHS_A_FAULT * args.faults)})
     whole, broken = (Run.create(config, open_data("toy").space, out, name) for name in ("whole", "broken"))
     where = ["--workers-per-node", str(args.workers), "--engine", args.engine]
     start(whole, where).wait()

@@ -47,7 +47,7 @@ ROWS = {
     "csp": CSP,
     "csp, true labels": CSP,
 }
-COLUMNS = {"disambiguation": "true label likeliest", "seen": "seen", "unseen": "unseen", "hm": "HM", "auc": "AUC"}
+COLUMNS = {"disambiguation": "true label top-1", "seen": "seen", "unseen": "unseen", "hm": "HM", "auc": "AUC"}
 
 
 def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed: int) -> dict[str, float]:
@@ -69,11 +69,11 @@ def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed:
         score_split(method, loader, candidates, np.arange(len(loader.split)), config.eval_batch, Group()), candidates
     )
     best = checkpoint.best(run.checkpoints).get("step")
-    told = next((e for e in run.metrics("epoch") if e["step"] == best), {})
+    epoch = next((e for e in run.metrics("epoch") if e["step"] == best), {})
     found = {
-        key: {**numbers, **told}[key] if key == "disambiguation" else numbers[key]
+        key: {**numbers, **epoch}[key] if key == "disambiguation" else numbers[key]
         for key in COLUMNS
-        if key in {**told, **numbers}
+        if key in {**epoch, **numbers}
     }
     done.write_text(json.dumps(found), encoding="utf-8")
     return found

@@ -25,7 +25,7 @@ from czsl.data.toy.scene import Pose, background, finish, place
 
 CONFIG = Path(__file__).parent.parent / "czsl" / "clip" / "tiny" / "config.json"
 SIZE = 64
-LONGEST = 20  # tokens of the longest caption
+MAX_TOKENS = 20  # tokens of the longest caption
 HIDDEN = 0.7  # share of the patches that training leaves out: three times the pictures in the same time (as FLIP does)
 CAPTIONS = 2  # of each picture in a batch
 EASY = 0.5  # of the steps, the first ones, see pictures of one object only
@@ -265,7 +265,7 @@ def train(args: argparse.Namespace) -> None:
 
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("image_mean", "image_std"))
-    tokenize = import_open_clip().tokenizer.SimpleTokenizer(context_length=LONGEST)
+    tokenize = import_open_clip().tokenizer.SimpleTokenizer(context_length=MAX_TOKENS)
     ids = vocabulary(tokenize)
     compact = torch.zeros(config["text_cfg"]["vocab_size"], dtype=torch.long)
     compact[ids] = torch.arange(len(ids))

@@ -77,7 +77,7 @@ class Loop:
         """Put the features of a dataset's images where training looks for them."""
         for name in SPLITS:
             split = data.split(name)
-            path = feature_file(split, self.clip.sha256, arithmetic(CPU, self.options.precision), method.prepare_key)
+            path = feature_file(split, self.clip.sha256, arithmetic(CPU, self.options.precision), method.cache_key)
             if len(split) and not path.exists():
                 save_features(path, torch.stack([self._features[digest] for digest in split.sha256]))
 

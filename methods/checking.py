@@ -10,7 +10,7 @@ from czsl.runs.config import RunConfig
 from methods.building import build, needs_only_features
 from methods.registry import config_class
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
@@ -60,7 +60,7 @@ def cut_names(clip: Towers, space: CompositionSpace) -> list[str]:
     cut += [pairs[p] for p in clip.text.cut(list(pairs))]
     if not cut:
         return []
-    shown = ", ".join(f"{name[:60]}..." if len(name) > 60 else name for name in cut[:MOST_NAMED])
-    more = f" and {len(cut) - MOST_NAMED:,} more" if len(cut) > MOST_NAMED else ""
+    shown = ", ".join(f"{name[:60]}..." if len(name) > 60 else name for name in cut[:MAX_NAMED])
+    more = f" and {len(cut) - MAX_NAMED:,} more" if len(cut) > MAX_NAMED else ""
     context = clip.text.context_length
     return [f"{len(cut):,} names are cut at the {context} tokens that the text tower reads: {shown}{more}"]

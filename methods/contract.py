@@ -26,7 +26,7 @@ from methods.parts.adapters import BlockAdapters
 from methods.parts.comm import Communicator
 
 if TYPE_CHECKING:
-    from methods.parts.candidate_weights import CandidateWeights
+    from methods.parts.label_confidences import LabelConfidences
 
 
 class Contract(nn.Module):
@@ -44,8 +44,8 @@ class Contract(nn.Module):
     Notes
     -----
     A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
-    ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
-    candidates instead of labels; ``judge`` is set during :meth:`first_pass` if validation images exist: it returns the AUC on
+    ``comm`` is replaced by the training loop when several workers train together; ``confidences`` are set if training images have
+    candidate labels instead of labels; ``judge`` is set during :meth:`initialise` if validation images exist: it returns the AUC on
     these of the method as it stands (for classes without an AUC, the accuracy), the same on every worker.
     """
 
@@ -72,7 +72,7 @@ class Contract(nn.Module):
     def __init__(self, space: CompositionSpace, clip: Towers, config: MethodConfig):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
-        self.weights: CandidateWeights | None = None
+        self.confidences: LabelConfidences | None = None
         self.validating = False  # set by the training loop while it scores validation images
         self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
         self.judge: Callable[[], float] | None = None
@@ -94,7 +94,7 @@ class Contract(nn.Module):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Names what :meth:`prepare` makes where that is more than CLIP's pipeline (views, masks), for caches; empty otherwise.
 
         A method with a key gets its images prepared again for each batch, since views are too many to be kept as pixels; its
@@ -199,11 +199,11 @@ class Contract(nn.Module):
         return {"pair": nn.functional.cross_entropy(self.logits(images, text)[0], targets.pair)}
 
     @property
-    def wants_first_pass(self) -> bool:
-        """True if :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
+    def needs_initialisation(self) -> bool:
+        """True if :meth:`initialise` has to be called before the first training step (not again after a resume)."""
         return False
 
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Take what training starts from out of all training images.
 
         Parameters
@@ -220,7 +220,7 @@ class Contract(nn.Module):
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """Warnings about what :meth:`first_pass` found; shown once after it."""
+        """Warnings about what :meth:`initialise` found; shown once after it."""
         return []
 
     def begin_epoch(self, epoch: int) -> None:
@@ -232,11 +232,11 @@ class Contract(nn.Module):
         return {}
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explained:
-        """Why candidate ``place`` of the text features has its score; a subclass adds what only it can show.
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explained:
+        """Explain the score of candidate ``index`` of the text features; a subclass adds what only it can show.
 
         Called in evaluation mode, without gradients.
         """
-        pair = scored.text.pairs[place].tolist()
+        pair = scored.text.pairs[index].tolist()
         names = (self.space.pair_name(pair), *self.space.pair_names(pair))
-        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(scored, place, names)])
+        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(scored, index, names)])

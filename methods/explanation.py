@@ -171,23 +171,23 @@ class ScoredImage:
     examples: Callable[[int, int], Examples | None] = field(default=lambda _attribute, _object: None)
 
 
-def branch_figures(scored: ScoredImage, place: int, names: tuple[str, str, str]) -> Figures:
+def branch_figures(scored: ScoredImage, index: int, names: tuple[str, str, str]) -> Figures:
     """Logit, probability and rank of a candidate (``names``: its own, its attribute's and its object's) in each branch there is."""
-    attribute, obj = scored.text.pairs[place].tolist()
+    attribute, obj = scored.text.pairs[index].tolist()
     rows: list[list[str | float | int]] = []
-    for branch, name, logits, index in zip(
+    for branch, name, logits, column in zip(
         ("composition" if names[1] else "class", "attribute", "object"),
         names,
         scored.logits,
-        (place, attribute, obj),
+        (index, attribute, obj),
         strict=True,
     ):
         if logits is None:
             continue
         row = logits[0].double()
-        rank = 1 + int((row > row[index]).sum())
-        prob = float(row.softmax(0)[index])
-        rows.append([branch, name, round(float(row[index]), 4), round(prob, 6), rank, len(row)])
+        rank = 1 + int((row > row[column]).sum())
+        prob = float(row.softmax(0)[column])
+        rows.append([branch, name, round(float(row[column]), 4), round(prob, 6), rank, len(row)])
     text = "A probability is the softmax of a branch's scaled cosines over all of its labels."
     return Figures("What the branches say", ["branch", "label", "logit", "probability", "rank", "of"], rows, text)
 

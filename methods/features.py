@@ -64,22 +64,22 @@ class RetrievalQuery:
 class Targets:
     """Labels of B images: index of the attribute, the object and the training pair, each int64 [B].
 
-    Where only candidates are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
-    the ``likeliest`` candidate's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
+    If only candidate labels are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
+    the ``top1`` candidate label's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
     """
 
     attribute: Tensor
     object: Tensor
     pair: Tensor
-    likeliest: tuple[Tensor, Tensor] | None = None
+    top1: tuple[Tensor, Tensor] | None = None
     candidates: Tensor | None = None
     noted: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def hard(self) -> tuple[Tensor, Tensor]:
-        """One attribute and one object per image, int64 [B] each: the true ones, or those of the top-1 candidate."""
-        return self.likeliest or (self.attribute, self.object)
+        """One attribute and one object per image, int64 [B] each: the true ones, or those of the top-1 candidate label."""
+        return self.top1 or (self.attribute, self.object)
 
     def note(self, logits_BP: Tensor, relevance_BP: Tensor | None = None) -> None:
-        """Keep the logits of a loss, and the relevance of labels, for the candidates' next weights; else they are computed again."""
+        """Keep the logits of a loss, and the relevance of labels, for the next label confidences; else they are computed again."""
         self.noted = logits_BP.detach(), relevance_BP

@@ -62,14 +62,17 @@ def read_state() -> State | None:
     """Return the record of :func:`up` on this machine, whether or not its processes still run; None without one."""
     if not state_file().exists():
         return None
-    told: dict[str, Any] = {"head": "{path} cannot be read", "fix": "was it edited? Remove it once no Ray of it runs any more"}
-    content = read_json(state_file(), error=SetupError, **told)
+    error_texts: dict[str, Any] = {
+        "head": "{path} cannot be read",
+        "fix": "was it edited? Remove it once no Ray of it runs any more",
+    }
+    content = read_json(state_file(), error=SetupError, **error_texts)
     try:
         if not isinstance(content, dict):
             raise TypeError("it is not a record of a cluster")
         return State(**typed(content, State))
     except (TypeError, KeyError, UsageError) as error:
-        raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], told["fix"]) from None
+        raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], error_texts["fix"]) from None
 
 
 def up(

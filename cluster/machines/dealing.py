@@ -27,7 +27,7 @@ from czsl.errors import CzslError
 
 BatchFunction = Callable[[Predictor, ImageSource, list[list[str]]], tuple[str, bytes]]
 
-MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
+MAX_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _dealt(function: BatchFunction, job: PredictionJob) -> Iterator[tuple[list[A
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         workers = min(placement.workers, len(job.batches))
-        some = max(1, min(MOST_TOGETHER, len(job.batches) // (4 * workers)))
+        some = max(1, min(MAX_TOGETHER, len(job.batches) // (4 * workers)))
         parts = [job.batches[i : i + some] for i in range(0, len(job.batches), some)]
         rows = [{"index": i, "batches": json.dumps(part)} for i, part in enumerate(parts)]
         with warnings.catch_warnings():

@@ -51,7 +51,7 @@ def examine(clip: str = "tiny", clip_weights: str | None = None) -> list[Finding
     for look in looks:
         try:
             findings += look()
-        except Exception as error:  # a doctor that stumbles over the illness helps nobody
+        except Exception as error:  # a failing check must not abort the report
             name = getattr(look, "__name__", "_clip").strip("_")
             findings.append(
                 Finding(FAIL, name, f"{type(error).__name__}: {error}"[:300], "repair the installation: pip install -e .")

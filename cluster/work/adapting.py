@@ -23,7 +23,7 @@ from methods.features import ImageFeatures, TextFeatures
 from methods.method import Method
 from methods.registry import check_adaptable
 
-MOST_LOGITS = 1 << 26  # of a block of images with all candidates: 256 MiB
+MAX_LOGITS = 1 << 26  # of a block of images with all candidates: 256 MiB
 
 
 class Stream:
@@ -113,7 +113,7 @@ def _run(
     stream, tiles = Stream(method, plan, text, more_PD), list(candidates.tiles(PAIR_TILE))
     accumulator = ExtremesAccumulator(candidates, labels, topk, source=loader.split.name)
     collecting = [make(labels, np.arange(len(labels))) for make in collectors]
-    size = max(16, min(eval_batch, MOST_LOGITS // max(len(text), 1)))
+    size = max(16, min(eval_batch, MAX_LOGITS // max(len(text), 1)))
     for places in evaluation_batches(len(order), size):
         rows, count = order[places], len(np.unique(places))
         images = method.embed_images(features_ND[torch.from_numpy(rows)].to(method.clip.device, method.clip.mean.dtype))

@@ -250,11 +250,11 @@ def confidence_threshold(run: Run, asked: Calibration, point: OperatingPoint, pr
     found = answers(kept.extremes, kept.sums, point)
     chosen = confidence_for(found, precision)
     if chosen is None:
-        most = best_precision(found)
+        highest = best_precision(found)
         raise UsageError(
             f"no threshold reaches a precision of {precision:g} on the validation images",
-            f"the highest is {most:.3f}",
-            f"ask for less, e.g. --precision {math.floor(100 * most) / 100:g}, or name a threshold: --min-prob",
+            f"the highest is {highest:.3f}",
+            f"ask for less, e.g. --precision {math.floor(100 * highest) / 100:g}, or name a threshold: --min-prob",
         )
     return chosen
 

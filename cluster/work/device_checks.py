@@ -74,10 +74,10 @@ def method_on(name: str, device: torch.device, precision: str) -> Method:
         for parameter in method.parameters():
             if not parameter.any():
                 parameter.data.normal_(std=0.02)  # what begins at zero would hide what follows from it
-        if method.wants_first_pass:
+        if method.needs_initialisation:
             with torch.inference_mode():
                 features, attr, obj = method.image_features(batch_of(method)), *_labels(method, 4 * BATCH)
-                method.first_pass(features.repeat(4, *[1] * (features.ndim - 1)) + 0.01, attr, obj)
+                method.initialise(features.repeat(4, *[1] * (features.ndim - 1)) + 0.01, attr, obj)
     method = method.to(device)
     method.clip.compute_in(precision)
     return method

@@ -156,7 +156,7 @@ class Predictor:
         if made_by and config.run is not None:
             made_by += fingerprint(Run(config.run), config.checkpoint)
         facts = (__version__, torch.__version__, method.clip.sha256, arithmetic(device, self.precision), card, made_by)
-        how = (method.prepare_key, self.decode.key, "fast-jpeg" if config.fast_jpeg else "")
+        how = (method.cache_key, self.decode.key, "fast-jpeg" if config.fast_jpeg else "")
         return FeatureStore(store_file(*facts, *how), photographs_limit())
 
     def predict(self, source: ImageSource | Path, names: list[str]) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ class Predictor:
     def photographs(self, source: ImageSource | Path, batches: Iterable[list[str]]) -> Iterator[list[Photograph]]:
         """Images of each batch with their features, in order; the next ones are read while one is computed."""
         method, size = self.method, self.method.clip.image_size if self.config.fast_jpeg else None
-        how = Preparation(method.prepare, self.decode, bool(method.prepare_key), size)
+        how = Preparation(method.prepare, self.decode, bool(method.cache_key), size)
         photographs = Photographs(
             how, self._features, halves=self._halves, store=self.store, threads=self.threads, profile=self.profile
         )

@@ -29,7 +29,7 @@ def save(t: Trainer) -> Any:
         "partial_labels_sha256": t.labels.sha256 if t.labels else None,
         "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
     }  # fmt: skip
-    labels = {} if t.method.weights is None else {"weight": t.method.weights.weight_NS}
+    labels = {} if t.method.confidences is None else {"weight": t.method.confidences.weight_NS}
     return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state, labels))
 
 
@@ -42,12 +42,12 @@ def restore(t: Trainer) -> None:
     kept = checkpoint.load(path)
     check_fits(kept, t.method, t.data.sha256)
     t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
-    if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
-        if kept.labels["weight"].shape != t.method.weights.weight_NS.shape:
+    if t.method.confidences is not None and "weight" in kept.labels:  # not in the weights of another run
+        if kept.labels["weight"].shape != t.method.confidences.weight_NS.shape:
             raise UsageError(
                 f"checkpoint {path} does not fit the run", "labels.safetensors is of other labels", "start a new run"
             )
-        t.method.weights.weight_NS.copy_(kept.labels["weight"])
+        t.method.confidences.weight_NS.copy_(kept.labels["weight"])
     parameters = t.parameters
     if odd := [key for key in ("epoch", "place", "best_auc") if key not in kept.state]:
         raise UsageError(f"checkpoint {path} cannot be continued", f"state.json has no {', '.join(odd)}", "start a new run")

@@ -35,7 +35,7 @@ class Trainer:
     val: FeatureLoader
     rows: Any  # int64 [n], training images in use
     val_rows: Any
-    labels: PartialLabels | None  # candidates, which training has instead of labels
+    labels: PartialLabels | None  # candidate labels, which training has instead of labels
     progress: Progress
     precision: str  # float32, bfloat16 or float64
     step: int = 0
@@ -51,7 +51,7 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        """Passes of gradient steps; none where the first pass is all of the training."""
+        """Passes of gradient steps; 0 if the initialisation is the whole training."""
         return self.config.epochs if self.method.steps else 0
 
     @property

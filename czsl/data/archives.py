@@ -194,7 +194,7 @@ class _Limited(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], path: Path, compressed: bool):
         self._stream, self._path = stream, path
-        self._most = max(FREE_BYTES, MAX_RATIO * path.stat().st_size) if compressed else None
+        self._max_bytes = max(FREE_BYTES, MAX_RATIO * path.stat().st_size) if compressed else None
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
@@ -202,7 +202,7 @@ class _Limited(io.RawIOBase):
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if self._most is not None and whence == 0 and offset > self._most:
+        if self._max_bytes is not None and whence == 0 and offset > self._max_bytes:
             raise _bomb(self._path)
         return self._stream.seek(offset, whence)
 

@@ -105,7 +105,7 @@ class Reduction:
             strange = next((name for name in ids if name not in place), "")
             raise DataError(
                 "the evaluations are of other images",
-                f"{len(ids)} and {len(self.ids)} images" + (f"; {strange!r} is in one alone" if strange else ""),
+                f"{len(ids)} and {len(self.ids)} images" + (f"; {strange!r} is only in one of them" if strange else ""),
                 "evaluate all runs on one split of one dataset",
             )
         order = np.array([place[name] for name in ids], np.int64)
@@ -119,7 +119,7 @@ def _check_about(names: list, facts: Any) -> None:
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
         raise ValueError("its names are not lists of text")
     if not isinstance(facts, dict) or not all(isinstance(value, str | int | float | None) for value in facts.values()):
-        raise ValueError("its facts are not plain")
+        raise ValueError("its facts are not texts or numbers")
     if not isinstance(facts.get("threshold"), float | None):
         raise ValueError("its threshold is not a number")
 

@@ -17,7 +17,7 @@ SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are vi
 DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
 BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
-GPU_MOST = 2048  # results a query that FAISS gives on a GPU
+GPU_MAX_RESULTS = 2048  # results a query that FAISS gives on a GPU
 _UNIT = 2.0**-24  # relative rounding error of float32
 
 
@@ -121,7 +121,7 @@ class TopKSearch:
 
     def visit_gpu(self) -> np.ndarray:
         """FAISS's best inner products; returns the images for which they do not settle the answer."""
-        wanted = min(len(self.index), GPU_MOST, max(4 * self.k, 256))
+        wanted = min(len(self.index), GPU_MAX_RESULTS, max(4 * self.k, 256))
         products, rows = self.index.on_gpu.search(self.queries, wanted)
         self.products += len(self.index)
         return np.flatnonzero(self.settle(np.arange(len(self.queries)), products, rows, len(self.index)))

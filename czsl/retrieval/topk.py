@@ -97,10 +97,10 @@ def top_compositions(
         raise ValueError("one of the two primitive terms is missing; give attribute and object terms, or none")
     terms = None
     if attribute_BA is not None and object_BO is not None:
-        most = index.pairs.max(axis=0) + 1
+        counts_2 = index.pairs.max(axis=0) + 1
         terms = tuple(
-            _checked(term, name, (len(queries_BD), None), int(least), 0.0)
-            for term, name, least in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), most, strict=True)
+            _checked(term, name, (len(queries_BD), None), int(minimum), 0.0)
+            for term, name, minimum in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), counts_2, strict=True)
         )
     if k < 1 or (probes is not None and probes < 1):
         raise ValueError(f"k is {k} and probes is {probes}; the minimum of both is 1")
@@ -157,11 +157,11 @@ def _best_of_groups(
     return *(np.take_along_axis(x, order, axis=1) for x in (scores, plain, places)), products
 
 
-def _checked(values: np.ndarray, name: str, shape: tuple, least: int = 0, lowest: float = -np.inf) -> np.ndarray:
+def _checked(values: np.ndarray, name: str, shape: tuple, minimum: int = 0, lowest: float = -np.inf) -> np.ndarray:
     array = np.asarray(values)
     fits = array.ndim == 2 and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
-    if not fits or array.shape[1] < least or not np.issubdtype(array.dtype, np.floating):
-        wanted = [least if want is None and least else want for want in shape]
+    if not fits or array.shape[1] < minimum or not np.issubdtype(array.dtype, np.floating):
+        wanted = [minimum if want is None and minimum else want for want in shape]
         raise ValueError(f"{name}: {array.dtype} of shape {list(array.shape)}; the index needs floats of shape {wanted}")
     array = np.ascontiguousarray(array, dtype=np.float32)
     bad = np.argwhere(~(np.isfinite(array) & (array >= lowest)))

@@ -25,8 +25,8 @@ class Tda(Adaptation[TdaConfig]):
         super().__init__(text_PD, scale, config)
         self.positive, self.negative = ClassCache(config.shots, text_PD), ClassCache(config.negative_shots, text_PD)
         # Probabilities above mask_low: no more than 1 / mask_low of them. P stands for none.
-        self._most = min(int(1 / config.mask_low) + 1, len(text_PD))
-        self._against = torch.full((16, config.negative_shots, self._most), len(text_PD), device=text_PD.device)
+        self._max_classes = min(int(1 / config.mask_low) + 1, len(text_PD))
+        self._against = torch.full((16, config.negative_shots, self._max_classes), len(text_PD), device=text_PD.device)
 
     def shift(self, x_D: Tensor, cos_P: Tensor) -> Tensor:
         """Return what is added to the scaled cosines [P] of one unit image, and adapt to it."""
@@ -53,7 +53,7 @@ class Tda(Adaptation[TdaConfig]):
         if taken is None:
             return
         p_P = z_P.softmax(dim=0)
-        found_V = ((p_P > self.config.mask_low) & (p_P < self.config.mask_high)).nonzero()[:, 0][: self._most]
+        found_V = ((p_P > self.config.mask_low) & (p_P < self.config.mask_high)).nonzero()[:, 0][: self._max_classes]
         while len(self._against) < len(self.negative):
             self._against = doubled(self._against)
         self._against[taken] = len(z_P)

@@ -70,7 +70,7 @@ class CAILA(Method):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Empty for CLIP's own crop."""
         return "" if self.config.crop == "clip" else "bilinear, short side 8/7"
 

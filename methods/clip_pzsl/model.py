@@ -20,7 +20,7 @@ from methods.clip_pzsl.losses import alignment, anchor, classification, outside,
 from methods.clip_pzsl.mining import Mining
 from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures
 from methods.method import Method
-from methods.parts.candidate_weights import CHUNK, CandidateWeights
+from methods.parts.label_confidences import CHUNK, LabelConfidences
 from methods.parts.renaming import renamed_pairs
 from methods.parts.words import KeptWords
 
@@ -124,7 +124,7 @@ class ClipPzsl(Method):
         return normalize(labels_CD, dim=-1)
 
     def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
-        """Weighted classification, alignment, push from labels that are not candidates, and anchor; moves the running average."""
+        """Weighted classification, alignment, push from labels that are not candidate labels, and anchor; moves the running average."""
         assert isinstance(images, AdaptedImages) and images.frozen is not None
         c, words_CD = self.config, text.pair
         weight_BC, candidates_BC = targets.pair, targets.candidates
@@ -151,37 +151,37 @@ class ClipPzsl(Method):
 
     # -- the closed form -------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """The closed form is all of it; training wants none."""
         return self.config.em_rounds > 0 and not bool(self.average.any())
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
-        """PZSL-EM: weights from label embeddings, and these from weighted means of images, a few rounds of both.
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """PZSL-EM: confidences from label embeddings, and these from weighted means of images, a few rounds of both.
 
         E_c = norm(T_c + rho * sum_i w_ic v_i / sum_i w_ic). With true labels there is nothing to weigh: one round.
         """
         device = self.clip.device
         words_CD = self.words(self.train_pairs)
         images_ND = normalize(features_ND, dim=-1)
-        weights = self.weights
-        if weights is None:
+        confidences = self.confidences
+        if confidences is None:
             pairs_N2 = torch.stack([attr_N, obj_N], dim=1).cpu().numpy()
             place_N1 = self.space.locate(pairs_N2, self.space.train_pairs)[:, None]
             sizes = self.space.num_attributes, self.space.num_objects
-            weights = CandidateWeights(place_N1, self.space.train_pairs, *sizes, device=device, dtype=words_CD.dtype)
+            confidences = LabelConfidences(place_N1, self.space.train_pairs, *sizes, device=device, dtype=words_CD.dtype)
         parts = torch.arange(len(images_ND), device=device).split(CHUNK)
         labels_CD = words_CD
         for last in range(self.config.em_rounds)[::-1]:
             total_CD, count_C = torch.zeros_like(words_CD), words_CD.new_zeros(len(words_CD))
             for rows_n in parts:
-                weight_nC = weights.dense(rows_n)
+                weight_nC = confidences.dense(rows_n)
                 total_CD += weight_nC.T @ images_ND[rows_n]
                 count_C += weight_nC.sum(0)
             labels_CD = normalize(words_CD + self.config.em_rho * total_CD / count_C.clamp_min(1e-6)[:, None], dim=-1)
             for rows_n in parts if last else ():
                 logits_nC = images_ND[rows_n] @ labels_CD.T
-                weights.update(rows_n, logits_nC / self.log_tau.exp(), relevance(images_ND[rows_n], labels_CD))
+                confidences.update(rows_n, logits_nC / self.log_tau.exp(), relevance(images_ND[rows_n], labels_CD))
         self.average.copy_(labels_CD)
 
     def metrics(self) -> dict[str, float]:

@@ -146,12 +146,12 @@ class ClusPro(Method):
 
     # -- training --------------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """Prototypes start from training images unless they start from zeros or are there already."""
         return not bool(self.prototypes.seeded)
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Seed the prototypes from what the first MLPs make of all images under their batch statistics, without dropout."""
         was_training = self.training
         self.train()
@@ -222,12 +222,12 @@ class ClusPro(Method):
             return {}
         return {"effective_k": float(effective_count(bank).mean()), "prototype_cosine": float(mean_cosine(bank).mean())}
 
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """The image's nearest prototypes of the attribute and the object, with the training images nearest to them."""
         assert isinstance(scored.features, ClusProImages) and scored.features.hidden is not None
-        pair = scored.text.pairs[place].tolist()
+        pair = scored.text.pairs[index].tolist()
         names = self.space.pair_names(pair)
-        figures = branch_figures(scored, place, (" ".join(names), *names))
+        figures = branch_figures(scored, index, (" ".join(names), *names))
         examples = scored.examples(pair[0], pair[1])
         shown = None if examples is None else self.clustered_features(examples.features)
         parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, scored.features.hidden, examples, shown)

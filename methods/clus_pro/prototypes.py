@@ -22,12 +22,12 @@ JITTER = 0.1  # length of what tells the copies of a unit feature apart, where a
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a batch that the host needs before it can make tensors: ``primitives`` in it, ``most`` features of one of them, whether
+    """Sizes of a batch that the host needs before it can make tensors: ``primitives`` in it, ``largest`` features of one of them, whether
     one of them has no prototypes yet (``fresh``), and how many attributes and objects have prototypes.
     """
 
     primitives: int
-    most: int
+    largest: int
     fresh: bool
     attributes: int
     objects: int
@@ -118,8 +118,8 @@ class Prototypes(nn.Module):
         place_M = _places(ordered_M)
         used_C = self.in_use()
         numbers = [(place_M == 0).sum(), place_M.max() + 1, (~used_C[ids_M]).any(), used_C[:A].sum(), used_C[A:].sum()]
-        primitives, most, fresh, attributes, objects = torch.stack(numbers).tolist()
-        return Sizes(primitives, most, bool(fresh), attributes, objects)
+        primitives, largest, fresh, attributes, objects = torch.stack(numbers).tolist()
+        return Sizes(primitives, largest, bool(fresh), attributes, objects)
 
     def rows_in_use(self) -> tuple[Tensor, Tensor]:
         """Prototypes of the attributes and of the objects that take part in losses, [n, D] each; as many as at the last step."""
@@ -152,7 +152,7 @@ class Prototypes(nn.Module):
         ids_M = self.ids(attr_B, obj_B)
         self._sizes = self.sizes(ids_M)
         if self._sizes.fresh:
-            # A primitive met without a first pass (or in a new label space) starts from its features in this batch.
+            # A primitive met without an initialisation (or in a new label space) starts from its features in this batch.
             new_M = (~self.in_use()[ids_M]).nonzero()[:, 0]
             self._seed_from(g_MD[new_M], ids_M[new_M], kmeans=False)
             self._sizes = self.sizes(ids_M)
@@ -206,7 +206,7 @@ class Prototypes(nn.Module):
         problem, place = torch.empty_like(ids_M), torch.empty_like(ids_M)
         problem[order_M], place[order_M] = problem_M, torch.arange(M, device=device) - first[problem_M]
         filled = counts.clamp(min=self.config.num_prototypes)
-        place_N = torch.arange(max(sizes.most, self.config.num_prototypes), device=device)
+        place_N = torch.arange(max(sizes.largest, self.config.num_prototypes), device=device)
         mask, filler = place_N < filled[:, None], place_N >= counts[:, None]
         rows = torch.zeros_like(mask, dtype=torch.long)
         rows[problem, place] = torch.arange(M, device=device)

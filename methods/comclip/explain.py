@@ -24,10 +24,10 @@ SAME = "The fit of a word is its cosine to the part of the image that it sees (m
 
 
 def explain_pair(
-    scored: ScoredImage, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
+    scored: ScoredImage, index: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
     """Weights w_a and w_o, fits, the score and CLIP's own, and where the words look."""
-    images, text = scored.features, scored.text.tile(place, place + 1)
+    images, text = scored.features, scored.text.tile(index, index + 1)
     assert isinstance(images, ComCLIPImages)
     assert isinstance(text, ComCLIPText)
     pair = text.pairs[0].tolist()
@@ -44,7 +44,7 @@ def explain_pair(
         ["ComCLIP", round(float(parts.score[0, 0]), 5), round(scale * float(parts.score[0, 0]), 4)],
     ]
     shown: list[Part] = [
-        branch_figures(scored, place, (" ".join(names), *names)),
+        branch_figures(scored, index, (" ".join(names), *names)),
         Figures("What the words see", ["word is", "word", "cosine", "fit", "weight"], rows, SAME),
         Figures("What it changes", ["score of", "cosine", "times CLIP's scale"], scores),
     ]

@@ -43,7 +43,7 @@ class ComCLIP(Method):
         return self.config.table if self.config.from_file else None
 
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Return the settings that determine regions."""
         return regions_key(self.config)
 
@@ -87,9 +87,9 @@ class ComCLIP(Method):
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Return the regions of attribute and object, and their weights."""
-        return explain_pair(scored, place, self.space, self.config, self.table, self.clip)
+        return explain_pair(scored, index, self.space, self.config, self.table, self.clip)
 
 
 def word_features(clip: Towers, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:

@@ -60,12 +60,12 @@ def regions_key(config: ComCLIPConfig) -> str:
     return key
 
 
-def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], most: int) -> list[np.ndarray]:
-    """Masks of an image's regions in a file, at most ``most``, the best scores first; those outside of the image are left out."""
+def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], limit: int) -> list[np.ndarray]:
+    """Masks of an image's regions in a file, at most ``limit``, the best scores first; those outside of the image are left out."""
     found = table.of(image_id)
     regions = sorted(found.regions, key=lambda r: -np.inf if r.score is None else -r.score) if found else []
     masks = (region.pixels(size) for region in regions)
-    return [mask for mask in masks if mask is not None][:most]
+    return [mask for mask in masks if mask is not None][:limit]
 
 
 def prepare_regions(

@@ -51,18 +51,18 @@ class Fitted:
         return moves(self.mean, x_ND, self.geometry) - self.offset
 
 
-def direction_parts(fitted: Fitted, scored: ScoredImage, place: int) -> Explanation:
-    """The explanation of candidate ``place``.
+def direction_parts(fitted: Fitted, scored: ScoredImage, index: int) -> Explanation:
+    """The explanation of candidate ``index``.
 
     Its score is a sum of inner products with the image: of the prompt, of the centre, of the attribute's direction, of the object's. On the
     sphere cos and sin of the move's length scale centre and move, in the linear geometry the length of the end does: the sum is exact.
     """
-    space, pair = fitted.space, scored.text.pairs[place].tolist()
+    space, pair = fitted.space, scored.text.pairs[index].tolist()
     names = space.pair_names(pair)
-    parts: list[Part] = [branch_figures(scored, place, (space.pair_name(pair), *names))]
+    parts: list[Part] = [branch_figures(scored, index, (space.pair_name(pair), *names))]
     notes: list[str] = []
     image_D = scored.features.pair[0].double().cpu()
-    parts.append(_score(fitted, scored, place, image_D))
+    parts.append(_score(fitted, scored, index, image_D))
     A = space.num_attributes
     kinds = (("attribute", space.attributes, 0), ("object" if names[0] else "class", space.objects, A))
     for branch, (kind, words, first) in enumerate(kinds):
@@ -79,9 +79,9 @@ def direction_parts(fitted: Fitted, scored: ScoredImage, place: int) -> Explanat
     return Explanation(tuple(space.label(pair).values()), parts, notes)
 
 
-def _score(fitted: Fitted, scored: ScoredImage, place: int, image_D: Tensor) -> Shares:
+def _score(fitted: Fitted, scored: ScoredImage, index: int, image_D: Tensor) -> Shares:
     """Exact parts of the score."""
-    attribute, obj = scored.text.pairs[place].tolist()
+    attribute, obj = scored.text.pairs[index].tolist()
     names, share = fitted.space.pair_names((attribute, obj)), fitted.share
     rows_TD, mean_D, offset_D = fitted.directions, fitted.mean, fitted.offset
     move_D = offset_D + rows_TD[attribute] + rows_TD[fitted.space.num_attributes + obj]

@@ -64,7 +64,7 @@ class GDE(Method):
         self.register_buffer("pair_means", torch.zeros(C, D))
         self.register_buffer("pair_mass", torch.full((C,), -torch.inf))
         self.register_buffer("pair_images", torch.zeros(C, dtype=torch.int64))
-        # Temperature, ridge and share of the text; before the first pass it is plain CLIP.
+        # Temperature, ridge and share of the text; before the initialisation it is plain CLIP.
         self.register_buffer("chosen", torch.tensor([EVEN, RIDGE, 1.0]))
         self.words = KeptWords(clip, self.encode_names)
 
@@ -117,12 +117,12 @@ class GDE(Method):
 
     # -- the one pass --------------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """It is all of the training."""
         return not bool(self.pair_images.any())
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Find the directions, and choose on validation images what the settings leave open.
 
         First the ridge with the share of the text, both of them together; then the temperature of the weights with these.
@@ -222,7 +222,7 @@ class GDE(Method):
 
     def metrics(self) -> dict[str, Any]:
         """Return the settings in use: share of the text, ridge, temperature (absent if images have equal weights)."""
-        if self.wants_first_pass:
+        if self.needs_initialisation:
             return {}
         out = {"text": round(self.share, 6)}
         if self.config.fit == "ridge":
@@ -231,7 +231,7 @@ class GDE(Method):
 
     def notes(self) -> list[str]:
         """Primitives without images or with a zero direction, and pairs of one image."""
-        if self.wants_first_pass:
+        if self.needs_initialisation:
             return []
         known_T, zero_T = self.known, (self.directions.norm(dim=1) < 1e-6).cpu()
         names = [*self.space.attributes, *self.space.objects]
@@ -275,12 +275,12 @@ class GDE(Method):
         return new
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Parts of the score, the nearest directions, and the training images that lie furthest along those of the composition."""
-        word_D = self.words(scored.text.pairs[place : place + 1])[0]
+        word_D = self.words(scored.text.pairs[index : index + 1])[0]
         vectors = (x.double().cpu() for x in (self.mean, self.offset, self.directions, word_D))
         fitted = Fitted(self.space, self.config.geometry, float(self.clip.logit_scale), self.share, self.known, *vectors)
-        return direction_parts(fitted, scored, place)
+        return direction_parts(fitted, scored, index)
 
 
 def _some(names: list[str]) -> str:

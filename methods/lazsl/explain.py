@@ -83,13 +83,14 @@ class TransportExplanation:
         """The region that contributes most to each phrase, int [N]."""
         return self.local.argmax(1)
 
-    def heat_map(self, values_R: np.ndarray | None = None, longest: int = 512) -> np.ndarray:
-        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``longest``; 0 if uncovered.
+    def heat_map(self, values_R: np.ndarray | None = None, max_side: int = 512) -> np.ndarray:
+        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``max_side`` on its longer side; 0 if
+        uncovered.
 
         The values are the regions' shares by default; ``lift[n]`` shows where a single phrase finds support.
         """
         width, height = self.settings["image_size"]
-        scale = min(1.0, longest / max(width, height))
+        scale = min(1.0, max_side / max(width, height))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         edges = np.round(self.boxes * np.tile([size[1] / width, size[0] / height], 2)).astype(int)
         values_R = self.by_region if values_R is None else np.asarray(values_R)
@@ -109,7 +110,7 @@ class TransportExplanation:
         """Return the parts to show: regions by their shares, the best region of each phrase, and the shares that add up to the score."""
         width, height = self.settings["image_size"]
         shown = np.argsort(-self.by_phrase, kind="stable")[:SHOWN].tolist()
-        maps = [("all phrases: mean share of the regions here", self.heat_map(longest=MAP_SIDE), "share of the score")]
+        maps = [("all phrases: mean share of the regions here", self.heat_map(max_side=MAP_SIDE), "share of the score")]
         maps += [
             (f"{self.phrases[n].text}: lift", self.heat_map(self.lift[n], MAP_SIDE), "over an even plan")
             for n in shown

@@ -37,7 +37,7 @@ class LaZSL(Method):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """The settings that decide where regions are."""
         return regions_key(self.config)
 
@@ -90,16 +90,16 @@ class LaZSL(Method):
         """Return which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
         :func:`methods.lazsl.explain.explain_image`.
         """
-        place = index_pairs([pair], self.space.attributes, self.space.objects)
+        pair_12 = index_pairs([pair], self.space.attributes, self.space.objects)
         with torch.inference_mode():
-            text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
+            text = self.encode_compositions(torch.from_numpy(pair_12).to(self.clip.device))
         return self._explain(image, text, image_id, boxes)
 
-    def explain_candidate(self, scored: ScoredImage, place: int) -> TransportExplanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> TransportExplanation:
         """Return which region supports which phrase, and the shares that add up to the score."""
         text = scored.text
         assert isinstance(text, PhraseFeatures)
-        return self._explain(scored.image, text.tile(place, place + 1), scored.image_id)
+        return self._explain(scored.image, text.tile(index, index + 1), scored.image_id)
 
     def _explain(self, image: Image.Image, text: PhraseFeatures, image_id: str, boxes: Any = None) -> TransportExplanation:
         pair = text.pairs[0].tolist()

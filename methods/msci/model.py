@@ -172,12 +172,12 @@ class MSCI(AttendingMethod):
             out[s] = cast(Stage, stage).cross_attn_layers.attention(asks, memory[s])[0]
         return out
 
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
-        names = self.space.pair_names(scored.text.pairs[place].tolist())
+        names = self.space.pair_names(scored.text.pairs[index].tolist())
         labels = (" ".join(names), *names)
         assert isinstance(scored.features, AttendedImages)
-        text_nD, memory = candidate_texts(scored.text, place), scored.features.memory
+        text_nD, memory = candidate_texts(scored.text, index), scored.features.memory
         attention, shares = self.attention(text_nD, memory), self.shares(text_nD, memory)
         parts = explained_parts(scored, attention, {name: part[0] for name, part in shares.items()}, labels)
-        return Explanation(names, [*parts, branch_figures(scored, place, labels)])
+        return Explanation(names, [*parts, branch_figures(scored, index, labels)])

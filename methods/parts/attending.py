@@ -45,11 +45,11 @@ class CountedText(TextFeatures):
     candidates: int = 0
 
 
-def candidate_texts(text: TextFeatures, place: int) -> Tensor:
+def candidate_texts(text: TextFeatures, index: int) -> Tensor:
     """Texts of a candidate, its attribute and its object before they meet an image, [3, D]."""
     assert text.attribute is not None and text.object is not None
-    attribute, obj = text.pairs[place].tolist()
-    return torch.stack([text.pair[place], text.attribute[attribute], text.object[obj]])
+    attribute, obj = text.pairs[index].tolist()
+    return torch.stack([text.pair[index], text.attribute[attribute], text.object[obj]])
 
 
 class AttendingMethod(Method):

@@ -62,13 +62,13 @@ class Troika(AttendingMethod):
 
         return moved_cosines(image_BD, text_nD, move)
 
-    def explain_candidate(self, scored: ScoredImage, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Attention of the pair and its primitives: attention over the image, mean over layers and heads."""
         assert isinstance(scored.features, AttendedImages)
-        names = self.space.pair_names(scored.text.pairs[place].tolist())
+        names = self.space.pair_names(scored.text.pairs[index].tolist())
         labels, maps = (" ".join(names), *names), list[Part]()
-        texts_3D = candidate_texts(scored.text, place)
+        texts_3D = candidate_texts(scored.text, index)
         for label, text_D, memory in zip(labels, texts_3D, scored.features.memory, strict=True):
             weights_L = self.traction.attention(text_D[None], memory)[0, 0]
             maps.append(attention_map("What the words look at", label, weights_L, scored.image.size))
-        return Explanation(names, [*maps, branch_figures(scored, place, labels)])
+        return Explanation(names, [*maps, branch_figures(scored, index, labels)])

@@ -170,7 +170,7 @@ def test_other_data_is_refused_before_anything_is_scored(czsl, folder, made):
     [
         (["zs"], 2, "1 runs to compare"),
         ([], 2, "no runs to compare"),
-        (["zs", "./zs"], 2, "is given twice"),
+        (["zs", "./zs"], 2, "was given twice"),
         (["zs", "nowhere"], 2, "nowhere is not a run folder"),
         (["zs", "csp", "--plot", "x.pdf"], 2, "neither .svg nor .png"),
         (["zs", "csp", "--scores"], 2, "--scores without --space"),

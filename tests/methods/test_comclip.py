@@ -312,7 +312,7 @@ def test_an_images_regions_come_from_the_file_and_others_do_not_matter(small_cli
     pairs = method.encode_compositions(torch.from_numpy(small_space.closed_pairs))
     torch.testing.assert_close(method.scores(alone, pairs), method.scores(encoded, pairs)[1:2], rtol=1e-5, atol=1e-5)
     other = build("comclip", small_space, small_clip, {"regions": "file", "regions_file": records[:1], "max_regions": 4})
-    assert len({method.prepare_key, other.prepare_key, build("comclip", small_space, small_clip, {}).prepare_key}) == 3
+    assert len({method.cache_key, other.cache_key, build("comclip", small_space, small_clip, {}).cache_key}) == 3
 
 
 @torch.no_grad()

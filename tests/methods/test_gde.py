@@ -44,7 +44,7 @@ def images(small_space, small_clip, generator):
 def fitted(space, clip, images, judge=None, **settings):
     method = build("gde", space, clip, settings).eval()
     method.judge = judge
-    method.first_pass(*images)
+    method.initialise(*images)
     method.judge = None
     return method
 
@@ -160,7 +160,7 @@ def test_what_the_settings_leave_open_is_chosen_by_the_judge(small_space, small_
 
     method = build("gde", small_space, small_clip, {}).eval()
     method.judge = likes(0.35, 3.0, 0.05)
-    method.first_pass(*images)
+    method.initialise(*images)
     assert method.chosen.tolist() == pytest.approx([0.05, 3.0, 0.35])
     assert method.metrics() == {"text": 0.35, "ridge": 3.0, "temperature": 0.05}
     # What stands at the end is the fit with what was chosen, not what was tried last.
@@ -170,7 +170,7 @@ def test_what_the_settings_leave_open_is_chosen_by_the_judge(small_space, small_
     asked.clear()
     method = build("gde", small_space, small_clip, {"temperature": 0.1, "ridge": 1.0, "text": 0.5}).eval()
     method.judge = likes(0.35, 3.0, 0.05)
-    method.first_pass(*images)
+    method.initialise(*images)
     assert not asked
     assert method.chosen.tolist() == pytest.approx([0.1, 1.0, 0.5])
 

@@ -63,7 +63,7 @@ def read_match_file(path: PathLike) -> MatchFile:
         An unknown format, or an incomplete item, which is named.
     """
     path = Path(path)
-    text = read_text(path, most=MAX_BYTES, fix=f"formats: {FORMATS}")
+    text = read_text(path, max_bytes=MAX_BYTES, fix=f"formats: {FORMATS}")
     start = text.lstrip()[:1]
     found = _from_list(text, path) if start == "[" else _from_lines(text, path) if start == "{" else _from_csv(text, path)
     if not found.items:
@@ -202,7 +202,7 @@ def read_sentences(path: PathLike) -> list[str]:
         It cannot be read, is not text, or has no line.
     """
     path = Path(path)
-    lines = read_lines(path, most=MAX_BYTES, fix="give one sentence a line, in UTF-8")
+    lines = read_lines(path, max_bytes=MAX_BYTES, fix="give one sentence a line, in UTF-8")
     if not any(lines):
         raise DataError(f"{path} has no sentence", "it is empty", "give one sentence a line")
     return [line for line in lines if line]

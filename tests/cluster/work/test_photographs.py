@@ -119,7 +119,7 @@ def test_a_second_question_encodes_what_is_new_and_reads_nothing_else(photos, tm
 
 
 def test_a_new_image_among_many_kept_ones_holds_up_few_of_them(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(photographs, "MOST_WAITING", 20)
+    monkeypatch.setattr(photographs, "MAX_WAITING", 20)
     store = FeatureStore(tmp_path / "s.sqlite", 2**30)
     names = [n for n in sorted(p.name for p in photos.iterdir()) if expected(photos)[n] != "not an image"]
     source = ImageSource(str(photos), names)
