@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.evaluate import evaluate_run, reduction_of
+from cluster.evaluate import evaluate_run, load_or_evaluate
 from cluster.train import train
-from cluster.work.evaluation import EvalConfig, kept_reduction
+from cluster.work.evaluation import EvalConfig, saved_evaluation
 from cluster.work.progress import Notice, Progress
 from czsl.data.batches import steps_per_epoch, stratified
 from czsl.data.table import Dataset
@@ -179,7 +179,7 @@ def train_all(planned: Sequence[Planned], folder: Path, **how: Any) -> str:
 def measured(run: Run, eval_config: EvalConfig, progress: Progress, notice: Notice, **where: Any) -> dict[str, Any]:
     """Return a run's report, the kept one if it is of this checkpoint, data and number of resamples, else that of an evaluation now."""
     file = run.path / f"report-{eval_config.name}.json"
-    kept, _ = kept_reduction(run, eval_config)
+    kept, _ = saved_evaluation(run, eval_config)
     if kept is not None and file.is_file():
         found = read_json(file)
         if (not eval_config.bootstrap or "intervals" in found) and _same_threshold(found, eval_config):
@@ -210,7 +210,7 @@ def compared(
     firsts, seconds = (list(runs) * count if len(runs) == 1 else list(runs) for runs in (first, second))
     found = []
     for one, other in zip(firsts, seconds, strict=False):
-        a, b = reduction_of(one, eval_config), reduction_of(other, second_config or eval_config)
+        a, b = load_or_evaluate(one, eval_config), load_or_evaluate(other, second_config or eval_config)
         found.append(compare(a.extremes, b.arranged(a.ids).extremes, resamples, seed=0))
     return found
 

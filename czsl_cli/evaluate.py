@@ -150,7 +150,7 @@ def _evaluate_run(
     with progress_bar() as bar:
         callbacks: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
         orders = [plan.seed for plan in plans if plan]
-        result, reduction = (
+        result, saved = (
             evaluate_orders(run, eval_config, orders, **callbacks) if orders else evaluation_of(run, eval_config, **callbacks)
         )
     beside = _beside_papers(result, run.config, options["data"], benchmark) if benchmark is not None else None
@@ -160,7 +160,7 @@ def _evaluate_run(
     def page(result: dict[str, Any]) -> None:
         from czsl_cli.point_report import write_report_page
 
-        write_report_page(html, run.path.name, result, reduction.extremes)
+        write_report_page(html, run.path.name, result, saved.extremes)
 
     return result, page, beside
 

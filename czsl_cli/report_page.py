@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cluster.work.evaluation import EvalConfig
     from cluster.work.progress import Progress
     from czsl.data.table import Dataset
-    from czsl.evaluation import Reduction
+    from czsl.evaluation import SavedEvaluation
     from czsl.evaluation.operating import OperatingPoint
     from czsl.runs.run import Run
 
@@ -50,7 +50,7 @@ class Material:
     run: Run
     eval_config: EvalConfig
     result: dict[str, Any] | None = None
-    reduction: Reduction | None = None
+    saved: SavedEvaluation | None = None
     point: OperatingPoint | None = None
     data: Dataset | None = None
     given: np.ndarray | None = None  # int64 [N, 2], the label that each image is given
@@ -81,7 +81,7 @@ def gather(run: Run, eval_config: EvalConfig, gallery: int, progress: Progress, 
 
 
 def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> None:
-    from cluster.evaluate import reduction_of
+    from cluster.evaluate import load_or_evaluate
     from cluster.work.evaluation import open_evaluation_data
     from czsl.data.subset import Subset
     from czsl.evaluation import Candidates, OperatingPoint
@@ -90,7 +90,7 @@ def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> N
     from methods.loading import load, stored_point
 
     run, eval_config = found.run, found.eval_config
-    reduction = found.reduction = reduction_of(run, eval_config)
+    saved = found.saved = load_or_evaluate(run, eval_config)
     found.point = stored_point(run, eval_config.checkpoint, eval_config.open_world)[0] or OperatingPoint()
     data: Any = open_evaluation_data(run, eval_config, load(run, eval_config.checkpoint))
     if eval_config.per_pair:
@@ -98,13 +98,13 @@ def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> N
 
         data = Subset(data, eval_config.per_pair, SUBSET_SEED)
     found.data = data
-    e = reduction.extremes
+    e = saved.extremes
     found.pairs = Candidates.build(data.space, split=eval_config.split, open_world=eval_config.open_world).pairs
     found.given = named_labels(e, found.pairs, found.point.bias)
-    if reduction.sums is None or not reduction.sums.has([found.point.composition.temperature]):
+    if saved.sums is None or not saved.sums.has([found.point.composition.temperature]):
         note("no gallery: probabilities are kept for the closed world and top-1 only")
         return
-    given = answers(e, reduction.sums, found.point)
+    given = answers(e, saved.sums, found.point)
     order = np.argsort(-given.confidence, kind="stable")
     kinds = {
         "surest right": order[given.right[order]],
@@ -218,9 +218,9 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
         name, columns, lines = point_table(result)
         said = "\n".join(line[0].upper() + line[1:] + "." for line in (name, *point_lines(result)))
         sections.append(Table("Operating point", columns, lines, said))
-    if found.reduction is not None and result.get("auc") is not None:
+    if found.saved is not None and result.get("auc") is not None:
         run = {"name": found.run.path.name, "auc": result["auc"], "hm": result["hm"], "op_bias": result.get("op_bias")}
-        plots["seen-unseen"] = curves_figure([run], [found.reduction.extremes])
+        plots["seen-unseen"] = curves_figure([run], [found.saved.extremes])
         alt = (
             f"Curve of accuracy on unseen pairs over accuracy on seen pairs. Area {percent(result['auc'])} percent; best seen "
             f"{percent(result['seen'])}, best unseen {percent(result['unseen'])}, best harmonic mean {percent(result['hm'])} percent."
@@ -270,9 +270,9 @@ def _kinds(found: Material) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[str
     """True and given labels of each kind with their names: attributes and objects, or classes."""
     from czsl.classes import ClassSpace
 
-    if found.reduction is None or found.given is None or found.data is None:
+    if found.saved is None or found.given is None or found.data is None:
         return {}
-    space, true_N2, named_N2 = found.data.space, found.reduction.extremes.labels, found.given
+    space, true_N2, named_N2 = found.data.space, found.saved.extremes.labels, found.given
     if isinstance(space, ClassSpace):
         return {"class": (true_N2[:, 1], named_N2[:, 1], space.classes)}
     return {
@@ -325,8 +325,8 @@ def _tables(found: Material) -> list[Any]:
 
 
 def _compositions(found: Material) -> Table:
-    assert found.reduction is not None and found.given is not None and found.data is not None
-    space, e = found.data.space, found.reduction.extremes
+    assert found.saved is not None and found.given is not None and found.data is not None
+    space, e = found.data.space, found.saved.extremes
     labels, place_N = np.unique(e.labels, axis=0, return_inverse=True)
     place_N = place_N.ravel()
     right_N = (found.given == e.labels).all(axis=1)

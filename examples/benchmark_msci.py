@@ -29,14 +29,14 @@ from czsl.clip.compat import import_open_clip
 from czsl.compositions import CompositionSpace
 from methods.msci.config import MSCIConfig
 from methods.msci.model import MSCI
-from methods.parts import traction
+from methods.parts import cross_attention
 from methods.presets import load_presets
 
 # Attributes, objects, training pairs, batch; and the share of the prompts that is computed in earnest.
 SPACES = {"mit-states": (115, 245, 1262, 64, 10), "cgqa": (413, 674, 5592, 48, 32)}
 FORMS = ("written out", "accelerated", "and tower again")  # the last with checkpoint_blocks=true
 PARTS = ("tower", "text", "stages")
-TILE = traction.TILE_ELEMENTS
+TILE = cross_attention.TILE_ELEMENTS
 
 
 def make_clip() -> Clip:
@@ -125,7 +125,7 @@ def in_earnest(dataset: str, clip: Clip) -> dict[str, dict[str, float]]:
     """CPU seconds with one image and a share of the prompts, by form and part; refuses counts that content would change."""
     share = SPACES[dataset][4]
     # As with the whole batch, and small enough that there are several tiles: a single one is not computed again.
-    traction.TILE_ELEMENTS = TILE // SPACES[dataset][3] // 4
+    cross_attention.TILE_ELEMENTS = TILE // SPACES[dataset][3] // 4
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             method, pairs = make(make_clip(), dataset, share)
@@ -133,7 +133,7 @@ def in_earnest(dataset: str, clip: Clip) -> dict[str, dict[str, float]]:
         method, pairs = make(clip, dataset, share)
         found = {form: measure(method, pairs, 1, form) for form in FORMS}
     finally:
-        traction.TILE_ELEMENTS = TILE
+        cross_attention.TILE_ELEMENTS = TILE
     for form in FORMS:
         for part in PARTS:
             with_content, without = found[form][part]["gb"], expected[form][part]["gb"]

@@ -21,7 +21,7 @@ from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import reduce_split
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
-from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold
+from czsl.evaluation import Candidates, Extremes, SavedEvaluation, at_threshold
 from czsl.evaluation.calibration import answers, best_precision, confidence_for, fit_point
 from czsl.evaluation.operating import (
     Aim,
@@ -65,7 +65,7 @@ class Calibration:
         return self.adapt.key if self.adapt else ""
 
 
-def reduction_file(run: Run, asked: Calibration) -> Path:
+def saved_evaluation_file(run: Run, asked: Calibration) -> Path:
     """Return the file with the numbers of the images that a point was chosen on."""
     return point_file(run.path, asked.open_world, asked.checkpoint, asked.layer).with_suffix(".npz")
 
@@ -123,7 +123,7 @@ def choose_point(
     }  # fmt: skip
     if asked.adapt:
         facts["adaptation"] = asked.layer
-    kept = comm.from_first(_kept(reduction_file(run, asked), facts, asked.open_world) if comm.rank == 0 else None)
+    kept = comm.from_first(_kept(saved_evaluation_file(run, asked), facts, asked.open_world) if comm.rank == 0 else None)
     if kept is None:
         sums = None
         if scored is not None and asked.open_world:
@@ -136,9 +136,9 @@ def choose_point(
                 run, scorer, loader, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
             )
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
-        kept = Reduction(extremes, *names, facts, sums)
+        kept = SavedEvaluation(extremes, *names, facts, sums)
         if comm.rank == 0 and run.writable:
-            kept.save(reduction_file(run, asked))
+            kept.save(saved_evaluation_file(run, asked))
     point = point_from(kept.extremes, kept.sums, aim, is_classes(data.space), facts)
     if asked.open_world:
         point = _with_closed_scales(point, run, asked)
@@ -216,10 +216,10 @@ def find_point(
     return choose_point(run, asked, method, comm, progress, scored)
 
 
-def kept_answers(run: Run, asked: Calibration) -> Reduction:
+def kept_answers(run: Run, asked: Calibration) -> SavedEvaluation:
     """Numbers of the images that the run's point was chosen on; DataError if missing or of other weights."""
     point, why = stored_point(run, asked.checkpoint, asked.open_world, asked.layer)
-    file = reduction_file(run, asked)
+    file = saved_evaluation_file(run, asked)
     if point is not None and file.exists():
         kept = _kept(file, point.facts, asked.open_world)
         if kept is not None:
@@ -288,12 +288,12 @@ def open_sha256(run: Run) -> str | None:
         return None
 
 
-def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> Reduction | None:
+def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> SavedEvaluation | None:
     """The kept numbers if they are of these weights, images and candidates."""
     if not file.exists():
         return None
     try:
-        kept = Reduction.load(file)
+        kept = SavedEvaluation.load(file)
     except DataError:
         return None
     same = all(kept.facts.get(key) == facts[key] for key in ("checkpoint_sha256", "data_sha256", "candidates_sha256", "split"))

@@ -27,7 +27,7 @@ from czsl.evaluation import (
     Candidates,
     Extremes,
     OperatingPoint,
-    Reduction,
+    SavedEvaluation,
     at_threshold,
     choose_threshold,
     report,
@@ -110,7 +110,7 @@ class EvalConfig:
 
 def evaluate(
     run: Run, eval_config: EvalConfig, comm: Group, device: torch.device, progress: Progress = quiet
-) -> tuple[dict[str, Any], Reduction]:
+) -> tuple[dict[str, Any], SavedEvaluation]:
     """The report and what it follows from, computed by the workers of ``comm`` together."""
     allow_tf32(device, run.config.precision)
     method = load(run, eval_config.checkpoint, precision=run.precision_on(device)).to(device)
@@ -195,7 +195,7 @@ def evaluate(
         facts |= {"threshold": threshold, "rule": rule, "threshold_chosen": chosen.how}
     in_use = at_threshold(extremes, candidates, threshold, rule)
     names = data.split(eval_config.split).ids, list(data.space.attributes), list(data.space.objects)
-    return result, Reduction(in_use, *names, facts, sums)
+    return result, SavedEvaluation(in_use, *names, facts, sums)
 
 
 def _collectors(candidates: Candidates, point: OperatingPoint) -> list[Any]:
@@ -262,21 +262,21 @@ def _feasibility(eval_config: EvalConfig, method: Method, data: Dataset, comm: G
 
 
 # -- what is kept --------------------------------------------------------------------------------------------------
-def reduction_file(run: Run, eval_config: EvalConfig) -> Path:
+def saved_evaluation_file(run: Run, eval_config: EvalConfig) -> Path:
     """Return the file with the few numbers per image of an evaluation."""
     return run.path / f"extremes-{eval_config.name}{f'-top{eval_config.topk}' if eval_config.topk > 1 else ''}.npz"
 
 
-def kept_reduction(run: Run, eval_config: EvalConfig) -> tuple[Reduction | None, str]:
+def saved_evaluation(run: Run, eval_config: EvalConfig) -> tuple[SavedEvaluation | None, str]:
     """Result of an earlier evaluation, or None and the reason why it cannot be used.
 
     In the open world it is of the threshold that was used then; settings of the threshold in ``eval_config`` play no part.
     """
-    file = reduction_file(run, eval_config)
+    file = saved_evaluation_file(run, eval_config)
     if not file.exists():
         return None, "no numbers of its images are kept yet"
     try:
-        kept = Reduction.load(file)
+        kept = SavedEvaluation.load(file)
     except DataError as error:
         return None, f"{file.name} is damaged ({error.why})"
     if kept.facts.get("checkpoint_sha256") != fingerprint(run, eval_config.checkpoint):

@@ -37,7 +37,7 @@ _NAMES = ("ids", "attributes", "objects")
 
 
 @dataclass(frozen=True)
-class Reduction:
+class SavedEvaluation:
     """One evaluation of a run, reduced.
 
     Attributes
@@ -73,7 +73,7 @@ class Reduction:
         write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: PathLike) -> Reduction:
+    def load(cls, path: PathLike) -> SavedEvaluation:
         """Read what :meth:`save` wrote.
 
         Raises
@@ -98,7 +98,7 @@ class Reduction:
             raise DataError(f"cannot read {path}", f"{type(error).__name__}: {error}", "evaluate the run again") from None
         return cls(Extremes(**arrays), ids, attributes, objects, about["facts"], Sums(**sums) if sums else None)
 
-    def arranged(self, ids: Sequence[str]) -> Reduction:
+    def arranged(self, ids: Sequence[str]) -> SavedEvaluation:
         """The same with the images in the order of ``ids``; DataError if they are others."""
         place = {name: i for i, name in enumerate(self.ids)}
         if len(place) != len(self.ids) or len(ids) != len(self.ids) or not all(name in place for name in ids):

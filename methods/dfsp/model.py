@@ -23,8 +23,8 @@ from methods.dfsp.config import DFSPConfig
 from methods.features import ImageFeatures, Targets, TextFeatures
 from methods.method import TEXT_CHUNK, Method
 from methods.parts.blocks import AttentionBlock
+from methods.parts.cross_attention import HEAD_WIDTH
 from methods.parts.prompts import SoftPrompts
-from methods.parts.traction import HEAD_WIDTH
 
 END = 6  # place of the end token in "<start> a photo of ATTRIBUTE OBJECT <end>"
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from methods.explanation import HeatMap, Part, ScoredImage, Shares, attention_map
 from methods.msci.config import HIGH, LOW
-from methods.parts.attending import AttendedImages
+from methods.parts.cross_attention_method import AttendedImages
 
 STAGES = {LOW: "stage 1, low layers", HIGH: "stage 2, high layers"}
 PARTS = {"text": "text", LOW: "low layers (stage 1)", HIGH: "high layers (stage 2)"}

@@ -17,8 +17,8 @@ from czsl.errors import UsageError
 from methods.explanation import Explanation, ScoredImage, branch_figures
 from methods.msci.config import HIGH, LOW, MSCIConfig
 from methods.msci.explain import explained_parts
-from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.traction import Memory, Traction, TractionLayer, branch_cosines
+from methods.parts.cross_attention import CrossAttentionLayer, CrossAttentionLayers, Memory, branch_cosines
+from methods.parts.cross_attention_method import AttendedImages, CrossAttentionMethod, candidate_texts
 
 NUMBER = {LOW: 1, HIGH: 2}
 FRACTION = 6  # of the tower's blocks, where the number of low or high blocks is not given: 4 of 24
@@ -40,8 +40,8 @@ class Stage(nn.Module):
     def __init__(self, dim: int, layers: int, heads: int, dropout: float, zero_init: bool):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.cross_attn_layers = Traction(dim, layers, heads, dropout)
-        for layer in cast(list[TractionLayer], list(self.cross_attn_layers)) if zero_init else ():
+        self.cross_attn_layers = CrossAttentionLayers(dim, layers, heads, dropout)
+        for layer in cast(list[CrossAttentionLayer], list(self.cross_attn_layers)) if zero_init else ():
             for last in (layer.cross_attn.proj, cast(nn.Linear, layer.mlp[-1])):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
@@ -55,7 +55,7 @@ class Stage(nn.Module):
         return self.cross_attn_layers(text_nD, memory)
 
 
-class MSCI(AttendingMethod):
+class MSCI(CrossAttentionMethod):
     """Learned prompts and adapters with three branches, whose texts attend to low, then to high layers of the image tower.
 
     A step costs an encoding of all training pairs, the image tower forth and back, and for each image two small transformers over

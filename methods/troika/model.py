@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.explanation import Explanation, Part, ScoredImage, attention_map, branch_figures
-from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.traction import Memory, Traction, moved_cosines
+from methods.parts.cross_attention import CrossAttentionLayers, Memory, moved_cosines
+from methods.parts.cross_attention_method import AttendedImages, CrossAttentionMethod, candidate_texts
 from methods.troika.config import TroikaConfig
 
 
-class Troika(AttendingMethod):
+class Troika(CrossAttentionMethod):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 
     A step costs an encoding of all training pairs, the image tower forth and back, and for each image a small transformer over all
@@ -32,7 +32,7 @@ class Troika(AttendingMethod):
     def __init__(self, space: CompositionSpace, clip: Clip, config: TroikaConfig):
         super().__init__(space, clip, config)
         c, heads = config, self.attention_heads("traction_heads")
-        self.traction = Traction(clip.dim, c.traction_layers, heads, c.traction_dropout)
+        self.traction = CrossAttentionLayers(clip.dim, c.traction_layers, heads, c.traction_dropout)
         self.patch_norm = nn.LayerNorm(clip.dim)
         self.traction_scale = nn.Parameter(torch.full((clip.dim,), c.traction_scale))
 

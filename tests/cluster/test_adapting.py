@@ -17,7 +17,7 @@ from cluster.evaluate import evaluate_orders, evaluate_run
 from cluster.predict import predict_files
 from cluster.work.adapting import Stream, reduce_stream
 from cluster.work.comm import Group
-from cluster.work.evaluation import EvalConfig, kept_reduction
+from cluster.work.evaluation import EvalConfig, saved_evaluation
 from cluster.work.feature_loader import FeatureLoader
 from cluster.work.predictor import PredictConfig, Predictor, for_encoding
 from cluster.work.scoring import reduce_split
@@ -113,9 +113,9 @@ def test_the_report_names_adaptation_order_and_the_run_without_it(copied):
     assert result["adaptation"]["settings"]["alpha"] == 3.0
     assert result["without_adaptation"]["auc"] == plain["auc"] != result["auc"]
     # Its files stand beside those of the run, and neither is taken for the other.
-    assert kept_reduction(copied, PLAIN)[0].facts.get("adaptation") is None
-    assert kept_reduction(copied, replace(PLAIN, adapt=plan))[0].facts["adaptation"] == plan.key
-    assert kept_reduction(copied, replace(PLAIN, adapt=Plan.of("tomcat", LIVELY, seed=4)))[0] is None
+    assert saved_evaluation(copied, PLAIN)[0].facts.get("adaptation") is None
+    assert saved_evaluation(copied, replace(PLAIN, adapt=plan))[0].facts["adaptation"] == plan.key
+    assert saved_evaluation(copied, replace(PLAIN, adapt=Plan.of("tomcat", LIVELY, seed=4)))[0] is None
     # The operating point is that of the adapted validation images.
     own, other = stored_point(copied, layer=plan.key)[0], stored_point(copied)[0]
     assert own.bias == result["operating_point"]["bias"] != other.bias

@@ -10,7 +10,7 @@ import torch
 
 from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
-from cluster.work.evaluation import EvalConfig, kept_reduction
+from cluster.work.evaluation import EvalConfig, saved_evaluation
 from cluster.work.feature_loader import FeatureLoader
 from czsl.clip.loading import load_clip
 from czsl.data.images import decode
@@ -79,8 +79,8 @@ def test_a_part_of_a_split_is_told_and_kept_apart(tmp_path):
     assert evaluate_run(run, eval_config) == part
     assert eval_config.name == "val-closed-2-per-pair"
     assert json.loads((run.path / "report-val-closed-2-per-pair.json").read_text()) == part
-    assert kept_reduction(run, eval_config)[0] is not None
-    assert kept_reduction(run, EvalConfig(split="val"))[0] is None
+    assert saved_evaluation(run, eval_config)[0] is not None
+    assert saved_evaluation(run, EvalConfig(split="val"))[0] is None
     whole = evaluate_run(run, EvalConfig(split="val"))
     assert "subset" not in whole
     assert whole["images"] == len(pairs)

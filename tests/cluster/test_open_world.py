@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.evaluate import evaluate_run, reduction_of
+from cluster.evaluate import evaluate_run, load_or_evaluate
 from cluster.work import scoring as score
 from cluster.work.comm import Group
-from cluster.work.evaluation import EvalConfig, kept_reduction, reduction_file
+from cluster.work.evaluation import EvalConfig, saved_evaluation, saved_evaluation_file
 from cluster.work.training import train_worker
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
-from czsl.evaluation import Curve, ExtremesAccumulator, Reduction, evaluate
+from czsl.evaluation import Curve, ExtremesAccumulator, SavedEvaluation, evaluate
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
 
@@ -96,9 +96,9 @@ def test_thresholds_are_the_same_on_several_workers(ray_local, trained, dense, g
     if given:
         eval_config = dataclasses.replace(eval_config, feasibility=dense[2][::-1].copy(), threshold=0.4, rule="reference", topk=2)
     alone = evaluate_run(trained, eval_config)
-    kept = reduction_file(trained, eval_config).read_bytes()
+    kept = saved_evaluation_file(trained, eval_config).read_bytes()
     assert json.dumps(evaluate_run(trained, eval_config, workers_per_node=2)) == json.dumps(alone)
-    assert reduction_file(trained, eval_config).read_bytes() == kept
+    assert saved_evaluation_file(trained, eval_config).read_bytes() == kept
     assert alone["threshold_chosen"] == ("given" if given else "val")
     assert len(alone["thresholds"]) == 50
 
@@ -149,7 +149,7 @@ def test_no_tile_holds_more_than_a_batch_and_a_tile_of_pairs(trained, monkeypatc
 def test_the_kept_numbers_are_those_of_the_report(trained):
     for eval_config in (EvalConfig(), EvalConfig(open_world=True), EvalConfig(topk=3), EvalConfig(split="val")):
         found = evaluate_run(trained, eval_config)
-        kept, why = kept_reduction(trained, eval_config)
+        kept, why = saved_evaluation(trained, eval_config)
         assert (kept is None, why) == (False, "")
         numbers = Curve(kept.extremes).numbers()
         assert {key: numbers[key] for key in ("auc", "hm", "seen", "unseen", "bias")} == {
@@ -170,31 +170,31 @@ def test_kept_numbers_are_used_until_they_are_stale(copy, monkeypatch):
     eval_config = EvalConfig()
     for file in copy.path.glob("extremes-*"):
         file.unlink()
-    assert kept_reduction(copy, eval_config) == (None, "no numbers of its images are kept yet")
+    assert saved_evaluation(copy, eval_config) == (None, "no numbers of its images are kept yet")
     said = []
-    first = reduction_of(copy, eval_config, say=said.append)
+    first = load_or_evaluate(copy, eval_config, say=said.append)
     assert said == ["evaluating copy first: no numbers of its images are kept yet"]
     with monkeypatch.context() as nothing_is_scored:
         nothing_is_scored.setattr("cluster.evaluate.evaluate", None)
-        again = reduction_of(copy, eval_config, say=said.append)
+        again = load_or_evaluate(copy, eval_config, say=said.append)
     assert len(said) == 1
     assert Curve(again.extremes).numbers() == Curve(first.extremes).numbers()
 
     steps = sorted(p.name for p in copy.checkpoints.glob("step-*"))
     other = next(name for name in steps if fingerprint(copy, name) != fingerprint(copy))
     last = EvalConfig(checkpoint=other)
-    assert kept_reduction(copy, last)[1] == "its kept numbers are of another checkpoint"
+    assert saved_evaluation(copy, last)[1] == "its kept numbers are of another checkpoint"
 
-    file = reduction_file(copy, eval_config)
-    Reduction(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "data_sha256": "0"}).save(file)
-    assert kept_reduction(copy, eval_config)[1] == "its kept numbers are of other data"
-    Reduction(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "split": "val"}).save(file)
-    assert kept_reduction(copy, eval_config)[1] == "extremes-test-closed.npz is of another evaluation"
+    file = saved_evaluation_file(copy, eval_config)
+    SavedEvaluation(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "data_sha256": "0"}).save(file)
+    assert saved_evaluation(copy, eval_config)[1] == "its kept numbers are of other data"
+    SavedEvaluation(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "split": "val"}).save(file)
+    assert saved_evaluation(copy, eval_config)[1] == "extremes-test-closed.npz is of another evaluation"
     file.write_bytes(file.read_bytes()[:-200])
-    assert "is damaged" in kept_reduction(copy, eval_config)[1]
-    reduction_of(copy, eval_config, say=said.append)
+    assert "is damaged" in saved_evaluation(copy, eval_config)[1]
+    load_or_evaluate(copy, eval_config, say=said.append)
     assert "is damaged" in said[-1]
-    assert kept_reduction(copy, eval_config)[0] is not None
+    assert saved_evaluation(copy, eval_config)[0] is not None
 
 
 def test_other_settings_are_another_fingerprint(copy):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cluster.calibrate import calibrate_run, ensure_point
 from cluster.evaluate import evaluate_run
-from cluster.work.calibration import Calibration, confidence_threshold, kept_answers, reduction_file, rejection_threshold
+from cluster.work.calibration import Calibration, confidence_threshold, kept_answers, rejection_threshold, saved_evaluation_file
 from cluster.work.comm import Group
 from cluster.work.evaluation import EvalConfig
 from cluster.work.predictor import PredictConfig, Predictor
@@ -22,7 +22,7 @@ from czsl.compositions import CompositionSpace
 from czsl.data.table import Record, open_data, write_dataset
 from czsl.data.toy import dataset as toy
 from czsl.errors import DataError, SetupError, UsageError
-from czsl.evaluation import OperatingPoint, Reduction
+from czsl.evaluation import OperatingPoint, SavedEvaluation
 from czsl.evaluation.at_point import accuracies
 from czsl.evaluation.calibration import answers
 from czsl.evaluation.operating import point_file
@@ -82,8 +82,8 @@ def test_prediction_reaches_what_evaluation_reports(trained, tmp_path):
         assert report[f"{prefix}_seen"] == right[seen].mean()
         assert report[f"{prefix}_unseen"] == right[~seen].mean()
         if bias == "val":
-            reduction = Reduction.load(trained.path / "extremes-test-closed.npz")
-            found = answers(reduction.extremes, reduction.sums, stored_point(trained)[0])
+            saved = SavedEvaluation.load(trained.path / "extremes-test-closed.npz")
+            found = answers(saved.extremes, saved.sums, stored_point(trained)[0])
             assert [r["predictions"][0]["prob"] for r in records] == pytest.approx(found.confidence, abs=2e-5)
     assert report["op_unseen"] > report["none_unseen"]
 
@@ -189,7 +189,9 @@ def test_a_precision_that_is_never_reached_names_the_highest(copied):
     point, _ = stored_point(copied)
     found = answers(kept.extremes, kept.sums, point)
     wrong = replace(kept.extremes, true_pair=np.where(found.right, (kept.extremes.true_pair + 1) % 5, kept.extremes.true_pair))
-    Reduction(wrong, kept.ids, kept.attributes, kept.objects, kept.facts, kept.sums).save(reduction_file(copied, asked))
+    SavedEvaluation(wrong, kept.ids, kept.attributes, kept.objects, kept.facts, kept.sums).save(
+        saved_evaluation_file(copied, asked)
+    )
     with pytest.raises(UsageError, match=r"no threshold reaches a precision of 0\.99") as error:
         confidence_threshold(copied, asked, point, 0.99)
     assert "the highest is" in error.value.why
@@ -236,9 +238,9 @@ def test_a_point_of_something_else_is_renewed_or_refused(copied, change, word):
 
 def test_kept_numbers_of_other_weights_are_not_used(copied):
     asked = Calibration()
-    file = reduction_file(copied, asked)
-    kept = Reduction.load(file)
-    Reduction(
+    file = saved_evaluation_file(copied, asked)
+    kept = SavedEvaluation.load(file)
+    SavedEvaluation(
         kept.extremes, kept.ids, kept.attributes, kept.objects, {**kept.facts, "checkpoint_sha256": "0" * 64}, kept.sums
     ).save(file)
     with pytest.raises(DataError, match="keeps no answers"):

@@ -15,8 +15,8 @@ from czsl.errors import UsageError
 from czsl.evaluation import Candidates, ExtremesAccumulator
 from methods.building import build
 from methods.features import Targets
-from methods.parts import traction
-from methods.parts.traction import branch_cosines, moved_cosines
+from methods.parts import cross_attention
+from methods.parts.cross_attention import branch_cosines, moved_cosines
 from methods.presets import load_presets
 
 PLAIN = {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 3, "stage1_heads": 4, "stage2_heads": 2, "stage2_layers": 2}
@@ -89,7 +89,7 @@ def test_the_fast_form_is_the_plain_form_in_values_and_gradients(make, images, s
     """Branches in one set of queries, keys and values once, first queries once, tapped blocks alone projected, shared beginnings of
     prompts, SDPA, and tiles computed again: all at once, in training mode without dropout, in float64.
     """
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", elements)
     method = make(**NO_DROPOUT, **settings).double().train()
     pairs = torch.from_numpy(method.space.train_pairs.copy())
     plain = plain_tensors(method, images, pairs)
@@ -147,7 +147,7 @@ def drawn(*shape, seed):
 
 @pytest.mark.parametrize("elements", [1 << 23, 1])
 def test_branches_together_are_branches_alone(elements, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", elements)
     images = [F.normalize(drawn(3, 8, seed=k), dim=-1) for k in range(3)]
     texts = [drawn(n, 8, seed=9 + n).requires_grad_() for n in (37, 2, 21)]
     turn = drawn(3, 8, 8, seed=5)
@@ -181,12 +181,12 @@ def test_in_bfloat16_streams_sums_and_cosines_stay_in_float32(make, images, monk
 
 
 def test_a_tile_that_is_computed_again_draws_the_same_dropout(make, images, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     method, results = make().train(), []
     pairs = torch.from_numpy(method.space.train_pairs.copy())
-    again = traction.checkpoint
+    again = cross_attention.checkpoint
     for wrapper in (again, lambda f, *args, use_reentrant: f(*args)):
-        monkeypatch.setattr(traction, "checkpoint", wrapper)
+        monkeypatch.setattr(cross_attention, "checkpoint", wrapper)
         torch.manual_seed(7)
         logits = method.logits(method.encode_images({"images": images}), method.encode_compositions(pairs))
         results.append(([x.detach() for x in logits], gradients(method, logits)))
@@ -211,14 +211,14 @@ def saved_bytes(action):
 
 
 def test_tiles_keep_a_fraction_of_what_the_plain_form_keeps(make, images, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     method = make().train()
     encoded, text = (
         method.encode_images({"images": images}),
         method.encode_compositions(torch.from_numpy(method.space.open_pairs)),
     )
     tiled = saved_bytes(lambda: method.logits(encoded, text))
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1 << 23)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1 << 23)
     assert tiled < saved_bytes(lambda: method.logits(encoded, text)) / 5
 
 
@@ -238,7 +238,7 @@ class Largest(TorchDispatchMode):
 @torch.no_grad()
 def test_open_world_scores_stream_over_tiles_of_pairs(make, images, monkeypatch):
     """4 images and 3,600 pairs: the same extremes as from the whole matrix, and nothing as large as [images, pairs]."""
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     pairs = np.stack(np.divmod(np.arange(3600), 60), axis=1)
     seen, none = pairs[::7], pairs[:0]
     words = tuple(f"{a}{b}" for a in ("wet", "dry", "old", "new", "red", "tin") for b in "abcdefghij")
@@ -257,7 +257,7 @@ def test_open_world_scores_stream_over_tiles_of_pairs(make, images, monkeypatch)
     assert start == 3600
     assert largest.numbers < 4 * 3600
     fresh = method.encode_images({"images": images})
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1 << 23)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1 << 23)
     with Largest() as largest:
         scores, start = method.scores(fresh, text).numpy(), 0
     assert largest.numbers > 4 * 3600 * 48  # the question was a fair one

@@ -11,8 +11,8 @@ from czsl.clip.lean import QuickGELU
 from czsl.errors import UsageError
 from methods.building import build
 from methods.features import Targets
-from methods.parts import traction as module
-from methods.parts.traction import CrossAttention, Traction, moved_cosines
+from methods.parts import cross_attention as module
+from methods.parts.cross_attention import CrossAttention, CrossAttentionLayers, moved_cosines
 
 B, N, L, D, HEADS = 3, 7, 5, 32, 4
 
@@ -20,7 +20,7 @@ B, N, L, D, HEADS = 3, 7, 5, 32, 4
 @pytest.fixture
 def stack():
     torch.manual_seed(0)
-    traction = Traction(D, 2, HEADS, 0.0).double()
+    traction = CrossAttentionLayers(D, 2, HEADS, 0.0).double()
     for parameter in traction.parameters():
         nn.init.normal_(parameter, std=0.3)
     return traction.eval()
@@ -67,12 +67,12 @@ def test_the_shared_layer_is_made_as_the_public_one(stack):
     x = torch.linspace(-3, 3, 7)
     torch.testing.assert_close(QuickGELU()(x), x / (1 + (-1.702 * x).exp()))
     assert CrossAttention(128, 2, 0.0).heads == 2
-    assert Traction(768, 1)[0].cross_attn.heads == 12  # heads of width 64
+    assert CrossAttentionLayers(768, 1)[0].cross_attn.heads == 12  # heads of width 64
 
 
 def test_dropout_falls_behind_the_attention_and_in_the_mlp():
     torch.manual_seed(0)
-    layer = Traction(D, 1, HEADS, 1.0).train()[0]  # everything dropped: the text alone is left
+    layer = CrossAttentionLayers(D, 1, HEADS, 1.0).train()[0]  # everything dropped: the text alone is left
     text = torch.randn(N, D)
     memory = layer.cross_attn.memory(torch.randn(B, L, D))
     assert torch.equal(layer(text, memory), text.expand(B, N, D))
@@ -247,7 +247,7 @@ def test_released_is_the_public_loops_mode_and_default_the_correct_one():
 def test_the_traction_starts_from_torchs_defaults():
     """Linear layers uniform within 1 / sqrt(width of their input), norms one and zero: the public program's, which sets none of them."""
     torch.manual_seed(0)
-    for module_ in Traction(D, 2, HEADS).modules():
+    for module_ in CrossAttentionLayers(D, 2, HEADS).modules():
         if isinstance(module_, nn.Linear):
             bound = module_.in_features**-0.5
             assert 0.95 * bound < module_.weight.abs().max() <= bound

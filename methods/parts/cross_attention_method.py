@@ -20,10 +20,10 @@ from methods.features import ImageFeatures, Targets, TextFeatures
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.branches import branch_losses, encode_branches, fuse
-from methods.parts.branches_config import AttendingConfig
+from methods.parts.branches_config import CrossAttentionConfig
+from methods.parts.cross_attention import HEAD_WIDTH
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.parts.traction import HEAD_WIDTH
 
 
 @dataclass
@@ -52,7 +52,7 @@ def candidate_texts(text: TextFeatures, index: int) -> Tensor:
     return torch.stack([text.pair[index], text.attribute[attribute], text.object[obj]])
 
 
-class AttendingMethod(Method):
+class CrossAttentionMethod(Method):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 
     A subclass defines what texts attend to (``image_features``, ``memory``) and what they become (``cosines``). In training each worker
@@ -61,9 +61,9 @@ class AttendingMethod(Method):
 
     per_primitive = ("prompts.table",)
 
-    config: AttendingConfig
+    config: CrossAttentionConfig
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: AttendingConfig):
+    def __init__(self, space: CompositionSpace, clip: Clip, config: CrossAttentionConfig):
         super().__init__(space, clip, config)
         c = config
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
