@@ -23,7 +23,7 @@ from czsl.runs.run import Run
 from methods.explanation import Examples, Explained
 from methods.method import Method
 
-EXAMPLES = 10  # training images a pair that are looked at where each costs a pass of an adapted tower
+EXAMPLES = 10  # training images per pair to look at if each costs a pass of an adapted tower
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     from czsl.runs.run import Run
 
     if run is None and len(photos) == 2:
-        Run(photos[0])  # raises: it is no run
+        Run(photos[0])  # raises: it is not a run
     if run is None:
         raise click.UsageError("name the run that is changed: czsl add RUN PHOTOS")
     if len(photos) + undo + history != 1:

@@ -74,7 +74,7 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
         except BadImage as error:
             raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
 
-    decoded()  # a bad image is told before a model is loaded
+    decoded()  # a bad image raises before a model is loaded
     subject = _subject(overrides, run, **which)
     asked_decoding = {"orientation": orientation, "background": background}
     tell_decoding(subject.method.decode, asked_decoding)
@@ -108,7 +108,7 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
         say("there are pictures to see: --html FILE")
 
 
-# -- what is asked ---------------------------------------------------------------------------------------------------
+# -- subject of an explanation ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Subject:
     """A method with the labels that it was trained on or given, its run if there is one, and its name for people."""

@@ -71,7 +71,7 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
         similarity = _similarity(data.space, clip, clip_weights) if kind == "semantic" else None
         q = 0.05 if rate is None else rate
         labels = make_partial_labels(data, kind, q, seed, force_one=force_one, noise_rate=noise_rate, similarity_CC=similarity)
-    # The toy lies in the cache folder, where nobody would look for it.
+    # The toy lies in the cache folder, where users would not look for it.
     path = out or (Path() if folder == "toy" else data.folder) / labels.file_name
     if path.exists() and not force:
         raise UsageError(f"{path} exists", "existing runs may depend on this file", "choose another --out, or --force")

@@ -261,7 +261,7 @@ def _dry_run(config, as_json: bool) -> None:
 
     source = proposals(config, [])
     rows: list[dict[str, Any]] = []
-    known = config.algorithm != "optuna"  # which asks for the next trial when it knows the ones before
+    known = config.algorithm != "optuna"  # which proposes a trial from the results before it
     for number in range(config.trials if known else 0):
         values, reason = source.ask(number), ""
         try:

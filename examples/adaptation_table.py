@@ -2,8 +2,8 @@
 
     python examples/adaptation_table.py runs/zero-shot runs/csp-seed0 runs/csp-seed1
 
-Rows come from examples/adaptation.yaml. The numbers use the unlabelled test images. Seconds are of the stream alone, after image
-features are kept and texts are encoded; they are no benchmark on a machine that has other work.
+Rows come from examples/adaptation.yaml. The numbers use the unlabelled test images. Seconds are those of the stream only, after image
+features are kept and texts are encoded; on a machine that has other work they are not a benchmark.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ PAIRS = 2000  # of attribute and object
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the processor time that it takes."""
+    """Return its result and the processor time that it takes."""
     start = time.process_time()
     out = work()
     return out, time.process_time() - start
@@ -58,7 +58,7 @@ def sentences() -> list[Composition]:
 def pair_by_pair(
     clip: Clip, images: dict[str, Image.Image], asked: list[Composition], found: dict[str, list[Match]]
 ) -> list[float]:
-    """As the paper's program goes: for each pair the image, the caption, each word and each sub-image, one at a time."""
+    """The order of the paper's program: for each pair the image, the caption, each word and each sub-image, one at a time."""
 
     def encode(picture: Image.Image) -> torch.Tensor:
         return clip.visual(clip.normalise(torch.from_numpy(clip_pixels(picture, clip.image_size))[None]))[0]

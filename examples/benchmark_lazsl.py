@@ -1,6 +1,6 @@
-"""How fast LaZSL scores an image from given features: ``python examples/benchmark_lazsl.py [--classes 1000 --regions 90]``.
+"""Measure the time of LaZSL's scores from given features: ``python examples/benchmark_lazsl.py [--classes 1000 --regions 90]``.
 
-One image against many classes, on one core, synthetic features with the statistics of CLIP's (phrases of a class alike, regions like
+One image against many classes, on one core, synthetic features with the statistics of CLIP's (similar phrases of a class, regions like
 the whole image). Compared with a loop over classes that solves one small problem after the other, as the released program does; the
 scores of both are compared. ``--attributes A --objects O`` measures the pairs of an open world as well. Prints JSON.
 """

@@ -1,9 +1,9 @@
-"""What a training step of MSCI costs at ViT-L/14, written out and accelerated: ``python examples/benchmark_msci.py``.
+"""Measure a training step of MSCI at ViT-L/14, written out and accelerated: ``python examples/benchmark_msci.py``.
 
 Random weights, label spaces of the size of MIT-States and C-GQA. Bytes are those that autograd keeps for the backward pass, each
 storage once, without weights: counted for the whole step (all prompts, whole batch) with tensors that have shapes and no content, so any
-machine can. Then one image and a share of the prompts are computed in earnest: CPU seconds of each part, forth and back, and the count
-once more, which must be the one without content. The form written out is the oracle of the tests (tests/methods/msci_plain.py).
+machine can. Then one image and a share of the prompts are computed for real: CPU seconds of each part, forward and backward, and the count
+again, which must be the one without content. The form written out is the oracle of the tests (tests/methods/msci_plain.py).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make(clip: Clip, dataset: str, share: int) -> tuple[MSCI, Tensor]:
 
 
 class Counter:
-    """Gigabytes kept for the backward pass and CPU seconds of a part, backward right behind forward."""
+    """Gigabytes kept for the backward pass and CPU seconds of a part, the backward pass directly after the forward pass."""
 
     def __init__(self, weights: list[Tensor]):
         self.known = {x.untyped_storage()._cdata: x for x in weights}
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bytes", action="store_true", help="count bytes alone")
+    parser.add_argument("--bytes", action="store_true", help="only count bytes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clip, results = None if options.bytes else make_clip(), {}

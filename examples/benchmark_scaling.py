@@ -1,7 +1,7 @@
-"""What more workers cost, on paper: ``python examples/benchmark_scaling.py [wire] [count] [predict]``.
+"""Compute the costs of more workers: ``python examples/benchmark_scaling.py [wire] [count] [predict]``.
 
 wire      bytes a training step of ClusPro moves, from shapes
-count     the same counted in real processes, beside what the formula says
+count     the same counted in real processes, next to the formula's result
 predict   cost of a step by part on GPUs: a model from counted work and stated rates, not a measurement
 
 ``benchmark_workers.py`` measures real trainings with several workers.
@@ -68,7 +68,7 @@ def messages(
 
     labels = [gathered("labels", B, 8) for _ in range(3)]
     text = gathered("text", pairs + attributes + objects, dim * text_word)
-    flag = 1  # whether somebody asked to stop travels with the gradients
+    flag = 1  # the request to stop travels with the gradients
     return [gathered("image features", B, dim * 4), *labels, text, Message("gradients", 4 * (trainables + flag), reduces=True)]
 
 
@@ -87,7 +87,7 @@ def model_of(name: str, clip: Any) -> Model:
 
 
 def without_memory() -> Any:
-    """ViT-L/14 as shapes alone."""
+    """ViT-L/14 as shapes without content."""
     with torch.device("meta"):
         return vit_l_14()
 
@@ -171,7 +171,7 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
 
 
 def count(workers: int = 2) -> None:
-    """Counted beside computed, as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
+    """Print counted next to computed bytes as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
     for B, precision in ((7, "float32"), (1, "float32"), (7, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)
@@ -205,7 +205,7 @@ class Launches(TorchDispatchMode):
 
 
 def work_of(action: Callable[[], Any]) -> Work:
-    """What an action takes."""
+    """Count the work of an action."""
     with FlopCounterMode(display=False) as flops, Launches() as launches:
         action()
     return Work(flops.get_total_flops(), launches.number)
@@ -252,7 +252,7 @@ def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
 
 
 def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
-    """What every worker does with the whole global batch, and its transport alone; on random features."""
+    """Work of every worker on the whole global batch, and of its transport; on random features."""
     torch.manual_seed(0)
     space, B = space_of(name), BATCHES[name]
     method: Any = build("clusPro", space, small, {"adapter_dim": 0}).train()

@@ -1,4 +1,4 @@
-"""What a training step is made of, and the other figures of docs/performance.md; shares and ratios of one run.
+"""Measure the parts of a training step, and the other figures of docs/performance.md; shares and ratios of one run.
 
 python examples/benchmark_training.py                                  # everything on built-in data
 python examples/benchmark_training.py --source DIR                     # and the import of a dataset in a published layout
@@ -93,7 +93,7 @@ def parts_of_a_step(method: Method, pixels: PixelCache, steps: int) -> None:
 
 
 def decoding(pixels: PixelCache) -> None:
-    """What the cache saves: decoding and resizing a batch against copying it."""
+    """Time saved by the cache: decoding and resizing a batch against copying it."""
     from czsl.data.images import decode
     from czsl.data.pixels import clip_pixels
 

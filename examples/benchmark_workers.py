@@ -1,4 +1,4 @@
-"""What more workers bring: real trainings of ClusPro on this machine's CPUs, and where their time goes.
+"""Measure the gain of more workers: real trainings of ClusPro on this machine's CPUs, and where their time goes.
 
     python examples/benchmark_workers.py --numbers 1 2 4
 
@@ -109,7 +109,7 @@ def main() -> None:
         "--numbers", type=int, nargs="+", default=[1, 2, 4], help="of workers; the first is what others compare to"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images-per-pair", type=int, default=40, help="training images a pair")
+    parser.add_argument("--images-per-pair", type=int, default=40, help="training images per pair")
     parser.add_argument("--clip", default="tiny")
     options = parser.parse_args()
     import ray

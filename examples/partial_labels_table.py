@@ -1,4 +1,4 @@
-"""What candidate labels cost: each row trained on candidate sets of several q and with several seeds, tested, printed as Markdown.
+"""Measure the cost of candidate labels: train and test each row on candidate sets of several q and seeds, print Markdown.
 
     python examples/partial_labels_table.py --data mydata --clip clip_b16_128.pt --precision bfloat16 --out runs/partial
 

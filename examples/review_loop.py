@@ -1,10 +1,10 @@
-"""What a round of review gains: predict on new photographs, correct the least sure ones, add them to the data, train on.
+"""Measure the gain of a round of review: predict on new photographs, correct the least sure ones, add them to the data, train on.
 
     python examples/review_loop.py --data mydata --clip clip_b16_128.pt --out runs/review --seeds 0 1 2
 
 For each seed: a model is trained on a few images of each training pair. Half of the chosen test images are the new photographs, the other
 half measures. ``czsl predict --review`` picks the least sure of the new ones, their true labels are written into the file, ``czsl data
-import --add-to`` adds them, ``czsl train --from`` goes on. Beside it: as many images drawn at random, and the same training without new
+import --add-to`` adds them, ``czsl train --from`` continues. Compared with as many images at random, and the same training without new
 labels. Seen and unseen are those of the first model everywhere. One process, no Ray; images are encoded once. What is done is not
 done again, so the script can be stopped and started.
 """
@@ -174,7 +174,7 @@ class Loop:
         }  # fmt: skip
 
     def rounds(self, seed: int) -> dict[str, dict[str, float]]:
-        """Figures of each way to go on, by its name."""
+        """Figures of each way to continue, by its name."""
         done = self.options.out / f"seed{seed}" / f"result{self.tag}.json"
         if done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=2, help="images of each training pair that the first model sees")
     parser.add_argument("--val", type=int, default=3, help="validation images of each pair")
     parser.add_argument("--test", type=int, default=12, help="test images of each pair; half of them are the new photographs")
-    parser.add_argument("--then", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs that go on, if others")
+    parser.add_argument(
+        "--then", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs that continue, if different"
+    )
     parser.add_argument("--corrected", type=int, nargs="+", default=[20, 100], help="images whose labels are corrected")
     parser.add_argument("--precision", default="float32", help="bfloat16 halves the time of the image tower")
     parser.add_argument("--eval-batch", type=int, default=64)

@@ -33,7 +33,7 @@ def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
     of_ones_own = any(w and (is_path(w) or is_folder(w)) for w in (config.clip, config.clip_weights))
     named = not (of_ones_own or config.clip == "tiny" or config.clip.startswith(HUB) or config.clip_weights == "random")
     if named:
-        sketch_clip(config.clip, config.clip_weights, features)  # the wrong kind is told before a network is asked for it
+        sketch_clip(config.clip, config.clip_weights, features)  # a wrong kind raises before a download is tried
     where = find_weights(config.clip, config.clip_weights)
     notes = [f"CLIP weights: {config.clip} {where}"] if "will be" in where else []
     trains = config_class(config.method).trains

@@ -135,7 +135,7 @@ def _dealt(function: BatchFunction, job: PredictionJob) -> Iterator[tuple[list[A
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
                 num_gpus=1 if placement.gpu else 0,
-                # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
+                # On a single machine a worker that died would die again; Ray prints an error line for any that may restart.
                 **({} if joins(job.request.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
             )
         waiting: dict[int, tuple[str, bytes]] = {}

@@ -123,7 +123,7 @@ def _conclude(answer: str, code: int, said: list[str], folder: Path) -> None:
 def work(job: dict[str, Any]) -> None:
     """Do a job in this process, which the engine started for it, and answer on stdout."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     threading.Thread(target=_end_with_driver, daemon=True).start()
     folder = Path(job["folder"])
     try:

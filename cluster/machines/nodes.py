@@ -16,7 +16,7 @@ from czsl.errors import SetupError, UsageError
 
 POLL_S = 1.0
 GROWTH_S = 15.0  # an elastic run that has its minimum waits this long for more
-REPLY_S = 60.0  # a node that says nothing for so long is left out
+REPLY_S = 60.0  # a node without a reply within this time is left out
 
 
 @dataclass(frozen=True)

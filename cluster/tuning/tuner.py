@@ -23,7 +23,7 @@ from czsl.runs.trials import OVER, Search, Trial
 from methods.registry import config_class
 
 VALUE, EPOCH = "value", "epoch"  # as trials report them
-REDUCTION = 3  # of three trials at a rung, one goes on
+REDUCTION = 3  # of three trials at a rung, one continues
 
 
 class Queue(Searcher):

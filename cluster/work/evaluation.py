@@ -47,7 +47,7 @@ from methods.loading import load
 from methods.method import Method
 from methods.registry import check_adaptable
 
-SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
+SUBSET_SEED = 0  # of --per-pair: all runs are evaluated on the same images
 
 
 @dataclass(frozen=True)

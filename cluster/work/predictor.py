@@ -41,7 +41,7 @@ from methods.loading import load, point_for
 from methods.method import Method
 from methods.parts.ranking import Ranking, rank_found
 
-FOUND = 100  # compositions an index is asked for; probabilities of primitives are among these
+FOUND = 100  # compositions to query an index for; probabilities of primitives are among these
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,7 @@ def restore(t: Trainer) -> None:
         t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     t.waited = kept.state.get("waited", 0)
-    if (
-        t.waited_enough and t.run.history and t.run.history[-1]["step"] == t.step
-    ):  # it had stopped, and was asked to go on from here
+    if t.waited_enough and t.run.history and t.run.history[-1]["step"] == t.step:  # it had stopped, and is continued from here
         t.waited = 0
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)

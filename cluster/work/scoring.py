@@ -96,7 +96,7 @@ def reduce_split(
     mine = [(i, batches[i], np.unique(batches[i])) for i in range(comm.rank, len(batches), comm.world)]
     own = np.concatenate([np.empty(0, np.int64), *(images for _, _, images in mine)])
     # One for all batches: small arrays that stayed from each would split the heap's holes, which then no longer hold what texts that attend
-    # to images need (70 MB a batch, never given back).
+    # to images need (70 MB per batch, never given back).
     accumulator = (
         ExtremesAccumulator(candidates, loader.split.pairs[rows[own]], topk, rows[own], loader.split.name) if mine else None
     )

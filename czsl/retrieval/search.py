@@ -16,8 +16,8 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
 DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
-BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
-GPU_MAX_RESULTS = 2048  # results a query that FAISS gives on a GPU
+BLAS_QUERIES = 8  # from this many queries on, a matrix product is quicker than one by one
+GPU_MAX_RESULTS = 2048  # results per query that FAISS gives on a GPU
 _UNIT = 2.0**-24  # relative rounding error of float32
 
 
@@ -33,7 +33,7 @@ class TopKSearch:
         self.places = np.full((B, k), len(index), np.int64)
         self.products = np.zeros(B)
         self.lengths = np.linalg.norm(queries_BD.astype(np.float64), axis=1)
-        self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
+        self.rest = np.zeros(B)  # bound on the primitive term of pairs other than the seeds
         largest = self.lengths * index.longest
         if terms is not None:
             largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))

@@ -109,7 +109,7 @@ def is_valid(path: PathLike) -> bool:
         if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
             return False
         return all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
-    except (OSError, ValueError, CzslError):  # missing, not JSON, a name that is none
+    except (OSError, ValueError, CzslError):  # missing, not JSON, an invalid name
         return False
 
 

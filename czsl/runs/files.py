@@ -151,7 +151,7 @@ def is_held(folder: PathLike) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock was ever taken, or there are none
+    except OSError:  # no lock was ever taken, or the file system has none
         return False
     return False
 
@@ -167,7 +167,7 @@ def read_by(folder: PathLike) -> Iterator[None]:
     """
     try:
         file = (Path(folder) / READERS).open("a", encoding="utf-8")
-    except OSError:  # a read-only folder, which nobody changes
+    except OSError:  # a read-only folder, which no process changes
         yield
         return
     with file:

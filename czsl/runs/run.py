@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
 MAX_THREADS = 4096
-# What every line of an event has beside its numbers.
+# Fields of every line of an event in addition to its numbers.
 RECORDS = {
     "progress": ("what", "done", "total"),
     "start": ("steps", "images", "batch", "step"),
@@ -116,7 +116,7 @@ class Run:
                         f"{path} exists", "a run is never overwritten", "choose another --name, or --resume it"
                     ) from None
         if start is not None:
-            checkpoint.save(path / "start", start)  # before config.yaml, without which the folder is no run
+            checkpoint.save(path / "start", start)  # before config.yaml, without which the folder is not a run
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(path / "config.yaml", text.encode())
         space.save(path / "space.json")

@@ -146,7 +146,7 @@ def _domain(name: str, spec: Any, owner: type) -> Domain:
     for value in [domain.value(i) for i in range(several)] or domain.args:
         typed({name: value}, owner)
     if not domain.count:
-        typed({name: math.sqrt(2)}, owner)  # what lies between whole ends is no whole number
+        typed({name: math.sqrt(2)}, owner)  # between whole ends lie other numbers than whole ones
     return domain
 
 

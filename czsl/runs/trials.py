@@ -27,7 +27,7 @@ from czsl.runs.run import MAX_CONFIG, Run, well_formed
 from czsl.runs.settings import check_known, typed
 from czsl.runs.states import seconds_of_work
 
-METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
+METRICS = {"val_auc": "auc", "val_hm": "hm"}  # name for users -> key in the metrics of a run
 OVER = ("done", "pruned", "failed")
 
 

@@ -165,7 +165,7 @@ def _without_ending(stem: str) -> str:
     """``chas`` -> ``chase``, ``runn`` -> ``run``, ``play`` -> ``play``: by TextBlob's lexicon, verbs first."""
     lexicon = _textblob().lexicon
     doubled = len(stem) > 2 and stem[-1] == stem[-2]
-    # A single consonant behind a single vowel would have been doubled, had there been no e.
+    # A single consonant after a single vowel would have been doubled, had there been no e.
     forms = [stem + "e", stem] if re.search("[^aeiou][aeiou][^aeiouwxy]$", stem) else [stem, stem + "e"]
     forms += [stem[:-1]] if doubled else []
     known = [form for form in forms if lexicon.get(form)]
@@ -307,7 +307,7 @@ def _participle_before_noun(word: str, after: str) -> bool:
 def _verb_like(word: str, kind: str, after: str) -> bool:
     if word.endswith("ing"):
         return True
-    # "is eat a food" but not "is red" or "is a dog"; behind a form of be a bare noun is a verb only before its object.
+    # "is eat a food" but not "is red" or "is a dog"; after a form of be a bare noun is a verb only before its object.
     return kind == "noun" and after in ("determiner", "preposition", "noun") and word not in NOUNS
 
 

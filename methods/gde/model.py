@@ -28,7 +28,7 @@ SHARES = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 # What is taken without validation images.
-SHARE, RIDGE, EVEN = 0.5, 1.0, math.inf  # an infinite temperature weighs all images of a pair alike
+SHARE, RIDGE, EVEN = 0.5, 1.0, math.inf  # an infinite temperature gives all images of a pair the same weight
 SHOWN = 5  # names in a note
 
 

@@ -232,7 +232,7 @@ def explain_image(
     texts = [line for bank in text.banks for line in bank.texts]
     labels = [bank.names[x] for bank in text.banks for x, n in enumerate(bank.count.tolist()) for _ in range(n)]
     phrases = [WeightedPhrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
-    # The plan is solved anew in float64 and to convergence; which regions are kept is what prediction decided.
+    # The plan is solved again in float64 and to convergence; which regions are kept is what prediction decided.
     features_ND, whole_D = features_FD[phrase_1N[0]], features.pair[0].double()
     mass_1R = (features.mass > 0).double() / (features.mass > 0).sum()
     s_NR, q_N = features_ND @ features.regions[0].double().T, features_ND @ whole_D

@@ -76,7 +76,7 @@ class MSCI(CrossAttentionMethod):
         heads = {s: self.attention_heads(f"stage{NUMBER[s]}_heads") for s in c.stages}
         self.stages = nn.ModuleDict({s: self._stage(s, heads[s]) for s in c.stages})
         self.gates = nn.ParameterDict({s: nn.Parameter(torch.full((D,), c.gate_scale)) for s in c.added})
-        # No weight tells the number of heads: without this, weights of 12 heads would load as those of 16.
+        # The number of heads follows from no weight: without this, weights of 12 heads would load as those of 16.
         self.register_buffer("stage_heads", torch.tensor(list(heads.values())))
 
     def _taps(self, stage: str) -> range:

@@ -232,7 +232,7 @@ def _records(
     training: set[str] = set()
     new: set[str] = set()
     how = options.decode(report.layout, base)
-    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that a person saw.
+    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that was shown.
     boxed = how.changed("ignore", None) if report.layout in ("coco", "vaw") else how
 
     def check(item: Entry | _Known) -> tuple[bytes, str, bool] | BadImage:
