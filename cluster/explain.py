@@ -56,7 +56,7 @@ class TrainingImages:
     Parameters
     ----------
     method : Method
-        Of the run, in evaluation mode; it may know more labels than the run.
+        The run's method, in evaluation mode; it may have more labels than the run.
     run : Run
     progress : Progress
 
@@ -143,7 +143,7 @@ def explain(
     pairs : int array [P, 2]
         Candidates, among which probabilities and ranks are.
     asked : sequence of (attribute, object)
-        Of the candidates; they are explained instead of the ``top`` best.
+        Candidates to explain instead of the ``top`` best.
     training : TrainingImages, optional
     space : CompositionSpace, optional
         Whose training pairs count as seen; the method's by default.

@@ -32,7 +32,7 @@ def write_data_page(
     Parameters
     ----------
     path : Path
-        Of the page.
+        File of the page.
     data : Dataset
     found : dict
         What :func:`czsl.data.stats.stats` returned for it.

@@ -43,7 +43,7 @@ def evaluate_file(
     options : dict
         ``limit``, ``rerank``, ``clean_triplets``, and those that the result repeats.
     how : DecodeOptions
-        Of the images; by default as stored, as the field does.
+        Decoding of the images; by default as stored, as the field does.
     """
     from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file

@@ -55,7 +55,7 @@ class PeopleOutputs:
     Parameters
     ----------
     options : dict
-        Of the command; those of :func:`people_options` are taken out.
+        Options of the command; those of :func:`people_options` are taken out.
     source : ImageSource
         The images.
     out : Path, optional

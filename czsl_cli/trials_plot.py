@@ -34,7 +34,7 @@ def plot_trials(
         The searched settings, one panel each.
     metric : str
     path : Path
-        Of the file.
+        File of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

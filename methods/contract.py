@@ -186,7 +186,7 @@ class Contract(nn.Module):
         ----------
         images : ImageFeatures
         primitives : TextFeatures
-            Of any pairs; only its attributes and objects are read.
+            Text features of any pairs; only attributes and objects are read.
         candidates : int
             P, the number of pairs in the index.
         """

@@ -132,14 +132,14 @@ class Explained(Protocol):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """To be shown."""
+        """Parts to show, in order."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """To be said."""
+        """Notes shown to the user."""
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers."""
+        """All numbers as plain data."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ DOCSTRINGS = {
         r"\A(?:What|Which|Whether|Where|How|Who|Of|That|When|Those|As)\b",
         "start with a verb or a noun with its article",
     ),
+    "headless parameter": (r"(?m)(?<= : )[^\n]*\n\s+(?:Of|Told|That|To be)\b", "describe a parameter with a noun"),
 }
 HELP = {
     "of": (r"\A(?:What|Which|Whether|Where|How|Of|That|So|At most|As)\b", "start with a verb or with 'Number of'"),

@@ -55,7 +55,7 @@ def run_workers(
     ----------
     engine : Engine
     function : callable
-        Of a module of ours. What it raises as CzslError is not retried: repeating would not cure it.
+        A function of one of our modules. What it raises as CzslError is not retried: repeating would not cure it.
     config : dict
         Plain data handed to every worker.
     folder : Path

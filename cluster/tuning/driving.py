@@ -42,7 +42,7 @@ def drive(
     config : SearchConfig
         Its metric, nodes and workers per node count.
     queue : Queue
-        Of :mod:`cluster.tuning.tuner`.
+        Queue of :mod:`cluster.tuning.tuner`.
     scheduler : TrialScheduler
         One of Ray Tune's.
     concurrent, threads : int

@@ -105,7 +105,7 @@ class SearchQueue(Queue):
     search : Search
     proposals : Proposals
     space : CompositionSpace
-        Of the data, for the trials' run folders.
+        Label space of the data, for the trials' run folders.
     on_trial : callable
         Called with every trial with invalid settings.
     """

@@ -34,7 +34,7 @@ class Stream:
     method : Method
     plan : Plan
     text : TextFeatures
-        Of the pairs that compete.
+        Text features of the pairs that compete.
     more_PD : Tensor, optional
         Text features of further pairs that take part in the adaptation and get no scores (``released``).
 

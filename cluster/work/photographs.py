@@ -76,7 +76,7 @@ class Photographs:
     store : FeatureStore, optional
         Features of earlier questions; without one nothing is kept.
     threads : int
-        That read and decode; 0: one for each core. They change no result.
+        Number of threads that read and decode; 0: one for each core. It changes no result.
     profile : Profile, optional
     """
 

@@ -103,7 +103,7 @@ class Predictor:
     config : PredictConfig
     device : torch device
     threads : int, default 0
-        That read and decode images, one for each core by default; no answer depends on them.
+        Number of threads that read and decode images, one for each core by default; no result depends on it.
     keep : bool, default False
         Keep the images' features in the cache folder and use those that are there.
     profile : Profile, optional

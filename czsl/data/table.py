@@ -101,7 +101,7 @@ class Split:
     attr, obj : int64 array [N]
         Indices into the space's attributes and objects.
     sha256 : list of str
-        Of each image's bytes.
+        SHA-256 of each image's bytes.
     decode : DecodeOptions
         How the images are decoded.
     """

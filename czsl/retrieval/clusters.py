@@ -30,7 +30,7 @@ def spherical_kmeans(x_ND: np.ndarray, k: int, seed: int = 0, iterations: int = 
     k : int
         Number of clusters, at most N.
     seed : int
-        Of the initial centres.
+        Seed of the initial centres.
     iterations : int
 
     Returns

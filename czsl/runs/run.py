@@ -51,7 +51,7 @@ class Run:
     Parameters
     ----------
     path : Path
-        Of an existing run folder.
+        An existing run folder.
 
     Attributes
     ----------

@@ -160,7 +160,7 @@ class Matcher:
         wanted : mapping
             Name of an image -> sentences.
         features : mapping
-            Of :meth:`whole`, for these images.
+            Result of :meth:`whole`, for these images.
         load : callable
             Name -> RGB image; it is called a second time for an image of :meth:`whole`.
         masks : bool, default False

@@ -77,7 +77,7 @@ def solve(means_CD: Tensor, pairs_C2: Tensor, num_attributes: int, num_objects: 
     Parameters
     ----------
     means_CD : float tensor
-        Of pairs that have images, less the mean of all of them.
+        Means of the pairs that have images, less the mean of all of them.
     pairs_C2 : int64 tensor
         Their attributes and objects.
     fit : str

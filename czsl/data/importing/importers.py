@@ -92,7 +92,7 @@ class ImportOptions:
     names : FolderNames or ClassNames
         Attributes and objects of a tree whose folder names are unclear; or that labels are plain classes, and which are unseen.
     seed : int
-        Of the split by pair or class, for trees without ``train/ val/ test/``.
+        Seed of the split by pair or class, for trees without ``train/ val/ test/``.
     max_bad : float
         Share of bad images above which the import stops.
     max_pixels : int
