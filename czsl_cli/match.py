@@ -172,12 +172,12 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     from methods.comclip.algebra import Rule
     from methods.comclip.matching import Matcher
 
-    file, places = options["regions_file"], options["regions"]
-    if (places or ("file" if file else "patch")) != "file" and file:
-        raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
-    if places == "file" and not file:
+    file, regions = options["regions_file"], options["regions"]
+    if (regions or ("file" if file else "patch")) != "file" and file:
+        raise UsageError(f"--regions {regions} reads no file", "--regions-file was given", "drop one of the two")
+    if regions == "file" and not file:
         raise UsageError("--regions file needs its file", "regions are read from it", "add --regions-file FILE")
-    kind = places or ("file" if file else "patch")
+    kind = regions or ("file" if file else "patch")
     clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     table = read_regions(file) if file else None
@@ -324,7 +324,7 @@ def _content(questions, found: MatchRanking, matcher: Matcher, options: dict[str
         asked.append({"question": question["title"], "answers": answers})
     settings = {key: options[key] for key in ("mode", "fill", "relation", "beta", "rerank")}
     return {
-        "clip": matcher.clip.name, "regions": matcher.places, **settings, "sentences": sentences, "questions": asked,
+        "clip": matcher.clip.name, "regions": matcher.regions, **settings, "sentences": sentences, "questions": asked,
         "counts": dict(matcher.counts), "passes": dict(matcher.passes), "errors": found.errors,
     }  # fmt: skip
 

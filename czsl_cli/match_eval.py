@@ -74,7 +74,7 @@ def evaluate_file(
     numbers, failed = answer(matcher, file, clip, features, parsed, load, unread, options)
     return {
         "format": file.kind, "items": len(file.items), "of_items": total, "images": len(known) + len(unread), "captions": len(texts),
-        "clip_model": matcher.clip.name, "regions": matcher.places, "mode": matcher.rule.mode, "fill": matcher.fill,
+        "clip_model": matcher.clip.name, "regions": matcher.regions, "mode": matcher.rule.mode, "fill": matcher.fill,
         "relation": matcher.relation, "beta": matcher.rule.beta, **numbers, "failed": failed,
         "counts": {why: n for why, n in matcher.counts.items() if n}, "passes": dict(matcher.passes),
     }  # fmt: skip

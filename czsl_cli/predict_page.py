@@ -129,7 +129,7 @@ class PredictionPage:
 
     def _link(self, name: str) -> str:
         """The address of the image's file, or of the archive that it lies in."""
-        root, _ = self._source.places.get(name, (self._source.root, name))
+        root, _ = self._source.locations.get(name, (self._source.root, name))
         file = self._source.file(name) or root
         return quote(os.path.relpath(file, self._from).replace(os.sep, "/"))
 
@@ -155,8 +155,8 @@ class PredictionPage:
         for row in self.rows:
             candidates = []
             for label, prob in row.candidates:
-                places = [words[k].setdefault(printable(v), len(words[k])) for k, v in label.items()]
-                candidates.append([*places, round(prob, 4)])
+                locations = [words[k].setdefault(printable(v), len(words[k])) for k, v in label.items()]
+                candidates.append([*locations, round(prob, 4)])
             rows.append([printable(row.image), row.link, row.thumb, row.doubt, candidates])
         used = {key: list(names) for key, names in words.items() if names}
         return {"words": used, "rows": rows, "folder": quote(self.folder.name), "threshold": self._threshold}

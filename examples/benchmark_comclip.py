@@ -90,8 +90,8 @@ def encoding(clip: Clip, count: int) -> None:
     )
     print(f"| regions | pairs | {' | '.join(heads)} | difference |")
     print("|---" * (len(heads) + 3) + "|")
-    for places in ("patch", "grid"):
-        matcher = Matcher(clip, places)
+    for regions in ("patch", "grid"):
+        matcher = Matcher(clip, regions)
 
         def ours(matcher: Matcher = matcher) -> dict[str, list[Match]]:
             features, _ = matcher.whole(list(images), images.__getitem__)
@@ -105,7 +105,7 @@ def encoding(clip: Clip, count: int) -> None:
         texts = matcher.passes["texts"]
         off = max(abs(a - m.score) for a, m in zip(loop, (m for ms in found.values() for m in ms), strict=True))
         print(
-            f"| {places} | {pairs:,} | {passes:,} | {own:,} | {passes / own:.1f} | {passes:,} | {texts:,} | {slow:.1f} | {seconds:.1f} | "
+            f"| {regions} | {pairs:,} | {passes:,} | {own:,} | {passes / own:.1f} | {passes:,} | {texts:,} | {slow:.1f} | {seconds:.1f} | "
             f"{slow / seconds:.1f} | {off:.0e} |"
         )
 

@@ -99,7 +99,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training images: places among the :class:`Examples` that were given, with their cosines."""
+    """Training images: indices of the :class:`Examples` that were given, with their cosines."""
 
     title: str
     places: Sequence[int]

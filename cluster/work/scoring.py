@@ -34,7 +34,7 @@ class Collector(Protocol):
     """Consumer of a split's tiles in addition to the extremes: :class:`czsl.evaluation.sums.SumsAccumulator` and its like."""
 
     def update(self, rows, pairs, log_weights_Bp: np.ndarray, scores_Bp: np.ndarray) -> None:
-        """Take in log-weights and scores [B, p] of images (places in the labels) for columns of the candidates."""
+        """Take in log-weights and scores [B, p] of images (indices of the labels) for columns of the candidates."""
 
     def result(self) -> Any:
         """Return what is gathered from all workers."""
@@ -86,7 +86,7 @@ def reduce_split(
 ) -> tuple[Extremes, list[list[Any]]]:
     """:func:`score_split`, and for each of ``collectors`` the results of all workers.
 
-    A collector is made from the labels [n, 2] of a worker's images and their places [n] in the split.
+    A collector is made from the labels [n, 2] of a worker's images and their indices [n] in the split.
     """
     was_training = method.training
     method.eval()

@@ -24,7 +24,7 @@ IMAGES = 1024  # handled at a time
 
 @dataclass(frozen=True)
 class TopCompositions:
-    """The best pairs of each image, by score descending, then place ascending.
+    """The best pairs of each image, by score descending, then index ascending.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ class PrimitiveGallery:
     name : the attribute or object; ``kind``: ``attribute`` or ``object``
     images : training images that show it
     sizes : how many of them are nearest to each prototype, [K]
-    nearest : for each prototype, places of its nearest images among those given, best first
+    nearest : for each prototype, indices of its nearest images among those given, best first
     cosines : their cosines to it
     effective_k, cosine : health, see :mod:`methods.clus_pro.prototypes`
     """

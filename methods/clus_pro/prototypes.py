@@ -290,7 +290,7 @@ def mean_cosine(prototypes_CKD: Tensor) -> Tensor:
     return ((unit @ unit.mT).sum((1, 2)) - K) / (K * (K - 1)) if K > 1 else torch.ones(len(unit), dtype=torch.float64)
 
 
-def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_images: int = 20) -> dict[str, float]:
+def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, min_images: int = 20) -> dict[str, float]:
     """Measure whether prototypes have collapsed, compared with what these features allow.
 
     Parameters
@@ -300,7 +300,7 @@ def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_ima
         Features of training images in the prototypes' space.
     ids_M : int64 tensor
         Primitive of each feature.
-    least_images : int, default 20
+    min_images : int, default 20
         Primitives with fewer images are left out.
 
     Returns
@@ -314,7 +314,7 @@ def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_ima
     unit_MD = F.normalize(features_MD.to(prototypes_CKD.dtype), dim=-1)
     for c in ids_M.unique().tolist():
         own_nD = unit_MD[ids_M == c]
-        if len(own_nD) < max(least_images, K + 1):
+        if len(own_nD) < max(min_images, K + 1):
             continue
         nearest_n = (own_nD @ F.normalize(prototypes_CKD[c], dim=-1).T).argmax(1)
         idle.append((torch.bincount(nearest_n, minlength=K) < 0.01 * len(own_nD)).double().mean())

@@ -83,7 +83,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Composition:
-    """A sentence, its entities, and relations (subject, verb, object) by places among them.
+    """A sentence, its entities, and relations (subject, verb, object) by indices of entities.
 
     source : ``given``, ``spacy``, ``rules``, or ``none`` if no entity was found: the sentence is compared with the whole image
     """
@@ -355,24 +355,26 @@ def spacy_model() -> Any:
 def from_spacy(sentence: str, parsed: Any) -> Composition:
     """Noun chunks without determiners, and the verbs and prepositions that join them, of a spaCy parse."""
     entities: list[Entity] = []
-    places: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     for chunk in parsed.noun_chunks:
         words = [token.text for token in chunk if token.pos_ not in ("DET", "PRON", "PUNCT")]
         if words:
-            places[chunk.root.i] = len(entities)
+            index_of[chunk.root.i] = len(entities)
             entities.append(Entity(" ".join(words), chunk.root.text))
     relations = []
     for token in parsed:
-        own = [child for child in token.children if child.i in places]
-        subjects = [places[c.i] for c in own if c.dep_ in ("nsubj", "nsubjpass")]
+        own = [child for child in token.children if child.i in index_of]
+        subjects = [index_of[c.i] for c in own if c.dep_ in ("nsubj", "nsubjpass")]
         if token.pos_ in ("VERB", "AUX") and subjects:
-            objects = [places[c.i] for c in own if c.dep_ in ("dobj", "obj")]
-            below = [(p, c) for p in token.children if p.dep_ == "prep" for c in p.children if c.dep_ == "pobj" and c.i in places]
+            objects = [index_of[c.i] for c in own if c.dep_ in ("dobj", "obj")]
+            below = [
+                (p, c) for p in token.children if p.dep_ == "prep" for c in p.children if c.dep_ == "pobj" and c.i in index_of
+            ]
             if objects:
                 relations += [(subjects[0], token.lemma_, o) for o in objects]
             elif below:
                 prep, noun = below[0]
-                relations.append((subjects[0], token.lemma_ if token.lemma_ != "be" else prep.text, places[noun.i]))
-        elif token.dep_ == "prep" and token.head.i in places:
-            relations += [(places[token.head.i], token.text, places[c.i]) for c in own if c.dep_ == "pobj"]
+                relations.append((subjects[0], token.lemma_ if token.lemma_ != "be" else prep.text, index_of[noun.i]))
+        elif token.dep_ == "prep" and token.head.i in index_of:
+            relations += [(index_of[token.head.i], token.text, index_of[c.i]) for c in own if c.dep_ == "pobj"]
     return Composition(sentence, tuple(entities), tuple(relations), "spacy" if entities else "none")

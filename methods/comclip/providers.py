@@ -72,7 +72,7 @@ class View:
 
 
 @dataclass
-class Places:
+class RegionProvider:
     """Finds phrases in images.
 
     Parameters

@@ -80,7 +80,7 @@ class LaZSLConfig(RegionFileConfig):
         return True
 
     @cached_property
-    def places(self) -> int:
+    def max_per_image(self) -> int:
         """Largest number of regions of any image in the file, at most ``num_regions``."""
         return min(self.num_regions, max(len(found.regions) for found in self.table.images.values()))
 

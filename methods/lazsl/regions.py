@@ -84,7 +84,7 @@ def sample_boxes(size: tuple[int, int], image_id: str, config: LaZSLConfig) -> n
 
 
 def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """R evenly chosen squares out of three grids: sides from the largest to the least, places evenly over the image."""
+    """R evenly chosen squares out of three grids: sides from the largest to the smallest, spread evenly over the image."""
     per_side = int(np.ceil(np.sqrt(config.num_regions / GRID_LEVELS)))
     place = (np.arange(per_side) + 0.5) / max(per_side, 1)
     sides = np.linspace(config.region_max, config.region_min, GRID_LEVELS)
@@ -96,7 +96,7 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels: Pixels) -> dict[str, Tensor]:
     """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S], if any.
 
-    Images of a region file have as many places as any of them needs; ``present`` [R] marks those in use.
+    R of a region file is its largest number of regions per image; ``present`` [R] marks the image's own, the rest is padding.
     """
     image = image.convert("RGB")
     out = {"images": torch.from_numpy(pixels(image))}
@@ -104,8 +104,8 @@ def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels
         return out
     regions = crops(image, boxes_of(image.size, image_id, config)[0], pixels)
     if config.regions == "file":
-        out["present"] = torch.arange(config.places) < len(regions)
-        regions = torch.cat([regions, regions.new_zeros(config.places - len(regions), *regions.shape[1:])])
+        out["present"] = torch.arange(config.max_per_image) < len(regions)
+        regions = torch.cat([regions, regions.new_zeros(config.max_per_image - len(regions), *regions.shape[1:])])
     return out | {"regions": regions}
 
 
@@ -113,7 +113,7 @@ def region_features(features_BF: Tensor, dim: int, config: LaZSLConfig) -> Regio
     """Images from packed features [B, (1 + R) * D]; without regions the whole image is the only one.
 
     A region is kept if its cosine to the whole image is not below the mean over regions (plus ``select_shift``). Features of zeros
-    are places that an image does not need.
+    are padding.
     """
     views = normalize(features_BF.unflatten(1, (-1, dim)), dim=-1)
     whole_BD, regions_BRD = views[:, 0], views[:, 1:] if views.shape[1] > 1 else views

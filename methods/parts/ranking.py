@@ -13,7 +13,7 @@ from czsl.evaluation.operating import OperatingPoint, Scaling
 
 
 def top_pairs(scores_BP: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best scores and their places, [B, k] each: score descending, then place ascending."""
+    """The k best scores and their indices, [B, k] each: score descending, then index ascending."""
     k = min(k, scores_BP.shape[1])
     order_Bk = torch.argsort(scores_BP, dim=1, descending=True, stable=True)[:, :k]
     return scores_BP.gather(1, order_Bk), order_Bk

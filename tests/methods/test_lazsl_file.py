@@ -50,7 +50,7 @@ def scores_of(method, images):
 
 def test_an_image_is_scored_by_its_own_boxes_in_any_company(method, small_clip, small_space):
     images = {name: picture(i) for i, name in enumerate([*BOXES, "strange.jpg"])}
-    assert method.config.places == 3
+    assert method.config.max_per_image == 3
     encoded, together = scores_of(method, images)
     assert encoded.mass.gt(0).sum(1).tolist() == [2, 1, 1, 3, 1]
     for row, (name, image) in enumerate(images.items()):
@@ -94,7 +94,7 @@ def _cosines(clip, image, boxes):
 def test_at_most_so_many_and_the_best_scores_first():
     records = [{"image": "a", "regions": [{"box": [0, 0, i, i], "score": s} for i, s in ((5, 0.1), (6, 0.9), (7, 0.5))]}]
     config = LaZSLConfig(regions="file", regions_file=records, num_regions=2)
-    assert config.places == 2
+    assert config.max_per_image == 2
     assert config.table.of("a").boxes((50, 50), 2)[0].tolist() == [[0, 0, 6, 6], [0, 0, 7, 7]]
     mask = {"size": [4, 6], "counts": [5, 2, 2, 2, 13]}  # columns 1 and 2, rows 1 and 2
     masked = LaZSLConfig(regions="file", regions_file=[{"image": "a", "regions": [{"mask": mask}]}])
