@@ -19,7 +19,7 @@ from cluster.work.progress import Notice, Progress, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl import __version__
 from czsl.clip.weights import is_folder, weight_files
-from czsl.data.files.predictions import Partial, question_of
+from czsl.data.files.predictions import Partial, inputs_sha256
 from czsl.data.inputs import ImageSource, as_source
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
@@ -75,7 +75,7 @@ def partial_of(out: Path, config: PredictConfig, source: ImageSource | Path, nam
         "index": index.read_text(encoding="utf-8") if index else None,
         "point": point_for(Run(config.run), config.checkpoint, config.open_world, config.bias).to_json() if config.run else None,
     }
-    return Partial(out, question_of(as_source(source), names, **facts))
+    return Partial(out, inputs_sha256(as_source(source), names, **facts))
 
 
 def _pinned(config: PredictConfig) -> PredictConfig:
