@@ -21,8 +21,8 @@ from torch import Tensor
 from cluster.calibrate import calibrate_run
 from cluster.machines.here import own_device
 from cluster.work.calibration import Calibration
+from cluster.work.feature_loader import autocast
 from cluster.work.progress import Progress, quiet
-from cluster.work.source import autocast
 from cluster.work.threads import cpu_threads
 from czsl.compositions import SPLITS, CompositionSpace, index_pairs
 from czsl.data.images import BadImage, decode

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.evaluate import evaluate_run, reduction_of
+from cluster.evaluate import evaluate_run, load_or_evaluate
 from cluster.train import train
-from cluster.work.evaluation import Question, kept_reduction
+from cluster.work.evaluation import EvalConfig, saved_evaluation
 from cluster.work.progress import Notice, Progress
 from czsl.data.batches import steps_per_epoch, stratified
 from czsl.data.table import Dataset
@@ -176,33 +176,33 @@ def train_all(planned: Sequence[Planned], folder: Path, **how: Any) -> str:
     return status
 
 
-def measured(run: Run, question: Question, progress: Progress, notice: Notice, **where: Any) -> dict[str, Any]:
+def measured(run: Run, eval_config: EvalConfig, progress: Progress, notice: Notice, **where: Any) -> dict[str, Any]:
     """Return a run's report, the kept one if it is of this checkpoint, data and number of resamples, else that of an evaluation now."""
-    file = run.path / f"report-{question.name}.json"
-    kept, _ = kept_reduction(run, question)
+    file = run.path / f"report-{eval_config.name}.json"
+    kept, _ = saved_evaluation(run, eval_config)
     if kept is not None and file.is_file():
         found = read_json(file)
-        if (not question.bootstrap or "intervals" in found) and _same_threshold(found, question):
+        if (not eval_config.bootstrap or "intervals" in found) and _same_threshold(found, eval_config):
             return found
-    return evaluate_run(run, question, progress=progress, notice=notice, **where)
+    return evaluate_run(run, eval_config, progress=progress, notice=notice, **where)
 
 
-def _same_threshold(report: dict[str, Any], question: Question) -> bool:
-    """Return True if a kept report treats infeasible pairs as a question does; always in the closed world."""
-    if not question.open_world:
+def _same_threshold(report: dict[str, Any], eval_config: EvalConfig) -> bool:
+    """Return True if a kept report treats infeasible pairs as the settings do; always in the closed world."""
+    if not eval_config.open_world:
         return True
-    if report.get("rule", question.rule) != question.rule:
+    if report.get("rule", eval_config.rule) != eval_config.rule:
         return False
     given = report.get("threshold") if report.get("threshold_chosen") == "given" else None
-    return given == question.threshold
+    return given == eval_config.threshold
 
 
 def compared(
-    first: Sequence[Run], second: Sequence[Run], question: Question, resamples: int, second_question: Question | None = None
+    first: Sequence[Run], second: Sequence[Run], eval_config: EvalConfig, resamples: int, second_config: EvalConfig | None = None
 ) -> list[dict[str, Any]]:
     """Return the paired differences of two rows, seed by seed, as :func:`czsl.evaluation.compare` gives them.
 
-    ``second_question``: of the second row if it differs from that of the first, such as by an adaptation.
+    ``second_config``: of the second row if it differs from that of the first, such as by an adaptation.
 
     A row that has one run for all seeds is compared with each run of the other.
     """
@@ -210,7 +210,7 @@ def compared(
     firsts, seconds = (list(runs) * count if len(runs) == 1 else list(runs) for runs in (first, second))
     found = []
     for one, other in zip(firsts, seconds, strict=False):
-        a, b = reduction_of(one, question), reduction_of(other, second_question or question)
+        a, b = load_or_evaluate(one, eval_config), load_or_evaluate(other, second_config or eval_config)
         found.append(compare(a.extremes, b.arranged(a.ids).extremes, resamples, seed=0))
     return found
 

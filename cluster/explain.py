@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import PAIR_TILE
-from cluster.work.source import Source
 from cluster.work.threads import cpu_threads
 from czsl.compositions import CompositionSpace, index_pairs, label_of, label_words
 from czsl.data.batches import stratified
@@ -23,11 +23,11 @@ from czsl.runs.run import Run
 from methods.explanation import Examples, Explained
 from methods.method import Method
 
-EXAMPLES = 10  # training images a pair that are looked at where each costs a pass of an adapted tower
+EXAMPLES = 10  # training images per pair to look at if each costs a pass of an adapted tower
 
 
 @dataclass(frozen=True)
-class Answer:
+class ExplainedPrediction:
     """A composition of the image (or a class, without an attribute): its names, score, probability among the candidates, rank from 1, why.
 
     calibrated : score with the bias of the operating point, which the rank is by
@@ -56,7 +56,7 @@ class TrainingImages:
     Parameters
     ----------
     method : Method
-        Of the run, in evaluation mode; it may know more labels than the run.
+        The run's method, in evaluation mode; it may have more labels than the run.
     run : Run
     progress : Progress
 
@@ -71,7 +71,7 @@ class TrainingImages:
         self.method, self.config = method, config
         with cpu_threads(run.threads):  # features are kept for each number of threads
             data = open_data(config.data, config.decode)
-            self.source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
+            self.loader = FeatureLoader(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
         self.space: CompositionSpace = run.space
         # Drawn once for all compositions, so that a prototype has the same images wherever it is shown.
         per_pair = 0 if method.frozen_images else EXAMPLES
@@ -80,7 +80,7 @@ class TrainingImages:
     @property
     def split(self) -> Split:
         """The training split."""
-        return self.source.split
+        return self.loader.split
 
     def rows(self, attr: int, obj: int) -> np.ndarray:
         """Rows looked at that show the attribute or the object (indices of the method's space), [n]."""
@@ -94,7 +94,7 @@ class TrainingImages:
         rows, names = self.rows(attr, obj), self.method.space
         if not len(rows):
             return None
-        features = self.source.encode(rows, self.config.eval_batch).to(self.method.clip.device)
+        features = self.loader.encode(rows, self.config.eval_batch).to(self.method.clip.device)
         attr_n = np.array([_index(names.attributes, self.space.attributes[a]) for a in self.split.attr[rows]])
         obj_n = np.array([_index(names.objects, self.space.objects[o]) for o in self.split.obj[rows]])
         return Examples(features, attr_n, obj_n)
@@ -129,7 +129,7 @@ def explain(
     training: TrainingImages | None = None,
     space: CompositionSpace | None = None,
     point: OperatingPoint | None = None,
-) -> list[Answer]:
+) -> list[ExplainedPrediction]:
     """The best compositions of an image, or those asked for, explained.
 
     Parameters
@@ -143,7 +143,7 @@ def explain(
     pairs : int array [P, 2]
         Candidates, among which probabilities and ranks are.
     asked : sequence of (attribute, object)
-        Of the candidates; they are explained instead of the ``top`` best.
+        Candidates to explain instead of the ``top`` best.
     training : TrainingImages, optional
     space : CompositionSpace, optional
         Whose training pairs count as seen; the method's by default.
@@ -151,11 +151,11 @@ def explain(
         Bias of the ranking and scale of the probabilities; by default none is applied.
     """
     text = method.encode_compositions(torch.from_numpy(pairs.copy()).to(method.clip.device))
-    question = method.question(image, image_id, text)
+    scored = method.scored_image(image, image_id, text)
     if training is not None:
-        question = replace(question, examples=training.examples)
+        scored = replace(scored, examples=training.examples)
     tiles = [text.tile(s, s + PAIR_TILE) for s in range(0, len(text), PAIR_TILE)]
-    scores_P = torch.cat([method.scores(question.side, tile) for tile in tiles], dim=1)[0].double().cpu()
+    scores_P = torch.cat([method.scores(scored.features, tile) for tile in tiles], dim=1)[0].double().cpu()
     names, known, point = method.space, space or method.space, point or OperatingPoint()
     unseen_P = torch.from_numpy(unseen_mask(names, pairs, seen_names(known))).double()
     calibrated_P = scores_P + point.bias * unseen_P
@@ -168,12 +168,14 @@ def explain(
         wanted = method.space.locate(index_pairs(asked, method.space.attributes, method.space.objects), pairs).tolist()
     else:
         wanted = order_P[:top].tolist()
-    answers = []
+    predictions = []
     for place in wanted:
         attr, obj = pairs[place].tolist()
         pair = names.pair_names((attr, obj))
         rows = training.rows(attr, obj) if training is not None else np.zeros(0, np.int64)
-        why = method.explain_candidate(question, place)
+        why = method.explain_candidate(scored, place)
         score, calibrated, prob = (float(x[place]) for x in (scores_P, calibrated_P, prob_P))
-        answers.append(Answer(*pair, score, calibrated, prob, int(rank_P[place]), not unseen_P[place], why, rows))
-    return answers
+        predictions.append(
+            ExplainedPrediction(*pair, score, calibrated, prob, int(rank_P[place]), not unseen_P[place], why, rows)
+        )
+    return predictions

@@ -8,16 +8,16 @@ from typing import Any
 
 from cluster.machines.here import own_device
 from cluster.machines.jobs import on_workers
-from cluster.machines.nodes import Ask
+from cluster.machines.nodes import NodeRequest
 from cluster.work.comm import Group
-from cluster.work.indexing import Plan, compute, folder_of, parts_folder
+from cluster.work.indexing import IndexConfig, compute, folder_of, parts_folder
 from cluster.work.progress import Notice, Progress, kept, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl.runs.run import Run
 
 
 def build_index(
-    plan: Plan,
+    plan: IndexConfig,
     *,
     progress: Progress = quiet,
     notice: Notice = unnoticed,
@@ -25,8 +25,8 @@ def build_index(
 ) -> Path:
     """Encode the open world of a run and keep its index in the run folder; shards that an interrupted build left are used.
 
-    ``where`` are the arguments of :meth:`cluster.machines.nodes.Ask.of`; one worker on this machine needs no Ray. The index is the same for
-    any number of workers.
+    ``where`` are the arguments of :meth:`cluster.machines.nodes.NodeRequest.of`; one worker on this machine needs no Ray. The index is the
+    same for any number of workers.
 
     Raises
     ------
@@ -36,18 +36,18 @@ def build_index(
     run = Run(plan.run)
     parts = parts_folder(run, plan)
     parts.mkdir(parents=True, exist_ok=True)
-    ask = Ask.of(**where)
-    if ask.local:
+    request = NodeRequest.of(**where)
+    if request.local:
         with cpu_threads(run.threads):
             compute(plan, Group(), own_device(), progress)
     else:
-        on_workers(_worker, {**vars(plan), "threads": threads_for(run)}, parts, ask, run.config.threads, progress, notice)
+        on_workers(_worker, {**vars(plan), "threads": threads_for(run)}, parts, request, run.config.threads, progress, notice)
     shutil.rmtree(parts, ignore_errors=True)
     return folder_of(run)
 
 
 def _worker(config: dict[str, Any], group: Group, device: Any) -> None:
     threads = config.pop("threads")
-    plan = Plan(**config)
+    plan = IndexConfig(**config)
     with cpu_threads(threads):
         compute(plan, group, device, kept(parts_folder(Run(plan.run), plan), group.rank))

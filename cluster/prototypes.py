@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
-from cluster.work.source import Source
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data
 from czsl.errors import DataError, UsageError
@@ -74,8 +74,8 @@ def inspect_prototypes(
     if not isinstance(method, ClusPro):
         raise UsageError(f"{config.method} has no prototypes", "only ClusPro learns prototypes", "give a run of clusPro")
     data = open_data(config.data, config.decode)
-    source = Source(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
-    split = source.split
+    loader = FeatureLoader(method, data, "train", Group(), config.eval_batch, progress, method.clip.precision)
+    split = loader.split
     rows = stratified(split.attr, split.obj, per_pair, config.seed)
     if not len(rows):
         raise DataError(
@@ -83,7 +83,7 @@ def inspect_prototypes(
             "prototypes are shown with their nearest training images",
             "is it the run's dataset?",
         )
-    features = source.encode(rows, config.eval_batch).to(method.clip.device)
+    features = loader.encode(rows, config.eval_batch).to(method.clip.device)
     labels = split.attr[rows], split.obj[rows]
     primitives, found = gallery(method, features, *labels, shown=shown)
     judged = count_scores(method, features, *labels, counts, config.seed) if counts else {}

@@ -12,7 +12,7 @@ from czsl.runs.tracker_names import tracker_names
 from czsl.runs.trackers import Trackers, check_installed, settings_of
 
 POLL_S = 0.5
-LONGEST_END_S = 120.0  # for what is left when training has ended
+MAX_END_S = 120.0  # for what is left when training has ended
 
 
 @contextmanager
@@ -33,9 +33,9 @@ def tracked(run: Run, on_warning: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(LONGEST_END_S)
+        thread.join(MAX_END_S)
         if thread.is_alive():
-            on_warning(f"log={run.config.log} is still writing after {LONGEST_END_S:.0f} s and is left: see czsl runs log")
+            on_warning(f"log={run.config.log} is still writing after {MAX_END_S:.0f} s and is left: see czsl runs log")
 
 
 def _track(run: Run, names: list[str], ended: threading.Event, on_warning: Callable[[str], None]) -> None:

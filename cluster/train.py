@@ -14,8 +14,8 @@ from typing import Any
 
 from cluster.machines.jobs import engine_of
 from cluster.machines.launch import Engine, attempts_folder, run_workers
-from cluster.machines.nodes import Ask, Waiting, WaitStoppedError
-from cluster.machines.preflight import Needs
+from cluster.machines.nodes import NodeRequest, Waiting, WaitStoppedError
+from cluster.machines.preflight import Requirements
 from cluster.tracking import tracked
 from cluster.work.placement import Placement
 from cluster.work.progress import follow
@@ -57,10 +57,10 @@ def train(
     run : Run
         A new run, or an interrupted one, which continues from its newest valid checkpoint.
     nodes : int or (int, int)
-        Nodes asked for; with fewer it runs on those there are. A pair is the least and the most: it starts with the least, and after
-        losing nodes continues with those that are left if they are not fewer.
+        Nodes asked for; with fewer it runs on those there are. A pair is the minimum and the maximum: it starts with the minimum, and
+        after losing nodes continues with those that are left if they are not fewer.
     workers_per_node, gpus_per_node, address, engine
-        See :class:`cluster.machines.nodes.Ask`.
+        See :class:`cluster.machines.nodes.NodeRequest`.
     threads : int
         CPU threads per worker if the run's settings leave them open.
     wait_s : float
@@ -68,15 +68,15 @@ def train(
     max_failures : int
         How often in a row, without a checkpoint between, dead workers are replaced.
     on_placement, on_wait, on_failure, on_record : callable
-        Told where the workers run (at each start), what they wait for, why they are restarted, and every new line of the run's
-        metrics; all from the calling thread.
+        Called from the calling thread with the placement of the workers (at each start), the state of the wait for nodes, the reason of
+        a restart and the number of failures, and every new line of the run's metrics.
 
     Raises
     ------
     CzslError
         What a worker raised, or :class:`TrainingFailedError` when workers died too often.
     """
-    ask = Ask.of(
+    request = NodeRequest.of(
         nodes, workers_per_node=workers_per_node, gpus_per_node=gpus_per_node, wait_s=wait_s, address=address, engine=engine
     )
     with held(run.path, "training"):
@@ -91,10 +91,10 @@ def train(
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with (
             tracked(run, news.put),
-            engine_of(ask, run.config.threads or threads, news.put, run.stop_file.exists) as chosen,
+            engine_of(request, run.config.threads or threads, news.put, run.stop_file.exists) as chosen,
         ):
             job = _Job(chosen, run, max_failures, news)
-            told: dict[type, Callable[[Any], None]] = {
+            listeners: dict[type, Callable[[Any], None]] = {
                 Placement: on_placement,
                 Waiting: on_wait,
                 tuple: lambda failure: on_failure(*failure),
@@ -108,7 +108,7 @@ def train(
             def tell() -> None:
                 while not news.empty():
                     item = news.get()
-                    told[type(item)](item)
+                    listeners[type(item)](item)
 
             with stop_on_signal(stop):
                 job.start()  # off the main thread Ray installs no signal handler, which would end the workers without a checkpoint
@@ -158,7 +158,7 @@ class _Job(threading.Thread):
                 {"run": str(self._run.path)},
                 self._run.path,
                 self._max_failures,
-                needs=Needs(config.data, config.clip, config.clip_weights),
+                requirements=Requirements(config.data, config.clip, config.clip_weights),
                 progress=self._progress,
                 on_placement=self._news.put,
                 on_failure=self._failed,
@@ -199,7 +199,7 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
     """The first SIGINT or SIGTERM calls ``stop``, which makes the workers save and end; a second one ends at once."""
     asked: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
@@ -208,7 +208,7 @@ def stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PathLike = str | os.PathLike[str]
-MOST_TEXT = 512 * 2**20  # bytes of a text
-MOST_DEPTH = 64  # lists within lists
+MAX_TEXT = 512 * 2**20  # bytes of a text
+MAX_DEPTH = 64  # lists within lists
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -67,20 +67,20 @@ def reason(error: BaseException | str) -> str:
 def read_text(
     path: PathLike,
     *,
-    most: int = MOST_TEXT,
+    max_bytes: int = MAX_TEXT,
     error: type[CzslError] = DataError,
     head: str = "cannot read {path}",
     fix: str = "is the path right?",
 ) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark, of at most ``most`` bytes; pipes are read too."""
+    """The text of a file in UTF-8, with or without a byte order mark, of at most ``max_bytes`` bytes; pipes are read too."""
     refuse = _Refusal(path, error, head, fix)
     try:
         with Path(path).open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(max_bytes + 1)
     except (OSError, ValueError) as problem:  # a name with a zero byte is a ValueError
         refuse(problem)
-    if len(content) > most:
-        refuse(f"it is too large: the limit is {most:,} bytes")
+    if len(content) > max_bytes:
+        refuse(f"it is too large: the limit is {max_bytes:,} bytes")
     if known := identify(content):
         refuse(f"it is {known[0]}")
     try:
@@ -91,17 +91,17 @@ def read_text(
         refuse(f"it is not text in UTF-8: byte {problem.start}, in line {line}{hint}")
 
 
-def read_lines(path: PathLike, **told: Any) -> list[str]:
+def read_lines(path: PathLike, **options: Any) -> list[str]:
     """The lines of a text file without white space around them; keyword arguments as :func:`read_text`."""
-    return [line.strip() for line in read_text(path, **told).splitlines()]
+    return [line.strip() for line in read_text(path, **options).splitlines()]
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
-def read_json(path: PathLike, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, **told: Any) -> Any:
+def read_json(path: PathLike, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, **options: Any) -> Any:
     """The content of a JSON file; ``pairs`` builds its objects. Other keyword arguments as :func:`read_text`."""
-    text = read_text(path, **told)
-    told.pop("most", None)
-    return parse_json(text, path, pairs=pairs, **told)
+    text = read_text(path, **options)
+    options.pop("max_bytes", None)
+    return parse_json(text, path, pairs=pairs, **options)
 
 
 def parse_json(
@@ -119,8 +119,8 @@ def parse_json(
         content = json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError, MemoryError) as problem:
         refuse(problem)
-    if _most_brackets(text) > MOST_DEPTH and _depth(content) > MOST_DEPTH:
-        refuse(f"lists and mappings are nested more than {MOST_DEPTH} deep")
+    if _max_brackets(text) > MAX_DEPTH and _depth(content) > MAX_DEPTH:
+        refuse(f"lists and mappings are nested more than {MAX_DEPTH} deep")
     return content
 
 
@@ -144,10 +144,10 @@ def json_records(path: PathLike) -> Iterator[dict[str, Any]]:
         return
 
 
-def _most_brackets(text: str | bytes) -> int:
+def _max_brackets(text: str | bytes) -> int:
     """A bound on how deep a JSON text nests: brackets within strings count as well."""
     text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if text.count(b"[") + text.count(b"{") <= MOST_DEPTH:
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return 0
     import numpy as np
 
@@ -185,14 +185,14 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: PathLike, *, any_keys: bool = False, **told: Any) -> Any:
+def read_yaml(path: PathLike, *, any_keys: bool = False, **options: Any) -> Any:
     """The content of a YAML file: texts, numbers, truth values, lists and mappings of texts (of ``any_keys``, where they may be).
 
     Other keyword arguments as :func:`read_text`.
     """
-    text = read_text(path, **told)
-    told.pop("most", None)
-    return parse_yaml(text, path, any_keys=any_keys, **told)
+    text = read_text(path, **options)
+    options.pop("max_bytes", None)
+    return parse_yaml(text, path, any_keys=any_keys, **options)
 
 
 def parse_yaml(
@@ -218,12 +218,12 @@ def parse_yaml(
     return content
 
 
-def _not_plain(content: Any, most: int, any_keys: bool = False) -> str:
+def _not_plain(content: Any, max_items: int, any_keys: bool = False) -> str:
     """Return why the values are not plain or exceed the limits; empty if all is well. An alias counts each time it occurs."""
     level, depth, count = [content], 0, 0
     while level:
-        if depth > MOST_DEPTH:
-            return f"lists and mappings are nested more than {MOST_DEPTH} deep"
+        if depth > MAX_DEPTH:
+            return f"lists and mappings are nested more than {MAX_DEPTH} deep"
         below: list[Any] = []
         for x in level:
             if isinstance(x, dict):
@@ -235,7 +235,7 @@ def _not_plain(content: Any, most: int, any_keys: bool = False) -> str:
                 below.extend(x)
             elif not isinstance(x, PLAIN):
                 return f"it holds a {type(x).__name__}; texts, numbers, true, false, null, lists and mappings are known"
-            if (count + len(below)) > most:
+            if (count + len(below)) > max_items:
                 return "its aliases unfold to more than the file holds"
         count += len(below)
         level, depth = below, depth + 1

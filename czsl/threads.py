@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-MOST_THREADS = 16  # a photograph of 100 megapixels takes 300 MB in each
+MAX_THREADS = 16  # a photograph of 100 megapixels takes 300 MB in each
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use, at most `MOST_THREADS`."""
+    """Number of CPU cores that this process may use, at most `MAX_THREADS`."""
     number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, number)
+    return min(MAX_THREADS, number)
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int = 0, window: int = 0) -> Iterator[R]:

@@ -11,7 +11,7 @@ import click
 from czsl_cli.console import print_json, print_table, progress_bar, say, short, warn
 from czsl_cli.options import named_run
 
-MOST_SKIPPED = 10  # of those left out; --json has all
+MAX_SKIPPED = 10  # of those left out; --json has all
 
 
 @click.command()
@@ -45,7 +45,7 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     from czsl.runs.run import Run
 
     if run is None and len(photos) == 2:
-        Run(photos[0])  # raises: it is no run
+        Run(photos[0])  # raises: it is not a run
     if run is None:
         raise click.UsageError("name the run that is changed: czsl add RUN PHOTOS")
     if len(photos) + undo + history != 1:
@@ -77,10 +77,10 @@ def add(run, photos, attributes, objects, skip_known, max_bad, undo, history, dr
     for text in done.notes:
         warn(text)
     tell_unknown_words(chosen.config.clip, [*chosen.space.attributes, *chosen.space.objects, *new[0], *new[1]])
-    for name, why in done.skipped[:MOST_SKIPPED]:
+    for name, why in done.skipped[:MAX_SKIPPED]:
         say(f"left out: {name}: {why}")
-    if len(done.skipped) > MOST_SKIPPED:
-        say(f"... and {len(done.skipped) - MOST_SKIPPED} more; --json lists all")
+    if len(done.skipped) > MAX_SKIPPED:
+        say(f"... and {len(done.skipped) - MAX_SKIPPED} more; --json lists all")
     if as_json:
         print_json(vars(done))
     else:

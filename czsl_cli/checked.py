@@ -65,7 +65,7 @@ def loop_notes(config, own, data) -> list[str]:
 
 
 def partial_labels_of(config, data):
-    """Return the candidates that a run is given instead of labels, checked before a cluster is started; None without any."""
+    """Return the candidate labels that a run is given instead of labels, checked before a cluster is started; None without any."""
     if config.partial_labels is None:
         return None
     from czsl.data.files.partial_labels import read_partial_labels
@@ -77,6 +77,6 @@ def partial_labels_of(config, data):
     labels = read_partial_labels(config.partial_labels, data)
     if labels.origin.noise_rate and not config.label_rescue:
         warn(
-            f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond candidates"
+            f"{percent(labels.origin.noise_rate)} % of the images lack their true label: label_rescue=0.05 looks beyond their sets"
         )
     return labels

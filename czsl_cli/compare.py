@@ -15,9 +15,9 @@ from czsl_cli.console import percent, print_json, print_table, progress_bar, say
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from czsl.evaluation import Reduction
+    from czsl.evaluation import SavedEvaluation
 
-MOST_SHOWN = 10  # compositions in the table; --json has all
+MAX_SHOWN = 10  # compositions in the table; --json has all
 WORDS = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen"}
 # At each run's operating point, if all have one.
 POINT_WORDS = {"op_seen": "seen at point", "op_unseen": "unseen at point", "op_hm": "HM at point", "op_acc": "all at point"}
@@ -79,12 +79,12 @@ def compare(
     names = _names(runs)
     biases = None
     if scores:
-        reductions = [_of_scores(Path(file), space, split, open_world) for file in runs]
+        saved_evaluations = [_of_scores(Path(file), space, split, open_world) for file in runs]
     else:
         asked = {"split": split or "test", "open_world": open_world, "data": data, "checkpoint": checkpoint, "per_pair": per_pair}
-        reductions = _of_runs(runs, asked)
+        saved_evaluations = _of_runs(runs, asked)
         biases = _biases(runs, asked)
-    result = _compare(names, reductions, resamples, seed, biases)
+    result = _compare(names, saved_evaluations, resamples, seed, biases)
     result["runs"] = [{"path": str(path), **row} for path, row in zip(runs, result["runs"], strict=True)]
     if as_json:
         print_json(result)
@@ -94,7 +94,7 @@ def compare(
     for warning in result.get("warnings", []):
         warn(warning)
     if html or plot:
-        _write(result, curves_figure(result["runs"], [r.extremes for r in reductions]), html, plot)
+        _write(result, curves_figure(result["runs"], [r.extremes for r in saved_evaluations]), html, plot)
 
 
 # -- what is compared ----------------------------------------------------------------------------------------------
@@ -106,12 +106,12 @@ def _names(paths: Sequence[str]) -> list[str]:
     resolved = [f"{Path(path).resolve()}{f'@{plan.key}' if plan else ''}" for path, plan in named]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
-        raise UsageError(f"{twice} is given twice", "a run does not differ from itself", "name other runs")
+        raise UsageError(f"{twice} was given twice", "a run cannot be compared with itself", "name each run once")
     short = [Path(path).resolve().name + word[len(path) :] for word, (path, _) in zip(paths, named, strict=True)]
     return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
-def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
+def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[SavedEvaluation]:
     from czsl.data.table import open_data
     from czsl.errors import DataError
     from czsl.runs.run import Run
@@ -131,15 +131,16 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[Reduction]:
                 "the SHA-256 of their datasets differ: a comparison takes the same images",
                 "compare them on one dataset: --data DATA",
             )
-    from cluster.evaluate import reduction_of
-    from cluster.work.evaluation import Question
+    from cluster.evaluate import load_or_evaluate
+    from cluster.work.evaluation import EvalConfig
 
-    question = Question(**asked)
+    eval_config = EvalConfig(**asked)
     with progress_bar() as bar:
         found = [
-            reduction_of(run, replace(question, adapt=plan), bar.update, say) for run, (_, plan) in zip(runs, named, strict=True)
+            load_or_evaluate(run, replace(eval_config, adapt=plan), bar.update, say)
+            for run, (_, plan) in zip(runs, named, strict=True)
         ]
-    return [reduction.arranged(found[0].ids) for reduction in found]
+    return [saved.arranged(found[0].ids) for saved in found]
 
 
 def _biases(paths: Sequence[str], asked: dict[str, Any]) -> list[float] | None:
@@ -154,18 +155,22 @@ def _biases(paths: Sequence[str], asked: dict[str, Any]) -> list[float] | None:
     return [point.bias for point in points if point is not None]
 
 
-def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> Reduction:
-    from czsl.evaluation import Candidates, Reduction, read_scores, reduce_scores
+def _of_scores(file: Path, space: Path, split: str | None, open_world: bool) -> SavedEvaluation:
+    from czsl.evaluation import Candidates, SavedEvaluation, read_scores, reduce_scores
 
     read = read_scores(file, space, split, open_world or None)
     candidates = Candidates.build(read.space, read.pairs, split=read.split, open_world=read.open_world, source=read.source)
     extremes = reduce_scores(read.scores, read.labels, candidates, source=read.source)
     ids, names = [str(i) for i in range(len(extremes))], (list(read.space.attributes), list(read.space.objects))
-    return Reduction(extremes, ids, *names, {"split": read.split, "open_world": read.open_world})
+    return SavedEvaluation(extremes, ids, *names, {"split": read.split, "open_world": read.open_world})
 
 
 def _compare(
-    names: Sequence[str], reductions: Sequence[Reduction], resamples: int, seed: int, biases: Sequence[float] | None = None
+    names: Sequence[str],
+    saved_evaluations: Sequence[SavedEvaluation],
+    resamples: int,
+    seed: int,
+    biases: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON."""
     from czsl.compositions import label_of
@@ -174,25 +179,23 @@ def _compare(
     from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.report import plain
 
-    first = reductions[0]
+    first = saved_evaluations[0]
     rows = []
-    for name, reduction in zip(names, reductions, strict=True):
-        known: dict[str, Any] = {
-            k: reduction.facts[k] for k in ("method", "threshold", "rule", "adaptation") if k in reduction.facts
-        }
-        rows.append({"name": name, **known, **{k: plain(v) for k, v in Curve(reduction.extremes).numbers().items()}})
+    for name, saved in zip(names, saved_evaluations, strict=True):
+        known: dict[str, Any] = {k: saved.facts[k] for k in ("method", "threshold", "rule", "adaptation") if k in saved.facts}
+        rows.append({"name": name, **known, **{k: plain(v) for k, v in Curve(saved.extremes).numbers().items()}})
         if biases is not None:
-            at = accuracies(reduction.extremes, biases[len(rows) - 1])
+            at = accuracies(saved.extremes, biases[len(rows) - 1])
             rows[-1] |= {"op_bias": biases[len(rows) - 1], **{f"op_{key}": plain(value) for key, value in at.items()}}
     words = WORDS if biases is None else {**WORDS, **POINT_WORDS}
     differences: list[dict[str, Any]] = []
-    for i, (name, other) in enumerate(zip(names[1:], reductions[1:], strict=True), 1):
+    for i, (name, other) in enumerate(zip(names[1:], saved_evaluations[1:], strict=True), 1):
         points = None if biases is None else (biases[0], biases[i])
         found = paired(first.extremes, other.extremes, resamples, seed, biases=points)
         differences.append({"run": name, "to": names[0], **{key: found[key] for key in words}})
     pairs = [
         {**label_of(first.attributes[a], first.objects[o]), **row}
-        for row in pair_accuracies([r.extremes for r in reductions])
+        for row in pair_accuracies([r.extremes for r in saved_evaluations])
         for a, o in [row.pop("label")]
     ]
     result: dict[str, Any] = {
@@ -251,7 +254,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
             pair["images"],
             *map(percent, pair["acc"]),
         ]
-        for pair in result["pairs"][:MOST_SHOWN]
+        for pair in result["pairs"][:MAX_SHOWN]
     ]
     first = runs[0]["name"]
     return [

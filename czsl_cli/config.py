@@ -27,9 +27,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(
                 f"{text!r} is not key=value", "a setting has a name and a value", "write for example: epochs=5 lr=1e-4"
             )
-        told: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
+        error_texts: dict[str, Any] = {"head": f"the value of {key} cannot be read", "fix": "quote it as YAML wants it"}
         # A colour such as #102030 would be a comment in YAML.
-        known = value if value.startswith("#") else parse_yaml(value, error=UsageError, **told) if value else None
+        known = value if value.startswith("#") else parse_yaml(value, error=UsageError, **error_texts) if value else None
         settings[key.strip().removeprefix("model.")] = known
     return settings
 

@@ -19,7 +19,7 @@ import click
 
 from czsl.printable import printable, printable_json
 
-WIDE_ENOUGH = 200  # columns where stdout is no terminal: a table in a file is not wrapped
+WIDE_ENOUGH = 200  # columns if stdout is not a terminal: a table in a file is not wrapped
 
 
 FIRST_LINE_S, LAST_LINE_S = 10.0, 45.0  # without a terminal: longest silence at the start, and of a command that has run for long

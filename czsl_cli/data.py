@@ -18,8 +18,8 @@ from czsl_cli.partial import partial
 if TYPE_CHECKING:
     from czsl.data.importing.problems import Problem
 
-MOST_SHOWN = 10  # of each kind of problem; --json and import.json have all
-MOST_NAMES = 4
+MAX_SHOWN = 10  # of each kind of problem; --json and import.json have all
+MAX_NAMES = 4
 
 LAYOUTS = (
     "auto", "published", "tree", "manifest", "imagefolder", "parquet", "coco", "vaw", "webdataset", "label-studio", "fiftyone"
@@ -309,7 +309,7 @@ def print_splits(columns: Sequence[str], rows: dict[str, list]) -> None:
 
 
 def print_problems(problems: Sequence[Problem], complete: Path | None = None) -> None:
-    """The problems by kind, the unusable ones first; at most `MOST_SHOWN` of each."""
+    """The problems by kind, the unusable ones first; at most `MAX_SHOWN` of each."""
 
     def order(problem: Problem) -> tuple[bool, str]:
         return not problem.bad, problem.kind
@@ -318,13 +318,13 @@ def print_problems(problems: Sequence[Problem], complete: Path | None = None) ->
         found = list(group)
         print_text()
         print_text(f"{kind}: {len(found):,}")
-        for problem in found[:MOST_SHOWN]:
-            names = ", ".join(problem.where[:MOST_NAMES]) + (", ..." if len(problem.where) > MOST_NAMES else "")
+        for problem in found[:MAX_SHOWN]:
+            names = ", ".join(problem.where[:MAX_NAMES]) + (", ..." if len(problem.where) > MAX_NAMES else "")
             line = f"{names} ({problem.done})" + (f": {problem.detail}" if problem.detail else "")
             print_text(f"  {line}")
-        if len(found) > MOST_SHOWN:
+        if len(found) > MAX_SHOWN:
             where = f"all in {complete}" if complete else "--json lists all"
-            print_text(f"  and {len(found) - MOST_SHOWN:,} more; {where}")
+            print_text(f"  and {len(found) - MAX_SHOWN:,} more; {where}")
     if problems:
         print_text()
 

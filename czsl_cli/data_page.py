@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from czsl.data.table import Dataset
 
-MOST_COMPOSITIONS = 200  # with sample images
-MOST_PROBLEMS = 300
+MAX_COMPOSITIONS = 200  # with sample images
+MAX_PROBLEMS = 300
 SAMPLE = 96  # pixels
 
 
@@ -32,7 +32,7 @@ def write_data_page(
     Parameters
     ----------
     path : Path
-        Of the page.
+        File of the page.
     data : Dataset
     found : dict
         What :func:`czsl.data.stats.stats` returned for it.
@@ -108,10 +108,10 @@ def _problems(data: Dataset) -> Table:
 
     rows = [row for split in _splits(data) for row in split.rows()]
     found = [*duplicate_problems(rows), *space_problems(data.space, rows)]
-    shown = [[p.kind, ", ".join(p.where[:6]) + (", ..." if len(p.where) > 6 else ""), p.detail] for p in found[:MOST_PROBLEMS]]
+    shown = [[p.kind, ", ".join(p.where[:6]) + (", ..." if len(p.where) > 6 else ""), p.detail] for p in found[:MAX_PROBLEMS]]
     text = "None were found." if not found else ""
-    if len(found) > MOST_PROBLEMS:
-        text = f"The first {MOST_PROBLEMS:,} of {len(found):,}; czsl data verify lists all, and decodes every image."
+    if len(found) > MAX_PROBLEMS:
+        text = f"The first {MAX_PROBLEMS:,} of {len(found):,}; czsl data verify lists all, and decodes every image."
     return Table("Problems", ["kind", "where", "detail"], shown, text, sortable=True)
 
 
@@ -120,7 +120,7 @@ def _samples(data: Dataset, samples: int, progress: Callable[[int, int], None]) 
     from czsl.data.images import BadImage, decode
 
     galleries, splits = [], _splits(data) if samples else []
-    left, total = MOST_COMPOSITIONS, sum(len(np.unique(s.pairs, axis=0)) for s in splits)
+    left, total = MAX_COMPOSITIONS, sum(len(np.unique(s.pairs, axis=0)) for s in splits)
     done = 0
     for split in splits:
         labels, place_N = np.unique(split.pairs, axis=0, return_inverse=True)
@@ -134,7 +134,7 @@ def _samples(data: Dataset, samples: int, progress: Callable[[int, int], None]) 
                     shown = ""
                 cards.append(Card(shown, split.space.pair_name(pair), f"{len(rows):,} images; {split.ids[row]}"))
             done += 1
-            progress(done, min(total, MOST_COMPOSITIONS))
+            progress(done, min(total, MAX_COMPOSITIONS))
         part = f" The first {left:,} of {len(labels):,}." if len(labels) > left else ""
         if cards:
             galleries.append(Gallery(f"Samples: {split.name}", cards, f"Up to {samples} per {data.space.noun}.{part}", SAMPLE))

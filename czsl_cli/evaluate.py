@@ -42,7 +42,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Treatment of infeasible pairs.",
 )
-@click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="The true pair among the k best counts.")
+@click.option(
+    "--topk",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Count a prediction as correct if the true pair is in the top k.",
+)
 @click.option("--per-pair", type=click.IntRange(0), default=0, help="Number of images per pair.  [default: all]")
 @click.option("--bootstrap", type=click.IntRange(0), default=0, help="Resamples for 95 % intervals of the numbers.")
 @adapt_option
@@ -129,22 +135,24 @@ def _evaluate_run(
     if plans[0]:
         tell_plan(plans[0])
     from cluster.evaluate import evaluate_orders, evaluation_of  # torch comes with it: what can be refused was refused without
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
     from czsl.data.table import open_data
 
     feasibility: Any = None if options["no_feasibility"] else "clip"
     if options["feasibility"] or options["glove"]:
         feasibility = _read_feasibility(options, open_data(options["data"] or run.config.data).space)
-    question = Question(
+    eval_config = EvalConfig(
         split=options["split"] or "test",
         feasibility=feasibility,
         adapt=plans[0],
         **{k: options[k] for k in ("open_world", "checkpoint", "data", "topk", "bootstrap", "threshold", "rule", "per_pair")},
     )
     with progress_bar() as bar:
-        told: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
+        callbacks: dict[str, Any] = {**where, "progress": bar.update, "notice": warn}
         orders = [plan.seed for plan in plans if plan]
-        result, reduction = evaluate_orders(run, question, orders, **told) if orders else evaluation_of(run, question, **told)
+        result, saved = (
+            evaluate_orders(run, eval_config, orders, **callbacks) if orders else evaluation_of(run, eval_config, **callbacks)
+        )
     beside = _beside_papers(result, run.config, options["data"], benchmark) if benchmark is not None else None
     if html is None:
         return result, None, beside
@@ -152,7 +160,7 @@ def _evaluate_run(
     def page(result: dict[str, Any]) -> None:
         from czsl_cli.point_report import write_report_page
 
-        write_report_page(html, run.path.name, result, reduction.extremes)
+        write_report_page(html, run.path.name, result, saved.extremes)
 
     return result, page, beside
 

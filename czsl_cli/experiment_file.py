@@ -68,7 +68,7 @@ class Experiment:
     rows : lines of the table
     data : dataset folders (or ``toy``) by label
     seeds : of training
-    evaluate : what is measured: settings of :class:`cluster.work.evaluation.Question`, by heading
+    evaluate : what is measured: settings of :class:`cluster.work.evaluation.EvalConfig`, by heading
     compare : pairs of rows whose difference is tested, the second against the first
     columns : keys of the reports and their headings; empty for the usual ones
     resamples : of the paired bootstrap
@@ -326,7 +326,7 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
     """Return the questions of a file by heading: ``closed``, ``open``, or mappings with settings of an evaluation."""
     from dataclasses import fields
 
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
 
     general = {k: _whole(content[k], k, 0) for k in ("per_pair", "bootstrap") if content.get(k)}
     given = content.get("evaluate") or ["closed"]
@@ -346,19 +346,19 @@ def _evaluations(content: Mapping[str, Any], per_pair: int | None) -> dict[str, 
             raise UsageError(
                 "evaluate has the key 'adapt'", "an adaptation belongs to a row", "write  csp-tomcat: {of: csp, adapt: tomcat}"
             )
-        names = [f.name for f in fields(Question) if f.name not in ("open_world", "feasibility", "adapt")]
+        names = [f.name for f in fields(EvalConfig) if f.name not in ("open_world", "feasibility", "adapt")]
         for key in asked:
             _known(key, ["world", "name", *names], "key", "evaluate")
         asked |= {"per_pair": per_pair} if per_pair else {}
-        question: dict[str, Any] = {**general, **asked, "open_world": WORLDS[world]}
+        eval_config: dict[str, Any] = {**general, **asked, "open_world": WORLDS[world]}
         parts = [f"{world} world", *(f"{k.replace('_', ' ')} {v}" for k, v in asked.items())]
         heading = str(heading or ", ".join(parts))
         if heading in found:
             raise UsageError(
                 f"evaluate has {heading!r} twice", "headings tell columns apart", "name one of them:  {world: open, name: ...}"
             )
-        Question(**typed(question, Question))
-        found[heading] = question
+        EvalConfig(**typed(eval_config, EvalConfig))
+        found[heading] = eval_config
     return found
 
 
@@ -384,9 +384,9 @@ def _mapping(given: Any, what: str, path: Path) -> dict[str, Any]:
     return given
 
 
-def _whole(value: Any, name: str, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise UsageError(f"{name} is {value!r}", f"it is a whole number from {least} on", FIX)
+def _whole(value: Any, name: str, minimum: int) -> int:
+    if type(value) is not int or value < minimum:
+        raise UsageError(f"{name} is {value!r}", f"it is a whole number from {minimum} on", FIX)
     return value
 
 

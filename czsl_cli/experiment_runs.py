@@ -21,7 +21,7 @@ def planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
 
     plans: list[Any] = []
     data = {label: open_data(folder) for label, folder in asked.data.items()}
-    told: set[str] = set()
+    shown: set[str] = set()
     for label in asked.data:
         for name, row in asked.rows.items():
             if row.adapt and not config_class(asked.config(name, label, asked.seeds[0]).method).adaptable:
@@ -36,8 +36,8 @@ def planned(asked: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
                 except UsageError as error:
                     raise UsageError(f"row {name}: {error.what}", error.why, error.fix) from None
                 for note in notes:
-                    if note not in told:
-                        told.add(note)
+                    if note not in shown:
+                        shown.add(note)
                         warn(f"row {name}: {note}")
                 trains = config_class(config.method).trains
                 if not trains and seed != asked.seeds[0]:
@@ -62,7 +62,7 @@ def train_missing(
 ) -> tuple[dict[str, str], bool]:
     """Train what is missing; why runs failed, by folder, and whether someone asked to stop."""
     from cluster.experiment import make_run
-    from cluster.machines.nodes import Ask
+    from cluster.machines.nodes import NodeRequest
 
     todo = [p for p in plans if p.state != "done"]
     done = len(plans) - len(todo)
@@ -75,7 +75,7 @@ def train_missing(
     todo = [p for p in todo if p.trains]
     if not todo:
         return {}, False
-    if Ask.of(**where).local:
+    if NodeRequest.of(**where).local:
         return _one_by_one(todo, where)
     return _together(todo, where, out, at_once)
 
@@ -83,13 +83,13 @@ def train_missing(
 def _one_by_one(todo: list[Any], where: dict[str, Any]) -> tuple[dict[str, str], bool]:
     from cluster.experiment import reason_of, train_one
     from czsl.errors import CzslError
-    from czsl_cli.train_watch import Watcher
+    from czsl_cli.train_watch import TrainingWatcher
 
     failures: dict[str, str] = {}
     with progress_bar() as bar:
         for number, planned in enumerate(todo, 1):
             say(f"run {number} of {len(todo)}: {planned.path.name}, {planned.steps:,} steps")
-            watcher = Watcher(planned.config.epochs, bar)
+            watcher = TrainingWatcher(planned.config.epochs, bar)
             try:
                 status = train_one(
                     planned,
@@ -149,7 +149,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the numbers of every row by dataset and evaluation, with the wanted differences."""
     from cluster.experiment import measured
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
     from czsl_cli.experiment_table import summary, usual_columns
     from czsl_cli.published import REF20, world_of
 
@@ -158,13 +158,13 @@ def measure(
     for label in asked.data:
         columns = asked.columns or usual_columns(data[label].space.noun)
         for heading, settings in asked.evaluate.items():
-            question = Question(**settings)
+            eval_config = EvalConfig(**settings)
             rows = []
             with progress_bar() as bar:
                 for name, row in asked.rows.items():
                     runs = [p for p in plans if (p.row, p.data) == (row.home, label)]
                     failed = [f"{p.path.name}: {failures[p.path.name]}" for p in runs if p.path.name in failures]
-                    own = replace(question, adapt=row.adapt)
+                    own = replace(eval_config, adapt=row.adapt)
                     reports = [] if failed else [measured(p.run, own, bar.update, warn, **where) for p in runs]
                     rows.append(_row(asked.rows[name], runs, reports, failed, columns))
                     unknown |= {key: difflib.get_close_matches(key, r) for r in reports for key in columns if key not in r}
@@ -177,7 +177,7 @@ def measure(
                     "columns": columns,
                     "rows": rows,
                     "resamples": asked.resamples,
-                    "differences": _compared(asked, rows, question),
+                    "differences": _compared(asked, rows, eval_config),
                 }
             )
             for numbers in rows:
@@ -228,7 +228,7 @@ def _trained(planned: Any) -> str:
     return f"{part}, {c.epochs} epoch{'s' * (c.epochs != 1)}"
 
 
-def _compared(asked: Any, rows: list[dict[str, Any]], question: Any) -> list[dict[str, Any]]:
+def _compared(asked: Any, rows: list[dict[str, Any]], eval_config: Any) -> list[dict[str, Any]]:
     from cluster.experiment import compared
     from czsl.runs.run import Run
     from czsl_cli.experiment_table import COMPARED, judged
@@ -241,7 +241,7 @@ def _compared(asked: Any, rows: list[dict[str, Any]], question: Any) -> list[dic
             found.append({**about, "failure": f"{first if one['failure'] else second} failed"})
             continue
         runs = [[Run(path) for path in row["runs"]] for row in (one, other)]
-        asks = [replace(question, adapt=asked.rows[name].adapt) for name in (first, second)]
+        asks = [replace(eval_config, adapt=asked.rows[name].adapt) for name in (first, second)]
         differences = compared(runs[0], runs[1], asks[0], asked.resamples, asks[1])
         seeds = max((one["seeds"], other["seeds"]), key=len)
         found.append({**about, **{key: judged(differences, key, seeds) for key in COMPARED}})

@@ -26,7 +26,7 @@ PAIRS = {
 CLASSES = {"top1": "top-1", "T1": "T1", "S": "S", "U": "U", "H": "H", "H0": "H, gamma 0"}  # where labels are plain classes
 COMPARED = {"auc": "AUC", "hm": "HM"}
 WITH_INTERVAL = ("auc", "H")  # rows are compared by these
-MOST_SEEDS = 3  # whose differences stand one by one in a cell
+MAX_SEEDS = 3  # whose differences stand one by one in a cell
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _difference(by_seed: Sequence[Mapping[str, Any]]) -> str:
     values = [d["difference"] for d in by_seed]
     if any(d["interval"] is None for d in by_seed):
         return "-"
-    if len(by_seed) > MOST_SEEDS:
+    if len(by_seed) > MAX_SEEDS:
         low, high = (_points(f(values)) for f in (min, max))
         return f"{_points(statistics.fmean(values))} (seeds from {low} to {high})"
     return " / ".join(f"{_points(d['difference'])} [{_points(d['interval'][0])}, {_points(d['interval'][1])}]" for d in by_seed)

@@ -16,7 +16,7 @@ from czsl_cli.point_options import bias_option, ready_point
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cluster.explain import Answer, TrainingImages
+    from cluster.explain import ExplainedPrediction, TrainingImages
     from czsl.runs.run import Run
     from methods.explanation import HeatMap, Part
     from methods.method import Method
@@ -74,7 +74,7 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
         except BadImage as error:
             raise DataError(f"{image}: {error.kind}", error.reason, error.fix) from None
 
-    decoded()  # a bad image is told before a model is loaded
+    decoded()  # a bad image raises before a model is loaded
     subject = _subject(overrides, run, **which)
     asked_decoding = {"orientation": orientation, "background": background}
     tell_decoding(subject.method.decode, asked_decoding)
@@ -88,24 +88,27 @@ def explain(words, run, texts, top, bias, html, as_json, orientation, background
         point = ready_point(subject.run, which["checkpoint"], bias)
     with progress_bar() as bar:
         training, note = training_images(method, subject.run, bar.update)
-        answers = explain_image(
+        predictions = explain_image(
             method, picture, image.name, pairs, asked=asked, top=top, training=training, space=subject.method.space, point=point
         )
-    notes = [*([note] if note else []), *dict.fromkeys(text for answer in answers for text in answer.explanation.notes)]
+    notes = [
+        *([note] if note else []),
+        *dict.fromkeys(text for prediction in predictions for text in prediction.explanation.notes),
+    ]
     if as_json:
-        print_json({**_content(image, subject, answers, training, notes), "operating_point": point.brief()})
+        print_json({**_content(image, subject, predictions, training, notes), "operating_point": point.brief()})
     else:
-        _print(answers)
+        _print(predictions)
     for text in notes:
         say(text)
     if html:
-        write_explanation(html, image.name, picture, subject, answers, training, notes)
+        write_explanation(html, image.name, picture, subject, predictions, training, notes)
         say(f"page: {html}")
-    elif not as_json and any(_drawn(part) for answer in answers for part in answer.explanation.parts):
+    elif not as_json and any(_drawn(part) for prediction in predictions for part in prediction.explanation.parts):
         say("there are pictures to see: --html FILE")
 
 
-# -- what is asked ---------------------------------------------------------------------------------------------------
+# -- subject of an explanation ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Subject:
     """A method with the labels that it was trained on or given, its run if there is one, and its name for people."""
@@ -221,23 +224,23 @@ def _drawn(part: Part) -> bool:
     return not isinstance(part, Figures | Shares)
 
 
-def _named(content: Any, answer: Answer, training: TrainingImages | None) -> Any:
+def _named(content: Any, prediction: ExplainedPrediction, training: TrainingImages | None) -> Any:
     """JSON in which places of training images have become their names and labels."""
     if isinstance(content, list):
-        return [_named(x, answer, training) for x in content]
+        return [_named(x, prediction, training) for x in content]
     if not isinstance(content, dict):
         return content
     if content.get("kind") == "neighbours" and training is not None:
-        split, rows = training.split, answer.rows[content["places"]]
+        split, rows = training.split, prediction.rows[content["places"]]
         images = [
             {"image": split.ids[row], "labels": list(split.space.pair_names(split.pairs[row])), "cosine": cosine}
             for row, cosine in zip(rows.tolist(), content["cosines"], strict=True)
         ]
         return {"kind": "neighbours", "title": content["title"], "images": images}
-    return {key: _named(value, answer, training) for key, value in content.items()}
+    return {key: _named(value, prediction, training) for key, value in content.items()}
 
 
-def _content(image: Path, subject: Subject, answers: list[Answer], training, notes: list[str]) -> dict[str, Any]:
+def _content(image: Path, subject: Subject, predictions: list[ExplainedPrediction], training, notes: list[str]) -> dict[str, Any]:
     from czsl.compositions import label_of
 
     run = str(subject.run.path) if subject.run else None
@@ -246,14 +249,14 @@ def _content(image: Path, subject: Subject, answers: list[Answer], training, not
             **label_of(a.attr, a.obj), "score": a.score, "calibrated": a.calibrated, "prob": a.prob, "rank": a.rank, "seen": a.seen,
             "explanation": _named(a.explanation.to_json(), a, training),
         }
-        for a in answers
+        for a in predictions
     ]  # fmt: skip
     return {"image": str(image), "method": subject.method.name, "run": run, "notes": notes, subject.labels: compositions}
 
 
-def _ranking(answers: list[Answer]) -> tuple[list[str], list[list[Any]]]:
-    rows = [[a.rank, a.name, f"{a.calibrated:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in answers]
-    return ["rank", "composition" if answers[0].attr else "class", "score", "probability", "seen in training"], rows
+def _ranking(predictions: list[ExplainedPrediction]) -> tuple[list[str], list[list[Any]]]:
+    rows = [[a.rank, a.name, f"{a.calibrated:.3f}", f"{a.prob:.4f}", "yes" if a.seen else "no"] for a in predictions]
+    return ["rank", "composition" if predictions[0].attr else "class", "score", "probability", "seen in training"], rows
 
 
 def _shares_table(part) -> tuple[list[str], list[list[Any]]]:
@@ -261,43 +264,43 @@ def _shares_table(part) -> tuple[list[str], list[list[Any]]]:
     return ["part", *part.columns], [*rows, ["sum", *(f"{x:.4f}" for x in part.totals)]]
 
 
-def _print(answers: list[Answer]) -> None:
+def _print(predictions: list[ExplainedPrediction]) -> None:
     from methods.explanation import Figures, Shares
 
-    print_table(*_ranking(answers))
-    for answer in answers:
-        for part in answer.explanation.parts:
+    print_table(*_ranking(predictions))
+    for prediction in predictions:
+        for part in prediction.explanation.parts:
             if isinstance(part, Figures):
-                print_table(part.columns, part.rows, title=f"{answer.name}: {part.title}")
+                print_table(part.columns, part.rows, title=f"{prediction.name}: {part.title}")
             elif isinstance(part, Shares):
-                print_table(*_shares_table(part), title=f"{answer.name}: {part.title}")
+                print_table(*_shares_table(part), title=f"{prediction.name}: {part.title}")
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
-def write_explanation(path: Path, name: str, image: Image.Image, subject: Subject, answers, training, notes) -> None:
+def write_explanation(path: Path, name: str, image: Image.Image, subject: Subject, predictions, training, notes) -> None:
     """Write the page of one image's explanation; ``name`` is what the image is called."""
     from czsl_cli.overlays import canvas
     from czsl_cli.pages import Card, Gallery, Table, picture, write_page
 
-    columns, rows = _ranking(answers)
+    columns, rows = _ranking(predictions)
     sections: list[Any] = [
         Gallery("The image", [Card(picture(canvas(image), 480), name)], size=WHOLE_SIZE),
         Table(subject.labels.capitalize(), columns, rows, "Probabilities and ranks are among all candidates."),
     ]
-    for answer in answers:
-        sections += _sections(answer, image, training)
+    for prediction in predictions:
+        sections += _sections(prediction, image, training)
     write_page(path, f"Why {name} is named so", sections, [f"By {subject.title}.", *notes])
 
 
-def _sections(answer: Answer, image: Image.Image, training: TrainingImages | None) -> list[Any]:
+def _sections(prediction: ExplainedPrediction, image: Image.Image, training: TrainingImages | None) -> list[Any]:
     """Sections of one composition: maps first, a gallery a group."""
     from czsl_cli.overlays import box_colour, draw_boxes
     from czsl_cli.pages import Card, Gallery, Table, picture
     from methods.explanation import Boxes, Figures, HeatMap, Neighbours, Shares
 
-    name, found = answer.name, list[Any]()
+    name, found = prediction.name, list[Any]()
     maps: dict[str, list[HeatMap]] = {}
-    for part in answer.explanation.parts:
+    for part in prediction.explanation.parts:
         if isinstance(part, HeatMap):
             maps.setdefault(part.group, []).append(part)
         elif isinstance(part, Boxes):
@@ -309,7 +312,7 @@ def _sections(answer: Answer, image: Image.Image, training: TrainingImages | Non
         elif isinstance(part, Figures):
             found.append(Table(f"{name}: {part.title}", part.columns, part.rows, part.text))
         elif isinstance(part, Neighbours) and training is not None:
-            found.append(_training_gallery(f"{name}: {part.title}", part, answer, training))
+            found.append(_training_gallery(f"{name}: {part.title}", part, prediction, training))
     return [*(_heat_gallery(f"{name}: {group}", parts, image) for group, parts in maps.items()), *found]
 
 
@@ -323,12 +326,12 @@ def _heat_gallery(title: str, maps: list[HeatMap], image: Image.Image):
     return Gallery(title, cards, f"Colours: {COLOURS_IN_WORDS}.{grey}", MAP_SIZE)
 
 
-def _training_gallery(title: str, part, answer: Answer, training: TrainingImages):
+def _training_gallery(title: str, part, prediction: ExplainedPrediction, training: TrainingImages):
     from czsl.data.images import BadImage, decode
     from czsl_cli.pages import Card, Gallery, picture
 
     split, cards = training.split, []
-    for row, cosine in zip(answer.rows[part.places].tolist(), part.cosines, strict=True):
+    for row, cosine in zip(prediction.rows[part.places].tolist(), part.cosines, strict=True):
         try:
             shown = picture(decode(split.image_bytes(row), options=split.decode))
         except BadImage:
@@ -338,8 +341,8 @@ def _training_gallery(title: str, part, answer: Answer, training: TrainingImages
 
 
 def _range(part: HeatMap) -> str:
-    least, most = float(part.values.min()), float(part.values.max())
+    low, high = float(part.values.min()), float(part.values.max())
     if part.even is None:
-        return f"{least:.3g} to {most:.3g}, {part.note}"
+        return f"{low:.3g} to {high:.3g}, {part.note}"
     rest = f"; {100 * part.elsewhere:.1f} % on the class token" if part.elsewhere is not None else ""
-    return f"{least / part.even:.2f} to {most / part.even:.2f} times an even spread{rest}"
+    return f"{low / part.even:.2f} to {high / part.even:.2f} times an even spread{rest}"

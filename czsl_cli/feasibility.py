@@ -10,7 +10,7 @@ import click
 from czsl_cli.console import print_json, print_table, print_text, say
 from czsl_cli.options import named_run
 
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -116,8 +116,8 @@ def _summary(values: Any, space: Any) -> dict[str, Any]:
         "min": float(values[unseen].min()),
         "max": float(values[unseen].max()),
         "thresholds": threshold_grid(values, ~np.isin(np.arange(len(values)), unseen)).tolist(),
-        "most": named(ranked[:MOST_SHOWN]),
-        "least": named(ranked[::-1][:MOST_SHOWN]),
+        "most": named(ranked[:MAX_SHOWN]),
+        "least": named(ranked[::-1][:MAX_SHOWN]),
     }
 
 

@@ -146,8 +146,8 @@ def _read_config(path: Path | None) -> dict[str, Any]:
 
     if path is None:
         return {}
-    told = {"head": "{path} is neither YAML nor JSON", "fix": "give the program's own configuration file"}
-    content = read_yaml(path, any_keys=True, error=UsageError, **told)
+    error_texts = {"head": "{path} is neither YAML nor JSON", "fix": "give the program's own configuration file"}
+    content = read_yaml(path, any_keys=True, error=UsageError, **error_texts)
     if not isinstance(content, dict):
         _refuse(
             f"{path} holds no settings", "a mapping of names to values is expected", "give the program's own configuration file"

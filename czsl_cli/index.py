@@ -47,9 +47,9 @@ def build(run, kind, cells, checkpoint, **options) -> None:
     chosen.space.pairs(open_world=True)  # refuses plain classes, of which all are scored anyway
     usable_checkpoint(chosen, checkpoint)
     from cluster.index import build_index
-    from cluster.work.indexing import Plan
+    from cluster.work.indexing import IndexConfig
 
-    plan = Plan(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
+    plan = IndexConfig(str(chosen.path), checkpoint, kind, cells, chosen.config.seed)
     with progress_bar() as bar:
         folder = build_index(plan, **where, progress=bar.update, notice=warn)
     _describe(folder)

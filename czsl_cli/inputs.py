@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from czsl.data.inputs import Gathered
     from czsl.data.photographs import DecodeOptions
 
-MOST_NAMED = 10  # of what was left out for one reason
+MAX_NAMED = 10  # of what was left out for one reason
 TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -61,14 +61,14 @@ def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, di
     UsageError
         A profile of several workers, or a limit of the cache that is not a number.
     """
-    from cluster.machines.nodes import Ask
+    from cluster.machines.nodes import NodeRequest
     from cluster.work.profile import Profile, process_began
     from czsl.data.paths import photographs_limit
     from czsl.errors import UsageError
 
     fast, keep, profile = (options.pop(name) for name in ("fast_jpeg", "keep", "profile"))
     photographs_limit()
-    if profile and not Ask.of(**where).local:
+    if profile and not NodeRequest.of(**where).local:
         raise UsageError("--profile measures one worker on this machine", "several were requested", "add --engine local")
     return fast, {"keep": keep, "profile": Profile(process_began()) if profile else None}
 
@@ -148,8 +148,8 @@ def _tell(what: str, names: dict[str, str], write: Callable[[str], None], advice
     for name, why in names.items():
         reasons.setdefault(why, []).append(name)
     for why, group in reasons.items():
-        more = f" and {len(group) - MOST_NAMED:,} more" if len(group) > MOST_NAMED else ""
-        write(f"{what}: {len(group):,} ({why}): {', '.join(group[:MOST_NAMED])}{more}{advice}")
+        more = f" and {len(group) - MAX_NAMED:,} more" if len(group) > MAX_NAMED else ""
+        write(f"{what}: {len(group):,} ({why}): {', '.join(group[:MAX_NAMED])}{more}{advice}")
 
 
 def tell_decoding(used: DecodeOptions, asked: dict[str, Any]) -> None:

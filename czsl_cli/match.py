@@ -45,7 +45,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["unit", "raw", "gclip"]),
     default="unit",
     show_default=True,
-    help="Vectors of length 1, as the paper's program on ComVG, or of a successor.",
+    help="Scoring variant: `unit` (normalised vectors), `raw` (as the released ComVG script), `gclip` (follow-up paper).",
 )
 @click.option(
     "--regions",
@@ -73,9 +73,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of all sub-images; the image has weight 1."
 )
 @click.option("--rerank", type=click.IntRange(1), help="Re-rank only CLIP's top N.  [default: all; retrieval: 10]")
-@click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Matches to show of each question.")
+@click.option("--top", "-k", type=click.IntRange(1), default=10, show_default=True, help="Number of matches to show per query.")
 @decode_options("`exif` and `white`; --eval: as stored, as the field does")
-@click.option("--explain", is_flag=True, help="Say what each word sees and weighs in the best matches.")
+@click.option("--explain", is_flag=True, help="Show the region and the weight of each word in the best matches.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the sub-images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def match(
@@ -172,12 +172,12 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     from methods.comclip.algebra import Rule
     from methods.comclip.matching import Matcher
 
-    file, places = options["regions_file"], options["regions"]
-    if (places or ("file" if file else "patch")) != "file" and file:
-        raise UsageError(f"--regions {places} reads no file", "--regions-file was given", "drop one of the two")
-    if places == "file" and not file:
+    file, regions = options["regions_file"], options["regions"]
+    if (regions or ("file" if file else "patch")) != "file" and file:
+        raise UsageError(f"--regions {regions} reads no file", "--regions-file was given", "drop one of the two")
+    if regions == "file" and not file:
         raise UsageError("--regions file needs its file", "regions are read from it", "add --regions-file FILE")
-    kind = places or ("file" if file else "patch")
+    kind = regions or ("file" if file else "patch")
     clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
     clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     table = read_regions(file) if file else None
@@ -199,7 +199,7 @@ def _sentences(texts: tuple[str, ...], file: Path | None) -> list[Composition]:
     return [parse(line) for line in lines]
 
 
-class Ranking:
+class MatchRanking:
     """Plain CLIP's cosines of all images and sentences, and ComCLIP's of those that were composed."""
 
     def __init__(self, names: list[str], sentences: list[Composition], clip: Any, matches: dict[tuple[str, str], Match], errors):
@@ -244,7 +244,7 @@ def rank(
     rerank: int | None,
     load: Callable[[str], Image.Image],
     masks: bool,
-) -> Ranking:
+) -> MatchRanking:
     """Scores of images and sentences; with ``rerank`` only the first of each sentence (or image) are composed."""
     from czsl.errors import DataError
 
@@ -266,11 +266,11 @@ def rank(
     for name, why in matcher.failed.items():
         warn(f"{name}: plain CLIP's scores: {why}")
     matches = {(name, s.sentence): m for name, ms in found.items() for s, m in zip(wanted[name], ms, strict=True)}
-    return Ranking(good, sentences, clip_NC, matches, errors | matcher.failed)
+    return MatchRanking(good, sentences, clip_NC, matches, errors | matcher.failed)
 
 
 # -- what is printed -------------------------------------------------------------------------------------------------
-def _show(found: Ranking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
+def _show(found: MatchRanking, matcher: Matcher, options: dict[str, Any], as_json: bool) -> None:
     questions = found.questions(options["top"])
     if as_json:
         print_json(_content(questions, found, matcher, options))
@@ -297,7 +297,7 @@ def _explain(answer: dict[str, Any]) -> None:
     print_table(["word", "is", "its part", "cosine", "weight"], rows, title=title)
 
 
-def _content(questions, found: Ranking, matcher: Matcher, options: dict[str, Any]) -> dict[str, Any]:
+def _content(questions, found: MatchRanking, matcher: Matcher, options: dict[str, Any]) -> dict[str, Any]:
     sentences = [
         {
             "text": s.sentence, "parser": s.source, "entities": [e.text for e in s.entities],
@@ -324,7 +324,7 @@ def _content(questions, found: Ranking, matcher: Matcher, options: dict[str, Any
         asked.append({"question": question["title"], "answers": answers})
     settings = {key: options[key] for key in ("mode", "fill", "relation", "beta", "rerank")}
     return {
-        "clip": matcher.clip.name, "regions": matcher.places, **settings, "sentences": sentences, "questions": asked,
+        "clip": matcher.clip.name, "regions": matcher.regions, **settings, "sentences": sentences, "questions": asked,
         "counts": dict(matcher.counts), "passes": dict(matcher.passes), "errors": found.errors,
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from czsl.data.photographs import AS_STORED, DecodeOptions
 from czsl_cli.console import percent, print_table, say, warn
 
 if TYPE_CHECKING:
-    from czsl.data.files.match import Item, MatchFile
+    from czsl.data.files.match import MatchFile, MatchItem
     from methods.comclip.matching import Match, Matcher
     from methods.comclip.parse import Composition
 
@@ -43,7 +43,7 @@ def evaluate_file(
     options : dict
         ``limit``, ``rerank``, ``clean_triplets``, and those that the result repeats.
     how : DecodeOptions
-        Of the images; by default as stored, as the field does.
+        Decoding of the images; by default as stored, as the field does.
     """
     from czsl.data.files.match import MatchFile, all_captions, all_images, read_match_file
     from czsl.data.images import decode, read_image_file
@@ -74,7 +74,7 @@ def evaluate_file(
     numbers, failed = answer(matcher, file, clip, features, parsed, load, unread, options)
     return {
         "format": file.kind, "items": len(file.items), "of_items": total, "images": len(known) + len(unread), "captions": len(texts),
-        "clip_model": matcher.clip.name, "regions": matcher.places, "mode": matcher.rule.mode, "fill": matcher.fill,
+        "clip_model": matcher.clip.name, "regions": matcher.regions, "mode": matcher.rule.mode, "fill": matcher.fill,
         "relation": matcher.relation, "beta": matcher.rule.beta, **numbers, "failed": failed,
         "counts": {why: n for why, n in matcher.counts.items() if n}, "passes": dict(matcher.passes),
     }  # fmt: skip
@@ -86,7 +86,7 @@ class _ClipScores:
     def __init__(self, images: dict[str, int], captions: dict[str, int], scores_NC: np.ndarray):
         self.images, self.captions, self.scores = images, captions, scores_NC
 
-    def of(self, items: tuple[Item, ...]) -> dict[tuple[str, str], float]:
+    def of(self, items: tuple[MatchItem, ...]) -> dict[tuple[str, str], float]:
         """Scores of all images and captions of the items; unreadable images have NaN."""
         pairs = {(image, text) for item in items for image in item.images for text in item.captions if image in self.images}
         return {(image, text): float(self.scores[self.images[image], self.captions[text]]) for image, text in pairs}

@@ -32,7 +32,7 @@ def write_match_page(path: Path, questions: list[dict[str, Any]], matcher: Match
         for a in [a for a in question["answers"] if a["match"]][:EXPLAINED]:
             sections.append(_gallery(a, load(a["image"]).convert("RGB"), matcher))
     intro = [
-        f"CLIP {matcher.clip.name}, regions {matcher.places}, mode {matcher.rule.mode}. Scores are cosines.",
+        f"CLIP {matcher.clip.name}, regions {matcher.regions}, mode {matcher.rule.mode}. Scores are cosines.",
         "Each word has a part of the image; it is added to the image with the weight below it. The whole image always weighs 1.",
     ]
     write_page(path, "Sentences and images", sections, intro)

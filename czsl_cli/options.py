@@ -21,12 +21,12 @@ class NodeRange(click.ParamType):
         """Parse it."""
         if not isinstance(value, str):
             return value
-        least, dash, most = value.partition("-")
-        if not (least.isdecimal() and (most.isdecimal() or not dash)) or int(least) < 1:
+        minimum, dash, maximum = value.partition("-")
+        if not (minimum.isdecimal() and (maximum.isdecimal() or not dash)) or int(minimum) < 1:
             self.fail(f"{value!r} is neither a number of nodes nor a range such as 2-4", param, ctx)
-        if dash and int(most) < int(least):
+        if dash and int(maximum) < int(minimum):
             self.fail(f"{value!r} ends below its start", param, ctx)
-        return (int(least), int(most)) if dash else int(least)
+        return (int(minimum), int(maximum)) if dash else int(minimum)
 
 
 _PLACEMENT = (
@@ -169,11 +169,11 @@ def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def where_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :func:`placement_options` out, as :meth:`cluster.machines.nodes.Ask.of` takes them."""
+    """Take the options of :func:`placement_options` out, as :meth:`cluster.machines.nodes.NodeRequest.of` takes them."""
     where = {name: options.pop(name) for name in ("nodes", "gpus_per_node", "workers_per_node", "address", "engine", "wait_s")}
     if where["gpus_per_node"] and where["workers_per_node"]:
-        raise click.UsageError("--gpus-per-node has a worker on each of these GPUs: leave out --workers-per-node")
-    from cluster.machines.nodes import Ask
+        raise click.UsageError("--gpus-per-node starts one worker per GPU and cannot be combined with --workers-per-node")
+    from cluster.machines.nodes import NodeRequest
 
-    Ask.of(**where)  # refuses what contradicts itself, before anything is made
+    NodeRequest.of(**where)  # refuses what contradicts itself, before anything is made
     return where

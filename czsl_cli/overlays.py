@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-LONGEST = 480  # pixels of the longer side of what is drawn on
+MAX_SIDE = 480  # pixels of the longer side of what is drawn on
 OPACITY = 0.6
 COLOURS = "viridis"
 BOX_COLOURS = {
@@ -27,10 +27,10 @@ COLOURS_IN_WORDS = (
 
 
 def canvas(image: Image.Image) -> Image.Image:
-    """An RGB copy whose longer side has ``LONGEST`` pixels, so that small images get fine maps and thin lines too."""
+    """An RGB copy whose longer side has ``MAX_SIDE`` pixels, so that small images get fine maps and thin lines too."""
     from PIL import Image
 
-    scale = LONGEST / max(image.size)
+    scale = MAX_SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
@@ -51,8 +51,8 @@ def draw_heat(image: Image.Image, values_hw: np.ndarray, extent: Sequence[float]
 
     base = canvas(image)
     left, top, right, bottom = _scaled(extent, image.size, base.size)
-    least, most = float(values_hw.min()), float(values_hw.max())
-    level = (values_hw - least) / (most - least) if most > least else np.zeros_like(values_hw, dtype=float)
+    low, high = float(values_hw.min()), float(values_hw.max())
+    level = (values_hw - low) / (high - low) if high > low else np.zeros_like(values_hw, dtype=float)
     size = max(1, right - left), max(1, bottom - top)
     # Resized before it is coloured: between two colours of a map lies none that stands for the value between.
     smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)

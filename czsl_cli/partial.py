@@ -8,7 +8,7 @@ import click
 
 from czsl_cli.console import percent, print_json, print_table, print_text, warn
 
-MOST_ROWS = 12  # of the law of |S|
+MAX_ROWS = 12  # of the law of |S|
 
 
 @click.command()
@@ -28,18 +28,18 @@ MOST_ROWS = 12  # of the law of |S|
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of images whose true label is missing among the candidates.",
+    help="Share of images whose true label is missing among the candidate labels.",
 )
 @click.option(
     "--from",
     "source",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Candidates of your own: JSON {image: [labels]}, or CSV with image, attr, obj.",
+    help="Candidate sets of your own: JSON {image: [labels]}, or CSV with image, attr, obj.",
 )
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: named, next to DATA's files]"
 )
-@click.option("--clip", default="tiny", show_default=True, help="CLIP whose text similarity `--kind semantic` goes by.")
+@click.option("--clip", default="tiny", show_default=True, help="CLIP whose text similarity `--kind semantic` uses.")
 @click.option("--clip-weights", metavar="TAG|FILE", help="Weights of an open_clip model.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -53,7 +53,7 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
       czsl data partial mydata --from candidates.json
       czsl train --method clip-pzsl --data mydata --partial-labels mydata/candidates-uniform-0.05-0.parquet
 
-    Candidates are seen pairs. What is drawn for an image depends only on its name and the seed; val and test keep their labels. The
+    Candidate labels are seen pairs. What is drawn for an image depends only on its name and the seed; val and test keep their labels. The
     training that is given the file sees no other labels.
     """
     from czsl.data.files.ambiguity import make_partial_labels
@@ -65,16 +65,16 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
     if source:
         drawing = ("kind", "rate", "seed", "force_one", "noise_rate")
         if given := [k for k in drawing if ctx.get_parameter_source(k) != click.core.ParameterSource.DEFAULT]:
-            raise click.UsageError(f"--from brings the candidates, nothing is drawn: leave out {', '.join(given)}")
+            raise click.UsageError(f"--from reads existing candidate sets and draws none: leave out {', '.join(given)}")
         labels = partial_labels_from_file(source, data)
     else:
         similarity = _similarity(data.space, clip, clip_weights) if kind == "semantic" else None
         q = 0.05 if rate is None else rate
         labels = make_partial_labels(data, kind, q, seed, force_one=force_one, noise_rate=noise_rate, similarity_CC=similarity)
-    # The toy lies in the cache folder, where nobody would look for it.
+    # The toy lies in the cache folder, where users would not look for it.
     path = out or (Path() if folder == "toy" else data.folder) / labels.file_name
     if path.exists() and not force:
-        raise UsageError(f"{path} exists", "runs may hang on it", "choose another --out, or --force")
+        raise UsageError(f"{path} exists", "existing runs may depend on this file", "choose another --out, or --force")
     try:
         sha256 = write_partial_labels(path, labels, data.split("train").ids)
     except OSError as error:
@@ -86,8 +86,8 @@ def partial(ctx, folder, kind, rate, seed, force_one, noise_rate, source, out, c
     _print_law(law)
     if law["true_inside"] < 1:
         warn(
-            f"the true label is not among the candidates of {percent(1 - law['true_inside'])} % of the images: methods take it to be; "
-            "label_rescue=0.05 lets training look beyond the candidates"
+            f"the true label is not among the candidate labels of {percent(1 - law['true_inside'])} % of the images, though methods "
+            "assume it; label_rescue=0.05 lets training look beyond the candidate labels"
         )
     print_text(path)
 
@@ -128,14 +128,14 @@ def _law(data, labels) -> dict:
 
 def _print_law(law: dict) -> None:
     sizes, images = law["sizes"], law["images"]
-    step = -(-(max(sizes) - min(sizes) + 1) // MOST_ROWS)
+    step = -(-(max(sizes) - min(sizes) + 1) // MAX_ROWS)
     rows = []
     for first in range(min(sizes), max(sizes) + 1, step):
         inside = sum(n for size, n in sizes.items() if first <= size < first + step)
         rows.append([str(first) if step == 1 else f"{first}-{first + step - 1}", f"{inside:,}", percent(inside / images)])
-    print_table(["candidates", "images", "%"], rows)
+    print_table(["candidate labels", "images", "%"], rows)
     mean = f"{law['candidates']['mean']:.2f}" + (f" ({law['expected_mean']:.2f} expected)" if law["expected_mean"] else "")
     print_text(
-        f"{images:,} training images, {law['seen']} seen {law['labels']}; candidates an image: {mean}, at most {law['candidates']['max']}; "
-        f"{percent(law['single'])} % have a single one"
+        f"{images:,} training images, {law['seen']} seen {law['labels']}; candidate labels per image: {mean}, "
+        f"at most {law['candidates']['max']}; {percent(law['single'])} % have a single one"
     )

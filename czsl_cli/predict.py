@@ -87,7 +87,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
       czsl predict photos/ --zero-shot --clip ViT-B-16 --classes classes.txt
       czsl predict photos/ --html page.html --sort-into sorted --review doubtful.csv
 
-    Results keep the names that were given; below one folder or archive, names are relative to it. An image that cannot be read is listed
+    Results keep the names that were given; below one folder or archive, names are relative to it. Unreadable images are skipped and listed,
     and the exit code is 6. Files that look like no image are left out and named. With --out, an interrupted run can be resumed by
     repeating the command.
 
@@ -106,7 +106,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     inputs = gather_images(tuple(images), table, column=column, root=root, all_files=all_files)
     source, names = inputs.source, inputs.source.names
     outputs = PeopleOutputs(options, source, out)
-    request = _request(run, {**options, "fast_jpeg": fast_jpeg}, plan)
+    config = _predict_config(run, {**options, "fast_jpeg": fast_jpeg}, plan)
     if plan:
         tell_plan(plan)
     shuffled = plan is not None and plan.seed is not None
@@ -114,15 +114,15 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     asked = [names[i] for i in places] if shuffled else names
     from cluster.predict import BATCH, partial_of, predict_files
 
-    outputs.start(request)
+    outputs.start(config)
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
     sure: list[bool] = []
-    with partial_of(out, request, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
+    with partial_of(out, config, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
         if partial and partial.done:
             say(f"resuming: {min(partial.done * BATCH, len(names))} of {len(names)} images already done")
-        stream = predict_files(request, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
+        stream = predict_files(config, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
         if shuffled:
             found = dict(zip(places, stream, strict=True))
             stream = iter([found[i] for i in range(len(names))])
@@ -148,8 +148,8 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     if sure:
         say(f"{sum(sure)} of {len(sure)} images get a name")
     if visited:
-        kind = "approximate" if request.probes else "exact"
-        say(f"answers of the index: {kind}, {100 * sum(visited) / len(visited):.1f} % of the compositions compared with an image")
+        kind = "approximate" if config.probes else "exact"
+        say(f"index ({kind}): scored {100 * sum(visited) / len(visited):.1f} % of the compositions per image")
     complete = outputs.tell()
     for record in bad:
         warn(f"{record['image']}: {record['error']}")
@@ -186,8 +186,8 @@ def _plan(options: dict[str, Any], settings: list[str]) -> Plan | None:
     return plan
 
 
-def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
-    """Return the request: method, candidates and options."""
+def _predict_config(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
+    """Return the settings: method, candidates and options."""
     from czsl.errors import UsageError
     from czsl_cli.runs import chosen_run, tell_unknown_words, usable_checkpoint
 
@@ -206,10 +206,10 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
             )
         space, pairs = named
         common |= answer_settings(None, options)
-        from cluster.work.predictor import Request
+        from cluster.work.predictor import PredictConfig
 
         tell_unknown_words(options["clip"] or "tiny", names_in(space))
-        return Request(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
+        return PredictConfig(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
     run = chosen_run(run_path)
     if plan:
         from methods.registry import check_adaptable
@@ -220,14 +220,14 @@ def _request(run_path: Path | None, options: dict[str, Any], plan: Plan | None):
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
     common |= answer_settings(run, options, named is not None, plan)
-    from cluster.work.predictor import Request
+    from cluster.work.predictor import PredictConfig
 
     if named is None:
         index = _index(run, options) if options["open_world"] and not plan else None
-        return Request(**where, **common, index=index, probes=options["probes"])
+        return PredictConfig(**where, **common, index=index, probes=options["probes"])
     tell_new_words(named[0], run.space)
     tell_unknown_words(run.config.clip, names_in(named[0]))
-    return Request(**where, space=named[0], pairs=named[1], **common)
+    return PredictConfig(**where, space=named[0], pairs=named[1], **common)
 
 
 def _check_labels(run, named: tuple[dict[str, Any], list[list[str]]] | None, options: dict[str, Any]) -> None:

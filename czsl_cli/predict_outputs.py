@@ -13,7 +13,7 @@ from czsl.printable import printable
 from czsl_cli.console import say, warn
 
 if TYPE_CHECKING:
-    from cluster.work.predictor import Request
+    from cluster.work.predictor import PredictConfig
     from czsl.data.inputs import ImageSource
     from czsl.data.photographs import DecodeOptions
 
@@ -55,7 +55,7 @@ class PeopleOutputs:
     Parameters
     ----------
     options : dict
-        Of the command; those of :func:`people_options` are taken out.
+        Options of the command; those of :func:`people_options` are taken out.
     source : ImageSource
         The images.
     out : Path, optional
@@ -89,16 +89,16 @@ class PeopleOutputs:
         self._review: Any = None
         self._reviewed = 0
 
-    def start(self, request: Request) -> None:
+    def start(self, config: PredictConfig) -> None:
         """Make the folders, when nothing else can be wrong with the command."""
         if self._html:
             from czsl_cli.predict_page import PredictionPage
 
-            self._page, self._about = PredictionPage(self._html, self._source, _decoding(request)), _about(request)
+            self._page, self._about = PredictionPage(self._html, self._source, _decoding(config)), _about(config)
         if self._dest:
             from czsl_cli.sorting import Sorter
 
-            self._sorter = Sorter(self._dest, self._source, self._source.names, _vocabulary(request), self._link)
+            self._sorter = Sorter(self._dest, self._source, self._source.names, _vocabulary(config), self._link)
         if self._file:
             from czsl_cli.review import Review
 
@@ -158,29 +158,27 @@ def _check_files(html: Path | None, review: Path | None, out: Path | None, folde
         check_new(review)
 
 
-def _decoding(request: Request) -> DecodeOptions:
+def _decoding(config: PredictConfig) -> DecodeOptions:
     """Return the options for decoding images."""
     from czsl.data.photographs import AS_SHOWN
     from czsl.runs.run import Run
 
-    usual = Run(request.run).config.decode if request.run else AS_SHOWN
-    return usual.changed(request.orientation, request.background)
+    usual = Run(config.run).config.decode if config.run else AS_SHOWN
+    return usual.changed(config.orientation, config.background)
 
 
-def _vocabulary(request: Request) -> Mapping[str, Sequence[str]]:
+def _vocabulary(config: PredictConfig) -> Mapping[str, Sequence[str]]:
     """Names of labels, by kind."""
     from czsl.runs.run import Run
     from czsl.spaces import space_from_json
 
-    if request.space is not None:
-        return space_from_json(request.space).vocabulary
-    assert request.run is not None
-    return Run(request.run).space.vocabulary
+    if config.space is not None:
+        return space_from_json(config.space).vocabulary
+    assert config.run is not None
+    return Run(config.run).space.vocabulary
 
 
-def _about(request: Request) -> str:
+def _about(config: PredictConfig) -> str:
     """Return a line for people on how names and confidence came about."""
-    source = (
-        f"run {Path(request.run).name}, checkpoint {request.checkpoint}" if request.run else f"CLIP {request.clip}, zero-shot"
-    )
+    source = f"run {Path(config.run).name}, checkpoint {config.checkpoint}" if config.run else f"CLIP {config.clip}, zero-shot"
     return printable(f"Named by {source}. Confidence is the probability of a name among all candidates, as the model gives it.")

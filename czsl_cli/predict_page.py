@@ -40,7 +40,7 @@ MARK = "czsl predict"  # the page's generator: what has it may be replaced
 _OURS = re.compile(r"[0-9a-f]{24}\.jpg|list-\d+\.html|\..*\.tmp")
 
 
-class Row(NamedTuple):
+class PageRow(NamedTuple):
     """An image of the page.
 
     ``candidates``: label and probability of each, best first; ``thumb``: file in the page's folder, or empty; ``link``: URL of the image
@@ -83,7 +83,7 @@ class PredictionPage:
         check_free(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._from = path.parent.resolve()
-        self.rows: list[Row] = []
+        self.rows: list[PageRow] = []
         self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))  # Pillow decodes outside the interpreter lock
         self._waiting: deque[tuple[int, Future[str]]] = deque()  # places of rows whose thumbnails are being made
         self.unreadable: list[tuple[str, str]] = []
@@ -99,7 +99,7 @@ class PredictionPage:
         keys = ("class",) if "class" in record["predictions"][0] else ("attr", "obj")
         candidates = tuple(({key: p[key] for key in keys}, float(p["prob"])) for p in record["predictions"])
         self._waiting.append((len(self.rows), self._pool.submit(self._thumbnail, name)))
-        self.rows.append(Row(name, self._link(name), "", candidates, doubt(record)))
+        self.rows.append(PageRow(name, self._link(name), "", candidates, doubt(record)))
         self._collect(WAITING)
 
     def write(self, about: str) -> None:
@@ -121,15 +121,15 @@ class PredictionPage:
             if file.name not in kept:
                 file.unlink()
 
-    def _collect(self, most: int) -> None:
+    def _collect(self, limit: int) -> None:
         """Wait until at most this many thumbnails are being made; what went wrong with one is raised here."""
-        while len(self._waiting) > most:
+        while len(self._waiting) > limit:
             place, made = self._waiting.popleft()
             self.rows[place] = self.rows[place]._replace(thumb=made.result())
 
     def _link(self, name: str) -> str:
         """The address of the image's file, or of the archive that it lies in."""
-        root, _ = self._source.places.get(name, (self._source.root, name))
+        root, _ = self._source.locations.get(name, (self._source.root, name))
         file = self._source.file(name) or root
         return quote(os.path.relpath(file, self._from).replace(os.sep, "/"))
 
@@ -155,8 +155,8 @@ class PredictionPage:
         for row in self.rows:
             candidates = []
             for label, prob in row.candidates:
-                places = [words[k].setdefault(printable(v), len(words[k])) for k, v in label.items()]
-                candidates.append([*places, round(prob, 4)])
+                locations = [words[k].setdefault(printable(v), len(words[k])) for k, v in label.items()]
+                candidates.append([*locations, round(prob, 4)])
             rows.append([printable(row.image), row.link, row.thumb, row.doubt, candidates])
         used = {key: list(names) for key, names in words.items() if names}
         return {"words": used, "rows": rows, "folder": quote(self.folder.name), "threshold": self._threshold}
@@ -192,7 +192,7 @@ def check_free(path: Path) -> None:
         )
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: PageRow) -> dict[str, Any]:
     """An image of a plain list."""
     others = [candidate_words({**label, "prob": prob}) for label, prob in row.candidates[1:4]]
     return {

@@ -46,7 +46,7 @@ def report(run, html, figures, gallery, published, explain, **asked) -> None:
     page = html or chosen.path / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--html {page}: a page ends in .html", "browsers choose by the suffix", f"--html {page.stem}.html")
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
     from czsl_cli.report_page import Material, gather, write_figures, write_report
 
     notes: list[str] = []
@@ -56,7 +56,7 @@ def report(run, html, figures, gallery, published, explain, **asked) -> None:
         warn(text)
 
     with progress_bar() as bar:
-        found: Material = gather(chosen, Question(**asked), gallery, bar.update, noted)
+        found: Material = gather(chosen, EvalConfig(**asked), gallery, bar.update, noted)
         found.benchmark = published
         links: dict[int, str] = {}
         if explain and found.shown:

@@ -15,10 +15,10 @@ from czsl_cli.pages import Card, Gallery, Plot, Table, picture, plot_svg, write_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cluster.work.evaluation import Question
+    from cluster.work.evaluation import EvalConfig
     from cluster.work.progress import Progress
     from czsl.data.table import Dataset
-    from czsl.evaluation import Reduction
+    from czsl.evaluation import SavedEvaluation
     from czsl.evaluation.operating import OperatingPoint
     from czsl.runs.run import Run
 
@@ -27,7 +27,7 @@ GALLERIES = {
     "surest wrong": ("Surest of the wrong names", "bad"),
     "least sure": ("Least sure", ""),
 }
-MOST_CONFUSIONS = 12
+MAX_CONFUSIONS = 12
 ENVIRONMENT = ("workers", "threads", "device", "trainable", "python", "machine", "git", "data_sha256", "clip_sha256")
 
 
@@ -48,9 +48,9 @@ class Material:
     """Content of a report; what is unavailable is None and named in the page's notes."""
 
     run: Run
-    question: Question
+    eval_config: EvalConfig
     result: dict[str, Any] | None = None
-    reduction: Reduction | None = None
+    saved: SavedEvaluation | None = None
     point: OperatingPoint | None = None
     data: Dataset | None = None
     given: np.ndarray | None = None  # int64 [N, 2], the label that each image is given
@@ -59,7 +59,7 @@ class Material:
     benchmark: str | None = None  # whose published numbers stand next to the run's
 
 
-def gather(run: Run, question: Question, gallery: int, progress: Progress, note: Callable[[str], None]) -> Material:
+def gather(run: Run, eval_config: EvalConfig, gallery: int, progress: Progress, note: Callable[[str], None]) -> Material:
     """Evaluate a run if that was not done yet, and choose the images of the gallery."""
     from cluster.experiment import measured, reason_of
     from czsl.errors import CzslError
@@ -67,21 +67,21 @@ def gather(run: Run, question: Question, gallery: int, progress: Progress, note:
     from czsl_cli.runs import usable_checkpoint
     from methods.registry import config_class
 
-    found = Material(run, question)
+    found = Material(run, eval_config)
     state = state_of(run, config_class(run.config.method).trains)
     if state.name != "done":
         note(f"the run is {state.name}" + (f": {state.why}" if state.why else ""))
     try:
-        usable_checkpoint(run, question.checkpoint)
-        found.result = measured(run, question, progress, note)
+        usable_checkpoint(run, eval_config.checkpoint)
+        found.result = measured(run, eval_config, progress, note)
         _add_images(found, gallery, note)
     except CzslError as error:  # its settings and curves are worth a page without it
-        note(f"its {question.split} images could not be evaluated: {reason_of(error)}")
+        note(f"its {eval_config.split} images could not be evaluated: {reason_of(error)}")
     return found
 
 
 def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> None:
-    from cluster.evaluate import reduction_of
+    from cluster.evaluate import load_or_evaluate
     from cluster.work.evaluation import open_evaluation_data
     from czsl.data.subset import Subset
     from czsl.evaluation import Candidates, OperatingPoint
@@ -89,22 +89,22 @@ def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> N
     from czsl.evaluation.confusion import named_labels
     from methods.loading import load, stored_point
 
-    run, question = found.run, found.question
-    reduction = found.reduction = reduction_of(run, question)
-    found.point = stored_point(run, question.checkpoint, question.open_world)[0] or OperatingPoint()
-    data: Any = open_evaluation_data(run, question, load(run, question.checkpoint))
-    if question.per_pair:
+    run, eval_config = found.run, found.eval_config
+    saved = found.saved = load_or_evaluate(run, eval_config)
+    found.point = stored_point(run, eval_config.checkpoint, eval_config.open_world)[0] or OperatingPoint()
+    data: Any = open_evaluation_data(run, eval_config, load(run, eval_config.checkpoint))
+    if eval_config.per_pair:
         from cluster.work.evaluation import SUBSET_SEED
 
-        data = Subset(data, question.per_pair, SUBSET_SEED)
+        data = Subset(data, eval_config.per_pair, SUBSET_SEED)
     found.data = data
-    e = reduction.extremes
-    found.pairs = Candidates.build(data.space, split=question.split, open_world=question.open_world).pairs
+    e = saved.extremes
+    found.pairs = Candidates.build(data.space, split=eval_config.split, open_world=eval_config.open_world).pairs
     found.given = named_labels(e, found.pairs, found.point.bias)
-    if reduction.sums is None or not reduction.sums.has([found.point.composition.temperature]):
+    if saved.sums is None or not saved.sums.has([found.point.composition.temperature]):
         note("no gallery: probabilities are kept for the closed world and top-1 only")
         return
-    given = answers(e, reduction.sums, found.point)
+    given = answers(e, saved.sums, found.point)
     order = np.argsort(-given.confidence, kind="stable")
     kinds = {
         "surest right": order[given.right[order]],
@@ -133,7 +133,7 @@ def explain_images(
     from methods.loading import load
 
     assert found.data is not None
-    run, split = found.run, found.data.split(found.question.split)
+    run, split = found.run, found.data.split(found.eval_config.split)
     folder = page.with_name(f"{page.stem}.files")
     method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     subject = Subject(method, run, f"{run.config.method}, run {run.path.name}")
@@ -211,16 +211,16 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
     words = {"AUC": "auc", "AUC in 20 bins": "auc_ref20", "best HM": "hm", "best seen": "seen", "best unseen": "unseen"}
     words |= {"attribute accuracy": "attr_acc", "object accuracy": "obj_acc", "T1": "T1", "top-1": "top1"}
     rows = [[word, percent(result[key])] for word, key in words.items() if key in result]
-    world = "open world" if found.question.open_world else "closed world"
-    title = f"Numbers: {found.question.split} split, {world}, {result['images']:,} images"
+    world = "open world" if found.eval_config.open_world else "closed world"
+    title = f"Numbers: {found.eval_config.split} split, {world}, {result['images']:,} images"
     sections.append(Table(title, ["percent", "over all biases"], rows))
     if "operating_point" in result:
         name, columns, lines = point_table(result)
         said = "\n".join(line[0].upper() + line[1:] + "." for line in (name, *point_lines(result)))
         sections.append(Table("Operating point", columns, lines, said))
-    if found.reduction is not None and result.get("auc") is not None:
+    if found.saved is not None and result.get("auc") is not None:
         run = {"name": found.run.path.name, "auc": result["auc"], "hm": result["hm"], "op_bias": result.get("op_bias")}
-        plots["seen-unseen"] = curves_figure([run], [found.reduction.extremes])
+        plots["seen-unseen"] = curves_figure([run], [found.saved.extremes])
         alt = (
             f"Curve of accuracy on unseen pairs over accuracy on seen pairs. Area {percent(result['auc'])} percent; best seen "
             f"{percent(result['seen'])}, best unseen {percent(result['unseen'])}, best harmonic mean {percent(result['hm'])} percent."
@@ -270,9 +270,9 @@ def _kinds(found: Material) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[str
     """True and given labels of each kind with their names: attributes and objects, or classes."""
     from czsl.classes import ClassSpace
 
-    if found.reduction is None or found.given is None or found.data is None:
+    if found.saved is None or found.given is None or found.data is None:
         return {}
-    space, true_N2, named_N2 = found.data.space, found.reduction.extremes.labels, found.given
+    space, true_N2, named_N2 = found.data.space, found.saved.extremes.labels, found.given
     if isinstance(space, ClassSpace):
         return {"class": (true_N2[:, 1], named_N2[:, 1], space.classes)}
     return {
@@ -292,7 +292,7 @@ def _confusions(found: Material, plots: dict[str, Figure]) -> list[Any]:
     sections: list[Any] = []
     for kind, (true_N, named_N, names) in _kinds(found).items():
         matrix = confusion(true_N, named_N, len(names))
-        largest = largest_confusions(matrix, names, MOST_CONFUSIONS)
+        largest = largest_confusions(matrix, names, MAX_CONFUSIONS)
         drawn = confusion_figure(matrix, names)
         if drawn is not None:
             plots[f"confusion-{_plural(kind)}"], count = drawn
@@ -325,8 +325,8 @@ def _tables(found: Material) -> list[Any]:
 
 
 def _compositions(found: Material) -> Table:
-    assert found.reduction is not None and found.given is not None and found.data is not None
-    space, e = found.data.space, found.reduction.extremes
+    assert found.saved is not None and found.given is not None and found.data is not None
+    space, e = found.data.space, found.saved.extremes
     labels, place_N = np.unique(e.labels, axis=0, return_inverse=True)
     place_N = place_N.ravel()
     right_N = (found.given == e.labels).all(axis=1)
@@ -352,7 +352,7 @@ def _galleries(found: Material, links: dict[int, str]) -> list[Any]:
 
     if not found.shown or found.data is None:
         return []
-    space, split = found.data.space, found.data.split(found.question.split)
+    space, split = found.data.space, found.data.split(found.eval_config.split)
     sections: list[Any] = []
     for kind, (title, tone) in GALLERIES.items():
         cards = []

@@ -39,7 +39,7 @@ class Review:
         check_new(path)
         self.path, self._source, self._size = path, as_source(source), size
         self._threshold = False
-        self._least: list[tuple[float, _Last, dict[str, Any]]] = []  # a heap, the surest first
+        self._least_sure: list[tuple[float, _Last, dict[str, Any]]] = []  # a heap, the surest first
         self._unsure: list[tuple[float, _Last, dict[str, Any]]] = []
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -50,14 +50,14 @@ class Review:
         self._threshold |= "sure" in record
         if self._size is None and doubt(record):
             self._unsure.append(row)
-        heapq.heappush(self._least, row)
-        if len(self._least) > (self._size or SIZE):
-            heapq.heappop(self._least)
+        heapq.heappush(self._least_sure, row)
+        if len(self._least_sure) > (self._size or SIZE):
+            heapq.heappop(self._least_sure)
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The doubtful records, least sure first, then by name."""
-        rows = self._unsure if self._threshold and self._size is None else self._least
+        rows = self._unsure if self._threshold and self._size is None else self._least_sure
         return [record for _, _, record in sorted(rows, reverse=True)]
 
     def write(self) -> int:

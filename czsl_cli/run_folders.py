@@ -231,7 +231,7 @@ def _folder(path: Path, whole: bool) -> Path:
     from czsl.runs.catalogue import tags_of
     from czsl.runs.run import Run
 
-    path = Run(path).path  # nothing is deleted in a folder that is no run: it may be anything
+    path = Run(path).path  # nothing is deleted in a folder that is not a run
     if whole and (tags := tags_of(path)):
         raise UsageError(
             f"{path} has the tag {tags[0]}", "tagged runs are never deleted", f"czsl runs tag {path} --remove {tags[0]}"

@@ -55,9 +55,9 @@ def tell_unknown_words(clip: str, texts: Iterable[str]) -> None:
     from czsl.clip.vocabulary import note_on_words, unknown_words
 
     context = click.get_current_context(silent=True)
-    told: set[str] = context.meta.setdefault("czsl.unknown_words", set()) if context is not None else set()
-    new = [word for word in unknown_words(clip, texts) if word not in told]
-    told.update(new)
+    warned: set[str] = context.meta.setdefault("czsl.unknown_words", set()) if context is not None else set()
+    new = [word for word in unknown_words(clip, texts) if word not in warned]
+    warned.update(new)
     if note := note_on_words(new):
         warn(note)
 

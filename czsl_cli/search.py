@@ -82,17 +82,17 @@ def search(
     tell_new_words(space, run.space)
     tell_unknown_words(run.config.clip, names_in(space))
     from cluster.predict import predict_files
-    from cluster.work.predictor import Request
+    from cluster.work.predictor import PredictConfig
 
     asked = {"orientation": orientation, "background": background}
     tell_decoding(run.config.decode, asked)
     which = {"run": str(run.path), "checkpoint": checkpoint, "space": space, "pairs": pairs}
     point = ready_point(run, checkpoint, bias)
-    request = Request(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, fast_jpeg=fast_jpeg, **asked)
+    config = PredictConfig(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, fast_jpeg=fast_jpeg, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
     with progress_bar() as bar:
-        stream = predict_files(request, source, names, **where, **reading, progress=bar.update, notice=warn)
+        stream = predict_files(config, source, names, **where, **reading, progress=bar.update, notice=warn)
         for done, record in enumerate(stream, 1):
             bar.update("searching", done, len(names))
             if record["error"]:

@@ -24,8 +24,8 @@ from czsl.runs.files import FULL
 from czsl_cli.answers import doubt
 
 UNSURE = "unsure"
-LONGEST = 100  # bytes of a label in a folder's name
-LONGEST_FILE = 240  # bytes of a file's name; file systems take 255
+MAX_LABEL_BYTES = 100  # bytes of a label in a folder's name
+MAX_FILE_BYTES = 240  # bytes of a file's name; file systems take 255
 CHUNK = 2**20
 # Signs that some file system or this module's own notation gives a meaning.
 _SPECIAL = set('<>:"/\\|?*%,~')
@@ -282,8 +282,10 @@ def _tokens(names: Sequence[str]) -> dict[str, str]:
     taken.update([UNSURE, *_DEVICES])
     found = {}
     for name, token in plain.items():
-        clear = taken[_folded(token)] == 1 and len(token.encode()) <= LONGEST and token.split(".")[0].lower() not in _DEVICES
-        found[name] = token if clear else f"{_cut(token, LONGEST)}~{_short_hash(name.encode('utf-8', 'surrogatepass'))}"
+        clear = (
+            taken[_folded(token)] == 1 and len(token.encode()) <= MAX_LABEL_BYTES and token.split(".")[0].lower() not in _DEVICES
+        )
+        found[name] = token if clear else f"{_cut(token, MAX_LABEL_BYTES)}~{_short_hash(name.encode('utf-8', 'surrogatepass'))}"
     return found
 
 
@@ -307,7 +309,7 @@ def _folded(name: str) -> str:
 
 def _hashed(path: PurePosixPath, content: bytes) -> str:
     mark = f"~{_short_hash(content)}{path.suffix}"
-    return _cut(path.stem, LONGEST_FILE - len(mark.encode())) + mark
+    return _cut(path.stem, MAX_FILE_BYTES - len(mark.encode())) + mark
 
 
 def _short_hash(content: bytes) -> str:

@@ -24,7 +24,7 @@ from czsl_cli.console import (
     warn,
 )
 from czsl_cli.options import placement_options, settings_options, where_of
-from czsl_cli.train_watch import Watcher
+from czsl_cli.train_watch import TrainingWatcher
 
 
 @click.command()
@@ -81,7 +81,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
     """
     asked = where_of(options)
     where = {**asked, "max_failures": max_failures}
-    from cluster.machines.nodes import Ask
+    from cluster.machines.nodes import NodeRequest
     from cluster.machines.session import check_answers
     from cluster.train import train as train_run
 
@@ -102,7 +102,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
             _starting_point(source, config)
             _dry_run(config, where, as_json)
             return
-        if not Ask.of(**asked).local:
+        if not NodeRequest.of(**asked).local:
             check_answers(where["address"])  # before there is a run that never began
         run = _new_run(config, out, name, source)
     began = time.monotonic()
@@ -111,7 +111,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
 
         tell_precision(run)
         with progress_bar() as bar:
-            watcher = Watcher(run.config.epochs, bar)
+            watcher = TrainingWatcher(run.config.epochs, bar)
             placed = lambda p: watcher.placed(p, run.path)  # noqa: E731
             status = train_run(
                 run,
@@ -298,8 +298,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     for note in loop_notes(config, method.config, data):
         warn(note)
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
-    most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
-    placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
+    nodes = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
+    placement = planned(asked["address"], nodes, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     plan = estimate(config, data, method, placement)
     labels = partial_labels_of(config, data)
     if labels is not None:

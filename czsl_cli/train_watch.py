@@ -8,7 +8,7 @@ from typing import Any
 from czsl_cli.console import Bar, duration, percent, say, short, warn
 
 
-class Watcher:
+class TrainingWatcher:
     """Turns a run's metrics into a bar, or into a line now and then."""
 
     def __init__(self, epochs: int, bar: Bar):

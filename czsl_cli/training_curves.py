@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 VALIDATION = {"auc": "AUC", "hm": "HM", "seen": "best seen", "unseen": "best unseen", "top1": "top-1"}
 KNOWN = {"event", "epoch", "step", "time", "auc_ref20", "attr_acc", "obj_acc", "accuracy", *VALIDATION}
-MOST_POINTS = 400  # of a curve of losses; more are averaged in groups
-MOST_NAMES = 30  # of a confusion matrix
+MAX_POINTS = 400  # of a curve of losses; more are averaged in groups
+MAX_NAMES = 30  # of a confusion matrix
 
 
 def losses(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -30,7 +30,7 @@ def losses(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {}
     for name in sorted({key for r in records for key in r if key.startswith("loss")}):
         values = np.array([r.get(name, np.nan) for r in records], float)
-        parts = np.array_split(np.arange(len(values)), min(MOST_POINTS, len(values)))
+        parts = np.array_split(np.arange(len(values)), min(MAX_POINTS, len(values)))
         x = np.array([steps[p].mean() / per_epoch for p in parts])
         found[name.removeprefix("loss_")] = (
             x,
@@ -132,7 +132,7 @@ def confusion_figure(matrix_CC: np.ndarray, names: Sequence[str]) -> tuple[Figur
     from matplotlib.figure import Figure
 
     images = matrix_CC.sum(axis=1)
-    chosen = np.sort(np.argsort(-(images + matrix_CC.sum(axis=0)), kind="stable")[:MOST_NAMES])
+    chosen = np.sort(np.argsort(-(images + matrix_CC.sum(axis=0)), kind="stable")[:MAX_NAMES])
     if not images.sum():
         return None
     share = 100 * matrix_CC[np.ix_(chosen, chosen)] / np.maximum(images[chosen], 1)[:, None]

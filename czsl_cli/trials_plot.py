@@ -34,7 +34,7 @@ def plot_trials(
         The searched settings, one panel each.
     metric : str
     path : Path
-        Of the file.
+        File of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,14 +75,14 @@ def _range(axis: Axes, domain: Domain) -> None:
 
     low, high = domain.args[:2]
     if domain.kind == "loguniform":
-        room = (high / low) ** 0.04
+        margin = (high / low) ** 0.04
         axis.set_xscale("log")
-        axis.set_xlim(low / room, high * room)
+        axis.set_xlim(low / margin, high * margin)
         if high >= 10 * low:  # powers of ten say enough
             axis.xaxis.set_minor_formatter(NullFormatter())
     else:
-        room = 0.04 * (high - low)
-        axis.set_xlim(low - room, high + room)
+        margin = 0.04 * (high - low)
+        axis.set_xlim(low - margin, high + margin)
         axis.xaxis.set_major_locator(MaxNLocator(5))
 
 

@@ -12,7 +12,7 @@ import click
 
 from czsl_cli.console import duration, percent, print_json, print_lines, print_table, progress_bar, say, short, warn
 from czsl_cli.options import settings_options
-from czsl_cli.tune_watch import NAMES, Watcher, shown, shown_all
+from czsl_cli.tune_watch import NAMES, SearchWatcher, shown, shown_all
 
 TRIALS = 16
 ON_RESUME = {"resume", "trials", "max_concurrent", "address", "as_json"}
@@ -196,14 +196,14 @@ def _run(search, address: str | None, as_json: bool) -> None:
 
     began = time.monotonic()
     with progress_bar() as bar:
-        watcher = Watcher(search, bar)
-        told: dict[str, Any] = {
+        watcher = SearchWatcher(search, bar)
+        callbacks: dict[str, Any] = {
             "on_share": watcher.share,
             "on_record": watcher.record,
             "on_trial": watcher.trial,
             "on_stop": watcher.stopping,
         }
-        status = tune_search(search, address=address, **told)
+        status = tune_search(search, address=address, **callbacks)
     _finish(search, status, time.monotonic() - began, as_json)
 
 
@@ -261,7 +261,7 @@ def _dry_run(config, as_json: bool) -> None:
 
     source = proposals(config, [])
     rows: list[dict[str, Any]] = []
-    known = config.algorithm != "optuna"  # which asks for the next trial when it knows the ones before
+    known = config.algorithm != "optuna"  # which proposes a trial from the results before it
     for number in range(config.trials if known else 0):
         values, reason = source.ask(number), ""
         try:

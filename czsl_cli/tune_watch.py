@@ -19,7 +19,7 @@ def shown_all(values: dict[str, Any]) -> str:
     return " ".join(f"{name}={shown(value)}" for name, value in values.items())
 
 
-class Watcher:
+class SearchWatcher:
     """Turns what trials log into a bar, or into a line now and then, and prints when one begins and ends."""
 
     def __init__(self, search, bar: Bar):

@@ -58,10 +58,10 @@ def measured(method: str, settings: dict[str, Any], parts: int, batch: int, fold
     config = resolve(options)
     trainer = prepare(Run.create(config, open_data(config.data).space, folder, f"{method}-{parts}"), Group(), torch.device("cpu"))
     trainer.method.begin_epoch(0)
-    if trainer.method.wants_first_pass:
-        from cluster.work.training import first_pass
+    if trainer.method.needs_initialisation:
+        from cluster.work.training import initialise
 
-        first_pass(trainer)
+        initialise(trainer)
         trainer.method.train()
     rows = trainer.rows[:: max(len(trainer.rows) // batch, 1)][:batch]
     loss = train_step(trainer, rows)[0]["loss"]  # the first one decodes images and makes the optimizer's moments

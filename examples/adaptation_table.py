@@ -2,8 +2,8 @@
 
     python examples/adaptation_table.py runs/zero-shot runs/csp-seed0 runs/csp-seed1
 
-Rows come from examples/adaptation.yaml. The numbers use the unlabelled test images. Seconds are of the stream alone, after image
-features are kept and texts are encoded; they are no benchmark on a machine that has other work.
+Rows come from examples/adaptation.yaml. The numbers use the unlabelled test images. Seconds are those of the stream only, after image
+features are kept and texts are encoded; on a machine that has other work they are not a benchmark.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.scoring import encode_candidates, reduce_split
-from cluster.work.source import Source
 from cluster.work.threads import cpu_threads
 from czsl.data.table import open_data
 from czsl.evaluation import Candidates, Curve, Extremes, compare
@@ -52,18 +52,18 @@ def table_of(run: Run, spec: dict) -> None:
     """Print the rows of one run."""
     method = load(run)
     data, comm, batch = open_data(run.config.data, run.config.decode), Group(), run.config.eval_batch
-    source = Source(method, data, "test", comm, batch, precision=run.config.precision)
+    loader = FeatureLoader(method, data, "test", comm, batch, precision=run.config.precision)
     candidates = Candidates.build(data.space)
     text = encode_candidates(method, candidates)
     start = time.perf_counter()
-    plain = reduce_split(method, source, candidates, np.arange(len(source.split)), batch, comm, text=text)[0]
+    plain = reduce_split(method, loader, candidates, np.arange(len(loader.split)), batch, comm, text=text)[0]
     auc, *others = numbers(plain)
     row(run.path.name, "none", auc, "", *others, "", round(time.perf_counter() - start), peak())
     for name, given in spec["rows"].items():
         found, start = [], time.perf_counter()
         for seed in spec["orders"]:
             plan = Plan.of(given["adapt"], given.get("settings"), seed)
-            found.append(reduce_stream(method, plan, source, candidates, batch, comm, text=text)[0])
+            found.append(reduce_stream(method, plan, loader, candidates, batch, comm, text=text)[0])
         seconds = (time.perf_counter() - start) / len(found)
         values = np.array([numbers(e) for e in found])
         gained = compare(plain, found[0], RESAMPLES, 0)["auc"]

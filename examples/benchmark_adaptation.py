@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from methods.adaptation.adaptation import Adaptation
-from methods.adaptation.cache import Cache
+from methods.adaptation.cache import ClassCache
 from methods.adaptation.stream import start
 
 PAIRS, IMAGES, TEST_PAIRS, DIM, SCALE = 1962, 12995, 800, 768, 100.0
@@ -35,7 +35,7 @@ def drawn(images: int, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.
     return torch.nn.functional.normalize(images_ND, dim=1), text_PD, label_N
 
 
-def cache_of(state: Adaptation) -> Cache:
+def cache_of(state: Adaptation) -> ClassCache:
     """The cache of images that the state keeps for their own candidates."""
     return state.cache if hasattr(state, "cache") else state.positive
 

@@ -1,7 +1,7 @@
-"""What the accelerations of a ClusPro step are worth: ``python examples/benchmark_clus_pro.py [transport] [text] ...``.
+"""Measure the accelerations of a ClusPro step: ``python examples/benchmark_clus_pro.py [transport] [text] ...``.
 
 Random weights at the real shapes of ViT-L/14, label spaces of the published sizes, float32. Each figure is a ratio of two timings of one
-run, with the largest difference between the two results beside it.
+run, next to the largest difference between the two results.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def kept_bytes(action: Callable[[], Any]) -> int:
 
 
 def memory() -> dict:
-    """What C-GQA's training keeps for the backward pass at batch 16: text and images on a share, scaled."""
+    """Memory that C-GQA's training keeps for the backward pass at batch 16: text and images on a share, scaled."""
     clip, share = vit_l_14(), 0.1
     space = space_of("cgqa", share)
     method = build("clusPro", space, clip, {"proto_init": "first_samples"}).train()

@@ -33,7 +33,7 @@ PAIRS = 2000  # of attribute and object
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the processor time that it takes."""
+    """Return its result and the processor time that it takes."""
     start = time.process_time()
     out = work()
     return out, time.process_time() - start
@@ -58,7 +58,7 @@ def sentences() -> list[Composition]:
 def pair_by_pair(
     clip: Clip, images: dict[str, Image.Image], asked: list[Composition], found: dict[str, list[Match]]
 ) -> list[float]:
-    """As the paper's program goes: for each pair the image, the caption, each word and each sub-image, one at a time."""
+    """The order of the paper's program: for each pair the image, the caption, each word and each sub-image, one at a time."""
 
     def encode(picture: Image.Image) -> torch.Tensor:
         return clip.visual(clip.normalise(torch.from_numpy(clip_pixels(picture, clip.image_size))[None]))[0]
@@ -90,8 +90,8 @@ def encoding(clip: Clip, count: int) -> None:
     )
     print(f"| regions | pairs | {' | '.join(heads)} | difference |")
     print("|---" * (len(heads) + 3) + "|")
-    for places in ("patch", "grid"):
-        matcher = Matcher(clip, places)
+    for regions in ("patch", "grid"):
+        matcher = Matcher(clip, regions)
 
         def ours(matcher: Matcher = matcher) -> dict[str, list[Match]]:
             features, _ = matcher.whole(list(images), images.__getitem__)
@@ -105,7 +105,7 @@ def encoding(clip: Clip, count: int) -> None:
         texts = matcher.passes["texts"]
         off = max(abs(a - m.score) for a, m in zip(loop, (m for ms in found.values() for m in ms), strict=True))
         print(
-            f"| {places} | {pairs:,} | {passes:,} | {own:,} | {passes / own:.1f} | {passes:,} | {texts:,} | {slow:.1f} | {seconds:.1f} | "
+            f"| {regions} | {pairs:,} | {passes:,} | {own:,} | {passes / own:.1f} | {passes:,} | {texts:,} | {slow:.1f} | {seconds:.1f} | "
             f"{slow / seconds:.1f} | {off:.0e} |"
         )
 
@@ -119,20 +119,20 @@ def algebra(clip: Clip) -> None:
     method = build("comclip", space, clip, {})
     pairs = torch.from_numpy(rng.permutation(space.open_pairs)[:PAIRS])
     text = method.encode_compositions(pairs)
-    side = method.image_side(torch.from_numpy(rng.standard_normal((1, 35 * clip.dim), dtype=np.float32)))
-    whole, bank = side.whole[0], side.bank[0]
+    features = method.embed_images(torch.from_numpy(rng.standard_normal((1, 35 * clip.dim), dtype=np.float32)))
+    whole, regions = features.whole[0], features.regions[0]
 
     def loop() -> torch.Tensor:
         out = []
         for p, (a, o) in enumerate(pairs.tolist()):
             words = torch.stack([text.attribute[a], text.object[o]])
-            choice = (cosine_similarity(words[:, None], bank, dim=-1) / 0.01).softmax(-1)
-            views = normalize(choice @ bank, dim=-1)
+            choice = (cosine_similarity(words[:, None], regions, dim=-1) / 0.01).softmax(-1)
+            views = normalize(choice @ regions, dim=-1)
             w, _ = weigh(*fits(words, views, Rule()), torch.ones(2, dtype=torch.bool), Rule())
             out.append(cosine_similarity(compose(whole, views, w), text.pair[p], dim=0))
         return clip.logit_scale * torch.stack(out)
 
-    fast, seconds = timed(lambda: method.scores(side, text)[0])
+    fast, seconds = timed(lambda: method.scores(features, text)[0])
     slow, long = timed(loop)
     print(f"\n{PAIRS:,} pairs of 115 attributes and 245 objects, 34 windows, D = {clip.dim}, one image, from given features:")
     print("\n| | seconds | largest difference |\n|---|---|---|")

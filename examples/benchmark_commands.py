@@ -1,9 +1,9 @@
-"""How long a person waits for a command: whole processes, from the shell's side, beside a plain script and beside another checkout.
+"""Measure the time of whole commands as processes, compared with a plain script and with another checkout.
 
     python examples/benchmark_commands.py
     python examples/benchmark_commands.py --before ../before/.venv/bin/czsl --only train
 
-The yardstick of `predict` and `evaluate` is plain_clip.py beside this file: it loads the same random weights of ViT-B/16's size, encodes
+The yardstick of `predict` and `evaluate` is plain_clip.py next to this file: it loads the same random weights of ViT-B/16's size, encodes
 the same images and compositions, and prints. Commands that are compared take turns, so that a machine whose speed drifts slows both;
 figures are medians, ratios medians of pairs.
 """
@@ -53,7 +53,7 @@ def in_turn(label: str, first: Sequence[str], other: Sequence[str], rounds: int,
 
 
 def beside_a_busy_process(rounds: int, folder: Path, environment: dict[str, str]) -> None:
-    """Training with the time that czsl lets idle threads spin, and with OpenMP's own; alone, and beside a process that takes a core."""
+    """Training with the time that czsl lets idle threads spin, and with OpenMP's own, idle and next to a process that takes a core."""
     train = [CZSL, "train", "--method", "clusPro", "--recipe", "toy", "epochs=1", "val_per_pair=1"]
     own = ["env", "GOMP_SPINCOUNT=300000", *train]
     print(f"{'':46s} {'czsl':>9s} {'OpenMP':>9s}   ratio")

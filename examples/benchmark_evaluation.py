@@ -1,4 +1,4 @@
-"""How fast evaluation is, against a plain dense one: ``python examples/benchmark_evaluation.py [mit-closed | cgqa-open]``.
+"""Compare the time of an evaluation with a plain dense one: ``python examples/benchmark_evaluation.py [mit-closed | cgqa-open]``.
 
 Synthetic data of the published sizes. ``mit-closed``: scores of 12,995 images for 1,962 pairs are at hand. ``cgqa-open``: from 768-d
 image and text embeddings to the report, 5,098 images and 278,362 pairs, scores made tile by tile; the dense evaluation is timed on
@@ -24,7 +24,7 @@ LOGIT_SCALE = np.float32(100)
 
 
 def make_space(attributes: int, objects: int, train: int, val: int, test: int, rng) -> CompositionSpace:
-    """Random pairs in the published numbers: ``train`` seen ones, ``val`` and ``test`` unseen ones beside 400 seen ones."""
+    """Random pairs in the published numbers: ``train`` seen ones, ``val`` and ``test`` unseen ones among 400 seen ones."""
     keys = rng.choice(attributes * objects, train + val + test, replace=False)
     pairs = np.stack(divmod(keys, objects), axis=1)
     seen, val_unseen, test_unseen = np.split(pairs, [train, train + val])

@@ -1,4 +1,4 @@
-"""What a large dataset costs: time and memory of a process with kept and with streamed pixels, and with kept features.
+"""Measure the costs of a large dataset: time and memory of a process with kept and with streamed pixels, and with kept features.
 
     python examples/benchmark_large_data.py --images 100000
 

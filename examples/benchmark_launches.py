@@ -1,4 +1,4 @@
-"""Count what a training step asks of a GPU, on a CPU: ``python examples/benchmark_launches.py [--before CHECKOUT]``.
+"""Count the kernels and waits of a training step on a GPU, with a CPU only: ``python examples/benchmark_launches.py [--before CHECKOUT]``.
 
 Kernels started, waits of the host for the device and bytes of frozen weights that are converted, per step: the real step of each
 method (forward, backward, optimizer) on label spaces of the published sizes, with a CLIP that has ViT-L/14's layers but a small width,
@@ -94,7 +94,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _by_mask(args: tuple[Any, ...]) -> bool:
-    """Whether an index is a mask: the number of its rows has to be known before they are read."""
+    """Return whether an index is a mask: the number of its rows has to be known before they are read."""
     indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
@@ -201,7 +201,7 @@ def batch_of(space: CompositionSpace, B: int, size: int) -> dict[str, Any]:
 
 
 def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, Counts]:
-    """Counts of a whole step, and of its parts alone: image tower and text (forward and backward), transport, optimizer."""
+    """Counts of a whole step, and of its parts: image tower and text (forward and backward), transport, optimizer."""
     from czsl.runs.optimizers import make_optimizer
 
     space, B = space_of(space_name), SPACES[space_name][3]
@@ -209,7 +209,7 @@ def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, C
     method: Any = build(name, space, clip, {})
     clip.compute_in(precision)
     prototypes = getattr(method, "prototypes", None)
-    if prototypes is not None:  # what the first pass over a dataset finds
+    if prototypes is not None:  # what the initialisation from a dataset gives
         prototypes.bank.copy_(nn.functional.normalize(torch.randn_like(prototypes.bank), dim=-1))
         prototypes.seeded.fill_(True)
     method.begin_epoch(0)
@@ -237,8 +237,8 @@ def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, C
 
     def text() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            side = method.encode_compositions(pairs)
-        sum(x.sum() for x in (side.pair, side.attribute, side.object) if x is not None).backward()
+            text = method.encode_compositions(pairs)
+        sum(x.sum() for x in (text.pair, text.attribute, text.object) if x is not None).backward()
 
     step()  # the optimizer's state, and what is kept from the first step on
     pairs = torch.from_numpy(space.train_pairs.copy())

@@ -1,6 +1,6 @@
-"""How fast LaZSL scores an image from given features: ``python examples/benchmark_lazsl.py [--classes 1000 --regions 90]``.
+"""Measure the time of LaZSL's scores from given features: ``python examples/benchmark_lazsl.py [--classes 1000 --regions 90]``.
 
-One image against many classes, on one core, synthetic features with the statistics of CLIP's (phrases of a class alike, regions like
+One image against many classes, on one core, synthetic features with the statistics of CLIP's (similar phrases of a class, regions like
 the whole image). Compared with a loop over classes that solves one small problem after the other, as the released program does; the
 scores of both are compared. ``--attributes A --objects O`` measures the pairs of an open world as well. Prints JSON.
 """
@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.phrases import Bank, bank_of
-from methods.lazsl.regions import region_side
-from methods.lazsl.scoring import PhraseSide, mixed_scores
+from methods.lazsl.phrases import PhraseBank, bank_of
+from methods.lazsl.regions import region_features
+from methods.lazsl.scoring import PhraseFeatures, mixed_scores
 
 RELEASED_STOP = 1e-2  # mean change of the row factors
 CONVERGED = 1e-6
 
 
-def bank(labels: int, dim: int, generator: torch.Generator) -> Bank:
+def bank(labels: int, dim: int, generator: torch.Generator) -> PhraseBank:
     """Two to eleven phrases a label, as many as the published descriptors of ImageNet have."""
     counts = torch.randint(2, 12, (labels,), generator=generator).tolist()
     common, own = torch.randn(dim, generator=generator), torch.randn(labels, dim, generator=generator)
@@ -38,7 +38,7 @@ def bank(labels: int, dim: int, generator: torch.Generator) -> Bank:
     return bank_of(names, [names[i] for i in owner.tolist()], normalize(phrases, dim=-1), counts)
 
 
-def image_features(banks: list[Bank], regions: int, dim: int, generator: torch.Generator) -> Tensor:
+def image_features(banks: list[PhraseBank], regions: int, dim: int, generator: torch.Generator) -> Tensor:
     """One image, packed [1, (1 + regions) * dim]: part of a phrase of the first label, a common part, and noise."""
     whole = normalize(torch.randn(dim, generator=generator), dim=0) + 0.3 * sum(b.mean[0] for b in banks)
     views = whole + 0.025 * torch.randn(regions, dim, generator=generator)
@@ -89,12 +89,12 @@ def classes(count: int, regions: int, dim: int, repeats: int) -> dict[str, Any]:
     generator, config = torch.Generator().manual_seed(0), LaZSLConfig()
     own = bank(count, dim, generator)
     features = image_features([own], regions, dim, generator)
-    text = PhraseSide(torch.arange(count)[:, None], own.mean, banks=(own,), shares=(1.0,))
+    text = PhraseFeatures(torch.arange(count)[:, None], own.mean, banks=(own,), shares=(1.0,))
     phrases = list(own.features.split(own.count.tolist()))
     views = normalize(features.view(-1, dim), dim=-1)
 
     def batched(config: LaZSLConfig) -> Tensor:
-        return mixed_scores(region_side(features, dim, config), text, config)[0]
+        return mixed_scores(region_features(features, dim, config), text, config)[0]
 
     def loop(stop: float) -> Tensor:
         return loop_over_classes(views[0], views[1:], phrases, config.theta, config.eps, stop)
@@ -106,7 +106,7 @@ def classes(count: int, regions: int, dim: int, repeats: int) -> dict[str, Any]:
         "classes": count,
         "phrases": len(own.features),
         "regions": regions,
-        "regions_kept": int(region_side(features, dim, config).kept.sum()),
+        "regions_kept": int(region_features(features, dim, config).kept.sum()),
         "seconds": {**ours, **{f"loop_{name}": value for name, value in theirs.items()}},
         "faster_than_loop_released_stop": theirs["released_stop"] / ours["sinkhorn"],
         "faster_than_loop_converged": theirs["converged"] / ours["sinkhorn"],
@@ -125,15 +125,15 @@ def pairs(attributes: int, objects: int, regions: int, dim: int, repeats: int) -
     features = image_features(list(banks), regions, dim, generator)
     places = torch.cartesian_prod(torch.arange(attributes), torch.arange(objects))
 
-    def side(chosen: Tensor) -> PhraseSide:
+    def text_of(chosen: Tensor) -> PhraseFeatures:
         whole = sum(0.5 * b.mean[x] for b, x in zip(banks, chosen.T, strict=True))
-        return PhraseSide(chosen, whole, banks=banks, shares=(0.5, 0.5))
+        return PhraseFeatures(chosen, whole, banks=banks, shares=(0.5, 0.5))
 
-    def scores(config: LaZSLConfig, text: PhraseSide) -> Tensor:
-        return mixed_scores(region_side(features, dim, config), text, config)[0]
+    def scores(config: LaZSLConfig, text: PhraseFeatures) -> Tensor:
+        return mixed_scores(region_features(features, dim, config), text, config)[0]
 
     expansion, chosen = replace(config, solver="second_order"), torch.randperm(len(places), generator=generator)[:2000]
-    every, some = side(places), side(places[chosen])
+    every, some = text_of(places), text_of(places[chosen])
     exact = scores(config, some)
     all_of_them, exact_of_some = seconds(lambda: scores(expansion, every), repeats), seconds(lambda: scores(config, some), 3)
     return {

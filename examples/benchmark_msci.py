@@ -1,9 +1,9 @@
-"""What a training step of MSCI costs at ViT-L/14, written out and accelerated: ``python examples/benchmark_msci.py``.
+"""Measure a training step of MSCI at ViT-L/14, written out and accelerated: ``python examples/benchmark_msci.py``.
 
 Random weights, label spaces of the size of MIT-States and C-GQA. Bytes are those that autograd keeps for the backward pass, each
 storage once, without weights: counted for the whole step (all prompts, whole batch) with tensors that have shapes and no content, so any
-machine can. Then one image and a share of the prompts are computed in earnest: CPU seconds of each part, forth and back, and the count
-once more, which must be the one without content. The form written out is the oracle of the tests (tests/methods/msci_plain.py).
+machine can. Then one image and a share of the prompts are computed for real: CPU seconds of each part, forward and backward, and the count
+again, which must be the one without content. The form written out is the oracle of the tests (tests/methods/msci_plain.py).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from czsl.clip.compat import import_open_clip
 from czsl.compositions import CompositionSpace
 from methods.msci.config import MSCIConfig
 from methods.msci.model import MSCI
-from methods.parts import traction
+from methods.parts import cross_attention
 from methods.presets import load_presets
 
 # Attributes, objects, training pairs, batch; and the share of the prompts that is computed in earnest.
 SPACES = {"mit-states": (115, 245, 1262, 64, 10), "cgqa": (413, 674, 5592, 48, 32)}
 FORMS = ("written out", "accelerated", "and tower again")  # the last with checkpoint_blocks=true
 PARTS = ("tower", "text", "stages")
-TILE = traction.TILE_ELEMENTS
+TILE = cross_attention.TILE_ELEMENTS
 
 
 def make_clip() -> Clip:
@@ -58,7 +58,7 @@ def make(clip: Clip, dataset: str, share: int) -> tuple[MSCI, Tensor]:
 
 
 class Counter:
-    """Gigabytes kept for the backward pass and CPU seconds of a part, backward right behind forward."""
+    """Gigabytes kept for the backward pass and CPU seconds of a part, the backward pass directly after the forward pass."""
 
     def __init__(self, weights: list[Tensor]):
         self.known = {x.untyped_storage()._cdata: x for x in weights}
@@ -102,8 +102,8 @@ def measure(method: MSCI, pairs: Tensor, batch: int, form: str) -> dict[str, dic
     def texts() -> list[Tensor]:
         if plain:
             return list(plain_texts(method, pairs))
-        side = method.encode_compositions(pairs)
-        return [x for x in (side.pair, side.attribute, side.object) if x is not None]
+        text = method.encode_compositions(pairs)
+        return [x for x in (text.pair, text.attribute, text.object) if x is not None]
 
     def stages() -> list[Tensor]:
         if plain:
@@ -125,7 +125,7 @@ def in_earnest(dataset: str, clip: Clip) -> dict[str, dict[str, float]]:
     """CPU seconds with one image and a share of the prompts, by form and part; refuses counts that content would change."""
     share = SPACES[dataset][4]
     # As with the whole batch, and small enough that there are several tiles: a single one is not computed again.
-    traction.TILE_ELEMENTS = TILE // SPACES[dataset][3] // 4
+    cross_attention.TILE_ELEMENTS = TILE // SPACES[dataset][3] // 4
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             method, pairs = make(make_clip(), dataset, share)
@@ -133,7 +133,7 @@ def in_earnest(dataset: str, clip: Clip) -> dict[str, dict[str, float]]:
         method, pairs = make(clip, dataset, share)
         found = {form: measure(method, pairs, 1, form) for form in FORMS}
     finally:
-        traction.TILE_ELEMENTS = TILE
+        cross_attention.TILE_ELEMENTS = TILE
     for form in FORMS:
         for part in PARTS:
             with_content, without = found[form][part]["gb"], expected[form][part]["gb"]
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bytes", action="store_true", help="count bytes alone")
+    parser.add_argument("--bytes", action="store_true", help="only count bytes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clip, results = None if options.bytes else make_clip(), {}

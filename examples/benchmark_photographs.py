@@ -1,9 +1,9 @@
-"""How fast `czsl predict` gets through photographs: read by threads, reduced while decoded, and asked about a second time.
+"""Measure `czsl predict` on photographs: read by threads, reduced while decoded, and predicted a second time.
 
     python examples/benchmark_photographs.py --before ../before/.venv/bin/czsl
     python examples/benchmark_photographs.py --only again --weights vit-b-16
 
-Large photographs are compared with another checkout's czsl, commands in turn. The second question is compared with the first one and with
+Large photographs are compared with another checkout's czsl, commands in turn. The second prediction is compared with the first one and with
 starting Python and importing torch, which no program that computes with torch can do without. Seeds are those of the pictures (0, 1, ...).
 """
 
@@ -66,7 +66,7 @@ def large(folder: Path, options: argparse.Namespace, common: list[str], environm
 
 
 def again(folder: Path, options: argparse.Namespace, common: list[str], environment: dict[str, str]) -> None:
-    """The same question a second time, beside the first and beside the start of any program with torch."""
+    """The same prediction a second time, compared with the first and with the start of any program with torch."""
     photographs = folder / "small"
     make_photographs(photographs, options.number)
     for file in photographs.iterdir():

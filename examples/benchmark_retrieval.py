@@ -1,4 +1,4 @@
-"""How fast the best compositions are found: ``python examples/benchmark_retrieval.py [cgqa | million]``.
+"""Measure the search for the best compositions: ``python examples/benchmark_retrieval.py [cgqa | million]``.
 
 Synthetic embeddings with the statistics of CLIP's (printed with the results): a text embedding is a common part, a part of its
 attribute, one of its object and one of its own; an image embedding shares a little of the common part, a little of its true text's
@@ -204,7 +204,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     for which in ["cgqa", "million"] if options.which == "both" else [options.which]:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory is measured for each alone
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory is measured for each by itself
             print(json.dumps({which: pool.apply(run, (which, options.processor_time))}, indent=1))
 
 

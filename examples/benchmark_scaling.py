@@ -1,7 +1,7 @@
-"""What more workers cost, on paper: ``python examples/benchmark_scaling.py [wire] [count] [predict]``.
+"""Compute the costs of more workers: ``python examples/benchmark_scaling.py [wire] [count] [predict]``.
 
 wire      bytes a training step of ClusPro moves, from shapes
-count     the same counted in real processes, beside what the formula says
+count     the same counted in real processes, next to the formula's result
 predict   cost of a step by part on GPUs: a model from counted work and stated rates, not a measurement
 
 ``benchmark_workers.py`` measures real trainings with several workers.
@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.work.comm import Group
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
+from methods.features import Targets
 from methods.parts.comm import Communicator
-from methods.sides import Targets
 
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
@@ -68,7 +68,7 @@ def messages(
 
     labels = [gathered("labels", B, 8) for _ in range(3)]
     text = gathered("text", pairs + attributes + objects, dim * text_word)
-    flag = 1  # whether somebody asked to stop travels with the gradients
+    flag = 1  # the request to stop travels with the gradients
     return [gathered("image features", B, dim * 4), *labels, text, Message("gradients", 4 * (trainables + flag), reduces=True)]
 
 
@@ -87,7 +87,7 @@ def model_of(name: str, clip: Any) -> Model:
 
 
 def without_memory() -> Any:
-    """ViT-L/14 as shapes alone."""
+    """ViT-L/14 as shapes without content."""
     with torch.device("meta"):
         return vit_l_14()
 
@@ -139,7 +139,7 @@ def small_model() -> ClusPro:
 
 def count_in_process(rank: int, workers: int, B: int, precision: str, folder: str) -> None:
     """A step of one of several workers; rank 0 writes what was handed to torch.distributed."""
-    from cluster.work.source import autocast
+    from cluster.work.feature_loader import autocast
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
@@ -171,7 +171,7 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
 
 
 def count(workers: int = 2) -> None:
-    """Counted beside computed, as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
+    """Print counted next to computed bytes as JSON lines: an odd batch, one with fewer images than workers, and bfloat16."""
     for B, precision in ((7, "float32"), (1, "float32"), (7, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)
@@ -205,7 +205,7 @@ class Launches(TorchDispatchMode):
 
 
 def work_of(action: Callable[[], Any]) -> Work:
-    """What an action takes."""
+    """Count the work of an action."""
     with FlopCounterMode(display=False) as flops, Launches() as launches:
         action()
     return Work(flops.get_total_flops(), launches.number)
@@ -241,8 +241,8 @@ def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
     pairs = torch.from_numpy(method.space.train_pairs.copy())
 
     def encode() -> None:
-        side = method.encode_compositions(pairs)
-        torch.cat([side.pair, side.attribute, side.object]).sum().backward()  # type: ignore[list-item]
+        text = method.encode_compositions(pairs)
+        torch.cat([text.pair, text.attribute, text.object]).sum().backward()  # type: ignore[list-item]
 
     text = {}
     for workers in WORKERS:
@@ -252,7 +252,7 @@ def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
 
 
 def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
-    """What every worker does with the whole global batch, and its transport alone; on random features."""
+    """Work of every worker on the whole global batch, and of its transport; on random features."""
     torch.manual_seed(0)
     space, B = space_of(name), BATCHES[name]
     method: Any = build("clusPro", space, small, {"adapter_dim": 0}).train()
@@ -267,7 +267,7 @@ def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
     targets = Targets(batch["attr"], batch["obj"], batch["pair"])
 
     def losses() -> None:
-        torch.stack(list(method.losses(method.image_side(features), text, targets).values())).sum().backward()
+        torch.stack(list(method.losses(method.embed_images(features), text, targets).values())).sum().backward()
 
     return work_of(losses), work_of(lambda: method.prototypes.step(torch.randn(2, B, D), batch["attr"], batch["obj"]))
 

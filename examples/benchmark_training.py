@@ -1,4 +1,4 @@
-"""What a training step is made of, and the other figures of docs/performance.md; shares and ratios of one run.
+"""Measure the parts of a training step, and the other figures of docs/performance.md; shares and ratios of one run.
 
 python examples/benchmark_training.py                                  # everything on built-in data
 python examples/benchmark_training.py --source DIR                     # and the import of a dataset in a published layout
@@ -63,12 +63,12 @@ def parts_of_a_step(method: Method, pixels: PixelCache, steps: int) -> None:
     place = space.locate(split.pairs, space.train_pairs)
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-4)
     method.train()
-    if method.wants_first_pass:
+    if method.needs_initialisation:
         with torch.no_grad():
             features = torch.cat(
                 [method.image_features({"images": pixels.batch(r)}) for r in np.array_split(np.arange(len(split)), 40)]
             )
-        method.first_pass(features, torch.from_numpy(split.attr), torch.from_numpy(split.obj))
+        method.initialise(features, torch.from_numpy(split.attr), torch.from_numpy(split.obj))
     spent = {"copy": 0.0, "augment": 0.0, "compute": 0.0}
     batches = epoch_batches(0, 0, len(split), BATCH)[: steps + 2]
     for i, rows in enumerate(batches):
@@ -93,7 +93,7 @@ def parts_of_a_step(method: Method, pixels: PixelCache, steps: int) -> None:
 
 
 def decoding(pixels: PixelCache) -> None:
-    """What the cache saves: decoding and resizing a batch against copying it."""
+    """Time saved by the cache: decoding and resizing a batch against copying it."""
     from czsl.data.images import decode
     from czsl.data.pixels import clip_pixels
 

@@ -1,4 +1,4 @@
-"""What more workers bring: real trainings of ClusPro on this machine's CPUs, and where their time goes.
+"""Measure the gain of more workers: real trainings of ClusPro on this machine's CPUs, and where their time goes.
 
     python examples/benchmark_workers.py --numbers 1 2 4
 
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmark_scaling import table
 
 from cluster.machines.launch import run_workers
-from cluster.machines.nodes import Ask
+from cluster.machines.nodes import NodeRequest
 from cluster.machines.on_ray import RayEngine
 from cluster.machines.session import OBJECT_STORE_BYTES, prepare_environment, session
 from cluster.work import training as worker
@@ -92,7 +92,7 @@ def train_once(number: int, settings: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, session() as connected:
         config = resolve(settings)
         run = Run.create(config, open_data(config.data).space, folder, "run")
-        engine = RayEngine(connected, Ask(workers_per_node=number), threads=1)
+        engine = RayEngine(connected, NodeRequest(workers_per_node=number), threads=1)
         run_workers(engine, measured_worker, {"run": str(run.path)}, run.path, 0)
         files = [run.path / f"spent-{rank}.json" for rank in range(number)]
         each = [json.loads(file.read_text(encoding="utf-8"))[WARM_UP:] for file in files]
@@ -109,7 +109,7 @@ def main() -> None:
         "--numbers", type=int, nargs="+", default=[1, 2, 4], help="of workers; the first is what others compare to"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images-per-pair", type=int, default=40, help="training images a pair")
+    parser.add_argument("--images-per-pair", type=int, default=40, help="training images per pair")
     parser.add_argument("--clip", default="tiny")
     options = parser.parse_args()
     import ray

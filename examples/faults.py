@@ -31,7 +31,7 @@ from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from czsl_cli.config import resolve
 
-# What happens -> how `czsl train` ends by itself; None where it has to go on.
+# What happens -> how `czsl train` ends by itself; None if it has to continue.
 KINDS = {
     "SIGKILL of a worker": None,
     "SIGKILL of the driver": -signal.SIGKILL,
@@ -44,7 +44,7 @@ KINDS = {
 CLOCKS = ("time", "images_per_s")
 TAIL = 4096  # bytes of metrics that surely hold a step
 EPOCHS_A_FAULT = 8
-FEWEST_EPOCHS = 160  # fewer would be over while a killed driver's workers still go on
+MIN_EPOCHS = 160  # fewer would be over while a killed driver's workers still run
 POLL_S = 0.03
 PATIENCE_S = 300
 
@@ -60,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="czsl-faults-"))
     settings = {"method": "csp", "data": "toy", "train_per_pair": 1, "val_per_pair": 1, "batch": 16, "lr": 0.01, "threads": 1}
-    config = resolve({**settings, "epochs": max(FEWEST_EPOCHS, EPOCHS_A_FAULT * args.faults)})
+    config = resolve({**settings, "epochs": max(MIN_EPOCHS, EPOCHS_A_FAULT * args.faults)})
     whole, broken = (Run.create(config, open_data("toy").space, out, name) for name in ("whole", "broken"))
     where = ["--workers-per-node", str(args.workers), "--engine", args.engine]
     start(whole, where).wait()
@@ -79,15 +79,15 @@ def main() -> int:
 
 
 def start(run: Run, where: list[str]) -> subprocess.Popen[bytes]:
-    """``czsl train --resume RUN``; what it says goes into the run folder."""
+    """``czsl train --resume RUN``; its output goes into the run folder."""
     command = [str(Path(sys.executable).parent / "czsl"), "train", "--resume", str(run.path), *where]
     with (run.path / "driver.txt").open("ab") as said:
         return subprocess.Popen(command, stdout=said, stderr=said)
 
 
 def disturb(run: Run, where: list[str], workers: int, faults: list[tuple[str, int]], rng: np.random.Generator) -> int:
-    """Train to the end with faults at or soon behind the given steps; how many there were."""
-    print(f"{'':>3} {'fault':54} {'at step':>8} {'goes on at':>10} {'exit':>5} {'seconds':>8}", flush=True)
+    """Train to the end with faults at or soon after the given steps; return their number."""
+    print(f"{'':>3} {'fault':54} {'at step':>8} {'resumes at':>10} {'exit':>5} {'seconds':>8}", flush=True)
     driver, injected, since = start(run, where), 0, 0.0
     try:
         for kind, step in faults:
@@ -113,7 +113,7 @@ def disturb(run: Run, where: list[str], workers: int, faults: list[tuple[str, in
             code_text = "" if code is None else str(code)
             print(f"{injected:>3} {kind:54} {reached:>8} {again:>10} {code_text:>5} {time.time() - since:>8.1f}", flush=True)
         if code := driver.wait():
-            raise SystemExit(f"it could not go on: exit {code}; see {run.path / 'driver.txt'}")
+            raise SystemExit(f"it could not continue: exit {code}; see {run.path / 'driver.txt'}")
     finally:
         driver.kill()
     return injected
@@ -158,7 +158,7 @@ def wait_for_step(run: Run, driver: subprocess.Popen[bytes], step: int, since: f
 
 
 def finished(run: Run) -> bool:
-    """Whether nothing is left to do."""
+    """Return whether nothing is left to do."""
     return any(record["status"] == "done" for record in run.metrics("end"))
 
 
@@ -187,7 +187,7 @@ def wait_for(condition: Any) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def is_running(pid: int) -> bool:
 
 
 def compare(whole: Run, broken: Run) -> dict[str, bool]:
-    """What two runs left, part by part."""
+    """Compare the results of two runs, part by part."""
     last = [checkpoint.find(r.checkpoints, "last") for r in (whole, broken)]
     alike = lambda name: last[0].name == last[1].name and (last[0] / name).read_bytes() == (last[1] / name).read_bytes()  # noqa: E731
     return {

@@ -1,4 +1,4 @@
-"""What candidate labels cost: each row trained on candidate sets of several q and with several seeds, tested, printed as Markdown.
+"""Measure the cost of candidate labels: train and test each row on candidate sets of several q and seeds, print Markdown.
 
     python examples/partial_labels_table.py --data mydata --clip clip_b16_128.pt --precision bfloat16 --out runs/partial
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.scoring import score_split
-from cluster.work.source import Source
 from cluster.work.training import train_worker
 from czsl.data.files.ambiguity import make_partial_labels
 from czsl.data.files.partial_labels import write_partial_labels
@@ -47,7 +47,7 @@ ROWS = {
     "csp": CSP,
     "csp, true labels": CSP,
 }
-COLUMNS = {"disambiguation": "true label likeliest", "seen": "seen", "unseen": "unseen", "hm": "HM", "auc": "AUC"}
+COLUMNS = {"disambiguation": "true label top-1", "seen": "seen", "unseen": "unseen", "hm": "HM", "auc": "AUC"}
 
 
 def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed: int) -> dict[str, float]:
@@ -64,16 +64,16 @@ def result(options: argparse.Namespace, data: Dataset, row: str, q: float, seed:
     if row != "frozen CLIP":
         train_worker(run, Group(), torch.device("cpu"))
     method, candidates = load(run), Candidates.build(data.space, split="test")
-    source = Source(method, data, "test", Group(), config.eval_batch, precision=method.clip.precision)
+    loader = FeatureLoader(method, data, "test", Group(), config.eval_batch, precision=method.clip.precision)
     numbers = report(
-        score_split(method, source, candidates, np.arange(len(source.split)), config.eval_batch, Group()), candidates
+        score_split(method, loader, candidates, np.arange(len(loader.split)), config.eval_batch, Group()), candidates
     )
     best = checkpoint.best(run.checkpoints).get("step")
-    told = next((e for e in run.metrics("epoch") if e["step"] == best), {})
+    epoch = next((e for e in run.metrics("epoch") if e["step"] == best), {})
     found = {
-        key: {**numbers, **told}[key] if key == "disambiguation" else numbers[key]
+        key: {**numbers, **epoch}[key] if key == "disambiguation" else numbers[key]
         for key in COLUMNS
-        if key in {**told, **numbers}
+        if key in {**epoch, **numbers}
     }
     done.write_text(json.dumps(found), encoding="utf-8")
     return found

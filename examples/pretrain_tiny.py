@@ -25,7 +25,7 @@ from czsl.data.toy.scene import Pose, background, finish, place
 
 CONFIG = Path(__file__).parent.parent / "czsl" / "clip" / "tiny" / "config.json"
 SIZE = 64
-LONGEST = 20  # tokens of the longest caption
+MAX_TOKENS = 20  # tokens of the longest caption
 HIDDEN = 0.7  # share of the patches that training leaves out: three times the pictures in the same time (as FLIP does)
 CAPTIONS = 2  # of each picture in a batch
 EASY = 0.5  # of the steps, the first ones, see pictures of one object only
@@ -68,7 +68,7 @@ STARTS = ("", "a photo of ", "a picture of ", "an image that shows ")
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it says: (attribute, object) indices of each thing it names, -1 where it says nothing."""
+    """A text and its content: (attribute, object) indices of each thing that it names, -1 for what it leaves out."""
 
     text: str
     says: tuple[tuple[int, int], ...]
@@ -83,7 +83,7 @@ def allowed_pairs() -> np.ndarray:
 
 
 def scene(rng: np.random.Generator, pairs: np.ndarray) -> list[tuple[int, int]]:
-    """What is in a picture: one object (two in three pictures) or two; one object in twelve is plain (attribute -1)."""
+    """Content of a picture: one object (two in three pictures) or two; one object in twelve is plain (attribute -1)."""
     chosen = pairs[rng.integers(len(pairs), size=1 if rng.random() < 0.67 else 2)]
     return [(-1 if rng.random() < 1 / 12 else int(a), int(o)) for a, o in chosen]
 
@@ -116,7 +116,7 @@ def phrase(thing: tuple[int, int]) -> str:
 
 
 def caption(content: list[tuple[int, int]], rng: np.random.Generator) -> Caption:
-    """A text that is true of the scene: both things, one of them, its object alone, or its attribute alone."""
+    """A text that is true of the scene: both things, one of them, only its object, or only its attribute."""
     if len(content) == 2 and rng.random() < 0.5:
         order = [content[i] for i in rng.permutation(2)]
         both = JOINS[rng.integers(len(JOINS))].format(*(phrase(thing) for thing in order))
@@ -135,7 +135,7 @@ def caption(content: list[tuple[int, int]], rng: np.random.Generator) -> Caption
 
 
 def matches(captions: list[Caption], scenes: list[list[tuple[int, int]]]) -> np.ndarray:
-    """Which caption is true of which scene, bool [B, C captions]: each thing it names must be there."""
+    """Return which caption is true of which scene, bool [B, C captions]: each thing it names must be there."""
     said = np.array([[*c.says, c.says[0]][:2] for c in captions])  # [B, 2, 2]; a single thing stands twice
     seen = np.array([[*s, s[0]][:2] for s in scenes])
     holds = (said[None, :, :, None] == seen[:, None, None]) | (said[None, :, :, None] < 0)  # [images, captions, said, seen, 2]
@@ -225,7 +225,7 @@ def write(model, ids: np.ndarray, path: str) -> None:
 
 
 def build(config: dict, vocab_size: int):
-    """The model as its config says, for the tokens in use (tokens that never occur would only slow the optimiser down)."""
+    """The model of a config, for the tokens in use (tokens that never occur would only slow the optimiser down)."""
     import torch
 
     from czsl.clip.compat import import_open_clip
@@ -265,7 +265,7 @@ def train(args: argparse.Namespace) -> None:
 
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("image_mean", "image_std"))
-    tokenize = import_open_clip().tokenizer.SimpleTokenizer(context_length=LONGEST)
+    tokenize = import_open_clip().tokenizer.SimpleTokenizer(context_length=MAX_TOKENS)
     ids = vocabulary(tokenize)
     compact = torch.zeros(config["text_cfg"]["vocab_size"], dtype=torch.long)
     compact[ids] = torch.arange(len(ids))

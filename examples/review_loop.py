@@ -1,10 +1,10 @@
-"""What a round of review gains: predict on new photographs, correct the least sure ones, add them to the data, train on.
+"""Measure the gain of a round of review: predict on new photographs, correct the least sure ones, add them to the data, train on.
 
     python examples/review_loop.py --data mydata --clip clip_b16_128.pt --out runs/review --seeds 0 1 2
 
 For each seed: a model is trained on a few images of each training pair. Half of the chosen test images are the new photographs, the other
 half measures. ``czsl predict --review`` picks the least sure of the new ones, their true labels are written into the file, ``czsl data
-import --add-to`` adds them, ``czsl train --from`` goes on. Beside it: as many images drawn at random, and the same training without new
+import --add-to`` adds them, ``czsl train --from`` continues. Compared with as many images at random, and the same training without new
 labels. Seen and unseen are those of the first model everywhere. One process, no Ray; images are encoded once. What is done is not
 done again, so the script can be stopped and started.
 """
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader, arithmetic
 from cluster.work.scoring import score_split
-from cluster.work.source import Source, arithmetic
 from cluster.work.training import train_worker
 from czsl.clip.loading import load_clip
 from czsl.data.batches import feature_file, save_features, stratified
@@ -60,8 +60,8 @@ class Loop:
         zero_shot = build("zero-shot", self.chosen.space, self.clip, {})
         self._features: dict[str, torch.Tensor] = {}
         for name in SPLITS:
-            source = Source(zero_shot, self.chosen, name, Group(), options.eval_batch, precision=options.precision)
-            self._features |= dict(zip(source.split.sha256, source.features, strict=True))
+            loader = FeatureLoader(zero_shot, self.chosen, name, Group(), options.eval_batch, precision=options.precision)
+            self._features |= dict(zip(loader.split.sha256, loader.features, strict=True))
 
     def _chosen_images(self) -> Dataset:
         """A dataset of the images that any seed may use: their features are computed once."""
@@ -77,7 +77,7 @@ class Loop:
         """Put the features of a dataset's images where training looks for them."""
         for name in SPLITS:
             split = data.split(name)
-            path = feature_file(split, self.clip.sha256, arithmetic(CPU, self.options.precision), method.prepare_key)
+            path = feature_file(split, self.clip.sha256, arithmetic(CPU, self.options.precision), method.cache_key)
             if len(split) and not path.exists():
                 save_features(path, torch.stack([self._features[digest] for digest in split.sha256]))
 
@@ -123,7 +123,7 @@ class Loop:
         for start in range(0, len(names), size):
             part = names[start : start + size]
             features = torch.stack([self._features[test.sha256[self.new[name]]] for name in part])
-            scores, ranking = method.scores(method.image_side(features), text).float(), Ranking(pairs, run.space, 5)
+            scores, ranking = method.scores(method.embed_images(features), text).float(), Ranking(pairs, run.space, 5)
             ranking.add(scores, method.log_weights(scores))
             found += [{"image": name, **record, "error": None} for name, record in zip(part, ranking.records(), strict=True)]
         return found
@@ -157,16 +157,16 @@ class Loop:
         """Figures on the test images, with the candidates and the seen pairs that the first model has."""
         method = load(run).for_space(data.space)
         self.keep_features(data, method)
-        source = Source(method, data, "test", Group(), self.options.eval_batch, precision=self.options.precision)
+        loader = FeatureLoader(method, data, "test", Group(), self.options.eval_batch, precision=self.options.precision)
         candidates = Candidates.build(data.space, split="test")
         numbers = report(
-            score_split(method, source, candidates, np.arange(len(source.split)), self.options.eval_batch, Group()), candidates
+            score_split(method, loader, candidates, np.arange(len(loader.split)), self.options.eval_batch, Group()), candidates
         )
         text = method.encode_compositions(torch.from_numpy(candidates.pairs))
-        assert source.features is not None
-        scores = torch.cat([method.scores(method.image_side(part), text) for part in source.features.split(256)])
+        assert loader.features is not None
+        scores = torch.cat([method.scores(method.embed_images(part), text) for part in loader.features.split(256)])
         best = candidates.pairs[scores.argmax(1).numpy()]
-        true = source.split.pairs
+        true = loader.split.pairs
         right, seen = (best == true).all(1), data.space.seen_mask(true)
         return {
             "all": right.mean(), "seen_right": right[seen].mean(), "unseen_right": right[~seen].mean(),
@@ -174,7 +174,7 @@ class Loop:
         }  # fmt: skip
 
     def rounds(self, seed: int) -> dict[str, dict[str, float]]:
-        """Figures of each way to go on, by its name."""
+        """Figures of each way to continue, by its name."""
         done = self.options.out / f"seed{seed}" / f"result{self.tag}.json"
         if done.exists():
             return json.loads(done.read_text(encoding="utf-8"))
@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=2, help="images of each training pair that the first model sees")
     parser.add_argument("--val", type=int, default=3, help="validation images of each pair")
     parser.add_argument("--test", type=int, default=12, help="test images of each pair; half of them are the new photographs")
-    parser.add_argument("--then", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs that go on, if others")
+    parser.add_argument(
+        "--then", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs that continue, if different"
+    )
     parser.add_argument("--corrected", type=int, nargs="+", default=[20, 100], help="images whose labels are corrected")
     parser.add_argument("--precision", default="float32", help="bfloat16 halves the time of the image tower")
     parser.add_argument("--eval-batch", type=int, default=64)

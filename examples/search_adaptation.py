@@ -14,8 +14,8 @@ import torch
 
 from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.scoring import encode_candidates, score_split
-from cluster.work.source import Source
 from cluster.work.threads import cpu_threads
 from czsl.data.table import open_data
 from czsl.evaluation import Candidates, Curve
@@ -42,11 +42,11 @@ def main() -> None:
     with cpu_threads(run.threads), torch.inference_mode():
         method, data, batch = load(run), open_data(run.config.data, run.config.decode), run.config.eval_batch
         check_adaptable(method.name)
-        source = Source(method, data, "val", Group(), batch, precision=run.config.precision)
+        loader = FeatureLoader(method, data, "val", Group(), batch, precision=run.config.precision)
         candidates = Candidates.build(data.space, split="val")
-        text, rows = encode_candidates(method, candidates), source.split.pairs
+        text, rows = encode_candidates(method, candidates), loader.split.pairs
         everything = torch.arange(len(rows)).numpy()
-        plain = score_split(method, source, candidates, everything, batch, Group(), text=text)
+        plain = score_split(method, loader, candidates, everything, batch, Group(), text=text)
         print(f"without adaptation: val AUC {100 * Curve(plain).numbers()['auc']:.2f}", flush=True)
         best: tuple[float, str] = (-1.0, "")
         for number in range(options.trials):
@@ -55,7 +55,7 @@ def main() -> None:
             aucs = []
             for seed in range(options.orders):
                 plan = Plan.of(name, values if number else None, seed)
-                found = reduce_stream(method, plan, source, candidates, batch, Group(), text=text)[0]
+                found = reduce_stream(method, plan, loader, candidates, batch, Group(), text=text)[0]
                 aucs.append(100 * Curve(found).numbers()["auc"])
             mean = sum(aucs) / len(aucs)
             best = max(best, (mean, words))

@@ -56,7 +56,7 @@ def build(name: str, space: CompositionSpace, clip: Towers, settings: dict[str, 
         )
     try:
         return cls(space, clip, config)
-    except (ValueError, RuntimeError, OverflowError, ZeroDivisionError, MemoryError) as error:  # of sizes that cannot be
+    except (ValueError, RuntimeError, OverflowError, ZeroDivisionError, MemoryError) as error:  # sizes that are impossible
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UsageError(f"{cls.name} cannot be built with these settings", why, f"czsl methods {cls.name} lists them") from error
 

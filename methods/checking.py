@@ -10,7 +10,7 @@ from czsl.runs.config import RunConfig
 from methods.building import build, needs_only_features
 from methods.registry import config_class
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
@@ -33,7 +33,7 @@ def check_clip(config: RunConfig, space: CompositionSpace) -> list[str]:
     of_ones_own = any(w and (is_path(w) or is_folder(w)) for w in (config.clip, config.clip_weights))
     named = not (of_ones_own or config.clip == "tiny" or config.clip.startswith(HUB) or config.clip_weights == "random")
     if named:
-        sketch_clip(config.clip, config.clip_weights, features)  # the wrong kind is told before a network is asked for it
+        sketch_clip(config.clip, config.clip_weights, features)  # a wrong kind raises before a download is tried
     where = find_weights(config.clip, config.clip_weights)
     notes = [f"CLIP weights: {config.clip} {where}"] if "will be" in where else []
     trains = config_class(config.method).trains
@@ -60,7 +60,7 @@ def cut_names(clip: Towers, space: CompositionSpace) -> list[str]:
     cut += [pairs[p] for p in clip.text.cut(list(pairs))]
     if not cut:
         return []
-    shown = ", ".join(f"{name[:60]}..." if len(name) > 60 else name for name in cut[:MOST_NAMED])
-    more = f" and {len(cut) - MOST_NAMED:,} more" if len(cut) > MOST_NAMED else ""
+    shown = ", ".join(f"{name[:60]}..." if len(name) > 60 else name for name in cut[:MAX_NAMED])
+    more = f" and {len(cut) - MAX_NAMED:,} more" if len(cut) > MAX_NAMED else ""
     context = clip.text.context_length
     return [f"{len(cut):,} names are cut at the {context} tokens that the text tower reads: {shown}{more}"]

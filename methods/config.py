@@ -35,7 +35,7 @@ class MethodConfig:
     classes: ClassVar[bool] = False
     # Whether an adaptation while testing can move its scores: those of an indexable method, see `Method.adaptable`.
     adaptable: ClassVar[bool] = False
-    # Whether training takes gradient steps. Without them :meth:`methods.method.Method.first_pass` is all of it, and epochs is 0.
+    # Whether training takes gradient steps. Without them :meth:`methods.method.Method.initialise` is all of it, and epochs is 0.
     steps: ClassVar[bool] = True
     # Whether `czsl add` can add images and words to a finished run; the method then has ``add_images``.
     grows: ClassVar[bool] = False

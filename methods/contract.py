@@ -1,7 +1,7 @@
 """The contract of a method: single-device science, no Ray, no file system, no argument parsing, no global state.
 
 A method is built from a label space and a CLIP. An image's way is ``prepare`` (in the loader) -> ``encode_images`` -> ``scores`` against
-the text side of ``encode_compositions``. :class:`methods.method.Method` adds what is made of these parts. Letters: B images, P pairs, A
+the text features of ``encode_compositions``. :class:`methods.method.Method` adds what is made of these parts. Letters: B images, P pairs, A
 attributes, O objects, D joint width, S image side.
 """
 
@@ -20,13 +20,13 @@ from czsl.clip.towers import Towers, onto
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
 from methods.config import MethodConfig
-from methods.explanation import Explained, Explanation, Question, branch_figures
+from methods.explanation import Explained, Explanation, ScoredImage, branch_figures
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures, primitives_of
 from methods.parts.adapters import BlockAdapters
 from methods.parts.comm import Communicator
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide, primitives_of
 
 if TYPE_CHECKING:
-    from methods.parts.candidate_weights import CandidateWeights
+    from methods.parts.label_confidences import LabelConfidences
 
 
 class Contract(nn.Module):
@@ -44,8 +44,8 @@ class Contract(nn.Module):
     Notes
     -----
     A subclass writes ``encode_compositions`` and, where it differs, ``encode_images``, ``scores`` and ``losses``.
-    ``comm`` is replaced by the training loop when several workers train together; ``weights`` are set where training images have
-    candidates instead of labels; ``judge`` is set during :meth:`first_pass` if validation images exist: it returns the AUC on
+    ``comm`` is replaced by the training loop when several workers train together; ``confidences`` are set if training images have
+    candidate labels instead of labels; ``judge`` is set during :meth:`initialise` if validation images exist: it returns the AUC on
     these of the method as it stands (for classes without an AUC, the accuracy), the same on every worker.
     """
 
@@ -72,7 +72,7 @@ class Contract(nn.Module):
     def __init__(self, space: CompositionSpace, clip: Towers, config: MethodConfig):
         super().__init__()
         self.space, self.config, self.comm = space, config, Communicator()
-        self.weights: CandidateWeights | None = None
+        self.confidences: LabelConfidences | None = None
         self.validating = False  # set by the training loop while it scores validation images
         self.decode: DecodeOptions = AS_SHOWN  # of image files that the method is given; a loaded run sets its own
         self.judge: Callable[[], float] | None = None
@@ -94,7 +94,7 @@ class Contract(nn.Module):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Names what :meth:`prepare` makes where that is more than CLIP's pipeline (views, masks), for caches; empty otherwise.
 
         A method with a key gets its images prepared again for each batch, since views are too many to be kept as pixels; its
@@ -109,24 +109,24 @@ class Contract(nn.Module):
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised CLIP features [B, D] of ``batch["images"]`` from the tower and its adapters, or ``batch["features"]`` if kept.
 
-        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`image_side` takes what this gives.
+        A method whose texts look at the image gives its tokens [B, L, D] instead: :meth:`embed_images` takes what this gives.
         """
         if "features" in batch:
             return onto(batch["features"], self.clip.device).to(self.clip.mean.dtype)
         images_B3SS = self.clip.normalise(batch["images"])
         return self.clip.visual(images_B3SS) if self.adapters is None else self.clip.visual(images_B3SS, adapters=self.adapters)
 
-    def image_side(self, features_BD: Tensor) -> ImageSide:
-        """Return the method's image side from image features [B, D]; in training it sees those of the whole global batch."""
-        return ImageSide(unit(features_BD))
+    def embed_images(self, features_BD: Tensor) -> ImageFeatures:
+        """Return the method's image features from those of the tower [B, D]; in training it gets those of the whole global batch."""
+        return ImageFeatures(unit(features_BD))
 
-    def encode_images(self, batch: Mapping[str, Any]) -> ImageSide:
-        """Image side of a prepared batch."""
-        return self.image_side(self.image_features(batch))
+    def encode_images(self, batch: Mapping[str, Any]) -> ImageFeatures:
+        """Image features of a prepared batch."""
+        return self.embed_images(self.image_features(batch))
 
     # -- text ------------------------------------------------------------------------------------------------------
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs."""
         raise NotImplementedError
 
     def pair_prompt(self, pair: Sequence[int]) -> str:
@@ -138,18 +138,18 @@ class Contract(nn.Module):
         return self.encode_compositions(pairs_P2).pair
 
     # -- scores ----------------------------------------------------------------------------------------------------
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scaled cosines of the branches: pair [B, P] and, where the method has them, attribute [B, A] and object [B, O]."""
         scale = self.clip.logit_scale
         pair_BP = self.clip.biased(scale * images.pair @ text.pair.T)
         if images.attribute is None or text.attribute is None:
             return pair_BP, None, None
-        sides = zip(primitives_of(images), primitives_of(text), strict=True)
-        attr_BA, obj_BO = (scale * image_BD @ text_nD.T for image_BD, text_nD in sides)
+        branches = zip(primitives_of(images), primitives_of(text), strict=True)
+        attr_BA, obj_BO = (scale * image_BD @ text_nD.T for image_BD, text_nD in branches)
         return pair_BP, attr_BA, obj_BO
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P]; any tile of 16 pairs or more of the text side gives the same scores as the whole."""
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Scores [B, P]; any tile of 16 pairs or more of the text features gives the same scores as the whole."""
         return self.logits(images, text)[0]
 
     def log_weights(self, scores_BP: Tensor) -> Tensor:
@@ -175,18 +175,18 @@ class Contract(nn.Module):
         """Factor of the cosines in the composition logits of :meth:`logits`."""
         return float(self.clip.logit_scale)
 
-    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
-        """Scores [B, P] of all candidates of the text side when the composition logits of :meth:`logits` are replaced by these."""
+    def rescored(self, pair_BP: Tensor, images: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Scores [B, P] of all candidates of the text features when the composition logits of :meth:`logits` are replaced by these."""
         return pair_BP
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
-        """The scores of :meth:`scores` as a question to an index of :meth:`encode_compositions`' ``pair`` rows.
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
+        """The scores of :meth:`scores` as a query to an index of :meth:`encode_compositions`' ``pair`` rows.
 
         Parameters
         ----------
-        images : ImageSide
-        primitives : TextSide
-            Of any pairs; only its attributes and objects are read.
+        images : ImageFeatures
+        primitives : TextFeatures
+            Text features of any pairs; only attributes and objects are read.
         candidates : int
             P, the number of pairs in the index.
         """
@@ -194,16 +194,16 @@ class Contract(nn.Module):
         return RetrievalQuery(self.clip.logit_scale * images.pair, bias=0.0 if bias is None else float(bias))
 
     # -- training ------------------------------------------------------------------------------------------------------
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Weighted loss terms of the whole global batch; the loss is their sum. By default the cross-entropy over the training pairs."""
         return {"pair": nn.functional.cross_entropy(self.logits(images, text)[0], targets.pair)}
 
     @property
-    def wants_first_pass(self) -> bool:
-        """True if :meth:`first_pass` has to be called before the first training step (not again after a resume)."""
+    def needs_initialisation(self) -> bool:
+        """True if :meth:`initialise` has to be called before the first training step (not again after a resume)."""
         return False
 
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Take what training starts from out of all training images.
 
         Parameters
@@ -220,7 +220,7 @@ class Contract(nn.Module):
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """Warnings about what :meth:`first_pass` found; shown once after it."""
+        """Warnings about what :meth:`initialise` found; shown once after it."""
         return []
 
     def begin_epoch(self, epoch: int) -> None:
@@ -232,11 +232,11 @@ class Contract(nn.Module):
         return {}
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explained:
-        """Why candidate ``place`` of the question's text side has its score; a subclass adds what only it can show.
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explained:
+        """Explain the score of candidate ``index`` of the text features; a subclass adds what only it can show.
 
         Called in evaluation mode, without gradients.
         """
-        pair = question.text.pairs[place].tolist()
+        pair = scored.text.pairs[index].tolist()
         names = (self.space.pair_name(pair), *self.space.pair_names(pair))
-        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(question, place, names)])
+        return Explanation(tuple(self.space.label(pair).values()), [branch_figures(scored, index, names)])

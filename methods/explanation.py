@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from methods.sides import ImageSide, TextSide
+    from methods.features import ImageFeatures, TextFeatures
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
 DIGITS = 7  # of numbers in JSON: what float32 holds
@@ -99,7 +99,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training images: places among the :class:`Examples` that were given, with their cosines."""
+    """Training images: indices of the :class:`Examples` that were given, with their cosines."""
 
     title: str
     places: Sequence[int]
@@ -132,14 +132,14 @@ class Explained(Protocol):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """To be shown."""
+        """Parts to show, in order."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """To be said."""
+        """Notes shown to the user."""
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers."""
+        """All numbers as plain data."""
 
 
 @dataclass(frozen=True)
@@ -152,42 +152,42 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoredImage:
     """An image before the candidates, everything computed once for all of them.
 
     image : the original
     image_id : the name under which it was scored
-    side : image side of this one image
-    text : text side of P candidates
+    features : image features of this one image
+    text : text features of P candidates
     logits : of ``Method.logits``: pair [1, P], attribute [1, A], object [1, O] if the method has branches
     examples : gives training images that show an attribute or an object (indices), or None if none are available
     """
 
     image: Image.Image
     image_id: str
-    side: ImageSide
-    text: TextSide
+    features: ImageFeatures
+    text: TextFeatures
     logits: tuple[Tensor, Tensor | None, Tensor | None]
     examples: Callable[[int, int], Examples | None] = field(default=lambda _attribute, _object: None)
 
 
-def branch_figures(question: Question, place: int, names: tuple[str, str, str]) -> Figures:
+def branch_figures(scored: ScoredImage, index: int, names: tuple[str, str, str]) -> Figures:
     """Logit, probability and rank of a candidate (``names``: its own, its attribute's and its object's) in each branch there is."""
-    attribute, obj = question.text.pairs[place].tolist()
+    attribute, obj = scored.text.pairs[index].tolist()
     rows: list[list[str | float | int]] = []
-    for branch, name, logits, index in zip(
+    for branch, name, logits, column in zip(
         ("composition" if names[1] else "class", "attribute", "object"),
         names,
-        question.logits,
-        (place, attribute, obj),
+        scored.logits,
+        (index, attribute, obj),
         strict=True,
     ):
         if logits is None:
             continue
         row = logits[0].double()
-        rank = 1 + int((row > row[index]).sum())
-        prob = float(row.softmax(0)[index])
-        rows.append([branch, name, round(float(row[index]), 4), round(prob, 6), rank, len(row)])
+        rank = 1 + int((row > row[column]).sum())
+        prob = float(row.softmax(0)[column])
+        rows.append([branch, name, round(float(row[column]), 4), round(prob, 6), rank, len(row)])
     text = "A probability is the softmax of a branch's scaled cosines over all of its labels."
     return Figures("What the branches say", ["branch", "label", "logit", "probability", "rank", "of"], rows, text)
 

@@ -36,8 +36,8 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None, p
     clip : Clip, optional
         The run's CLIP if it is in memory already; the method stays on its device.
     precision : str, optional
-        Of the towers' products, for a run without one of its own (``auto``, and nothing was trained); by default what fits the GPU that is
-        there, or float32.
+        Precision of the towers' products, for a run without one of its own (``auto``, and nothing was trained); by
+        default the one that suits the GPU, or float32.
 
     Raises
     ------
@@ -138,9 +138,9 @@ def starting_point(source: Run, method: Method, data_sha256: str) -> Checkpoint:
     ----------
     source : Run
     method : Method
-        Of the new run, as built; it stays as it is.
+        Method of the new run, as built; it is not changed.
     data_sha256 : str
-        Of the new run's data.
+        SHA-256 of the new run's data.
 
     Raises
     ------

@@ -24,9 +24,9 @@ from czsl.data.images import decode, read_image_file
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
 from methods.contract import Contract
-from methods.explanation import Explained, Question
+from methods.explanation import Explained, ScoredImage
+from methods.features import Targets, TextFeatures
 from methods.parts.renaming import renamed_pairs
-from methods.sides import Targets, TextSide
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
@@ -114,24 +114,24 @@ class Method(Contract):
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a global batch, of which ``batch`` holds this worker's rows.
 
-        With labels these come with their ``attr``, ``obj`` and ``pair``; with candidates their place in the split (``index``) is enough,
-        and the weights of the candidates follow the step.
+        With labels these come with their ``attr``, ``obj`` and ``pair``; with candidate labels their ``index`` in the split is enough, and
+        the label confidences are updated after the step.
         """
         self.comm.seed_own()
         features_BD = self.comm.gather(self._own_features(batch), self.comm.batch)
-        if self.weights is None:
+        if self.confidences is None:
             attr_B, obj_B, pair_B = (self._whole(batch[k]) for k in ("attr", "obj", "pair"))
             targets = Targets(attr_B, obj_B, pair_B)
         else:
             rows_B = self._whole(batch["index"])
-            targets = self.weights.targets(rows_B)
+            targets = self.confidences.targets(rows_B)
         self.comm.seed_common()
-        text, images = self.encode_compositions(self.train_pairs), self.image_side(features_BD)
+        text, images = self.encode_compositions(self.train_pairs), self.embed_images(features_BD)
         terms = self.losses(images, text, targets)
-        if self.weights is not None:
+        if self.confidences is not None:
             with torch.no_grad():
                 logits_BP, relevance_BP = targets.noted or (self.logits(images, text)[0], None)
-            self.weights.update(rows_B, logits_BP, relevance_BP)
+            self.confidences.update(rows_B, logits_BP, relevance_BP)
         return terms
 
     def _own_features(self, batch: Mapping[str, Any]) -> Tensor:
@@ -163,10 +163,10 @@ class Method(Contract):
                 (0, 0, self.space.attributes, space.attributes),
                 (self.space.num_attributes, space.num_attributes, self.space.objects, space.objects),
             ):
-                place = {prompt_name(n): offset_here + i for i, n in enumerate(here)}
+                index_of = {prompt_name(n): offset_here + i for i, n in enumerate(here)}
                 for i, name in enumerate(there):
-                    if prompt_name(name) in place:
-                        state[key][offset_there + i] = value[place[prompt_name(name)]]
+                    if prompt_name(name) in index_of:
+                        state[key][offset_there + i] = value[index_of[prompt_name(name)]]
         other.load_state_dict(state, assign=True)  # in the precision that they have here
         return other.to(self.clip.device)
 
@@ -268,15 +268,15 @@ class Method(Contract):
 
     # -- explanation ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def question(self, image: Image.Image, image_id: str, text: TextSide) -> Question:
+    def scored_image(self, image: Image.Image, image_id: str, text: TextFeatures) -> ScoredImage:
         """An original image before candidates: what all explanations of it have in common."""
         image = image.convert("RGB")
-        side = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
-        return Question(image, image_id, side, text, self.logits(side, text))
+        features = self.encode_images({key: value[None] for key, value in self.prepare(image, image_id).items()})
+        return ScoredImage(image, image_id, features, text, self.logits(features, text))
 
     @torch.inference_mode()
     def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0") -> Explained:
-        """The explanation of a single pair of names (of a class: ``("", "dog")``); its rank needs all candidates in a question."""
-        place = index_pairs([pair], self.space.attributes, self.space.objects)
-        text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
-        return self.explain_candidate(self.question(image, image_id, text), 0)
+        """The explanation of a single pair of names (of a class: ``("", "dog")``); its rank needs the text features of all candidates."""
+        pair_12 = index_pairs([pair], self.space.attributes, self.space.objects)
+        text = self.encode_compositions(torch.from_numpy(pair_12).to(self.clip.device))
+        return self.explain_candidate(self.scored_image(image, image_id, text), 0)

@@ -58,7 +58,7 @@ def canonical_name(name: str) -> str:
 def config_class(name: str) -> type[MethodConfig]:
     """The ``Config`` of a method.
 
-    Of a method in ``methods.NAME.model`` it is ``<Class>Config`` of ``methods.NAME.config``, so that looking at a method's settings
+    For a method in ``methods.NAME.model`` it is ``<Class>Config`` of ``methods.NAME.config``, so that looking at a method's settings
     imports no torch.
     """
     module, attribute = METHODS[canonical_name(name)].split(":")

@@ -15,7 +15,7 @@ import torch
 import methods
 from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question
+from cluster.work.evaluation import EvalConfig
 from cluster.work.training import train_worker
 from czsl.data.table import open_data
 from czsl.runs.run import Run
@@ -87,9 +87,9 @@ def test_the_method_of_the_guide_trains_as_a_run(offsets, dataset, tmp_path):
     assert train_worker(run, Group(), torch.device("cpu")) == "done"
     losses = [record["loss"] for record in run.metrics("step")]
     assert losses[-1] < losses[0]
-    report = evaluate_run(run, Question())
+    report = evaluate_run(run, EvalConfig())
     assert report["method"] == offsets
     assert 0 < report["auc"] < 1
     plain = Run.create(resolve({**settings, "method": "zero-shot"}), run.space, tmp_path, "plain")
     assert methods.load(run).offsets.abs().max() > 0
-    assert evaluate_run(plain, Question())["auc"] != report["auc"]
+    assert evaluate_run(plain, EvalConfig())["auc"] != report["auc"]

@@ -1,4 +1,4 @@
-"""Plain English: words and forms that read as a translation are refused in docstrings, help texts, error texts and documents.
+"""Plain English: words and forms that read as a translation are refused in docstrings, help texts, error texts, comments and documents.
 
 Each rule is a regular expression with what to write instead. A true exception goes into ``ALLOWED`` with its place and a part of its text.
 """
@@ -6,7 +6,9 @@ Each rule is a regular expression with what to write instead. A true exception g
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ DONE: tuple[str, ...] = (
     "czsl_cli",
     "czsl_start.py",
     "docs",
+    "examples",
     "methods",
     "CONTRIBUTING.md",
     "README.md",
@@ -76,12 +79,14 @@ EVERYWHERE = {
         "holds, names, is given, contains",
     ),
 }
+IN_COMMENTS = {name: rule for name, rule in EVERYWHERE.items() if name not in ("says", "where")}
 PLAIN = ("behind", "anew", "so many", "goes on", "is none", "is no", "somebody", "alike", "likeliest", "cannot be")
 DOCSTRINGS = {
     "headless": (
         r"\A(?:What|Which|Whether|Where|How|Who|Of|That|When|Those|As)\b",
         "start with a verb or a noun with its article",
     ),
+    "headless parameter": (r"(?m)(?<= : )[^\n]*\n\s+(?:Of|Told|That|To be)\b", "describe a parameter with a noun"),
 }
 HELP = {
     "of": (r"\A(?:What|Which|Whether|Where|How|Of|That|So|At most|As)\b", "start with a verb or with 'Number of'"),
@@ -106,7 +111,10 @@ def literal(node: ast.AST) -> str:
 
 
 def texts_of_python(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, kind and text of docstrings, help texts, error texts and printed lines, and of all other texts of a program."""
+    """Line, kind and text of docstrings, help texts, error texts and printed lines, of comments, and of all other texts of a program."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], "comment", re.sub(r"`[^`]*`", "", token.string)
     tree = ast.parse(source)
     docstrings = {
         node.body[0].value
@@ -149,6 +157,8 @@ def refused(path: Path) -> list[str]:
     for line, kind, text in texts(path):
         plain = re.sub(r"``[^`]*``|`[^`]*`", "", text) if kind == "docstring" else text
         rules = {**EVERYWHERE, **(DOCSTRINGS if kind == "docstring" else HELP if kind == "help" else {})}
+        if kind == "comment":
+            rules = IN_COMMENTS
         if kind == "text":  # it may be a part of a sentence, or no prose at all
             rules = {name: EVERYWHERE[name] for name in PLAIN}
         for name, (pattern, better) in rules.items():

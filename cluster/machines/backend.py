@@ -11,7 +11,7 @@ import ray
 from ray.train.torch import TorchConfig
 
 from cluster.machines.nodes import last_line
-from cluster.machines.preflight import Needs, Shared, check, inspect, interfaces, not_shared, set_interface, unread
+from cluster.machines.preflight import Requirements, Shared, check, inspect, interfaces, not_shared, set_interface, unread
 from cluster.work.placement import Placement
 from czsl.errors import SetupError
 
@@ -26,12 +26,12 @@ class CheckedTorch(TorchConfig):
         Storage that all nodes must share.
     placement : Placement
         Where the workers were meant to be.
-    needs : Needs
+    requirements : Requirements
     """
 
     folder: str = ""
     placement: Placement | None = None
-    needs: Needs = field(default_factory=Needs)
+    requirements: Requirements = field(default_factory=Requirements)
 
     @property
     def backend_cls(self) -> type:
@@ -45,7 +45,7 @@ class _CheckedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         shared = Shared(Path(backend_config.folder) / "preflight")
         words = shared.offer()
         n = len(worker_group)
-        reports = _ask(worker_group, [(inspect, (i, str(shared.folder), words, backend_config.needs)) for i in range(n)])
+        reports = _ask(worker_group, [(inspect, (i, str(shared.folder), words, backend_config.requirements)) for i in range(n)])
         check(reports, backend_config.placement)
         unseen = _ask(worker_group, [(unread, (str(shared.folder), words, n))])[0]
         if unseen:

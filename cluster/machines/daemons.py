@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.nodes import ask_every_node
+from cluster.machines.nodes import call_every_node
 from cluster.machines.preflight import versions
 from cluster.machines.session import free_resources, prepare_environment, session, token_file
 from czsl.errors import SetupError, UsageError
@@ -62,14 +62,17 @@ def read_state() -> State | None:
     """Return the record of :func:`up` on this machine, whether or not its processes still run; None without one."""
     if not state_file().exists():
         return None
-    told: dict[str, Any] = {"head": "{path} cannot be read", "fix": "was it edited? Remove it once no Ray of it runs any more"}
-    content = read_json(state_file(), error=SetupError, **told)
+    error_texts: dict[str, Any] = {
+        "head": "{path} cannot be read",
+        "fix": "was it edited? Remove it once no Ray of it runs any more",
+    }
+    content = read_json(state_file(), error=SetupError, **error_texts)
     try:
         if not isinstance(content, dict):
             raise TypeError("it is not a record of a cluster")
         return State(**typed(content, State))
     except (TypeError, KeyError, UsageError) as error:
-        raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], told["fix"]) from None
+        raise SetupError(f"{state_file()} cannot be read", str(error).splitlines()[0], error_texts["fix"]) from None
 
 
 def up(
@@ -272,7 +275,7 @@ def status(address: str | None = None) -> dict[str, Any]:
     where = address_of(address)
     began = time.monotonic()
     with session(where) as ray:
-        free, answers = free_resources(), {a.node: a for a in ask_every_node(ray, describe_node)}
+        free, answers = free_resources(), {a.node: a for a in call_every_node(ray, describe_node)}
         nodes = []
         for n in ray.nodes():
             name, has, answer = n["NodeID"], n["Resources"], answers.get(n["NodeID"])

@@ -15,36 +15,36 @@ import torch
 
 from cluster.machines.jobs import tell_waiting
 from cluster.machines.launch import check_packages, error_from_words, error_in_words
-from cluster.machines.nodes import Ask, await_placement
+from cluster.machines.nodes import NodeRequest, await_placement
 from cluster.machines.session import joins, session
 from cluster.work.photographs import Photograph
 from cluster.work.placement import Placement
-from cluster.work.predictor import Predictor, Request, for_encoding
+from cluster.work.predictor import PredictConfig, Predictor, for_encoding
 from cluster.work.progress import Notice, Progress
 from czsl.data.images import BadImage
 from czsl.data.inputs import ImageSource
 from czsl.errors import CzslError
 
-Answer = Callable[[Predictor, ImageSource, list[list[str]]], tuple[str, bytes]]
+BatchFunction = Callable[[Predictor, ImageSource, list[list[str]]], tuple[str, bytes]]
 
-MOST_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
+MAX_TOGETHER = 8  # batches in a row: while one is computed, the threads read the next
 
 
 @dataclass(frozen=True)
-class Work:
+class PredictionJob:
     """A prediction that workers share.
 
-    request : the question about each image
+    config : settings of the prediction
     source, batches : the images, as whole batches of file names
-    ask : the nodes and workers
+    request : the nodes and workers
     progress, notice : called while nodes are awaited, and with what the user should read about them
     keep : image features are kept in the cache folder of each node
     """
 
-    request: Request
+    config: PredictConfig
     source: ImageSource
     batches: list[list[str]]
-    ask: Ask
+    request: NodeRequest
     progress: Progress
     notice: Notice
     keep: bool = True
@@ -53,16 +53,16 @@ class Work:
 class _Actor:
     """Actor that Ray Data starts on each worker: a row is a few whole batches of file names, so that batches are the same everywhere.
 
-    ``answer`` makes a text and an array of the batches of a row; an error travels as a text only.
+    ``function`` makes a text and an array of the batches of a row; an error travels as a text only.
     """
 
-    def __init__(self, request: Request, source: ImageSource, placement: Placement, keep: bool, answer: Answer):
-        self.source, self.answer, self.error = source, answer, ""
+    def __init__(self, config: PredictConfig, source: ImageSource, placement: Placement, keep: bool, function: BatchFunction):
+        self.source, self.function, self.error = source, function, ""
         try:
             check_packages()
             device = torch.device("cuda" if placement.gpu else "cpu")
             # Beside a GPU all of the node's cores may read, on a CPU those of the worker.
-            self.predictor = Predictor(request, device, 0 if placement.gpu else placement.threads, keep)
+            self.predictor = Predictor(config, device, 0 if placement.gpu else placement.threads, keep)
         except CzslError as error:  # travels as words: Ray would wrap it in a page of its own
             self.error = json.dumps(error_in_words(error))
 
@@ -75,18 +75,18 @@ class _Actor:
         return {"index": rows["index"], "text": texts, "array": arrays}
 
     def _of(self, batches: list[list[str]]) -> tuple[str, bytes]:
-        return (self.error, b"") if self.error else self.answer(self.predictor, self.source, batches)
+        return (self.error, b"") if self.error else self.function(self.predictor, self.source, batches)
 
 
-def dealt_out(work: Work) -> Iterator[list[dict[str, Any]]]:
+def dealt_out(job: PredictionJob) -> Iterator[list[dict[str, Any]]]:
     """Records of each batch of file names, in order, as they become ready."""
-    for text, _ in _dealt(_records, work):
+    for text, _ in _dealt(_records, job):
         yield from text
 
 
-def encoded_out(work: Work) -> Iterator[list[Photograph]]:
+def encoded_out(job: PredictionJob) -> Iterator[list[Photograph]]:
     """Images of each batch of file names with their features, in order, as they become ready."""
-    for text, array in _dealt(_photographs, replace(work, request=for_encoding(work.request))):
+    for text, array in _dealt(_photographs, replace(job, config=for_encoding(job.config))):
         features = iter(np.load(io.BytesIO(array), allow_pickle=False) if array else ())
         for batch in text:
             yield [
@@ -109,34 +109,34 @@ def _photographs(predictor: Predictor, source: ImageSource, batches: list[list[s
     return json.dumps(errors), file.getvalue()
 
 
-def _dealt(answer: Answer, work: Work) -> Iterator[tuple[list[Any], bytes]]:
+def _dealt(function: BatchFunction, job: PredictionJob) -> Iterator[tuple[list[Any], bytes]]:
     """Answers to each row of batches, in order; an error of a worker is raised here."""
-    with session(work.ask.address) as connected:
-        placement = await_placement(connected, work.ask, on_wait=lambda state: tell_waiting(state, work.progress))
+    with session(job.request.address) as connected:
+        placement = await_placement(connected, job.request, on_wait=lambda state: tell_waiting(state, job.progress))
         if placement.note:
-            work.notice(placement.note)
+            job.notice(placement.note)
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # records hold what matters
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        workers = min(placement.workers, len(work.batches))
-        some = max(1, min(MOST_TOGETHER, len(work.batches) // (4 * workers)))
-        parts = [work.batches[i : i + some] for i in range(0, len(work.batches), some)]
+        workers = min(placement.workers, len(job.batches))
+        some = max(1, min(MAX_TOGETHER, len(job.batches) // (4 * workers)))
+        parts = [job.batches[i : i + some] for i in range(0, len(job.batches), some)]
         rows = [{"index": i, "batches": json.dumps(part)} for i, part in enumerate(parts)]
         with warnings.catch_warnings():
             # Ray is about to rename the way in which max_restarts is given.
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(work.request, work.source, placement, work.keep, answer),
+                fn_constructor_args=(job.config, job.source, placement, job.keep, function),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=placement.threads if not placement.gpu else 1,
                 num_gpus=1 if placement.gpu else 0,
-                # On this machine alone a worker that died would die again; Ray prints an error line for any that may restart.
-                **({} if joins(work.ask.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
+                # On a single machine a worker that died would die again; Ray prints an error line for any that may restart.
+                **({} if joins(job.request.address) or placement.spread else {"max_restarts": 0}),  # type: ignore[arg-type]
             )
         waiting: dict[int, tuple[str, bytes]] = {}
         due = 0

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.nodes import ask_every_node
+from cluster.machines.nodes import call_every_node
 from cluster.machines.preflight import INTERFACE, versions
 from cluster.machines.session import prepare_environment, session, token_file
 from czsl.errors import CzslError
@@ -51,7 +51,7 @@ def examine(clip: str = "tiny", clip_weights: str | None = None) -> list[Finding
     for look in looks:
         try:
             findings += look()
-        except Exception as error:  # a doctor that stumbles over the illness helps nobody
+        except Exception as error:  # a failing check must not abort the report
             name = getattr(look, "__name__", "_clip").strip("_")
             findings.append(
                 Finding(FAIL, name, f"{type(error).__name__}: {error}"[:300], "repair the installation: pip install -e .")
@@ -74,7 +74,7 @@ def examine_cluster(address: str, clip: str = "tiny", clip_weights: str | None =
             if not n["Alive"]:
                 name = f"{n['NodeManagerHostname']} ({n['NodeManagerAddress']})"
                 findings.append(Finding(WARN, "node", "dead", "start it again if it is needed: czsl cluster up --join", name))
-        for answer in ask_every_node(ray, examine_as_words, clip, clip_weights, timeout_s=180):
+        for answer in call_every_node(ray, examine_as_words, clip, clip_weights, timeout_s=180):
             name = f"{(answer.result or {}).get('host', '')} ({answer.address}, {answer.node[:6]})".strip()
             if answer.error:
                 findings.append(Finding(FAIL, "node", answer.error, "install the same czsl there and restart Ray on it", name))

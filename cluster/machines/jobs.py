@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.machines.launch import Engine, WorkerFunction, run_workers
 from cluster.machines.local import LocalEngine
-from cluster.machines.nodes import Ask, Waiting
+from cluster.machines.nodes import NodeRequest, Waiting
 from cluster.machines.on_ray import RayEngine
 from cluster.machines.session import session
 from cluster.work.progress import Notice, Progress, hand_on, quiet, unnoticed
@@ -22,28 +22,28 @@ MAX_FAILURES = 1
 
 @contextlib.contextmanager
 def engine_of(
-    ask: Ask,
+    request: NodeRequest,
     threads: int = 0,
     on_wait: Callable[[Waiting], None] = lambda waiting: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Engine]:
-    """The engine that an ask needs; ended with the block, and what it started with it. Arguments as of :class:`RayEngine`."""
-    if ask.local:
+    """The engine for a node request; it ends with the block, as does what it started. Arguments as of :class:`RayEngine`."""
+    if request.local:
         local = LocalEngine(threads)
         try:
             yield local
         finally:
             local.close()
         return
-    with session(ask.address) as ray:
-        yield RayEngine(ray, ask, threads, on_wait, stop)
+    with session(request.address) as ray:
+        yield RayEngine(ray, request, threads, on_wait, stop)
 
 
 def on_workers(
     function: WorkerFunction,
     config: dict[str, Any],
     folder: Path,
-    ask: Ask,
+    request: NodeRequest,
     threads: int,
     progress: Progress = quiet,
     notice: Notice = unnoticed,
@@ -56,7 +56,7 @@ def on_workers(
         As :func:`cluster.machines.launch.run_workers` takes them.
     folder : Path
         Seen by all nodes; what workers have finished must lie in files, since after a death all are started again.
-    ask : Ask
+    request : NodeRequest
     threads : int
         CPU threads per worker; 0 divides a node's CPUs among its workers.
     progress, notice : callable, optional
@@ -73,7 +73,7 @@ def on_workers(
                 notice(item.note)
         hand_on(folder, progress)
 
-    with engine_of(ask, threads, news.put) as engine:
+    with engine_of(request, threads, news.put) as engine:
         watched(lambda: run_workers(engine, function, config, folder, MAX_FAILURES, on_placement=news.put), look)
 
 

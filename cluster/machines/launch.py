@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.machines.preflight import Needs
+from cluster.machines.preflight import Requirements
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
 from czsl_start import shadowed
@@ -28,7 +28,9 @@ class Engine(Protocol):
     def place(self, again: bool = False) -> Placement:
         """Return where the workers run; ``again``: after some of them died. SetupError if nothing is free."""
 
-    def attempt(self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
+    def attempt(
+        self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, requirements: Requirements
+    ) -> None:
         """Run the function on all workers once. Raises what it raised as CzslError; anything else means that workers died."""
 
     def reason(self, error: Exception) -> str:
@@ -42,7 +44,7 @@ def run_workers(
     folder: Path,
     max_failures: int,
     *,
-    needs: Needs | None = None,
+    requirements: Requirements | None = None,
     progress: Callable[[], int] = lambda: 0,
     on_placement: Callable[[Placement], None] = lambda placement: None,
     on_failure: Callable[[str, int], None] = lambda reason, failures: None,
@@ -53,14 +55,14 @@ def run_workers(
     ----------
     engine : Engine
     function : callable
-        Of a module of ours. What it raises as CzslError is not retried: repeating would not cure it.
+        A function of one of our modules. What it raises as CzslError is not retried: repeating would not cure it.
     config : dict
         Plain data handed to every worker.
     folder : Path
         Storage that all nodes see; files of an attempt go below it, and a worker's traceback into ``log.txt``.
     max_failures : int
         How often in a row all workers are started again after some died; a failure after ``progress`` is the first one again.
-    needs : Needs, optional
+    requirements : Requirements, optional
         What must be equal on all workers, see :mod:`cluster.machines.preflight`.
     progress : callable, optional
         Returns how far the job is, as a number that grows.
@@ -81,7 +83,7 @@ def run_workers(
     while True:
         on_placement(placement)
         try:
-            engine.attempt(function, config, placement, folder, needs or Needs())
+            engine.attempt(function, config, placement, folder, requirements or Requirements())
             return
         except CzslError:
             raise

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from cluster.machines.here import cpus, gpus, own_device
 from cluster.machines.launch import WorkerFunction, check_packages, error_from_words, error_in_words, log_crash
-from cluster.machines.preflight import Needs, check_storage
+from cluster.machines.preflight import Requirements, check_storage
 from cluster.work.placement import Placement
 from czsl.errors import CzslError
 from czsl.runs.files import FULL, no_space
@@ -54,7 +54,9 @@ class LocalEngine:
         """Here."""
         return Placement(nodes=1, per_node=1, gpu=gpus() > 0, threads=self._threads or cpus(), spread=False)
 
-    def attempt(self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
+    def attempt(
+        self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, requirements: Requirements
+    ) -> None:
         """Start the worker and wait for its answer."""
         check_storage(folder)
         job = {
@@ -121,7 +123,7 @@ def _conclude(answer: str, code: int, said: list[str], folder: Path) -> None:
 def work(job: dict[str, Any]) -> None:
     """Do a job in this process, which the engine started for it, and answer on stdout."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     threading.Thread(target=_end_with_driver, daemon=True).start()
     folder = Path(job["folder"])
     try:

@@ -15,24 +15,24 @@ from cluster.work.placement import Placement
 from czsl.errors import SetupError, UsageError
 
 POLL_S = 1.0
-GROWTH_S = 15.0  # an elastic run that has its least waits this long for more
-ANSWER_S = 60.0  # a node that says nothing for so long is left out
+GROWTH_S = 15.0  # an elastic run that has its minimum waits this long for more
+REPLY_S = 60.0  # a node without a reply within this time is left out
 
 
 @dataclass(frozen=True)
-class Ask:
+class NodeRequest:
     """The nodes that a run requests.
 
-    most : nodes to use if they are there
-    least : nodes without which the run does not start, or continue after losses; None runs on what is there
+    max_nodes : nodes to use if they are there
+    min_nodes : nodes without which the run does not start, or continue after losses; None runs on what is there
     workers_per_node, gpus_per_node : see :func:`cluster.machines.session.place`
     wait_s : longest wait for nodes, at the start and after losing one; without a joined cluster none can come
     address : the Ray cluster to join, see :func:`cluster.machines.session.session`
     engine : ``auto``, ``local`` (one worker here, without Ray) or ``ray``
     """
 
-    most: int = 1
-    least: int | None = None
+    max_nodes: int = 1
+    min_nodes: int | None = None
     workers_per_node: int | None = None
     gpus_per_node: int | None = None
     wait_s: float = 0.0
@@ -49,15 +49,15 @@ class Ask:
             )
 
     @classmethod
-    def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> Ask:
+    def of(cls, nodes: int | tuple[int, int] = 1, **where: Any) -> NodeRequest:
         """Return a request from options: ``nodes`` is a number, or minimum and maximum; the rest are the fields' names."""
-        least, most = nodes if isinstance(nodes, tuple) else (None, nodes)
-        ask = cls(most, least, **where)
-        return ask if joins(ask.address) and not ask.local else replace(ask, wait_s=0.0)
+        min_nodes, max_nodes = nodes if isinstance(nodes, tuple) else (None, nodes)
+        request = cls(max_nodes, min_nodes, **where)
+        return request if joins(request.address) and not request.local else replace(request, wait_s=0.0)
 
     @property
     def _several(self) -> bool:
-        return self.most > 1 or (self.workers_per_node or 1) > 1 or (self.gpus_per_node or 1) > 1
+        return self.max_nodes > 1 or (self.workers_per_node or 1) > 1 or (self.gpus_per_node or 1) > 1
 
     @cached_property
     def local(self) -> bool:
@@ -88,7 +88,7 @@ class WaitStoppedError(Exception):
 
 def await_placement(
     ray: Any,
-    ask: Ask,
+    request: NodeRequest,
     threads: int = 0,
     *,
     without: frozenset[str] = frozenset(),
@@ -103,57 +103,57 @@ def await_placement(
     Raises
     ------
     SetupError
-        At the deadline, if there are fewer nodes than the least, or none at all.
+        At the deadline, if there are fewer nodes than the minimum, or none.
     WaitStoppedError
         ``stop`` said so.
     """
     began = time.monotonic()
     enough_since: float | None = None
-    found, waited, limit = 0, 0.0, ask.wait_s
-    with _Demand(ray, ask) as demand:
+    found, waited, limit = 0, 0.0, request.wait_s
+    with _Demand(ray, request) as demand:
         while True:
             now = time.monotonic()
             alive = {name: r for name, r in alive_nodes(ray).items() if name not in without}
-            found, waited = len(usable(alive, ask.gpus_per_node, ask.workers_per_node)), now - began
-            if ask.least is not None and found >= ask.least:
+            found, waited = len(usable(alive, request.gpus_per_node, request.workers_per_node)), now - began
+            if request.min_nodes is not None and found >= request.min_nodes:
                 enough_since = enough_since or now
-                limit = min(ask.wait_s, enough_since - began + GROWTH_S)
+                limit = min(request.wait_s, enough_since - began + GROWTH_S)
             else:
-                enough_since, limit = None, ask.wait_s
-            if found >= ask.most or waited >= limit:
+                enough_since, limit = None, request.wait_s
+            if found >= request.max_nodes or waited >= limit:
                 break
             if stop():
                 raise WaitStoppedError
             demand.make()
-            on_wait(Waiting(found, ask.most if enough_since else ask.least or ask.most, waited, limit))
+            on_wait(Waiting(found, request.max_nodes if enough_since else request.min_nodes or request.max_nodes, waited, limit))
             time.sleep(POLL_S)
-    if found < (ask.least or 1):
-        kind = f" with {ask.gpus_per_node} GPUs" if ask.gpus_per_node else ""
+    if found < (request.min_nodes or 1):
+        kind = f" with {request.gpus_per_node} GPUs" if request.gpus_per_node else ""
         raise SetupError(
-            f"{found} node{'' if found == 1 else 's'}{kind} in the cluster, at least {ask.least or 1} needed",
+            f"{found} node{'' if found == 1 else 's'}{kind} in the cluster, at least {request.min_nodes or 1} needed",
             f"waited {waited:.0f} s" + (f"; {len(without)} do not answer" if without else ""),
             "start more nodes (czsl cluster status lists them), wait longer with --wait, or ask for fewer with --nodes",
         )
-    return place(ray, ask.most, ask.workers_per_node, threads, ask.gpus_per_node, without)
+    return place(ray, request.max_nodes, request.workers_per_node, threads, request.gpus_per_node, without)
 
 
 class _Demand:
     """A pending placement group over the nodes asked for: what an autoscaler looks at. Nothing runs in it."""
 
-    def __init__(self, ray: Any, ask: Ask):
-        self._ray, self._ask, self._group = ray, ask, None
+    def __init__(self, ray: Any, request: NodeRequest):
+        self._ray, self._request, self._group = ray, request, None
 
     def __enter__(self) -> _Demand:
         return self
 
     def make(self) -> None:
-        """Ask once."""
+        """Request the nodes once."""
         if self._group is None:
             from ray.util import placement_group
 
-            gpus = self._ask.gpus_per_node or (1 if any(r.get("GPU") for r in alive_nodes(self._ray).values()) else 0)
+            gpus = self._request.gpus_per_node or (1 if any(r.get("GPU") for r in alive_nodes(self._ray).values()) else 0)
             bundle = {"CPU": 1.0, **({"GPU": float(gpus)} if gpus else {})}
-            self._group = placement_group([bundle] * self._ask.most, strategy="STRICT_SPREAD")
+            self._group = placement_group([bundle] * self._request.max_nodes, strategy="STRICT_SPREAD")
 
     def __exit__(self, *error: object) -> None:
         if self._group is not None:
@@ -163,8 +163,8 @@ class _Demand:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer of a node: ``result``, or in ``error`` the reason for its absence."""
+class NodeReply:
+    """Reply of a node: ``result``, or in ``error`` the reason for its absence."""
 
     node: str
     address: str
@@ -172,8 +172,8 @@ class Answer:
     error: str = ""
 
 
-def ask_every_node(ray: Any, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S) -> list[Answer]:
-    """Call a module's function on every living node, at once; a node that fails or is silent gives an answer with ``error``."""
+def call_every_node(ray: Any, function: Callable[..., Any], *arguments: Any, timeout_s: float = REPLY_S) -> list[NodeReply]:
+    """Call a module's function on every living node, at once; a node that fails or is silent gives a reply with ``error``."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [n for n in ray.nodes() if n["Alive"]]
@@ -183,19 +183,19 @@ def ask_every_node(ray: Any, function: Callable[..., Any], *arguments: Any, time
         strategy = NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
         refs[n["NodeID"]] = remote.options(scheduling_strategy=strategy).remote(*arguments)
     done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
-    answers = []
+    replies = []
     for n in nodes:
         name, address, ref = n["NodeID"], n["NodeManagerAddress"], refs[n["NodeID"]]
         if ref not in done:
             with suppress(Exception):
                 ray.cancel(ref, force=True)
-            answers.append(Answer(name, address, error=f"no answer within {timeout_s:.0f} s"))
+            replies.append(NodeReply(name, address, error=f"no answer within {timeout_s:.0f} s"))
             continue
         try:
-            answers.append(Answer(name, address, ray.get(ref)))
+            replies.append(NodeReply(name, address, ray.get(ref)))
         except Exception as error:  # Ray raises many kinds here
-            answers.append(Answer(name, address, error=last_line(error)))
-    return answers
+            replies.append(NodeReply(name, address, error=last_line(error)))
+    return replies
 
 
 def last_line(error: BaseException) -> str:
@@ -207,8 +207,8 @@ def silent_nodes(ray: Any) -> frozenset[str]:
     """Nodes that Ray believes to be alive and that do not answer: lost ones which it has not noticed yet."""
     if len(alive_nodes(ray)) < 2:
         return frozenset()
-    return frozenset(a.node for a in ask_every_node(ray, _answer) if a.error)
+    return frozenset(a.node for a in call_every_node(ray, _reply) if a.error)
 
 
-def _answer() -> bool:
+def _reply() -> bool:
     return True

@@ -16,8 +16,8 @@ from cluster.machines.launch import (
     error_in_words,
     log_crash,
 )
-from cluster.machines.nodes import Ask, Waiting, await_placement, silent_nodes
-from cluster.machines.preflight import Needs
+from cluster.machines.nodes import NodeRequest, Waiting, await_placement, silent_nodes
+from cluster.machines.preflight import Requirements
 from cluster.machines.session import WORKER_START_TIMEOUT_S, free_resources
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
@@ -32,7 +32,7 @@ class RayEngine:
     ----------
     ray : module
         Connected, as :func:`cluster.machines.session.session` gives it.
-    ask : Ask
+    request : NodeRequest
     threads : int
         CPU threads per worker; 0 divides a node's CPUs among its workers.
     on_wait, stop : callable, optional
@@ -42,26 +42,28 @@ class RayEngine:
     def __init__(
         self,
         ray: Any,
-        ask: Ask,
+        request: NodeRequest,
         threads: int = 0,
         on_wait: Callable[[Waiting], None] = lambda waiting: None,
         stop: Callable[[], bool] = lambda: False,
     ):
-        self._ray, self._ask, self._threads, self._on_wait, self._stop = ray, ask, threads, on_wait, stop
+        self._ray, self._request, self._threads, self._on_wait, self._stop = ray, request, threads, on_wait, stop
 
     def place(self, again: bool = False) -> Placement:
         """Wait for the nodes asked for; after a death only those that answer count."""
         without = silent_nodes(self._ray) if again else frozenset()
-        return await_placement(self._ray, self._ask, self._threads, without=without, on_wait=self._on_wait, stop=self._stop)
+        return await_placement(self._ray, self._request, self._threads, without=without, on_wait=self._on_wait, stop=self._stop)
 
-    def attempt(self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, needs: Needs) -> None:
+    def attempt(
+        self, function: WorkerFunction, config: dict[str, Any], placement: Placement, folder: Path, requirements: Requirements
+    ) -> None:
         """Start all workers once. Ray retries nothing: a new attempt may have other nodes, and the run folder is its only memory."""
         from ray.train import ControllerError, WorkerGroupError
 
         name = f"attempt-{time.time_ns()}"
         attempt = attempts_folder(folder) / name
         settings = {"config": config, "function": function, "threads": placement.threads, "folder": str(folder), "attempt": name}
-        trainer = _trainer(settings, attempt, placement, needs)
+        trainer = _trainer(settings, attempt, placement, requirements)
         try:
             trainer.fit()
         except ControllerError as error:
@@ -90,7 +92,7 @@ class RayEngine:
         return (dead or last or [type(error).__name__])[0].strip()[:200]
 
 
-def _trainer(settings: dict[str, Any], attempt: Path, placement: Placement, needs: Needs) -> Any:
+def _trainer(settings: dict[str, Any], attempt: Path, placement: Placement, requirements: Requirements) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -104,7 +106,7 @@ def _trainer(settings: dict[str, Any], attempt: Path, placement: Placement, need
     return TorchTrainer(
         _on_worker,
         train_loop_config=settings,
-        torch_config=CheckedTorch(folder=str(attempt), placement=placement, needs=needs),
+        torch_config=CheckedTorch(folder=str(attempt), placement=placement, requirements=requirements),
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,

@@ -31,7 +31,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """Data and CLIP of a run, which must be equal on all workers; empty if a job needs none."""
 
     data: str = ""
@@ -62,14 +62,14 @@ class Shared:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def inspect(rank: int, folder: str, words: str, needs: Needs) -> dict[str, Any]:
+def inspect(rank: int, folder: str, words: str, requirements: Requirements) -> dict[str, Any]:
     """Report of this worker; its own problems are under ``errors``, as (what, why, fix)."""
     import ray
 
     context = ray.get_runtime_context()
     facts: dict[str, Any] = {"rank": rank, "node": context.get_node_id(), "versions": versions(), "errors": []}
     facts |= network(ray.util.get_node_ip_address())
-    for look in (lambda: _storage(rank, Path(folder), words), lambda: _same_inputs(needs)):
+    for look in (lambda: _storage(rank, Path(folder), words), lambda: _same_inputs(requirements)):
         try:
             facts |= look()
         except CzslError as error:
@@ -175,15 +175,15 @@ def unread(folder: str, words: str, workers: int) -> list[int]:
     return [i for i in range(workers) if not _reads(Path(folder) / f"worker-{i}", words)]
 
 
-def _same_inputs(needs: Needs) -> dict[str, Any]:
+def _same_inputs(requirements: Requirements) -> dict[str, Any]:
     from czsl.clip.weights import is_folder, is_path, weight_files
     from czsl.data.table import open_data
     from czsl.runs.files import sha256_file
 
     facts: dict[str, Any] = {}
-    if needs.data:
-        facts["data"] = open_data(needs.data).sha256
-    weights = next((w for w in (needs.clip_weights or "", needs.clip) if w and (is_path(w) or is_folder(w))), None)
+    if requirements.data:
+        facts["data"] = open_data(requirements.data).sha256
+    weights = next((w for w in (requirements.clip_weights or "", requirements.clip) if w and (is_path(w) or is_folder(w))), None)
     if weights:
         try:
             files = weight_files(Path(weights)) if is_folder(weights) else [Path(weights)]

@@ -167,10 +167,10 @@ def usable(
     alive: dict[str, dict[str, float]], gpus_per_node: int | None, workers_per_node: int | None = None
 ) -> dict[str, dict[str, float]]:
     """The nodes that count: those with the GPUs asked for; without a wish those with GPUs, where any has some."""
-    least = gpus_per_node or (
+    minimum = gpus_per_node or (
         workers_per_node or 1 if any(r.get("GPU", 0) >= (workers_per_node or 1) for r in alive.values()) else 0
     )
-    return {name: r for name, r in alive.items() if r.get("GPU", 0) >= least}
+    return {name: r for name, r in alive.items() if r.get("GPU", 0) >= minimum}
 
 
 def free_resources() -> dict[str, dict[str, float]]:

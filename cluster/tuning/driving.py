@@ -42,7 +42,7 @@ def drive(
     config : SearchConfig
         Its metric, nodes and workers per node count.
     queue : Queue
-        Of :mod:`cluster.tuning.tuner`.
+        Queue of :mod:`cluster.tuning.tuner`.
     scheduler : TrialScheduler
         One of Ray Tune's.
     concurrent, threads : int
@@ -93,22 +93,25 @@ class _Watch:
 
     def __init__(self, on_record: Callable[[Trial, dict[str, Any]], None], on_trial: Callable[[Trial], None]):
         self._on_record, self._on_trial = on_record, on_trial
-        self._places: dict[int, tuple[Trial, int]] = {}
+        self._positions: dict[int, tuple[Trial, int]] = {}
 
     def look(self, live: list[Trial]) -> None:
         """Read on in the metrics of the trials that run, and of those that ran at the last look."""
         for trial in live:
-            if trial.number not in self._places:
+            if trial.number not in self._positions:
                 run = trial.run
-                self._places[trial.number] = (trial, run.metrics_file.stat().st_size if run and run.metrics_file.exists() else 0)
+                self._positions[trial.number] = (
+                    trial,
+                    run.metrics_file.stat().st_size if run and run.metrics_file.exists() else 0,
+                )
                 self._on_trial(trial)
-        for number, (trial, position) in list(self._places.items()):
+        for number, (trial, position) in list(self._positions.items()):
             for record, behind in follow(trial.run, position) if trial.run else ():
                 self._on_record(trial, record)
                 position = behind
-            self._places[number] = (trial, position)
+            self._positions[number] = (trial, position)
             if trial not in live:
-                del self._places[number]
+                del self._positions[number]
                 self._on_trial(trial)
 
 

@@ -68,7 +68,7 @@ class Tpe:
         self._optuna, self._space = optuna, space
         self._distributions = {name: self._distribution(domain) for name, domain in space.items()}
         tried = list(tried)
-        # A search that goes on must not draw the numbers of its first trials again.
+        # A resumed search must not draw the numbers of its first trials again.
         sampler = optuna.samplers.TPESampler(seed=seed + len(tried))
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         for values, value in tried:

@@ -55,12 +55,12 @@ def share(ray: Any, config: SearchConfig, trials: int, threads: int = 0) -> Shar
     nodes = [n for n in node_resources(ray) if not placement.gpu or n.get("GPU", 0) >= placement.per_node]
     groups = max(1, len(nodes) // placement.nodes)  # sets of nodes that hold trials side by side
     cpus = int(min(n["CPU"] for n in nodes))
-    room = (
+    capacity = (
         int(min(n["GPU"] for n in nodes)) // placement.per_node
         if placement.gpu
         else min(TRIALS_A_NODE, cpus // placement.per_node)
     )
-    a_node = max(1, min(room, -(-asked // groups)))
+    a_node = max(1, min(capacity, -(-asked // groups)))
     threads = pinned or max(1, cpus // (a_node * placement.per_node))
     a_node = min(a_node, cpus // (threads * placement.per_node))
     if not a_node:
@@ -112,7 +112,7 @@ def tune(
     address
         See :func:`cluster.machines.session.session`.
     on_share, on_record, on_trial, on_stop : callable
-        Told how the trials share the cluster, every new line of a trial's metrics, every trial that begins or is over, and of a signal.
+        Called with how the trials share the cluster, every new line of a trial's metrics, every trial that begins or ends, and at a signal.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def _scheduler(search: Search, queue: Any) -> Any:
 
     if search.config.scheduler != "asha":
         return FIFOScheduler()
-    longest = search.config.base.epochs
+    max_epochs = search.config.base.epochs
     if domain := space_of(search.config).get("epochs"):
-        longest = int(max(domain.args if domain.kind == "choice" else domain.args[:2]))
-    return Halving(search, queue.live, longest)
+        max_epochs = int(max(domain.args if domain.kind == "choice" else domain.args[:2]))
+    return Halving(search, queue.live, max_epochs)

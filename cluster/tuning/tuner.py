@@ -23,7 +23,7 @@ from czsl.runs.trials import OVER, Search, Trial
 from methods.registry import config_class
 
 VALUE, EPOCH = "value", "epoch"  # as trials report them
-REDUCTION = 3  # of three trials at a rung, one goes on
+REDUCTION = 3  # of three trials at a rung, one continues
 
 
 class Queue(Searcher):
@@ -105,7 +105,7 @@ class SearchQueue(Queue):
     search : Search
     proposals : Proposals
     space : CompositionSpace
-        Of the data, for the trials' run folders.
+        Label space of the data, for the trials' run folders.
     on_trial : callable
         Called with every trial with invalid settings.
     """
@@ -164,7 +164,7 @@ class Halving(ASHAScheduler):
     live : dict
         Those that run, of the queue; here they are marked as pruned.
     max_epochs : int
-        The most epochs that any trial may have.
+        The largest number of epochs of any trial.
     """
 
     def __init__(self, search: Search, live: dict[str, Trial], max_epochs: int):
@@ -176,7 +176,7 @@ class Halving(ASHAScheduler):
         """Ray names the metric; from here on results can be judged, those of before first."""
         good = super().set_search_properties(metric, mode, **spec)
         past: list[tuple[float, Any, dict[str, Any]]] = []
-        nobody: Any = None  # of the controller nothing is asked
+        nobody: Any = None  # the base class never uses the controller here
         for trial in self._search.trials():
             if trial.status() in OVER:
                 known: Any = _Known(trial.path.name)
@@ -197,14 +197,14 @@ class Halving(ASHAScheduler):
 
 
 class Silence(TrialProgressCallback):
-    """In place of Ray's lines on stdout, which carries data."""
+    """Silences Ray's progress output: stdout is reserved for results."""
 
     def _print(self, msg: str) -> None:
         pass
 
 
 class _Known:
-    """A trial of before, as far as the scheduler looks at it."""
+    """Stub for a finished trial: the scheduler reads its id only."""
 
     def __init__(self, trial_id: str):
         self.trial_id = trial_id

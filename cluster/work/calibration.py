@@ -15,13 +15,13 @@ import numpy as np
 
 from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.own_labels import on_space, relabelled
 from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import reduce_split
-from cluster.work.source import Source
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
-from czsl.evaluation import Candidates, Extremes, Reduction, at_threshold
+from czsl.evaluation import Candidates, Extremes, SavedEvaluation, at_threshold
 from czsl.evaluation.calibration import answers, best_precision, confidence_for, fit_point
 from czsl.evaluation.operating import (
     Aim,
@@ -65,7 +65,7 @@ class Calibration:
         return self.adapt.key if self.adapt else ""
 
 
-def reduction_file(run: Run, asked: Calibration) -> Path:
+def saved_evaluation_file(run: Run, asked: Calibration) -> Path:
     """Return the file with the numbers of the images that a point was chosen on."""
     return point_file(run.path, asked.open_world, asked.checkpoint, asked.layer).with_suffix(".npz")
 
@@ -123,7 +123,7 @@ def choose_point(
     }  # fmt: skip
     if asked.adapt:
         facts["adaptation"] = asked.layer
-    kept = comm.from_first(_kept(reduction_file(run, asked), facts, asked.open_world) if comm.rank == 0 else None)
+    kept = comm.from_first(_kept(saved_evaluation_file(run, asked), facts, asked.open_world) if comm.rank == 0 else None)
     if kept is None:
         sums = None
         if scored is not None and asked.open_world:
@@ -131,14 +131,14 @@ def choose_point(
         else:
             scorer = on_space(method(), data.space)
             how = (run.config.eval_batch, progress, scorer.clip.precision)
-            source = Source(scorer, data, asked.split, comm, *how, pixels=run.config.pixels)
+            loader = FeatureLoader(scorer, data, asked.split, comm, *how, pixels=run.config.pixels)
             extremes, sums = reduced(
-                run, scorer, source, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
+                run, scorer, loader, candidates, comm, progress, None if asked.open_world else GRID, asked.adapt
             )
         names = data.split(asked.split).ids, list(data.space.attributes), list(data.space.objects)
-        kept = Reduction(extremes, *names, facts, sums)
+        kept = SavedEvaluation(extremes, *names, facts, sums)
         if comm.rank == 0 and run.writable:
-            kept.save(reduction_file(run, asked))
+            kept.save(saved_evaluation_file(run, asked))
     point = point_from(kept.extremes, kept.sums, aim, is_classes(data.space), facts)
     if asked.open_world:
         point = _with_closed_scales(point, run, asked)
@@ -151,7 +151,7 @@ def choose_point(
 def reduced(
     run: Run,
     method: Method,
-    source: Source,
+    loader: FeatureLoader,
     candidates: Candidates,
     comm: Group,
     progress: Progress,
@@ -164,10 +164,10 @@ def reduced(
         collectors.append(lambda labels, index: SumsAccumulator(candidates, labels, temperatures, index))
     batch = run.config.eval_batch
     if adapt is not None:
-        extremes, (*found,) = reduce_stream(method, adapt, source, candidates, batch, comm, progress, collectors=collectors)
+        extremes, (*found,) = reduce_stream(method, adapt, loader, candidates, batch, comm, progress, collectors=collectors)
     else:
-        rows = np.arange(len(source.split))
-        extremes, (*found,) = reduce_split(method, source, candidates, rows, batch, comm, progress, collectors=collectors)
+        rows = np.arange(len(loader.split))
+        extremes, (*found,) = reduce_split(method, loader, candidates, rows, batch, comm, progress, collectors=collectors)
     return at_threshold(extremes, candidates, None), Sums.concatenate(found[0]) if found else None
 
 
@@ -216,10 +216,10 @@ def find_point(
     return choose_point(run, asked, method, comm, progress, scored)
 
 
-def kept_answers(run: Run, asked: Calibration) -> Reduction:
+def kept_answers(run: Run, asked: Calibration) -> SavedEvaluation:
     """Numbers of the images that the run's point was chosen on; DataError if missing or of other weights."""
     point, why = stored_point(run, asked.checkpoint, asked.open_world, asked.layer)
-    file = reduction_file(run, asked)
+    file = saved_evaluation_file(run, asked)
     if point is not None and file.exists():
         kept = _kept(file, point.facts, asked.open_world)
         if kept is not None:
@@ -250,11 +250,11 @@ def confidence_threshold(run: Run, asked: Calibration, point: OperatingPoint, pr
     found = answers(kept.extremes, kept.sums, point)
     chosen = confidence_for(found, precision)
     if chosen is None:
-        most = best_precision(found)
+        highest = best_precision(found)
         raise UsageError(
             f"no threshold reaches a precision of {precision:g} on the validation images",
-            f"the highest is {most:.3f}",
-            f"ask for less, e.g. --precision {math.floor(100 * most) / 100:g}, or name a threshold: --min-prob",
+            f"the highest is {highest:.3f}",
+            f"ask for less, e.g. --precision {math.floor(100 * highest) / 100:g}, or name a threshold: --min-prob",
         )
     return chosen
 
@@ -288,12 +288,12 @@ def open_sha256(run: Run) -> str | None:
         return None
 
 
-def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> Reduction | None:
+def _kept(file: Path, facts: dict[str, Any], open_world: bool) -> SavedEvaluation | None:
     """The kept numbers if they are of these weights, images and candidates."""
     if not file.exists():
         return None
     try:
-        kept = Reduction.load(file)
+        kept = SavedEvaluation.load(file)
     except DataError:
         return None
     same = all(kept.facts.get(key) == facts[key] for key in ("checkpoint_sha256", "data_sha256", "candidates_sha256", "split"))

@@ -65,7 +65,7 @@ def step_on(method: Any, device: torch.device, images: int, precision: str) -> C
         "pair": torch.from_numpy(rows),
         "index": torch.arange(images),
     }
-    if getattr(method, "prototypes", None) is not None:  # what the first pass over a dataset would find
+    if getattr(method, "prototypes", None) is not None:  # what the initialisation from a dataset would give
         bank = method.prototypes.bank
         bank.copy_(nn.functional.normalize(torch.randn_like(bank), dim=-1))
     method.begin_epoch(0)

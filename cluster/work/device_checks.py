@@ -74,10 +74,10 @@ def method_on(name: str, device: torch.device, precision: str) -> Method:
         for parameter in method.parameters():
             if not parameter.any():
                 parameter.data.normal_(std=0.02)  # what begins at zero would hide what follows from it
-        if method.wants_first_pass:
+        if method.needs_initialisation:
             with torch.inference_mode():
                 features, attr, obj = method.image_features(batch_of(method)), *_labels(method, 4 * BATCH)
-                method.first_pass(features.repeat(4, *[1] * (features.ndim - 1)) + 0.01, attr, obj)
+                method.initialise(features.repeat(4, *[1] * (features.ndim - 1)) + 0.01, attr, obj)
     method = method.to(device)
     method.clip.compute_in(precision)
     return method
@@ -117,7 +117,7 @@ def scores_of(name: str, device: torch.device, precision: str) -> Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         features = method.image_features(batch_of(method))
     text = method.encode_compositions(torch.from_numpy(method.space.open_pairs.copy()).to(device))
-    return method.scores(method.image_side(features), text).float().cpu()
+    return method.scores(method.embed_images(features), text).float().cpu()
 
 
 def off_by(found: Tensor, expected: Tensor) -> float:

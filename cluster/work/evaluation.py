@@ -15,9 +15,9 @@ import torch
 from cluster.work.adapting import reduce_stream
 from cluster.work.calibration import Calibration, find_point, open_sha256
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress, quiet
 from cluster.work.scoring import encode_candidates, reduce_split
-from cluster.work.source import Source
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.compositions import SPLITS
 from czsl.data.subset import Subset
@@ -27,7 +27,7 @@ from czsl.evaluation import (
     Candidates,
     Extremes,
     OperatingPoint,
-    Reduction,
+    SavedEvaluation,
     at_threshold,
     choose_threshold,
     report,
@@ -47,11 +47,11 @@ from methods.loading import load
 from methods.method import Method
 from methods.registry import check_adaptable
 
-SUBSET_SEED = 0  # of --per-pair: all runs are asked about the same images
+SUBSET_SEED = 0  # of --per-pair: all runs are evaluated on the same images
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalConfig:
     """Settings of an evaluation.
 
     split : ``test``, ``val`` or ``train``
@@ -103,64 +103,68 @@ class Question:
 
     @property
     def name(self) -> str:
-        """Stem of the files of the answer: ``test-closed``, ``val-open``, ``test-closed-tomcat-1f0c9a3e-seed0``."""
+        """Stem of the files of the evaluation: ``test-closed``, ``val-open``, ``test-closed-tomcat-1f0c9a3e-seed0``."""
         part = f"-{self.per_pair}-per-pair" if self.per_pair else ""
         return f"{self.split}-{'open' if self.open_world else 'closed'}{part}{f'-{self.adapt.key}' if self.adapt else ''}"
 
 
-def answer(
-    run: Run, question: Question, comm: Group, device: torch.device, progress: Progress = quiet
-) -> tuple[dict[str, Any], Reduction]:
+def evaluate(
+    run: Run, eval_config: EvalConfig, comm: Group, device: torch.device, progress: Progress = quiet
+) -> tuple[dict[str, Any], SavedEvaluation]:
     """The report and what it follows from, computed by the workers of ``comm`` together."""
     allow_tf32(device, run.config.precision)
-    method = load(run, question.checkpoint, precision=run.precision_on(device)).to(device)
+    method = load(run, eval_config.checkpoint, precision=run.precision_on(device)).to(device)
     method.comm = comm
-    if question.adapt:
+    if eval_config.adapt:
         check_adaptable(method.name)
     additions = (
-        checkpoint.state_of(checkpoint.find(run.checkpoints, question.checkpoint)).get("additions") if method.trains else None
+        checkpoint.state_of(checkpoint.find(run.checkpoints, eval_config.checkpoint)).get("additions") if method.trains else None
     )
     if additions:  # evaluated on the labels that the run began with; scores of these are not changed by further words
         method = method.for_space(load_space(run.path / "space.json"))
-    data = open_evaluation_data(run, question, method)
-    everything = len(data.split(question.split))
-    if question.per_pair:
-        data = Subset(data, question.per_pair, SUBSET_SEED)
-    if not len(data.split(question.split)):
-        raise DataError(f"{data.folder} has no {question.split} images", "the split is empty", "choose another --split")
+    data = open_evaluation_data(run, eval_config, method)
+    everything = len(data.split(eval_config.split))
+    if eval_config.per_pair:
+        data = Subset(data, eval_config.per_pair, SUBSET_SEED)
+    if not len(data.split(eval_config.split)):
+        raise DataError(f"{data.folder} has no {eval_config.split} images", "the split is empty", "choose another --split")
     candidates = Candidates.build(
         data.space,
-        split=question.split,
-        open_world=question.open_world,
-        feasibility=_feasibility(question, method, data, comm),
-        threshold=question.threshold,
+        split=eval_config.split,
+        open_world=eval_config.open_world,
+        feasibility=_feasibility(eval_config, method, data, comm),
+        threshold=eval_config.threshold,
     )
     text = encode_candidates(method, candidates)
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
         how = (run.config.eval_batch, progress, run.precision_on(device))
-        source = Source(method, data, split, comm, *how, pixels=run.config.pixels)
-        rest: Any = (run.config.eval_batch, comm, progress, question.topk, text, collectors)
-        if question.adapt:
-            return reduce_stream(method, question.adapt, source, candidates, *rest)
-        return reduce_split(method, source, candidates, np.arange(len(source.split)), *rest)
+        loader = FeatureLoader(method, data, split, comm, *how, pixels=run.config.pixels)
+        rest: Any = (run.config.eval_batch, comm, progress, eval_config.topk, text, collectors)
+        if eval_config.adapt:
+            return reduce_stream(method, eval_config.adapt, loader, candidates, *rest)
+        return reduce_split(method, loader, candidates, np.arange(len(loader.split)), *rest)
 
     # In the open world all pairs compete, whatever the split: candidates and text serve both, and one pass serves threshold and point.
     val = cache(lambda: reduced("val")[0])
     own_val = (
-        not additions and question.open_world and not question.per_pair and question.topk == 1 and data.sha256 == open_sha256(run)
+        not additions
+        and eval_config.open_world
+        and not eval_config.per_pair
+        and eval_config.topk == 1
+        and data.sha256 == open_sha256(run)
     )
-    asked = Calibration(question.checkpoint, question.open_world, adapt=question.adapt)
+    asked = Calibration(eval_config.checkpoint, eval_config.open_world, adapt=eval_config.adapt)
     scored = (lambda: at_threshold(val(), candidates, None)) if own_val else None
     point = find_point(run, asked, lambda: method, comm, progress, scored)
-    measure = not question.open_world and question.topk == 1
-    extremes, found = reduced(question.split, _collectors(candidates, point) if measure else ())
+    measure = not eval_config.open_world and eval_config.topk == 1
+    extremes, found = reduced(eval_config.split, _collectors(candidates, point) if measure else ())
     sums = Sums.concatenate(found[0]) if found else None
     marginals = join_marginals(found[1]) if len(found) > 1 else None
-    chosen = _Choice(question.threshold, "given")
-    if not is_classes(data.space) and question.threshold is None:
-        chosen = _choose(question, candidates, data, val)
-    threshold, rule = chosen.threshold, question.rule
+    chosen = _Choice(eval_config.threshold, "given")
+    if not is_classes(data.space) and eval_config.threshold is None:
+        chosen = _choose(eval_config, candidates, data, val)
+    threshold, rule = chosen.threshold, eval_config.rule
     numbers = report(
         extremes,
         candidates,
@@ -169,29 +173,29 @@ def answer(
         point=point,
         sums=sums,
         marginals=marginals,
-        bootstrap=question.bootstrap,
+        bootstrap=eval_config.bootstrap,
         seed=run.config.seed,
     )
     additions_note = [_with_additions(additions, data)] if additions else []
     if warnings := [*numbers.pop("warnings", []), *chosen.notes, *point.notes, *additions_note]:
         numbers["warnings"] = warnings
-    about = {"method": run.config.method, "split": question.split, "open_world": question.open_world}
-    hashes = {"data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, question.checkpoint)}
+    about = {"method": run.config.method, "split": eval_config.split, "open_world": eval_config.open_world}
+    hashes = {"data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, eval_config.checkpoint)}
     result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers, **hashes}
-    if question.per_pair:
-        result["subset"] = {"per_pair": question.per_pair, "seed": SUBSET_SEED, "of_images": everything}
+    if eval_config.per_pair:
+        result["subset"] = {"per_pair": eval_config.per_pair, "seed": SUBSET_SEED, "of_images": everything}
     facts = {**about, **hashes}
-    if question.adapt:
-        result["adaptation"] = question.adapt.to_json()
-        facts["adaptation"] = question.adapt.key
+    if eval_config.adapt:
+        result["adaptation"] = eval_config.adapt.to_json()
+        facts["adaptation"] = eval_config.adapt.key
     if is_classes(data.space):
         result["gamma_chosen"] = point.how if point.how == "val" else None
     if len(candidates.thresholds):
         result["threshold_chosen"] = chosen.how
         facts |= {"threshold": threshold, "rule": rule, "threshold_chosen": chosen.how}
     in_use = at_threshold(extremes, candidates, threshold, rule)
-    names = data.split(question.split).ids, list(data.space.attributes), list(data.space.objects)
-    return result, Reduction(in_use, *names, facts, sums)
+    names = data.split(eval_config.split).ids, list(data.space.attributes), list(data.space.objects)
+    return result, SavedEvaluation(in_use, *names, facts, sums)
 
 
 def _collectors(candidates: Candidates, point: OperatingPoint) -> list[Any]:
@@ -213,9 +217,9 @@ def _with_additions(additions: list[dict[str, Any]], data: Dataset) -> str:
     return f"{count} images were added to this run; {len(met)} of the {space.nouns} that count as unseen are among them"
 
 
-def open_evaluation_data(run: Run, question: Question, method: Method) -> Dataset:
-    """The dataset of a question; DataError where its labels are not the method's."""
-    data = open_data(question.data or run.config.data, run.config.decode)
+def open_evaluation_data(run: Run, eval_config: EvalConfig, method: Method) -> Dataset:
+    """The dataset of an evaluation; DataError if its labels are not the method's."""
+    data = open_data(eval_config.data or run.config.data, run.config.decode)
     here, there = (data.space.attributes, data.space.objects), (method.space.attributes, method.space.objects)
     if here != there:
         raise DataError(
@@ -236,51 +240,51 @@ class _Choice:
     notes: tuple[str, ...] = ()
 
 
-def _choose(question: Question, candidates: Candidates, data: Dataset, val: Callable[[], Extremes]) -> _Choice:
+def _choose(eval_config: EvalConfig, candidates: Candidates, data: Dataset, val: Callable[[], Extremes]) -> _Choice:
     """The threshold with the best AUC on the validation split; none where that split is the one asked about."""
-    if not len(candidates.thresholds) or question.split == "val":
+    if not len(candidates.thresholds) or eval_config.split == "val":
         return _Choice()
     if not len(data.split("val")):
         return _Choice(notes=("no feasibility threshold was chosen: there are no validation images",))
-    threshold = choose_threshold(threshold_rows(val(), candidates, question.rule), question.rule)
+    threshold = choose_threshold(threshold_rows(val(), candidates, eval_config.rule), eval_config.rule)
     if threshold is None:
         return _Choice(notes=("no feasibility threshold was chosen: every AUC on the validation split is 0 or undefined",))
     return _Choice(threshold, "val")
 
 
-def _feasibility(question: Question, method: Method, data: Dataset, comm: Group) -> np.ndarray | None:
-    if not question.open_world or question.feasibility is None:
+def _feasibility(eval_config: EvalConfig, method: Method, data: Dataset, comm: Group) -> np.ndarray | None:
+    if not eval_config.open_world or eval_config.feasibility is None:
         return None
-    if not isinstance(question.feasibility, str):
-        return question.feasibility
+    if not isinstance(eval_config.feasibility, str):
+        return eval_config.feasibility
     # Computed once: machines may differ in the last bits, and thresholds follow from them.
     return comm.from_first(feasibility_from_clip(method.clip, data.space) if comm.rank == 0 else None)
 
 
 # -- what is kept --------------------------------------------------------------------------------------------------
-def reduction_file(run: Run, question: Question) -> Path:
+def saved_evaluation_file(run: Run, eval_config: EvalConfig) -> Path:
     """Return the file with the few numbers per image of an evaluation."""
-    return run.path / f"extremes-{question.name}{f'-top{question.topk}' if question.topk > 1 else ''}.npz"
+    return run.path / f"extremes-{eval_config.name}{f'-top{eval_config.topk}' if eval_config.topk > 1 else ''}.npz"
 
 
-def kept_reduction(run: Run, question: Question) -> tuple[Reduction | None, str]:
+def saved_evaluation(run: Run, eval_config: EvalConfig) -> tuple[SavedEvaluation | None, str]:
     """Result of an earlier evaluation, or None and the reason why it cannot be used.
 
-    In the open world it is of the threshold that was used then; settings of the threshold in ``question`` play no part.
+    In the open world it is of the threshold that was used then; settings of the threshold in ``eval_config`` play no part.
     """
-    file = reduction_file(run, question)
+    file = saved_evaluation_file(run, eval_config)
     if not file.exists():
         return None, "no numbers of its images are kept yet"
     try:
-        kept = Reduction.load(file)
+        kept = SavedEvaluation.load(file)
     except DataError as error:
         return None, f"{file.name} is damaged ({error.why})"
-    if kept.facts.get("checkpoint_sha256") != fingerprint(run, question.checkpoint):
+    if kept.facts.get("checkpoint_sha256") != fingerprint(run, eval_config.checkpoint):
         return None, "its kept numbers are of another checkpoint"
-    if kept.facts.get("data_sha256") != open_data(question.data or run.config.data).sha256:
+    if kept.facts.get("data_sha256") != open_data(eval_config.data or run.config.data).sha256:
         return None, "its kept numbers are of other data"
     about = (kept.facts.get("split"), kept.facts.get("open_world"), kept.extremes.k)
-    adaptation = question.adapt.key if question.adapt else None
-    if about != (question.split, question.open_world, question.topk) or kept.facts.get("adaptation") != adaptation:
+    adaptation = eval_config.adapt.key if eval_config.adapt else None
+    if about != (eval_config.split, eval_config.open_world, eval_config.topk) or kept.facts.get("adaptation") != adaptation:
         return None, f"{file.name} is of another evaluation"
     return kept, ""

@@ -30,7 +30,7 @@ SHARD = 32 * TEXT_CHUNK  # pairs: whole text chunks, so that a shard's rows are 
 
 
 @dataclass(frozen=True)
-class Plan:
+class IndexConfig:
     """Settings of a build: the open world of ``run`` at ``checkpoint``; ``kind`` is ``flat`` or ``ivf`` with ``cells``."""
 
     run: str
@@ -61,7 +61,7 @@ def fresh_index(run: Run, which: str = "best") -> Path | None:
     return folder if describe(folder)["meta"].get("origin") == origin(run, which) else None
 
 
-def compute(plan: Plan, comm: Group, device: torch.device, progress: Progress = quiet) -> None:
+def compute(plan: IndexConfig, comm: Group, device: torch.device, progress: Progress = quiet) -> None:
     """One worker's part: every world-th shard; then rank 0 makes the index of all."""
     run = Run(plan.run)
     allow_tf32(device, run.config.precision)
@@ -118,7 +118,7 @@ def _encode(method: Method, pairs_p2: np.ndarray, progress: Progress, done: int,
     return np.concatenate(out)
 
 
-def parts_folder(run: Run, plan: Plan) -> Path:
+def parts_folder(run: Run, plan: IndexConfig) -> Path:
     """Shards of one origin, so that those of another checkpoint are never taken for them."""
     name = hashlib.sha256(json.dumps(origin(run, plan.checkpoint), sort_keys=True).encode()).hexdigest()[:16]
     return run.path / f".index-{name}"

@@ -30,8 +30,8 @@ class Relabelled(Dataset):
         """The images of a split, with their labels in the new space."""
         part = SplitPart(whole := self._whole.split(name), np.arange(len(whole)))
         part.space = self.space
-        part.attr = _places(self._whole.space.attributes, self.space.attributes)[whole.attr]
-        part.obj = _places(self._whole.space.objects, self.space.objects)[whole.obj]
+        part.attr = _indices(self._whole.space.attributes, self.space.attributes)[whole.attr]
+        part.obj = _indices(self._whole.space.objects, self.space.objects)[whole.obj]
         return part
 
 
@@ -57,8 +57,8 @@ def relabelled(data: Dataset, split: str, trained: CompositionSpace) -> Dataset:
     part = data.split(split)
     own = np.stack(
         [
-            _places(data.space.attributes, names["attributes"])[part.attr],
-            _places(data.space.objects, names["objects"])[part.obj],
+            _indices(data.space.attributes, names["attributes"])[part.attr],
+            _indices(data.space.objects, names["objects"])[part.obj],
         ],
         axis=1,
     )
@@ -73,6 +73,6 @@ def on_space(method: Method, space: CompositionSpace) -> Method:
     return method if same else method.for_space(space).eval()
 
 
-def _places(names: tuple[str, ...], within: tuple[str, ...]) -> np.ndarray:
+def _indices(names: tuple[str, ...], within: tuple[str, ...]) -> np.ndarray:
     place = {prompt_name(name): i for i, name in reversed(list(enumerate(within)))}
     return np.array([place[prompt_name(name)] for name in names], dtype=np.int64)

@@ -25,9 +25,9 @@ from czsl.data.kept_features import FeatureStore, Kept
 from czsl.data.photographs import DecodeOptions
 from czsl.threads import cores, ordered_map
 
-BATCH = 32  # files a batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
+BATCH = 32  # files per batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
 HALF = 16
-MOST_WAITING = 16 * BATCH  # images that wait for a new one before them until it is encoded in a batch that is not full
+MAX_WAITING = 16 * BATCH  # images that wait for a new one before them until it is encoded in a batch that is not full
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Photographs:
     store : FeatureStore, optional
         Features of earlier questions; without one nothing is kept.
     threads : int
-        That read and decode; 0: one for each core. They change no result.
+        Number of threads that read and decode; 0: one for each core. It changes no result.
     profile : Profile, optional
     """
 
@@ -103,7 +103,7 @@ class Photographs:
             while len(missing) >= BATCH:
                 self._encode(missing[:BATCH])
                 del missing[:BATCH]
-            if missing and sum(map(len, waiting)) > MOST_WAITING:
+            if missing and sum(map(len, waiting)) > MAX_WAITING:
                 self._encode(missing)
                 missing = []
             while waiting and all(p.ready for p in waiting[0]):
@@ -120,11 +120,11 @@ class Photographs:
             serial = stack.enter_context(ThreadPoolExecutor(1))
             stack.callback(serial.shutdown, cancel_futures=True)
             window = max(BATCH, 2 * self.threads)
-            room = threading.Semaphore(2 * self.threads)  # for members of archives that are read and not yet decoded
-            stack.callback(room.release, window + 2)  # the thread that waits for it can end
+            slots = threading.Semaphore(2 * self.threads)  # for members of archives that are read and not yet decoded
+            stack.callback(slots.release, window + 2)  # the thread that waits for it can end
 
             def read(name: str) -> bytes:
-                room.acquire()
+                slots.acquire()
                 return self._bytes(source, name)
 
             def prepared(item: tuple[Photograph, Future[bytes] | None]) -> Photograph:
@@ -134,7 +134,7 @@ class Photographs:
                 try:
                     return self._prepared(p, content.result)
                 finally:
-                    room.release()
+                    slots.release()
 
             def todo() -> Iterator[tuple[Photograph, Future[bytes] | None]]:
                 for names in batches:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Phases of the worker's own thread, which add up to the wall time, and of the threads beside it.
+# Phases of the worker's own thread, which add up to the wall time, and of the other threads.
 OWN = {
     "start": "starting Python, importing",
     "model": "loading CLIP and the run",

@@ -23,7 +23,7 @@ def quiet(what: str, done: int, total: int) -> None:
     """No-op progress callback."""
 
 
-Notice = Callable[[str], None]  # told in words what differs from what was asked
+Notice = Callable[[str], None]  # called with a warning for the user
 
 
 def unnoticed(text: str) -> None:

@@ -29,7 +29,7 @@ def save(t: Trainer) -> Any:
         "partial_labels_sha256": t.labels.sha256 if t.labels else None,
         "space": {"attributes": list(t.data.space.attributes), "objects": list(t.data.space.objects)},
     }  # fmt: skip
-    labels = {} if t.method.weights is None else {"weight": t.method.weights.weight_NS}
+    labels = {} if t.method.confidences is None else {"weight": t.method.confidences.weight_NS}
     return checkpoint.save(t.run.checkpoints, Checkpoint(t.method.state_dict(), moments, state, labels))
 
 
@@ -42,12 +42,12 @@ def restore(t: Trainer) -> None:
     kept = checkpoint.load(path)
     check_fits(kept, t.method, t.data.sha256)
     t.method.load_state_dict({k: v.to(t.device) for k, v in kept.method.items()})
-    if t.method.weights is not None and "weight" in kept.labels:  # not in the weights of another run
-        if kept.labels["weight"].shape != t.method.weights.weight_NS.shape:
+    if t.method.confidences is not None and "weight" in kept.labels:  # not in the weights of another run
+        if kept.labels["weight"].shape != t.method.confidences.weight_NS.shape:
             raise UsageError(
                 f"checkpoint {path} does not fit the run", "labels.safetensors is of other labels", "start a new run"
             )
-        t.method.weights.weight_NS.copy_(kept.labels["weight"])
+        t.method.confidences.weight_NS.copy_(kept.labels["weight"])
     parameters = t.parameters
     if odd := [key for key in ("epoch", "place", "best_auc") if key not in kept.state]:
         raise UsageError(f"checkpoint {path} cannot be continued", f"state.json has no {', '.join(odd)}", "start a new run")
@@ -60,9 +60,7 @@ def restore(t: Trainer) -> None:
         t.optimizer.state[parameters[parameter]][key] = value.to(t.device) if on_device else value
     t.step, t.epoch, t.place, t.best_auc = (kept.state[k] for k in ("step", "epoch", "place", "best_auc"))
     t.waited = kept.state.get("waited", 0)
-    if (
-        t.waited_enough and t.run.history and t.run.history[-1]["step"] == t.step
-    ):  # it had stopped, and was asked to go on from here
+    if t.waited_enough and t.run.history and t.run.history[-1]["step"] == t.step:  # it had stopped, and is continued from here
         t.waited = 0
     if t.comm.rank == 0:
         t.run.cut_metrics(t.step)

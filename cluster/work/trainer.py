@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cluster.work.comm import Group
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress
-from cluster.work.source import Source
 from czsl.data.batches import steps_per_epoch
 from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset
@@ -31,11 +31,11 @@ class Trainer:
     data: Dataset
     method: Method
     optimizer: torch.optim.Optimizer
-    train: Source
-    val: Source
+    train: FeatureLoader
+    val: FeatureLoader
     rows: Any  # int64 [n], training images in use
     val_rows: Any
-    labels: PartialLabels | None  # candidates, which training has instead of labels
+    labels: PartialLabels | None  # candidate labels, which training has instead of labels
     progress: Progress
     precision: str  # float32, bfloat16 or float64
     step: int = 0
@@ -51,7 +51,7 @@ class Trainer:
 
     @property
     def epochs(self) -> int:
-        """Passes of gradient steps; none where the first pass is all of the training."""
+        """Passes of gradient steps; 0 if the initialisation is the whole training."""
         return self.config.epochs if self.method.steps else 0
 
     @property

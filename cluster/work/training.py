@@ -15,11 +15,11 @@ import torch
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
-from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
+from cluster.work.feature_loader import FeatureLoader, autocast
+from cluster.work.labels import disambiguation, hard_labels, make_confidences, read_labels, start_confidences
 from cluster.work.memory import out_of_memory
 from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
-from cluster.work.source import Source, autocast
 from cluster.work.trainer import Trainer
 from cluster.work.validation import LOGGED, figure_of, judged, validation
 from czsl.data.batches import epoch_batches, stratified
@@ -70,10 +70,10 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
         precision=trainer.precision,
     )
     if trainer.step == 0:
-        if trainer.method.weights is not None:
-            start_weights(trainer.method.weights, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
-        first_pass(trainer)
-    if not trainer.epochs:  # the result of the first pass is the final one
+        if trainer.method.confidences is not None:
+            start_confidences(trainer.method.confidences, trainer.config, trainer.method, trainer.data, comm, trainer.progress)
+        initialise(trainer)
+    if not trainer.epochs:  # the initialisation is the final result
         validate_and_save(trainer)
     while trainer.epoch < trainer.epochs and not trainer.waited_enough:
         if train_epoch(trainer):
@@ -148,15 +148,15 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
         rows = stratified(train_split.attr, train_split.obj, config.train_per_pair, config.seed)
     augments = config.augments(method.frozen_images)
 
-    def source(name: str, used: Any, keep: bool) -> Source:
+    def loader(name: str, used: Any, keep: bool) -> FeatureLoader:
         part = used if len(used) < len(data.split(name)) else None
-        return Source(method, data, name, comm, config.eval_batch, progress, precision, keep, part, config.pixels)
+        return FeatureLoader(method, data, name, comm, config.eval_batch, progress, precision, keep, part, config.pixels)
 
-    train, val = source("train", rows, keep=not augments), source("val", val_rows, keep=True)
+    train, val = loader("train", rows, keep=not augments), loader("val", val_rows, keep=True)
     if augments and config.augment_copies:
         train.keep_copies(config.seed, min(config.augment_copies, max(config.epochs, 1)), config.eval_batch)
     if labels is not None:
-        method.weights = make_weights(labels, config, method, device)
+        method.confidences = make_confidences(labels, config, method, device)
     if comm.rank == 0 and not run.environment():
         run.write_environment(
             seed=config.seed, workers=comm.world, threads=torch.get_num_threads(), device=str(device),
@@ -171,8 +171,8 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
 def train_epoch(t: Trainer) -> bool:
     """Train on the remaining batches of the current epoch; return True if a stop was requested."""
     t.method.begin_epoch(t.epoch)
-    if t.method.weights is not None:
-        t.method.weights.frozen = t.epoch < t.config.label_warmup
+    if t.method.confidences is not None:
+        t.method.confidences.frozen = t.epoch < t.config.label_warmup
     seconds, images = 0.0, 0
     batches = epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)
     for rows_B in batches[t.place :]:
@@ -204,7 +204,7 @@ def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     augmentation = (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None
     batch = t.train.batch(own, augmentation)
     split = t.train.split
-    if t.method.weights is None:  # else the step gets no labels: candidates are found by an image's index in the split
+    if t.method.confidences is None:  # else the step gets no labels: candidate labels are found by an image's index in the split
         pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
         batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
     with autocast(t.device, t.precision):
@@ -232,21 +232,21 @@ def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
 
 
 @torch.inference_mode()
-def first_pass(t: Trainer) -> None:
+def initialise(t: Trainer) -> None:
     """Pass the features of all training images to the method once if it needs them for its initialisation (prototypes)."""
-    if not t.method.wants_first_pass:
+    if not t.method.needs_initialisation:
         return
     t.method.eval()
     features_ND = t.train.encode(t.rows, t.config.eval_batch).to(t.device)
-    split, weights = t.train.split, t.method.weights
-    if weights is not None:
-        labels = hard_labels(weights, t.rows)
+    split, confidences = t.train.split, t.method.confidences
+    if confidences is not None:
+        labels = hard_labels(confidences, t.rows)
     else:
         labels = (torch.from_numpy(split.attr[t.rows]).to(t.device), torch.from_numpy(split.obj[t.rows]).to(t.device))
     torch.manual_seed(t.config.seed)
     if len(t.val_rows):
         t.method.judge = lambda: judged(t)
-    t.method.first_pass(features_ND, *labels)
+    t.method.initialise(features_ND, *labels)
     t.comm.copy_from_first(t.method.state_dict().values())  # clustering may give other results on other machines
     if not t.method.steps:
         t.log(event="found", settings=t.method.metrics(), how="none" if t.method.judge is None else "val")
@@ -262,8 +262,8 @@ def validate_and_save(t: Trainer) -> None:
         numbers = validation(t)
         facts = {k: numbers[k] for k in (*LOGGED, "accuracy") if k in numbers}
     facts |= t.method.metrics()
-    if t.method.weights is not None:
-        facts |= disambiguation(t.method.weights, t.data)
+    if t.method.confidences is not None:
+        facts |= disambiguation(t.method.confidences, t.data)
     t.log(event="epoch", epoch=t.epoch, **facts)
     figure = figure_of(t.config.selection, t.epoch, facts)
     better = figure is None or figure > t.best_auc

@@ -16,7 +16,7 @@ from czsl.reading import PathLike, read_json
 
 MARK = "text_model.embeddings.token_embedding.weight"
 IMAGE_MARK = "vision_model.embeddings.patch_embedding.weight"
-MOST = 2**20  # bytes of a configuration
+MAX_BYTES = 2**20  # bytes of a configuration
 ACTIVATIONS = ("quick_gelu", "gelu")
 
 _TOP = {
@@ -88,7 +88,9 @@ def read_config(folder: PathLike) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    content = read_json(path, most=MOST, error=UsageError, head="cannot read {path}", fix="download or copy the folder again")
+    content = read_json(
+        path, max_bytes=MAX_BYTES, error=UsageError, head="cannot read {path}", fix="download or copy the folder again"
+    )
     if not isinstance(content, dict):
         raise UsageError(
             f"{path} is not a model configuration", f"it holds a {type(content).__name__}", "download or copy the folder again"
@@ -184,13 +186,13 @@ class _Tower:
                 "check the config.json",
             )
 
-    def size(self, name: str, default: int, most: int) -> int:
-        """Return a whole number from 1 to ``most``."""
+    def size(self, name: str, default: int, maximum: int) -> int:
+        """Return a whole number from 1 to ``maximum``."""
         value = self.get(name, default)
-        if type(value) is not int or not 1 <= value <= most:
+        if type(value) is not int or not 1 <= value <= maximum:
             raise UsageError(
                 f"{self.source}: {name} is {str(value)[:40]!r}",
-                f"a whole number up to {most} is expected",
+                f"a whole number up to {maximum} is expected",
                 "check that the config.json belongs to these weights",
             )
         return value
@@ -202,7 +204,9 @@ def preprocessing(folder: PathLike) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
-    content = read_json(path, most=MOST, error=UsageError, head="cannot read {path}", fix="download or copy the folder again")
+    content = read_json(
+        path, max_bytes=MAX_BYTES, error=UsageError, head="cannot read {path}", fix="download or copy the folder again"
+    )
     if not isinstance(content, dict):
         return {}
     found = {"mean": content.get("image_mean"), "std": content.get("image_std")}

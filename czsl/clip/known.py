@@ -24,7 +24,7 @@ from czsl.data.pixels import Pixels
 from czsl.errors import CzslError
 from czsl.reading import read_json
 
-MOST_PROMPTS = 20_000  # of one call whose features are kept
+MAX_PROMPTS = 20_000  # of one call whose features are kept
 FORMAT = 1
 Stamps = list[list[Any]]
 
@@ -120,7 +120,7 @@ class KnownText:
         if not prompts:
             return torch.zeros(0, clip.dim, device=clip.device, dtype=dtype)
         content = hashlib.sha256(json.dumps([list(prompts), chunk, unit]).encode()).digest()
-        store = FeatureStore(self._file(), photographs_limit() if len(prompts) <= MOST_PROMPTS else 0)
+        store = FeatureStore(self._file(), photographs_limit() if len(prompts) <= MAX_PROMPTS else 0)
         try:
             found = store.find_content(content, None)
             if found is not None and found.shape == (len(prompts), clip.dim):
@@ -201,7 +201,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        notes = read_json(file, most=2**20)
+        notes = read_json(file, max_bytes=2**20)
         if notes["format"] != FORMAT or _stamps([Path(str(f[0])) for f in notes["files"]]) != notes["files"]:
             return None
         KnownTowers("", notes, lambda: Towers.__new__(Towers))  # raises if an entry is missing

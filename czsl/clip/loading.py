@@ -171,16 +171,16 @@ def _load_folder(folder: Path, name: str, features: bool, files: list[Path] | No
         if config.get("model_type", "clip") != "clip" or "vision_config" not in config:
             hugging_face.model_of(config, str(folder))  # raises an error that names its kind
         return _from_hugging_face(config, _read(weight_files(folder)), name, folder)
-    told: dict[str, Any] = {"error": UsageError, "fix": "download or copy the folder again"}
-    content = read_json(folder / OPEN_CLIP_CONFIG, most=hugging_face.MOST, head="cannot read {path}", **told)
+    error_texts: dict[str, Any] = {"error": UsageError, "fix": "download or copy the folder again"}
+    content = read_json(folder / OPEN_CLIP_CONFIG, max_bytes=hugging_face.MAX_BYTES, head="cannot read {path}", **error_texts)
     described = content.get("model_cfg") if isinstance(content, dict) else None
     if not isinstance(described, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= described.keys():
-        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", "it has no whole model_cfg", told["fix"])
+        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", "it has no whole model_cfg", error_texts["fix"])
     source = str(folder)
     try:
         model = _create(f"local-dir:{source}", load_weights=False)
     except CREATION_ERRORS as error:
-        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", _line(error), told["fix"]) from None
+        raise UsageError(f"{folder / OPEN_CLIP_CONFIG} describes no model", _line(error), error_texts["fix"]) from None
     _fill(model, _read(files or weight_files(folder)), source)
     settings = content.get("preprocess_cfg")
     hub = name if name.startswith(HUB) else f"local-dir:{source}"

@@ -53,8 +53,8 @@ class TextTower(nn.Module):
 
         A prompt longer than the tower's context is cut, its last token replaced by the end token.
         """
-        room = self.context_length - 2
-        rows = [[self.start_id, *self.tokenizer.encode(p)[:room], self.end_id] for p in prompts]
+        max_tokens = self.context_length - 2
+        rows = [[self.start_id, *self.tokenizer.encode(p)[:max_tokens], self.end_id] for p in prompts]
         length = max(map(len, rows), default=2)
         ids_PT = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.long).reshape(-1, length)
         end_P = torch.tensor([len(row) - 1 for row in rows], dtype=torch.long)

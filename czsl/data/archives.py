@@ -43,7 +43,7 @@ _BROKEN: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, zl
 _BROKEN += (EOFError, OSError, ValueError, OverflowError, NotImplementedError, RuntimeError, KeyError)  # of hostile numbers, too
 
 
-class Member(NamedTuple):
+class ArchiveMember(NamedTuple):
     """A regular file of an archive: where its content begins (tar), and its size in bytes."""
 
     offset: int
@@ -56,7 +56,7 @@ class Archive:
     Attributes
     ----------
     path : Path
-    members : dict of Member
+    members : dict of ArchiveMember
         Regular files by name (with forward slashes), in the order of the archive.
     refused : dict of str
         Names that cannot be used, and why: links, ``..``, absolute paths, names that occur twice, encrypted members.
@@ -64,7 +64,7 @@ class Archive:
 
     def __init__(self, path: Path):
         self.path = path
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ArchiveMember] = {}
         self.refused: dict[str, str] = {}
         self._lock = threading.Lock()  # one stream is read at a time
         self._zip: zipfile.ZipFile | None = None
@@ -114,11 +114,11 @@ class Archive:
         member = self.members[name]
         try:
             with self._lock:
-                return self._read(name, Member(member.offset, min(count, member.size)))
+                return self._read(name, ArchiveMember(member.offset, min(count, member.size)))
         except _BROKEN:
             return b""
 
-    def _read(self, name: str, part: Member) -> bytes:
+    def _read(self, name: str, part: ArchiveMember) -> bytes:
         if self._zip is not None:
             with self._zip.open(self._infos[name]) as file:
                 return file.read(part.size)
@@ -126,7 +126,7 @@ class Archive:
         self._stream.seek(part.offset)
         return self._stream.read(part.size)
 
-    def _add(self, name: str, member: Member, why_not: str = "") -> None:
+    def _add(self, name: str, member: ArchiveMember, why_not: str = "") -> None:
         """Take a file in, or note why not."""
         if len(self.members) + len(self.refused) >= MAX_MEMBERS:
             raise _too_many(self.path)
@@ -158,7 +158,7 @@ class Archive:
             elif info.flag_bits & 1:
                 why_not = "it is encrypted"
             before = len(self.members)
-            self._add(info.filename, Member(0, info.file_size), why_not)
+            self._add(info.filename, ArchiveMember(0, info.file_size), why_not)
             if len(self.members) > before:
                 self._infos[next(reversed(self.members))] = info
         _check_total(self.path, total)
@@ -177,7 +177,7 @@ class Archive:
                     if info is None:
                         break
                     if not info.isdir():
-                        self._add(info.name, Member(info.offset_data, info.size), _why_not_in_tar(info))
+                        self._add(info.name, ArchiveMember(info.offset_data, info.size), _why_not_in_tar(info))
                 else:
                     raise _too_many(self.path)
                 # A damaged header ends a listing without a word; only zeros or the file's end do so rightly.
@@ -194,7 +194,7 @@ class _Limited(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], path: Path, compressed: bool):
         self._stream, self._path = stream, path
-        self._most = max(FREE_BYTES, MAX_RATIO * path.stat().st_size) if compressed else None
+        self._max_bytes = max(FREE_BYTES, MAX_RATIO * path.stat().st_size) if compressed else None
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
@@ -202,7 +202,7 @@ class _Limited(io.RawIOBase):
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if self._most is not None and whence == 0 and offset > self._most:
+        if self._max_bytes is not None and whence == 0 and offset > self._max_bytes:
             raise _bomb(self._path)
         return self._stream.seek(offset, whence)
 

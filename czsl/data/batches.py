@@ -174,13 +174,13 @@ def split_key(split: Split) -> str:
     return f"{split.name}-{digest.hexdigest()}"
 
 
-def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1", prepare_key: str = "") -> Path:
+def feature_file(split: Split, clip_sha256: str, arithmetic: str = "float32-cpu1", cache_key: str = "") -> Path:
     """Return the cache file of the frozen tower's image features [N, D] of a split.
 
-    ``arithmetic`` names all that their last bits follow from: precision, kind of device, number of CPU threads. ``prepare_key`` names
+    ``arithmetic`` names all that their last bits follow from: precision, kind of device, number of CPU threads. ``cache_key`` names
     how images are prepared.
     """
-    kind = f"-{hashlib.blake2b(prepare_key.encode(), digest_size=8).hexdigest()}" if prepare_key else ""
+    kind = f"-{hashlib.blake2b(cache_key.encode(), digest_size=8).hexdigest()}" if cache_key else ""
     return cache_folder() / "features" / f"{split_key(split)}-{clip_sha256[:20]}-{arithmetic}{kind}.npy"
 
 

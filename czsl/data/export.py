@@ -32,7 +32,7 @@ def export(
         At most this many: first one image of each composition (or class) in an order drawn with the seed, then a second, and so on.
     seed : int, default 0
     progress : callable
-        Told how many of how many are written.
+        Called with the number of images written and the number of all.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
 
 MAX_LIST_BYTES = 256 * 2**20
-Stamp = tuple[bytes, int, int, int]  # place, size, time of change, time of change of status
+Stamp = tuple[bytes, int, int, int]  # location, size, time of change, time of change of status
 _PATTERN = frozenset("*?[")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".txt", ".xlsx")
 
@@ -33,45 +33,45 @@ class ImageSource:
     Parameters
     ----------
     root : str
-        A folder or an archive; a name is a path below it unless ``places`` holds another one.
+        A folder or an archive; a name is a path below it unless ``locations`` holds another one.
     names : list of str
         Unique, in the order of the results.
-    places : dict
+    locations : dict
         Name -> folder or archive, and the path below it; an empty folder means that the path is a file's own.
     """
 
     root: str
     names: list[str] = field(repr=False)
-    places: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    locations: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 
     def open(self, name: str) -> bytes:
         """The bytes of an image; `BadImage` if it cannot be read."""
-        root, inner = self.places.get(name, (self.root, name))
+        root, inner = self.locations.get(name, (self.root, name))
         if root and os.path.isfile(root):  # noqa: PTH113 (Path.is_file raises on some broken names)
             return open_archive(Path(root)).read(inner)
         return read_image_file(Path(root) / inner)
 
     def file(self, name: str) -> Path | None:
         """The image's own file; None for a member of an archive."""
-        root, inner = self.places.get(name, (self.root, name))
+        root, inner = self.locations.get(name, (self.root, name))
         return None if root and os.path.isfile(root) else Path(root) / inner  # noqa: PTH113
 
     @property
     def folders(self) -> list[str]:
         """The folders and archives that were named, without files that were named themselves."""
-        found = dict.fromkeys(root for root, _ in self.places.values() if root)
-        return list(dict.fromkeys([*([self.root] if len(self.places) < len(self.names) else []), *found]))
+        found = dict.fromkeys(root for root, _ in self.locations.values() if root)
+        return list(dict.fromkeys([*([self.root] if len(self.locations) < len(self.names) else []), *found]))
 
     @property
     def roots(self) -> list[str]:
         """The folders and archives in which images lie; for files that were named themselves, the folders of these."""
-        found = dict.fromkeys(root or os.path.dirname(inner) for root, inner in self.places.values())  # noqa: PTH120
-        whole = [self.root] if len(self.places) < len(self.names) else []
+        found = dict.fromkeys(root or os.path.dirname(inner) for root, inner in self.locations.values())  # noqa: PTH120
+        whole = [self.root] if len(self.locations) < len(self.names) else []
         return list(dict.fromkeys([*whole, *found]))
 
     def stamp(self, name: str) -> list[Any]:
         """Return the path of an image, its size and time of change (of the archive, for a member); None if it is not there."""
-        root, inner = self.places.get(name, (self.root, name))
+        root, inner = self.locations.get(name, (self.root, name))
         file = root if root and os.path.isfile(root) else os.path.join(root, inner)  # noqa: PTH113, PTH118
         try:
             status = os.stat(file)  # noqa: PTH116
@@ -84,7 +84,7 @@ class ImageSource:
 
         None if it is not there. The time of the last change of status is part of it: tools that copy a file can set the other one.
         """
-        root, inner = self.places.get(name, (self.root, name))
+        root, inner = self.locations.get(name, (self.root, name))
         file = root if root and os.path.isfile(root) else os.path.join(root, inner)  # noqa: PTH113, PTH118
         try:
             status = os.stat(file)  # noqa: PTH116
@@ -124,7 +124,7 @@ class Gatherer:
 
     def __init__(self, all_files: bool = False, full_names: bool = False):
         self.all_files, self.full_names = all_files, full_names
-        self.root, self.places = "", dict[str, tuple[str, str]]()
+        self.root, self.locations = "", dict[str, tuple[str, str]]()
         self.left_out: dict[str, str] = {}
         self.refused: dict[str, str] = {}
 
@@ -160,7 +160,7 @@ class Gatherer:
 
     def put(self, name: str, root: str, inner: str) -> None:
         """One image; the same name a second time is the same image."""
-        self.places.setdefault(name, (root, inner))
+        self.locations.setdefault(name, (root, inner))
 
     def _add_folder(self, folder: Path, prefix: str) -> None:
         root = os.path.realpath(folder)
@@ -190,7 +190,7 @@ class Gatherer:
 
     def result(self) -> Gathered:
         """All that was added."""
-        return Gathered(_compact(self.places), self.left_out, self.refused)
+        return Gathered(_compact(self.locations), self.left_out, self.refused)
 
 
 def gather(
@@ -257,7 +257,7 @@ def gather_table(table: PathLike, column: str | None = None, root: PathLike | No
             gatherer.put(name, base, os.path.relpath(contained(Path(base), inner), base))
         except BadPathError as error:
             gatherer.refused[name] = error.why
-    if rows.names and not any(os.path.exists(os.path.join(*place)) for place in gatherer.places.values()):  # noqa: PTH110, PTH118
+    if rows.names and not any(os.path.exists(os.path.join(*location)) for location in gatherer.locations.values()):  # noqa: PTH110, PTH118
         why = f"looked below {base}, for example for {rows.names[0]}"
         raise DataError(f"none of the images that {table} names can be used", why, "give the folder of its names: --root DIR")
     return gatherer.result()
@@ -309,15 +309,15 @@ def _is_table(given: str) -> bool:
     return path.suffix.lower() in _TABLES and os.path.isfile(given) and not is_image_file(path)  # noqa: PTH113
 
 
-def _compact(places: dict[str, tuple[str, str]]) -> ImageSource:
-    """A source that holds only the places that its most used root does not explain."""
+def _compact(locations: dict[str, tuple[str, str]]) -> ImageSource:
+    """A source that holds only the locations that its most used root does not explain."""
     roots: dict[str, int] = {}
-    for name, (root, inner) in places.items():
+    for name, (root, inner) in locations.items():
         if name == inner and root:
             roots[root] = roots.get(root, 0) + 1
     common = max(roots, key=roots.__getitem__, default="")
-    odd = {name: place for name, place in places.items() if place != (common, name)}
-    return ImageSource(common, list(places), odd)
+    odd = {name: location for name, location in locations.items() if location != (common, name)}
+    return ImageSource(common, list(locations), odd)
 
 
 def _why_no_image(name: str, path: Path) -> str:

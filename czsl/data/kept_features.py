@@ -28,7 +28,7 @@ FORMAT = 1
 WAIT_S = 30.0  # for another process that writes
 FRESH_NS = 2 * 10**9  # a file changed this recently may change again without a new time
 DTYPES = ("float32", "float64")
-MOST_VALUES = 2**28  # of one image
+MAX_VALUES = 2**28  # of one image
 TABLES = """
 create table if not exists feature(content blob primary key, form text not null, data blob not null);
 create table if not exists file(place blob primary key, size integer, changed integer, status integer, content blob not null);
@@ -59,15 +59,15 @@ class FeatureStore:
     ----------
     path : Path
         See :func:`store_file`.
-    most_bytes : int
+    max_bytes : int
         Largest size of all stores in the folder together; the oldest features make room for new ones. 0: nothing is kept.
     """
 
-    def __init__(self, path: Path, most_bytes: int):
-        self.path, self.most_bytes = path, most_bytes
+    def __init__(self, path: Path, max_bytes: int):
+        self.path, self.max_bytes = path, max_bytes
         self._lock = threading.Lock()
         self._base: sqlite3.Connection | None = None
-        if most_bytes:
+        if max_bytes:
             self._try(self._open, None)
 
     def _open(self) -> None:
@@ -81,7 +81,7 @@ class FeatureStore:
             self.path.unlink(missing_ok=True)
             self._connect()
         os.utime(self.path)  # the least recently used store goes first
-        _drop_others(self.path, self.most_bytes)
+        _drop_others(self.path, self.max_bytes)
 
     def _connect(self) -> None:
         base = sqlite3.connect(self.path, timeout=WAIT_S, check_same_thread=False)
@@ -125,7 +125,7 @@ class FeatureStore:
                         form = " ".join([array.dtype.name, *map(str, array.shape)])
                         base.execute("insert or replace into feature values (?, ?, ?)", (item.content, form, array.tobytes()))
                         _note(base, item.content, item.stamp)
-                _make_room(base, self.most_bytes)
+                _make_room(base, self.max_bytes)
 
         self._ask(write, None)
 
@@ -167,7 +167,7 @@ def _note(base: sqlite3.Connection, content: bytes, stamp: Stamp | None) -> None
         base.execute("insert or replace into file values (?, ?, ?, ?, ?)", (*stamp, content))
 
 
-def _make_room(base: sqlite3.Connection, most_bytes: int) -> None:
+def _make_room(base: sqlite3.Connection, max_bytes: int) -> None:
     """Drop the oldest features, a twentieth at a time, until the used pages fit."""
     page = base.execute("pragma page_size").fetchone()[0]
 
@@ -175,7 +175,7 @@ def _make_room(base: sqlite3.Connection, most_bytes: int) -> None:
         pages, free = (base.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         return (pages - free) * page
 
-    while used() > most_bytes:
+    while used() > max_bytes:
         number = base.execute("select count(*) from feature").fetchone()[0]
         if not number:
             return
@@ -183,7 +183,7 @@ def _make_room(base: sqlite3.Connection, most_bytes: int) -> None:
         base.execute("delete from file where content not in (select content from feature)")
 
 
-def _drop_others(path: Path, most_bytes: int) -> None:
+def _drop_others(path: Path, max_bytes: int) -> None:
     """Delete the least recently used other stores of the folder while all together are too large."""
     found = []
     for file in path.parent.glob("*.sqlite"):
@@ -192,7 +192,7 @@ def _drop_others(path: Path, most_bytes: int) -> None:
             found.append((file == path, -status.st_mtime_ns, file, status.st_size))
     total = sum(size for *_, size in found)
     for own, _, file, size in sorted(found, key=lambda f: f[:2], reverse=True):
-        if total > most_bytes and not own:
+        if total > max_bytes and not own:
             file.unlink(missing_ok=True)
             total -= size
 
@@ -206,7 +206,7 @@ def _array(row: tuple[str, bytes] | None) -> np.ndarray | None:
         return None
     shape = tuple(map(int, sizes))
     values = math.prod(shape)
-    if values > MOST_VALUES or values * np.dtype(dtype).itemsize != len(row[1]):
+    if values > MAX_VALUES or values * np.dtype(dtype).itemsize != len(row[1]):
         return None
     array = np.frombuffer(row[1], dtype).reshape(shape).copy()
     return array if np.isfinite(array).all() else None

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-LONGEST = 32  # times the short side: what of a longer image the crop would drop anyway is not resized, it could take gigabytes
+MAX_ASPECT_RATIO = (
+    32  # times the short side: what of a longer image the crop would drop anyway is not resized, it could take gigabytes
+)
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 
@@ -81,8 +83,8 @@ def _bytes(image: Image.Image) -> np.ndarray:
 
 def _shorten(image: Image.Image) -> Image.Image:
     width, height = image.size
-    most = LONGEST * min(width, height)
-    if max(width, height) <= most:
+    limit = MAX_ASPECT_RATIO * min(width, height)
+    if max(width, height) <= limit:
         return image
-    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
-    return image.crop((left, top, left + min(width, most), top + min(height, most)))
+    left, top = max(0, (width - limit) // 2), max(0, (height - limit) // 2)
+    return image.crop((left, top, left + min(width, limit), top + min(height, limit)))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.compositions import SPLITS, CompositionSpace
-from czsl.data.importing.problems import Row
+from czsl.data.importing.problems import ImageRow
 from czsl.data.importing.writer import FORMAT, SCHEMA, Record, write_dataset
 from czsl.data.paths import cache_folder
 from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
@@ -101,7 +101,7 @@ class Split:
     attr, obj : int64 array [N]
         Indices into the space's attributes and objects.
     sha256 : list of str
-        Of each image's bytes.
+        SHA-256 of each image's bytes.
     decode : DecodeOptions
         How the images are decoded.
     """
@@ -128,11 +128,11 @@ class Split:
         """The true pair of each image, int64 [N, 2]."""
         return np.stack([self.attr, self.obj], axis=1)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ImageRow]:
         """Ids, hashes and labels by name."""
         names = zip(self.attr.tolist(), self.obj.tolist(), strict=True)
         for identity, digest, (a, o) in zip(self.ids, self.sha256, names, strict=True):
-            yield Row(identity, digest, self.space.attributes[a], self.space.objects[o], self.name)
+            yield ImageRow(identity, digest, self.space.attributes[a], self.space.objects[o], self.name)
 
     def iter_images(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Rows ``start`` to ``stop`` with their bytes, in order; holds one row group (at most about 64 MB) at a time."""

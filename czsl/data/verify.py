@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from czsl.compositions import SPLITS
 from czsl.data.images import MAX_PIXELS, BadImage, decode
-from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
+from czsl.data.importing.problems import ImageRow, Problem, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import data_sha256
 from czsl.data.table import Dataset, open_data, open_shard
 from czsl.errors import DataError
@@ -21,7 +21,7 @@ from czsl.threads import ordered_map
 class Stored(NamedTuple):
     """One row as it stands in a shard of ``split``."""
 
-    row: Row
+    row: ImageRow
     image: bytes
     split: str
 
@@ -78,7 +78,7 @@ def verify(
     dataset = open_data(folder)
     report = VerifyReport(str(dataset.folder), dataset.name, dataset.sha256, dict.fromkeys(SPLITS, 0))
     allowed = _allowed(dataset)
-    rows: dict[str, Row] = {}
+    rows: dict[str, ImageRow] = {}
     total = sum(dataset.counts.values())
 
     def check(stored: Stored) -> tuple[Stored, list[Problem]]:
@@ -112,7 +112,7 @@ def _stored(dataset: Dataset, problems: list[Problem]) -> Iterator[Stored]:
                             if None in item.values():
                                 problems.append(_bad("empty cell", str(item["id"]), path.name))
                                 continue
-                            yield Stored(Row(**{name: item[name] for name in Row._fields}), item["image"], split)
+                            yield Stored(ImageRow(**{name: item[name] for name in ImageRow._fields}), item["image"], split)
             except parquet_errors() as error:
                 problems.append(_bad("unreadable shard", path.name, " ".join(str(error).split())))
             except DataError as error:
@@ -128,7 +128,7 @@ def _image_problems(stored: Stored, max_pixels: int) -> Iterator[Problem]:
         yield _bad(error.kind, stored.row.id, error.reason)
 
 
-def _total_problems(dataset: Dataset, images: dict[str, int], rows: dict[str, Row]) -> Iterator[Problem]:
+def _total_problems(dataset: Dataset, images: dict[str, int], rows: dict[str, ImageRow]) -> Iterator[Problem]:
     for split in SPLITS:
         if images[split] != dataset.counts[split]:
             yield _bad("wrong number of images", split, f"{images[split]}, dataset.json says {dataset.counts[split]}")

@@ -7,7 +7,7 @@ from czsl.evaluation.curve import Curve
 from czsl.evaluation.extremes import Extremes, ExtremesAccumulator
 from czsl.evaluation.intervals import bootstrap_intervals, compare, pair_accuracies
 from czsl.evaluation.operating import Aim, OperatingPoint, choose_bias
-from czsl.evaluation.reduction import Reduction
+from czsl.evaluation.reduction import SavedEvaluation
 from czsl.evaluation.report import evaluate, reduce_scores, report, threshold_rows
 from czsl.evaluation.scores_file import ScoreFile, read_scores, read_space, write_scores
 from czsl.evaluation.thresholds import at_threshold, choose_threshold
@@ -19,7 +19,7 @@ __all__ = [
     "Extremes",
     "ExtremesAccumulator",
     "OperatingPoint",
-    "Reduction",
+    "SavedEvaluation",
     "ScoreFile",
     "at_threshold",
     "bootstrap_intervals",

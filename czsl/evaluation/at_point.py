@@ -17,7 +17,7 @@ RESAMPLES = 1000
 def accuracies(e: Extremes, bias: float, classes: bool = False, weight: np.ndarray | None = None) -> dict[str, float]:
     """``seen``, ``unseen``, ``hm`` and ``acc`` (all images) with a bias on unseen pairs; NaN if no image shows such a pair.
 
-    Of plain classes ``seen`` and ``unseen`` are means over classes: S, U and H with the bias as gamma.
+    For plain classes ``seen`` and ``unseen`` are means over classes: S, U and H with the bias as gamma.
     """
     right, weight_N = right_at(e, bias), np.ones(len(e)) if weight is None else weight
     if classes:
@@ -43,7 +43,7 @@ def point_numbers(e: Extremes, point: OperatingPoint, classes: bool = False, res
     classes : bool
         Labels are plain classes.
     resamples, seed : int
-        Of the bootstrap over images.
+        Number of resamples of the bootstrap over images, and its seed.
 
     Returns
     -------

@@ -21,7 +21,7 @@ def breakdown(e: Extremes, candidates: Candidates) -> dict:
         ``macro``: ``auc, hm, seen, unseen`` of the curve whose accuracies are means over pairs (each pair that occurs counts
         once, however many images it has), and ``attr_acc, obj_acc`` as means over attributes and objects.
         ``per_attribute``, ``per_object``: ``{name: {"acc", "images"}}`` of the prediction without a bias, for those that occur.
-        Of plain classes there is ``per_class`` instead. Undefined numbers are None.
+        For plain classes there is ``per_class`` instead. Undefined numbers are None.
     """
     hits_N2 = primitive_hits(e, candidates.pairs)
     _, pair_N, images = np.unique(e.true_pair, return_inverse=True, return_counts=True)

@@ -32,7 +32,7 @@ def fit_scaling(sums: Sums, true_seen: np.ndarray, kind: str = "composition") ->
     Parameters
     ----------
     sums : Sums
-        Of the validation split, on a grid of temperatures.
+        Sums of the validation split, on a grid of temperatures.
     true_seen : bool [N]
     kind : {"composition", "attribute", "object"}
     """
@@ -200,9 +200,9 @@ def calibration_numbers(
     Parameters
     ----------
     e, sums : Extremes, Sums
-        Of the same images in the same order.
+        Both for the same images in the same order.
     marginals : float [N, 2 (before, after), 2 (attribute, object), 4], optional
-        Of :class:`czsl.evaluation.sums.Marginals`; None for plain classes, which have no attribute.
+        Result of :class:`czsl.evaluation.sums.Marginals`; None for plain classes, which have no attribute.
     before, after : OperatingPoint
 
     Returns

@@ -42,14 +42,14 @@ def confusion(true_N: np.ndarray, named_N: np.ndarray, count: int) -> np.ndarray
     return flat.reshape(count, count)
 
 
-def largest_confusions(matrix_CC: np.ndarray, names: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
+def largest_confusions(matrix_CC: np.ndarray, names: Sequence[str], limit: int = 10) -> list[dict[str, Any]]:
     """Return the largest entries off the diagonal: ``true``, ``named``, ``images``, and ``share`` of the images of the true label.
 
     Ordered by images, then by names' order; entries of 0 are left out.
     """
     wrong = matrix_CC.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     found = []
     for place in order.tolist():
         true, named = divmod(place, len(names))

@@ -1,6 +1,6 @@
 """The seen/unseen curve: exact, by one sort, and as the field's programs sample it with 20 biases.
 
-For one image exactly one rival decides. A seen image is right as long as its true score beats the biased score of the
+For one image exactly one runner-up decides. A seen image is right as long as its true score beats the biased score of the
 (k - r)-th best unseen pair, where r seen pairs rank before the true one; an unseen image the other way round. So each image
 changes at most once along the bias axis, and the curve is a cumulative sum over the sorted changes.
 
@@ -22,11 +22,11 @@ NUM_BINS = 20
 
 @dataclass(frozen=True)
 class _Duels:
-    """Return what decides each image: ``able`` [N] the true pair is among the k best of its group; the rival's score and pair."""
+    """Return what decides each image: ``able`` [N] the true pair is among the k best of its group; the runner-up's score and pair."""
 
     able: np.ndarray
-    rival_score: np.ndarray
-    rival_pair: np.ndarray
+    runner_up_score: np.ndarray
+    runner_up_pair: np.ndarray
 
 
 def _duels(e: Extremes, unseen_pair: np.ndarray) -> _Duels:
@@ -55,10 +55,10 @@ class Curve:
         duels = _duels(extremes, extremes.unseen_pair[:, 0])
         self.is_seen = extremes.true_seen
         own = extremes.true_score.astype(np.float64)  # in float64 the difference of two like-sized float32 is exact
-        with np.errstate(invalid="ignore"):  # -inf - -inf, where neither the true pair nor a rival competes
-            gap = np.where(self.is_seen, own - duels.rival_score, duels.rival_score - own)
+        with np.errstate(invalid="ignore"):  # -inf - -inf, where neither the true pair nor a runner-up competes
+            gap = np.where(self.is_seen, own - duels.runner_up_score, duels.runner_up_score - own)
         flips = duels.able & np.isfinite(gap)
-        # Without a rival, an image that can be right is right at every bias.
+        # Without a runner-up, an image that can be right is right at every bias.
         self.always = duels.able & ~flips
         self.flips, step = np.unique(gap[flips], return_inverse=True)
         self._flipping = np.flatnonzero(flips)
@@ -156,8 +156,8 @@ def right_among_own(e: Extremes) -> np.ndarray:
 def _right_at(e: Extremes, duels: _Duels, bias: np.floating) -> np.ndarray:
     """Return which images are right with a bias, in the precision of the bias (at least float32), bool [N]."""
     own = np.where(e.true_seen, e.true_score, e.true_score + bias)
-    rival = np.where(e.true_seen, duels.rival_score + bias, duels.rival_score)
-    return duels.able & ((own > rival) | ((own == rival) & (e.true_pair < duels.rival_pair)))
+    runner_up = np.where(e.true_seen, duels.runner_up_score + bias, duels.runner_up_score)
+    return duels.able & ((own > runner_up) | ((own == runner_up) & (e.true_pair < duels.runner_up_pair)))
 
 
 def _mean32(hit: np.ndarray, among: np.ndarray) -> float:

@@ -135,7 +135,7 @@ class ExtremesAccumulator:
         Parameters
         ----------
         rows : int [B] or slice
-            The images, as places in this accumulator's labels.
+            The images, as indices of this accumulator's labels.
         pairs : int [p], or int
             The pairs, as columns of the candidates; one integer means that column and those after it. Fastest in the order of
             ``candidates.tiles()``. Columns that the split does not allow are ignored.

@@ -16,7 +16,7 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import DataError
 from czsl.reading import PathLike, read_array, read_json
 
-LONGEST_LINE = 1 << 16  # bytes; a line of 300 numbers has about 3,000
+MAX_LINE_BYTES = 1 << 16  # bytes; a line of 300 numbers has about 3,000
 
 
 def feasibility_scores(similarity_AA: np.ndarray, similarity_OO: np.ndarray, space: CompositionSpace) -> np.ndarray:
@@ -125,7 +125,7 @@ def word_vectors(path: PathLike, names: Sequence[str], rename: Mapping[str, str]
     width = 0
     try:
         with Path(path).open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
                 word, _, rest = line.partition(b" ")
                 if word in needed and word not in found:
                     found[word] = _parse_vector(rest, width, f"{path}, line {number}")

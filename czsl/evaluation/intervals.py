@@ -67,11 +67,11 @@ def compare(
     Parameters
     ----------
     first, second : Extremes
-        Of the same images in the same order; candidates and thresholds may differ. Their level 0 is used.
+        Extremes of the same images in the same order; candidates and thresholds may differ. Their level 0 is used.
     resamples, seed, level
         As in :func:`bootstrap_intervals`.
     biases : (float, float), optional
-        Of the runs' operating points.
+        Biases of the runs' operating points.
 
     Returns
     -------

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from czsl.data.files.match import Item
+from czsl.data.files.match import MatchItem
 
 Scores = Mapping[tuple[str, str], float]  # (image, caption) -> score
 RECALLS = (1, 5, 10)
 
 
-def right_answers(kind: str, items: Sequence[Item], scores: Scores) -> dict[str, np.ndarray]:
+def right_answers(kind: str, items: Sequence[MatchItem], scores: Scores) -> dict[str, np.ndarray]:
     """Return which items are right, bool [items] by measure; a tie is wrong.
 
     Parameters
@@ -23,7 +23,7 @@ def right_answers(kind: str, items: Sequence[Item], scores: Scores) -> dict[str,
     kind : {"comvg", "svo", "winoground", "vl-checklist"}
         ``winoground``: text score (each image prefers its own caption), image score (each caption its own image), group score (both);
         otherwise accuracy.
-    items : sequence of Item
+    items : sequence of MatchItem
     scores : mapping
         Scores of all images and captions of an item; NaN if one is missing.
     """

@@ -78,7 +78,7 @@ def choose_bias(e: Extremes, aim: Aim | None = None, classes: bool = False) -> t
     Parameters
     ----------
     e : Extremes
-        Of the validation split; level 0 is used.
+        Extremes of the validation split; level 0 is used.
     aim : Aim, optional
         Default: the best harmonic mean.
     classes : bool
@@ -158,7 +158,7 @@ class OperatingPoint:
     aim : str
         See :class:`Aim`.
     composition, attribute, object : Scaling
-        Of the probabilities of compositions (or classes), and of the marginal ones of attributes and objects.
+        Scaling of the probabilities of compositions (or classes), and of the marginals of attributes and objects.
     facts : dict
         What it holds for (SHA-256 of checkpoint, data and candidates) and what it was chosen on.
     notes : tuple of str
@@ -272,7 +272,7 @@ def unseen_mask(space: CompositionSpace, pairs: np.ndarray, seen: Iterable[tuple
         What the pairs index.
     pairs : int [P, 2]
     seen : set of (attribute, object)
-        Of :func:`seen_names`.
+        Result of :func:`seen_names`.
     """
     place = [_places(space.attributes), _places(space.objects)]
     known = {(a, o) for names in seen for a in place[0].get(names[0], ()) for o in place[1].get(names[1], ())}

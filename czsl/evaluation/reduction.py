@@ -37,7 +37,7 @@ _NAMES = ("ids", "attributes", "objects")
 
 
 @dataclass(frozen=True)
-class Reduction:
+class SavedEvaluation:
     """One evaluation of a run, reduced.
 
     Attributes
@@ -73,7 +73,7 @@ class Reduction:
         write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: PathLike) -> Reduction:
+    def load(cls, path: PathLike) -> SavedEvaluation:
         """Read what :meth:`save` wrote.
 
         Raises
@@ -98,14 +98,14 @@ class Reduction:
             raise DataError(f"cannot read {path}", f"{type(error).__name__}: {error}", "evaluate the run again") from None
         return cls(Extremes(**arrays), ids, attributes, objects, about["facts"], Sums(**sums) if sums else None)
 
-    def arranged(self, ids: Sequence[str]) -> Reduction:
+    def arranged(self, ids: Sequence[str]) -> SavedEvaluation:
         """The same with the images in the order of ``ids``; DataError if they are others."""
         place = {name: i for i, name in enumerate(self.ids)}
         if len(place) != len(self.ids) or len(ids) != len(self.ids) or not all(name in place for name in ids):
             strange = next((name for name in ids if name not in place), "")
             raise DataError(
                 "the evaluations are of other images",
-                f"{len(ids)} and {len(self.ids)} images" + (f"; {strange!r} is in one alone" if strange else ""),
+                f"{len(ids)} and {len(self.ids)} images" + (f"; {strange!r} is only in one of them" if strange else ""),
                 "evaluate all runs on one split of one dataset",
             )
         order = np.array([place[name] for name in ids], np.int64)
@@ -119,7 +119,7 @@ def _check_about(names: list, facts: Any) -> None:
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
         raise ValueError("its names are not lists of text")
     if not isinstance(facts, dict) or not all(isinstance(value, str | int | float | None) for value in facts.values()):
-        raise ValueError("its facts are not plain")
+        raise ValueError("its facts are not texts or numbers")
     if not isinstance(facts.get("threshold"), float | None):
         raise ValueError("its threshold is not a number")
 

@@ -80,7 +80,7 @@ class Sums:
         return Sums(temperatures=parts[0].temperatures, **joined)
 
     def arranged(self, order: np.ndarray) -> Sums:
-        """The images in another order (places in the arrays)."""
+        """The images in another order (indices of the arrays)."""
         arrays = {f.name: getattr(self, f.name)[order] for f in fields(Sums) if f.name != "temperatures"}
         return Sums(temperatures=self.temperatures, **{**arrays, "index": np.arange(len(order))})
 
@@ -138,7 +138,7 @@ class SumsAccumulator:
         self._total, self._attribute, self._object = np.zeros((N, G, F, 2)), np.zeros((N, G, 2)), np.zeros((N, G, 2))
 
     def update(self, rows, pairs, log_weights_Bp, scores_Bp) -> None:
-        """Take in a tile: log-weights and scores of some images (places in the labels) for some columns of the candidates."""
+        """Take in a tile: log-weights and scores of some images (indices of the labels) for some columns of the candidates."""
         rows_B, pairs_p = np.arange(len(self.index_N))[rows], np.asarray(pairs)
         keep = self.candidates.allowed[pairs_p]
         pairs_p = pairs_p[keep]

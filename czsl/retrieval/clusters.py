@@ -30,7 +30,7 @@ def spherical_kmeans(x_ND: np.ndarray, k: int, seed: int = 0, iterations: int = 
     k : int
         Number of clusters, at most N.
     seed : int
-        Of the initial centres.
+        Seed of the initial centres.
     iterations : int
 
     Returns
@@ -95,7 +95,7 @@ def balanced_assignment(similarity_NK: np.ndarray) -> np.ndarray:
     gain_NK = similarity_NK.astype(np.float64) - _prices(similarity_NK)
     ranked_NK = np.sort(gain_NK, axis=1)
     order_N = np.argsort(ranked_NK[:, -2] - ranked_NK[:, -1], kind="stable")
-    room_K, extra = np.full(K, N // K), N % K  # so many clusters take one vector more
+    room_K, extra = np.full(K, N // K), N % K  # number of clusters that take one vector more
     labels_N = np.empty(N, dtype=np.int64)
     choices_NK = np.argsort(-gain_NK, axis=1, kind="stable")
     for n in order_N:

@@ -79,9 +79,9 @@ class CompositionIndex:
             Attribute and object index of each pair, no pair twice.
         kind : {"flat", "ivf"}
         cells : int, optional
-            Of an ``ivf`` index; default: about the square root of P. Cells that stay empty are dropped.
+            Number of cells of an ``ivf`` index; default: about the square root of P. Cells that stay empty are dropped.
         seed : int
-            Of k-means.
+            Seed of k-means.
         gpu : bool, optional
             Default: whether FAISS finds a GPU.
 

@@ -16,12 +16,12 @@ from czsl.retrieval.index import BLOCK, CompositionIndex
 SEED_PRIMITIVES = 8  # the pairs of this many best attributes and objects are visited first
 DENSE_SHARE = 0.8  # from this share of allowed rows on, all are read
 DENSE_ROWS, DENSE_IMAGES = 4096, 256  # the largest float32 block of scores
-BLAS_QUERIES = 8  # from so many queries on, a matrix product is quicker than one by one
-GPU_MOST = 2048  # results a query that FAISS gives on a GPU
+BLAS_QUERIES = 8  # from this many queries on, a matrix product is quicker than one by one
+GPU_MAX_RESULTS = 2048  # results per query that FAISS gives on a GPU
 _UNIT = 2.0**-24  # relative rounding error of float32
 
 
-class Search:
+class TopKSearch:
     """The search for some images: the best found so far, and what bounds the rest."""
 
     def __init__(self, index: CompositionIndex, queries_BD, terms, k: int, allowed_P, rows, combine: str = "product"):
@@ -33,7 +33,7 @@ class Search:
         self.places = np.full((B, k), len(index), np.int64)
         self.products = np.zeros(B)
         self.lengths = np.linalg.norm(queries_BD.astype(np.float64), axis=1)
-        self.rest = np.zeros(B)  # bound on the primitive term of a pair that is no seed
+        self.rest = np.zeros(B)  # bound on the primitive term of pairs other than the seeds
         largest = self.lengths * index.longest
         if terms is not None:
             largest = largest + self.combine(terms[0].max(1).astype(np.float64), terms[1].max(1))
@@ -47,7 +47,7 @@ class Search:
         self.slack = 1.01 * (index.dim + 8) * _UNIT * largest + 1e-30
         self.weight, self.log_sum = 0.0, np.zeros(0)  # without a probability
 
-    def normalise(self, weight: float, same: Search | None = None) -> None:
+    def normalise(self, weight: float, same: TopKSearch | None = None) -> None:
         """Let the composition term be ``weight`` times the softmax of the inner product among all rows; ``same`` has the sums already."""
         if same is not None:
             self.weight, self.log_sum = weight, same.log_sum
@@ -121,7 +121,7 @@ class Search:
 
     def visit_gpu(self) -> np.ndarray:
         """FAISS's best inner products; returns the images for which they do not settle the answer."""
-        wanted = min(len(self.index), GPU_MOST, max(4 * self.k, 256))
+        wanted = min(len(self.index), GPU_MAX_RESULTS, max(4 * self.k, 256))
         products, rows = self.index.on_gpu.search(self.queries, wanted)
         self.products += len(self.index)
         return np.flatnonzero(self.settle(np.arange(len(self.queries)), products, rows, len(self.index)))

@@ -92,14 +92,14 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 def _facts(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {name: content.get(name) for name in ("kind", "pairs", "dim", "cells")}
-    least = {"pairs": 1, "dim": 1, "cells": 1 if facts["kind"] == "ivf" else 0}
+    minimum = {"pairs": 1, "dim": 1, "cells": 1 if facts["kind"] == "ivf" else 0}
     if not isinstance(facts["kind"], str) or facts["kind"] not in ARRAYS:
         raise DataError(
             f"{folder}/index.json: unknown kind {facts['kind']!r}",
             "it was written by another program or version",
             f"kinds are {', '.join(ARRAYS)}",
         )
-    for name, smallest in least.items():
+    for name, smallest in minimum.items():
         if type(facts[name]) is not int or not smallest <= facts[name] < 2**40:
             raise DataError(f"{folder}/index.json is damaged", f"{name} is {facts[name]!r}, not a whole number above 0", _AGAIN)
     return facts

@@ -17,14 +17,14 @@ import numpy as np
 
 from czsl.errors import DataError
 from czsl.retrieval.index import CompositionIndex
-from czsl.retrieval.search import Search
+from czsl.retrieval.search import TopKSearch
 
 IMAGES = 1024  # handled at a time
 
 
 @dataclass(frozen=True)
 class TopCompositions:
-    """The best pairs of each image, by score descending, then place ascending.
+    """The best pairs of each image, by score descending, then index ascending.
 
     Attributes
     ----------
@@ -97,10 +97,10 @@ def top_compositions(
         raise ValueError("one of the two primitive terms is missing; give attribute and object terms, or none")
     terms = None
     if attribute_BA is not None and object_BO is not None:
-        most = index.pairs.max(axis=0) + 1
+        counts_2 = index.pairs.max(axis=0) + 1
         terms = tuple(
-            _checked(term, name, (len(queries_BD), None), int(least), 0.0)
-            for term, name, least in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), most, strict=True)
+            _checked(term, name, (len(queries_BD), None), int(minimum), 0.0)
+            for term, name, minimum in zip((attribute_BA, object_BO), ("attribute terms", "object terms"), counts_2, strict=True)
         )
     if k < 1 or (probes is not None and probes < 1):
         raise ValueError(f"k is {k} and probes is {probes}; the minimum of both is 1")
@@ -139,10 +139,10 @@ def _best_of_groups(
     index: CompositionIndex, queries_BD, terms, k: int, groups, probes, probability, combine
 ) -> tuple[np.ndarray, ...]:
     """Scores with and without the bias, places [B, k] and products [B] of the best of groups of pairs, each with a bias of its own."""
-    searches: list[tuple[Search, float]] = []
+    searches: list[tuple[TopKSearch, float]] = []
     for allowed_P, value in groups:
         rows = np.flatnonzero(allowed_P if index.order is None else allowed_P[index.order])
-        search = Search(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
+        search = TopKSearch(index, queries_BD, terms, min(k, len(rows)), allowed_P, rows, combine)
         if search.k and len(queries_BD) and probability is not None:
             first = next((s for s, _ in searches if s.weight), None)
             search.normalise(probability, first)
@@ -157,11 +157,11 @@ def _best_of_groups(
     return *(np.take_along_axis(x, order, axis=1) for x in (scores, plain, places)), products
 
 
-def _checked(values: np.ndarray, name: str, shape: tuple, least: int = 0, lowest: float = -np.inf) -> np.ndarray:
+def _checked(values: np.ndarray, name: str, shape: tuple, minimum: int = 0, lowest: float = -np.inf) -> np.ndarray:
     array = np.asarray(values)
     fits = array.ndim == 2 and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
-    if not fits or array.shape[1] < least or not np.issubdtype(array.dtype, np.floating):
-        wanted = [least if want is None and least else want for want in shape]
+    if not fits or array.shape[1] < minimum or not np.issubdtype(array.dtype, np.floating):
+        wanted = [minimum if want is None and minimum else want for want in shape]
         raise ValueError(f"{name}: {array.dtype} of shape {list(array.shape)}; the index needs floats of shape {wanted}")
     array = np.ascontiguousarray(array, dtype=np.float32)
     bad = np.argwhere(~(np.isfinite(array) & (array >= lowest)))

@@ -13,7 +13,7 @@ from czsl.reading import PathLike, read_json
 from czsl.runs import checkpoint
 from czsl.runs.files import write_json
 
-MOST_DEPTH = 4  # folders below the folder of runs: experiments and searches hold theirs deeper
+MAX_DEPTH = 4  # folders below the folder of runs: experiments and searches hold theirs deeper
 TRACES = ("config.yaml", "metrics.jsonl", "checkpoints")  # what makes a folder a run's, if half gone
 TAG = re.compile(r"[\w][\w.+-]{0,63}")
 
@@ -33,7 +33,7 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if any((path / name).exists() for name in TRACES):
             yield path
-        elif depth + 1 < MOST_DEPTH:
+        elif depth + 1 < MAX_DEPTH:
             yield from _search(path, depth + 1)
 
 

@@ -33,7 +33,7 @@ class Checkpoint:
     method : state of the method (trainable weights, prototypes, batch statistics), never the frozen CLIP
     optimizer : Adam's moments, as ``<moment>.<parameter>``
     state : step, epoch and place in the epoch, hashes, architecture
-    labels : weights of candidate labels, where training has these instead of labels
+    labels : label confidences, if training has candidate labels instead of labels
     """
 
     method: dict[str, Tensor]
@@ -109,7 +109,7 @@ def is_valid(path: PathLike) -> bool:
         if not isinstance(manifest, dict) or not manifest.keys() >= FILES:
             return False
         return all(sha256_file(path / Path(name).name) == sha for name, sha in manifest.items())
-    except (OSError, ValueError, CzslError):  # missing, not JSON, a name that is none
+    except (OSError, ValueError, CzslError):  # missing, not JSON, an invalid name
         return False
 
 
@@ -164,21 +164,21 @@ def state_of(path: PathLike) -> dict[str, Any]:
 def load(path: PathLike) -> Checkpoint:
     """Read a checkpoint that verified."""
     path = Path(path)
-    told: dict[str, Any] = {
+    error_texts: dict[str, Any] = {
         "error": UsageError,
         "head": f"checkpoint {path} cannot be read",
         "fix": "choose another with --checkpoint",
     }
-    state = read_json(path / "state.json", **told)
+    state = read_json(path / "state.json", **error_texts)
     there = state if isinstance(state, dict) else {}
     odd = [k for k, kind in STATE.items() if (k in there or k == "step") and (not isinstance(there.get(k), kind))]
     if odd:
-        raise UsageError(told["head"], f"state.json has no {', '.join(odd)} as they are written", told["fix"])
+        raise UsageError(error_texts["head"], f"state.json has no {', '.join(odd)} as they are written", error_texts["fix"])
     return Checkpoint(
-        read_safetensors(path / "method.safetensors", **told),
-        read_safetensors(path / "optimizer.safetensors", **told),
+        read_safetensors(path / "method.safetensors", **error_texts),
+        read_safetensors(path / "optimizer.safetensors", **error_texts),
         state,
-        read_safetensors(labels, **told) if (labels := path / "labels.safetensors").exists() else {},
+        read_safetensors(labels, **error_texts) if (labels := path / "labels.safetensors").exists() else {},
     )
 
 

@@ -65,13 +65,13 @@ class RunConfig:
         default as the dataset remembers it.
     threads: CPU threads per worker (0: what the node offers); part of the result's last bits, so stored with the run.
     partial_labels: file of candidate sets (`czsl data partial`) that training is given instead of labels.
-    label_init: first weights of an image's candidates: ``clip`` (softmax of frozen CLIP's similarity less its mean over the images),
-        ``uniform``, or ``multihot`` (ones).
-    label_momentum: how far each visit moves the weights towards the method's own probabilities; 0 keeps them, 1 replaces them.
-    label_temperature: divides the log-probabilities that weights follow.
-    label_relevance: power of the image's relevance to a label in new weights, for methods that have one (clip-pzsl).
-    label_warmup: epochs before weights begin to move.
-    label_rescue: share of new weights that goes by all seen pairs, candidates or not, for sets that may lack the true label.
+    label_init: initial confidences of an image's candidate labels: ``clip`` (softmax of frozen CLIP's similarity less its mean over
+        the images), ``uniform``, or ``multihot`` (ones).
+    label_momentum: how far each visit moves the label confidences towards the method's own probabilities; 0 keeps them, 1 replaces them.
+    label_temperature: divides the log-probabilities that label confidences follow.
+    label_relevance: power of the image's relevance to a label in new confidences, for methods that have one (clip-pzsl).
+    label_warmup: epochs before label confidences begin to move.
+    label_rescue: share of new confidences spread over all seen pairs, candidate labels or not, for sets that may lack the true label.
     model: the method's own fields.
     """
 
@@ -117,7 +117,7 @@ class RunConfig:
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, least in (
+        for name, minimum in (
             ("seed", 0),
             ("epochs", 0),
             ("batch", 1),
@@ -137,9 +137,9 @@ class RunConfig:
             ("label_relevance", 0),
             ("label_warmup", 0),
         ):
-            if not least <= getattr(self, name) < math.inf:  # NaN is neither
+            if not minimum <= getattr(self, name) < math.inf:  # NaN is neither
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}", f"it must be at least {least}", f"set {name}={least} or more"
+                    f"{name} is {getattr(self, name)}", f"it must be at least {minimum}", f"set {name}={minimum} or more"
                 )
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(

@@ -34,7 +34,7 @@ def whole_file(path: PathLike, sync: bool = False) -> Iterator[Path]:
     file also survives a crash of the machine.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
         yield temporary
         if sync:
@@ -53,7 +53,7 @@ def whole_folder(path: PathLike, replace: bool = False, sync: bool = False) -> I
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _beside(path), None
+    temporary, old = _temporary_path(path), None
     temporary.mkdir()
     try:
         yield temporary
@@ -62,7 +62,7 @@ def whole_folder(path: PathLike, replace: bool = False, sync: bool = False) -> I
                 _sync(file)
             _sync(temporary)
         if replace and path.exists():
-            old = path.rename(_beside(path))
+            old = path.rename(_temporary_path(path))
         elif path.is_dir():
             path.rmdir()
         try:
@@ -99,7 +99,7 @@ def write_json(path: PathLike, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """Return a hidden name of one's own next to a path: threads, processes and hosts may write the same file at once."""
     stem = os.fsdecode(os.fsencode(path.name)[:200])  # a file name has at most 255 bytes
     return path.with_name(f".{stem}.{uuid.uuid4().hex}.tmp")
@@ -151,7 +151,7 @@ def is_held(folder: PathLike) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock was ever taken, or there are none
+    except OSError:  # no lock was ever taken, or the file system has none
         return False
     return False
 
@@ -167,7 +167,7 @@ def read_by(folder: PathLike) -> Iterator[None]:
     """
     try:
         file = (Path(folder) / READERS).open("a", encoding="utf-8")
-    except OSError:  # a read-only folder, which nobody changes
+    except OSError:  # a read-only folder, which no process changes
         yield
         return
     with file:

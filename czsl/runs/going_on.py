@@ -61,7 +61,7 @@ def go_on(run: Run, changed: dict[str, Any], dry: bool = False) -> tuple[Run, li
         The run has no usable checkpoint, was trained for longer, grew since, or takes no gradient steps; another process trains it.
     """
     with held(run.path, "training"):
-        run = Run(run.path)  # as it is now that nobody else changes it
+        run = Run(run.path)  # as it is now that no other process changes it
         state = _state(run)
         config = replace(run.config, **changed)  # checks the values
         epoch, begun = state["epoch"], state["epoch"] + (state["place"] > 0)

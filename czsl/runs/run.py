@@ -29,9 +29,9 @@ from czsl.spaces import load_space, space_from_json
 if TYPE_CHECKING:
     import torch
 
-MOST_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
-MOST_THREADS = 4096
-# What every line of an event has beside its numbers.
+MAX_CONFIG = 2**30  # bytes: a method's settings hold the content of the files that it was given
+MAX_THREADS = 4096
+# Fields of every line of an event in addition to its numbers.
 RECORDS = {
     "progress": ("what", "done", "total"),
     "start": ("steps", "images", "batch", "step"),
@@ -51,7 +51,7 @@ class Run:
     Parameters
     ----------
     path : Path
-        Of an existing run folder.
+        An existing run folder.
 
     Attributes
     ----------
@@ -75,16 +75,19 @@ class Run:
                 else "give a folder that czsl train wrote, e.g. runs/<name>"
             )
             raise UsageError(f"{path} is not a run folder", "it has no config.yaml", fix)
-        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand, or written by another version?"}
-        self.settings: dict[str, Any] = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
+        error_texts: dict[str, Any] = {
+            "head": f"{file} cannot be read",
+            "fix": "was it edited by hand, or written by another version?",
+        }
+        self.settings: dict[str, Any] = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
         if not isinstance(self.settings, dict):
-            raise UsageError(told["head"], f"it holds a {type(self.settings).__name__}, not settings", told["fix"])
-        self.history: list[dict[str, Any]] = _history(self.settings.pop("history", []), told)
+            raise UsageError(error_texts["head"], f"it holds a {type(self.settings).__name__}, not settings", error_texts["fix"])
+        self.history: list[dict[str, Any]] = _history(self.settings.pop("history", []), error_texts)
         try:
             check_known(self.settings, [*RunConfig.field_names(), "model"], "NAME")
             self.config = RunConfig.from_file(typed(self.settings, RunConfig))
         except UsageError as error:
-            raise UsageError(told["head"], f"{error.what} {error.why}".strip(), told["fix"]) from None
+            raise UsageError(error_texts["head"], f"{error.what} {error.why}".strip(), error_texts["fix"]) from None
 
     @classmethod
     def create(
@@ -113,7 +116,7 @@ class Run:
                         f"{path} exists", "a run is never overwritten", "choose another --name, or --resume it"
                     ) from None
         if start is not None:
-            checkpoint.save(path / "start", start)  # before config.yaml, without which the folder is no run
+            checkpoint.save(path / "start", start)  # before config.yaml, without which the folder is not a run
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(path / "config.yaml", text.encode())
         space.save(path / "space.json")
@@ -202,15 +205,15 @@ class Run:
         file = self.path / "environment.json"
         if not file.exists():
             return {}
-        told: dict[str, Any] = {
+        error_texts: dict[str, Any] = {
             "head": f"{file} is damaged",
             "fix": "take it from a copy; without it the run works, its record is lost",
         }
-        content = read_json(file, error=UsageError, **told)
+        content = read_json(file, error=UsageError, **error_texts)
         threads = content.get("threads", 0) if isinstance(content, dict) else None
         precision = content.get("precision", "float32") if isinstance(content, dict) else None
-        if type(threads) is not int or not 0 <= threads <= MOST_THREADS or precision not in PRECISIONS[1:]:
-            raise UsageError(told["head"], "it is not a record of a run", told["fix"])
+        if type(threads) is not int or not 0 <= threads <= MAX_THREADS or precision not in PRECISIONS[1:]:
+            raise UsageError(error_texts["head"], "it is not a record of a run", error_texts["fix"])
         return content
 
     @property
@@ -231,12 +234,14 @@ class Run:
         return self.precision or fitting(device)
 
 
-def _history(content: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
+def _history(content: Any, error_texts: dict[str, Any]) -> list[dict[str, Any]]:
     """Check the changes of settings that ``config.yaml`` lists: the step of each, and what changed from which to which value."""
     entries: list[Any] = content if isinstance(content, list) else [None]
     for entry in entries:
         if not isinstance(entry, dict) or type(entry.get("step")) is not int or not isinstance(entry.get("changed"), dict):
-            raise UsageError(told["head"], "its history is not a list of changes with step and changed", told["fix"])
+            raise UsageError(
+                error_texts["head"], "its history is not a list of changes with step and changed", error_texts["fix"]
+            )
     return entries
 
 

@@ -29,7 +29,7 @@ KINDS = {
 FIXED = ("method", "preset", "recipe", "data", "threads")
 DIGITS = 4  # of sampled numbers: what a table shows is what was used
 
-MOST_POINTS = 100_000  # of a grid
+MAX_POINTS = 100_000  # of a grid
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _domain(name: str, spec: Any, owner: type) -> Domain:
     for value in [domain.value(i) for i in range(several)] or domain.args:
         typed({name: value}, owner)
     if not domain.count:
-        typed({name: math.sqrt(2)}, owner)  # what lies between whole ends is no whole number
+        typed({name: math.sqrt(2)}, owner)  # between whole ends lie other numbers than whole ones
     return domain
 
 
@@ -154,7 +154,7 @@ def _choices(name: str, args: list, owner: type, example: str) -> Domain:
     # YAML reads 1e-4 as a text; the setting's own type says what it is.
     values = tuple(list(v) if isinstance(v, tuple) else v for v in (typed({name: a}, owner)[name] for a in args))
     if not values or any(a == b for a, b in itertools.combinations(values, 2)):
-        raise UsageError(f"{name}: the choices are {args!r}", "there must be one at least, and none twice", example)
+        raise UsageError(f"{name}: the choices are {args!r}", "at least one choice is needed, each once", example)
     return Domain("choice", values)
 
 
@@ -211,9 +211,9 @@ def grid(space: Space, seed: int) -> list[dict[str, Any]]:
             raise UsageError(
                 f"{name}: a grid needs countable values", f"{domain} has no end of them", "use choice, quniform or randint"
             )
-    if (count := math.prod(domain.count for domain in space.values())) > MOST_POINTS:
+    if (count := math.prod(domain.count for domain in space.values())) > MAX_POINTS:
         raise UsageError(
-            f"the grid has {count:,} points", f"at most {MOST_POINTS:,}", "choose fewer values, or --algorithm random"
+            f"the grid has {count:,} points", f"at most {MAX_POINTS:,}", "choose fewer values, or --algorithm random"
         )
     points = [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.values() for d in space.values()))]
     return [points[i] for i in np.random.default_rng([seed, len(points)]).permutation(len(points))]

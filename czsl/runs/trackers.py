@@ -22,7 +22,7 @@ from czsl.runs.tracker_names import PACKAGES
 
 LEFT_OUT = ("event", "time", "step")
 PROJECT = "czsl"
-LONGEST_SETTING = 500  # characters; MLflow takes no more
+MAX_SETTING_LENGTH = 500  # characters; MLflow takes no more
 
 
 class Tracker(Protocol):
@@ -65,7 +65,9 @@ def settings_of(run: Run) -> dict[str, Any]:
     """Return the settings of a run and its method by name, long texts cut."""
     settings = {key: value for key, value in run.config.to_dict().items() if key != "model"}
     plain = (int, float, bool, type(None))
-    return {key: v if isinstance(v, plain) else str(v)[:LONGEST_SETTING] for key, v in {**settings, **run.config.model}.items()}
+    return {
+        key: v if isinstance(v, plain) else str(v)[:MAX_SETTING_LENGTH] for key, v in {**settings, **run.config.model}.items()
+    }
 
 
 def numbers_of(record: dict[str, Any]) -> dict[str, float]:

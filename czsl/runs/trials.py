@@ -23,11 +23,11 @@ from czsl.errors import CzslError, UsageError
 from czsl.reading import PathLike, read_json, read_yaml
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.run import MOST_CONFIG, Run, well_formed
+from czsl.runs.run import MAX_CONFIG, Run, well_formed
 from czsl.runs.settings import check_known, typed
 from czsl.runs.states import seconds_of_work
 
-METRICS = {"val_auc": "auc", "val_hm": "hm"}  # as a person names it -> in the metrics of a run
+METRICS = {"val_auc": "auc", "val_hm": "hm"}  # name for users -> key in the metrics of a run
 OVER = ("done", "pruned", "failed")
 
 
@@ -158,8 +158,8 @@ class Search:
         file = self.path / "tune.yaml"
         if not file.is_file():
             raise UsageError(f"{self.path} is not a search", "it has no tune.yaml", "give a folder that czsl tune wrote")
-        told: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
-        content = read_yaml(file, error=UsageError, most=MOST_CONFIG, **told)
+        error_texts: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
+        content = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
         try:
             if not isinstance(content, dict):
                 raise TypeError(f"it holds a {type(content).__name__}, not settings")
@@ -169,7 +169,7 @@ class Search:
             typed(self.config.config, RunConfig)
             RunConfig(**self.config.config)
         except (TypeError, ValueError, UsageError) as error:
-            raise UsageError(told["head"], str(error).splitlines()[0], told["fix"]) from None
+            raise UsageError(error_texts["head"], str(error).splitlines()[0], error_texts["fix"]) from None
 
     @classmethod
     def create(cls, config: SearchConfig, out: PathLike, name: str | None = None) -> Search:

@@ -10,10 +10,10 @@ import bisect
 import torch
 from torch import Tensor
 
-ROOM = 16  # classes for which there is room at first; it doubles
+INITIAL_CAPACITY = 16  # classes for which there is room at first; it doubles
 
 
-class Cache:
+class ClassCache:
     """At most ``shots`` unit features per class; a class gets a place, in the order of arrival, when its first entry comes.
 
     Its memory is bounded by the number of candidates, not of images.
@@ -29,10 +29,10 @@ class Cache:
     def __init__(self, shots: int, like: Tensor):
         self.shots = shots
         self.places: dict[int, int] = {}
-        self._entries = like.new_zeros(ROOM, shots, like.shape[1])
-        self._keys = like.new_zeros(ROOM, like.shape[1])
-        self._filled = like.new_zeros(ROOM, shots)
-        self._classes = torch.zeros(ROOM, dtype=torch.int64, device=like.device)
+        self._entries = like.new_zeros(INITIAL_CAPACITY, shots, like.shape[1])
+        self._keys = like.new_zeros(INITIAL_CAPACITY, like.shape[1])
+        self._filled = like.new_zeros(INITIAL_CAPACITY, shots)
+        self._classes = torch.zeros(INITIAL_CAPACITY, dtype=torch.int64, device=like.device)
         # Per class (entropy, row of its entries), lowest entropy first; of equal entropies the older one first.
         self.ranked: list[list[tuple[float, int]]] = []
 

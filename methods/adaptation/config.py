@@ -11,7 +11,7 @@ from czsl.errors import UsageError
 from czsl.runs.settings import typed
 
 PUBLISHED_SCALE = 100.0  # CLIP's logit scale, to which published alphas belong
-MOST_SHOTS = 1000
+MAX_SHOTS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class AdaptationConfig:
             if not math.isfinite(value):
                 raise self.refused(field.name, "it must be a finite number")
             if field.name.endswith("shots"):
-                if not 1 <= value <= MOST_SHOTS:
-                    raise self.refused(field.name, f"it must lie between 1 and {MOST_SHOTS}")
+                if not 1 <= value <= MAX_SHOTS:
+                    raise self.refused(field.name, f"it must lie between 1 and {MAX_SHOTS}")
             elif field.name in self.shares:
                 if not 0 <= value <= 1:
                     raise self.refused(field.name, "it must lie between 0 and 1")

@@ -44,7 +44,7 @@ class Plan:
         return f"{self.layer}-{'given' if self.seed is None else f'seed{self.seed}'}"
 
     def order(self, count: int) -> np.ndarray:
-        """Return the places of ``count`` images in the order of the stream, int64."""
+        """Return the indices of ``count`` images in the order of the stream, int64."""
         return np.arange(count) if self.seed is None else np.random.default_rng(self.seed).permutation(count)
 
     @property

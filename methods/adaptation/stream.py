@@ -76,7 +76,7 @@ def adapt_stream(
     image_features : float tensor or array [N, D]
         In the order of the stream; of any length but 0. Float64 is computed in float64, everything else in float32.
     text_features : float tensor or array [P, D]
-        Of the candidates; their type and device are those of the computation.
+        Features of the candidates; their type and device are those of the computation.
     logit_scale : float
         Factor of the cosines (CLIP's exp(logit_scale), 100 in the published models).
     settings : mapping, optional

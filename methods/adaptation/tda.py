@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.adaptation.adaptation import Adaptation, entropy_of
-from methods.adaptation.cache import Cache, doubled
+from methods.adaptation.cache import ClassCache, doubled
 from methods.adaptation.config import TdaConfig
 
 
@@ -23,10 +23,10 @@ class Tda(Adaptation[TdaConfig]):
 
     def __init__(self, text_PD: Tensor, scale: float, config: TdaConfig):
         super().__init__(text_PD, scale, config)
-        self.positive, self.negative = Cache(config.shots, text_PD), Cache(config.negative_shots, text_PD)
+        self.positive, self.negative = ClassCache(config.shots, text_PD), ClassCache(config.negative_shots, text_PD)
         # Probabilities above mask_low: no more than 1 / mask_low of them. P stands for none.
-        self._most = min(int(1 / config.mask_low) + 1, len(text_PD))
-        self._against = torch.full((16, config.negative_shots, self._most), len(text_PD), device=text_PD.device)
+        self._max_classes = min(int(1 / config.mask_low) + 1, len(text_PD))
+        self._against = torch.full((16, config.negative_shots, self._max_classes), len(text_PD), device=text_PD.device)
 
     def shift(self, x_D: Tensor, cos_P: Tensor) -> Tensor:
         """Return what is added to the scaled cosines [P] of one unit image, and adapt to it."""
@@ -44,7 +44,7 @@ class Tda(Adaptation[TdaConfig]):
             out_P.index_add_(0, against_CMV.flatten(), -weight_CM1.expand(against_CMV.shape).flatten())
         return out_P[:-1]
 
-    def _affinity(self, cache: Cache, x_D: Tensor, alpha: float, beta: float) -> Tensor:
+    def _affinity(self, cache: ClassCache, x_D: Tensor, alpha: float, beta: float) -> Tensor:
         """Weighted affinity of an image to each entry, [C, M]; 0 without one."""
         return self.config.weight(alpha, self.scale) * torch.exp(-beta * (1 - cache.entries @ x_D)) * cache.filled
 
@@ -53,7 +53,7 @@ class Tda(Adaptation[TdaConfig]):
         if taken is None:
             return
         p_P = z_P.softmax(dim=0)
-        found_V = ((p_P > self.config.mask_low) & (p_P < self.config.mask_high)).nonzero()[:, 0][: self._most]
+        found_V = ((p_P > self.config.mask_low) & (p_P < self.config.mask_high)).nonzero()[:, 0][: self._max_classes]
         while len(self._against) < len(self.negative):
             self._against = doubled(self._against)
         self._against[taken] = len(z_P)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from methods.adaptation.adaptation import Adaptation, entropy_of
-from methods.adaptation.cache import Cache, doubled
+from methods.adaptation.cache import ClassCache, doubled
 from methods.adaptation.config import TomcatConfig
 
 BETAS, EPS = (0.9, 0.999), 1e-3
@@ -28,7 +28,7 @@ class Tomcat(Adaptation[TomcatConfig]):
 
     def __init__(self, text_PD: Tensor, scale: float, config: TomcatConfig):
         super().__init__(text_PD, scale, config)
-        self.cache = Cache(config.shots, text_PD)
+        self.cache = ClassCache(config.shots, text_PD)
         self.text_residual = _Residual(text_PD, config.text_lr, config.weight_decay) if config.text_lr else None
         self.image_residual = None
         if config.cache and config.image_lr:

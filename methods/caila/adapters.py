@@ -19,7 +19,7 @@ MIXTURE = "mixture"
 MIXED = ("object", "attribute")  # concepts whose adapters take part in a mixture
 
 
-class Adapter(nn.Module):
+class TransformerAdapter(nn.Module):
     """V -> r -> V with the tower's own activation; adds nothing at the start."""
 
     def __init__(self, width: int, rank: int, activation: type[nn.Module]):
@@ -60,7 +60,7 @@ class TowerAdapters(nn.Module):
         for i, block in enumerate(blocks):
             here = [*concepts] + ([MIXTURE] if mixture_from is not None and i >= mixture_from else [])
             activation = type(block.mlp.gelu)
-            sets = {after: nn.ModuleDict({c: Adapter(width, rank, activation) for c in here}) for after in AFTER}
+            sets = {after: nn.ModuleDict({c: TransformerAdapter(width, rank, activation) for c in here}) for after in AFTER}
             self.layers.append(nn.ModuleDict(sets))
 
     def addition(self, i: int, after: str, concept: str, h: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class TowerAdapters(nn.Module):
         adapters = cast(nn.ModuleDict, cast(nn.ModuleDict, self.layers[i])[after])
         if concept != MIXTURE:
             return adapters[concept](h)
-        mixture = cast(Adapter, adapters[MIXTURE])
-        others = [cast(Adapter, adapters[c]) for c in MIXED]
+        mixture = cast(TransformerAdapter, adapters[MIXTURE])
+        others = [cast(TransformerAdapter, adapters[c]) for c in MIXED]
         latents = [adapter.latent(h) for adapter in others]
         up = mixture.up(torch.stack([mixture.latent(h), *latents]).mean(0))
         return torch.stack([up, *(adapter.up(z) for adapter, z in zip(others, latents, strict=True))]).mean(0)

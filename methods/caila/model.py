@@ -22,9 +22,9 @@ from czsl.compositions import CompositionSpace
 from czsl.data.pixels import clip_pixels
 from methods.caila.adapters import MIXTURE, TowerAdapters
 from methods.caila.config import CAILAConfig
+from methods.features import ImageFeatures, Targets, TextFeatures, primitives_of
 from methods.method import Method
 from methods.parts.branches import branch_losses
-from methods.sides import ImageSide, Targets, TextSide, primitives_of
 
 CONCEPTS = ("attribute", "object")
 RESIZE = 8 / 7  # 256 pixels for a crop of 224
@@ -43,7 +43,7 @@ def released_name(name: str) -> str:
 class CAILA(Method):
     """Adapters inside frozen CLIP towers: an attribute and an object stream of tokens, whose second halves are fused.
 
-    An image costs three passes of the image tower, the fused half of them with twice the tokens. A text side costs one pass of the
+    An image costs three passes of the image tower, the fused half of them with twice the tokens. The text features cost one pass of the
     text tower for each pair, attribute and object. Scores are inner products, so an index can hold the pairs.
     """
 
@@ -70,7 +70,7 @@ class CAILA(Method):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Empty for CLIP's own crop."""
         return "" if self.config.crop == "clip" else "bilinear, short side 8/7"
 
@@ -101,19 +101,19 @@ class CAILA(Method):
         tops.insert(0, (fused[:, 0] + fused[:, L]) / 2)
         return visual.project(torch.stack(tops, dim=1))
 
-    def image_side(self, features_BD: Tensor) -> ImageSide:
+    def embed_images(self, features_BD: Tensor) -> ImageFeatures:
         """The three streams; dropout comes after the norm, as in the public program."""
         pair_BD, attribute_BD, object_BD = unit(features_BD).unbind(1)
-        return ImageSide(F.dropout(pair_BD, self.config.image_dropout, self.training), attribute_BD, object_BD)
+        return ImageFeatures(F.dropout(pair_BD, self.config.image_dropout, self.training), attribute_BD, object_BD)
 
     # -- text ------------------------------------------------------------------------------------------------------
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs: a pair's feature is the mean of its own, its attribute's and its object's."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs: a pair's feature is the mean of its own, its attribute's and its object's."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         attribute_AD = self._attributes(range(self.space.num_attributes))
         object_OD = self._objects(range(self.space.num_objects))
         pair_PD = self._compose(pairs_P2, attribute_AD[pairs_P2[:, 0]], object_OD[pairs_P2[:, 1]])
-        return TextSide(pairs_P2, pair_PD, unit(attribute_AD), unit(object_OD))
+        return TextFeatures(pairs_P2, pair_PD, unit(attribute_AD), unit(object_OD))
 
     def encode_pairs(self, pairs_P2: Tensor) -> Tensor:
         """Pair features [P, D]; of the primitives only those are encoded that occur."""
@@ -147,13 +147,13 @@ class CAILA(Method):
             return text.project(x_nTW[torch.arange(len(x_nTW)), end_n])
 
     # -- scores and training ---------------------------------------------------------------------------------------
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled cosines of the three streams; those of primitives have scales of their own."""
         pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
         (attribute_BD, object_BD), (attribute_AD, object_OD) = primitives_of(images), primitives_of(text)
         attr_BA = self.attribute_scale.exp() * attribute_BD @ attribute_AD.T
         return pair_BP, attr_BA, self.object_scale.exp() * object_BD @ object_OD.T
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the three streams."""
         return branch_losses(self.logits(images, text), targets, (1.0, 1.0, 1.0))

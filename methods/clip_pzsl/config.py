@@ -13,13 +13,13 @@ Assign = Literal["argmax", "soft", "gumbel_logits", "gumbel_probs"]
 
 @dataclass
 class ClipPzslConfig(MethodConfig):
-    """Fields of CLIP-PZSL. How weights of candidates move are settings of the run (``label_*``), for they serve every method.
+    """Fields of CLIP-PZSL. The label confidences have settings of the run (``label_*``), since they serve every method.
 
     depth: layers of the mining block; 0 leaves it out, so that label embeddings stay CLIP's.
     assign: which label an image is a point of: ``argmax`` (one-hot, gradient of the softmax), ``soft`` (the softmax),
         ``gumbel_logits`` (one-hot of noisy logits), ``gumbel_probs`` (noise on probabilities, as KMT-PLL has it).
-    restrict: let an image be a point of its candidates only. In training labels then know their images of the batch, which they do not
-        in testing (README.md has the figures).
+    restrict: let an image be a point of its candidate labels only. In training the labels then hold their images of the batch, in testing
+        they do not (README.md has the figures).
     reduce: ``mean`` or ``sum`` of a label's points.
     rho: step of a label towards what its points say.
     ffn_ratio: width of the block's MLP over the joint width.
@@ -30,9 +30,9 @@ class ClipPzslConfig(MethodConfig):
     adapter: bottleneck width of the residual MLP on image features; 0 for none.
     adapter_scale: its weight.
     align_weight: weight of 1 - cosine between an image and its soft label embedding.
-    outside_weight: weight of -log of the probability that all candidates have together.
+    outside_weight: weight of -log of the probability of all candidate labels together.
     anchor_weight: weight of 1 - cosine to the frozen features, of labels and of images.
-    relevance_in_loss: multiply each candidate's term by its relevance 0.5 + 0.5 cosine, as KMT-PLL does.
+    relevance_in_loss: multiply the term of each candidate label by its relevance 0.5 + 0.5 cosine, as KMT-PLL does.
     em_rounds: rounds of the closed form without training (``preset=em``); 0 for training.
     em_rho: step of a label towards the mean of its images in the closed form.
     """

@@ -1,4 +1,4 @@
-"""The partial zero-shot loss: images and label embeddings, aligned as far as the weights of candidates say.
+"""The partial zero-shot loss: images and label embeddings, aligned by the label confidences.
 
 Letters: B images, C labels, D joint width.
 """
@@ -28,7 +28,7 @@ def alignment(images_BD: Tensor, weight_BC: Tensor, labels_CD: Tensor) -> Tensor
 
 
 def outside(logits_BC: Tensor, candidates_BC: Tensor) -> Tensor:
-    """-mean_i log(probability of all candidates together), which holds by definition of candidates."""
+    """-mean_i log(probability of all candidate labels together), which contain the true one by definition."""
     inside_B = logits_BC.masked_fill(~candidates_BC, -torch.inf).logsumexp(1)
     return (logits_BC.logsumexp(1) - inside_B).mean()
 

@@ -18,21 +18,21 @@ from czsl.compositions import CompositionSpace
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures
 from methods.method import Method
-from methods.parts.candidate_weights import CHUNK, CandidateWeights
+from methods.parts.label_confidences import CHUNK, LabelConfidences
 from methods.parts.renaming import renamed_pairs
 from methods.parts.words import KeptWords
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
 
 @dataclass
-class FrozenBeside(ImageSide):
+class AdaptedImages(ImageFeatures):
     """Also the frozen features before the adapter, ``frozen`` [B, D]."""
 
     frozen: Tensor | None = None
 
 
-class Adapter(nn.Module):
+class FeatureAdapter(nn.Module):
     """f(v) = norm(v + scale W2 gelu(W1 v)); the identity at first."""
 
     def __init__(self, dim: int, width: int, scale: float):
@@ -62,7 +62,7 @@ class ClipPzsl(Method):
         super().__init__(space, clip, config)
         c = config
         self.blocks = nn.ModuleList(Mining(clip.dim, c) for _ in range(c.depth))
-        self.adapter = Adapter(clip.dim, c.adapter, c.adapter_scale) if c.adapter else None
+        self.adapter = FeatureAdapter(clip.dim, c.adapter, c.adapter_scale) if c.adapter else None
         self.log_tau = nn.Parameter(torch.tensor(c.tau).log())
         # Running average of the label embeddings of the pairs in `rows_of`, whose words are their start; zeros until then.
         self.rows_of = space.train_pairs
@@ -75,18 +75,18 @@ class ClipPzsl(Method):
         return cast(list[Mining], list(self.blocks))
 
     # -- images, text and scores -----------------------------------------------------------------------------------
-    def image_side(self, features_BD: Tensor) -> FrozenBeside:
+    def embed_images(self, features_BD: Tensor) -> AdaptedImages:
         """Unit features, adapted if the method has an adapter."""
         frozen_BD = normalize(features_BD, dim=-1)
         with torch.autocast(self.clip.device.type, enabled=False):
-            return FrozenBeside(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
+            return AdaptedImages(self.adapter(frozen_BD) if self.adapter else frozen_BD, frozen=frozen_BD)
 
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs. In training, that of all seen pairs before images are looked at: plain words."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         words_PD = self.words(pairs_P2)
         if self.training:
-            return TextSide(pairs_P2, words_PD)
+            return TextFeatures(pairs_P2, words_PD)
         labels_PD = words_PD
         for layer in self.layers:
             labels_PD = layer.alone(labels_PD)
@@ -98,9 +98,9 @@ class ClipPzsl(Method):
                 average_PD = self.average[place_P.clamp_min(0)]
                 known_P &= average_PD.any(1)  # a row of zeros was never trained
                 labels_PD = torch.where(known_P[:, None], average_PD, labels_PD)
-        return TextSide(pairs_P2, labels_PD)
+        return TextFeatures(pairs_P2, labels_PD)
 
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, None, None]:
         """Cosines over the learned temperature, [B, P]; the method has no branches."""
         with torch.autocast(self.clip.device.type, enabled=False):
             return images.pair @ text.pair.T / self.log_tau.exp(), None, None
@@ -110,7 +110,7 @@ class ClipPzsl(Method):
         """One over the learned temperature."""
         return float(1 / self.log_tau.detach().exp())
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
         """Cosines over the learned temperature."""
         return RetrievalQuery(images.pair / self.log_tau.exp())
 
@@ -123,9 +123,9 @@ class ClipPzsl(Method):
             labels_CD = layer(labels_CD, images_BD, allowed_BC)
         return normalize(labels_CD, dim=-1)
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
-        """Weighted classification, alignment, push from labels that are not candidates, and anchor; moves the running average."""
-        assert isinstance(images, FrozenBeside) and images.frozen is not None
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
+        """Weighted classification, alignment, push from labels that are not candidate labels, and anchor; moves the running average."""
+        assert isinstance(images, AdaptedImages) and images.frozen is not None
         c, words_CD = self.config, text.pair
         weight_BC, candidates_BC = targets.pair, targets.candidates
         if candidates_BC is None:  # true labels: sets of one
@@ -151,37 +151,37 @@ class ClipPzsl(Method):
 
     # -- the closed form -------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """The closed form is all of it; training wants none."""
         return self.config.em_rounds > 0 and not bool(self.average.any())
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
-        """PZSL-EM: weights from label embeddings, and these from weighted means of images, a few rounds of both.
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+        """PZSL-EM: confidences from label embeddings, and these from weighted means of images, a few rounds of both.
 
         E_c = norm(T_c + rho * sum_i w_ic v_i / sum_i w_ic). With true labels there is nothing to weigh: one round.
         """
         device = self.clip.device
         words_CD = self.words(self.train_pairs)
         images_ND = normalize(features_ND, dim=-1)
-        weights = self.weights
-        if weights is None:
+        confidences = self.confidences
+        if confidences is None:
             pairs_N2 = torch.stack([attr_N, obj_N], dim=1).cpu().numpy()
             place_N1 = self.space.locate(pairs_N2, self.space.train_pairs)[:, None]
             sizes = self.space.num_attributes, self.space.num_objects
-            weights = CandidateWeights(place_N1, self.space.train_pairs, *sizes, device=device, dtype=words_CD.dtype)
+            confidences = LabelConfidences(place_N1, self.space.train_pairs, *sizes, device=device, dtype=words_CD.dtype)
         parts = torch.arange(len(images_ND), device=device).split(CHUNK)
         labels_CD = words_CD
         for last in range(self.config.em_rounds)[::-1]:
             total_CD, count_C = torch.zeros_like(words_CD), words_CD.new_zeros(len(words_CD))
             for rows_n in parts:
-                weight_nC = weights.dense(rows_n)
+                weight_nC = confidences.dense(rows_n)
                 total_CD += weight_nC.T @ images_ND[rows_n]
                 count_C += weight_nC.sum(0)
             labels_CD = normalize(words_CD + self.config.em_rho * total_CD / count_C.clamp_min(1e-6)[:, None], dim=-1)
             for rows_n in parts if last else ():
                 logits_nC = images_ND[rows_n] @ labels_CD.T
-                weights.update(rows_n, logits_nC / self.log_tau.exp(), relevance(images_ND[rows_n], labels_CD))
+                confidences.update(rows_n, logits_nC / self.log_tau.exp(), relevance(images_ND[rows_n], labels_CD))
         self.average.copy_(labels_CD)
 
     def metrics(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from czsl.retrieval.clusters import balanced_kmeans, silhouette
 from methods.clus_pro.model import ClusPro
 from methods.clus_pro.prototypes import effective_count, health, mean_cosine, prototype_cosines
 
-LEAST_IMAGES = 20  # of a primitive whose number of clusters is judged
+MIN_IMAGES = 20  # of a primitive whose number of clusters is judged
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PrimitiveGallery:
     name : the attribute or object; ``kind``: ``attribute`` or ``object``
     images : training images that show it
     sizes : how many of them are nearest to each prototype, [K]
-    nearest : for each prototype, places of its nearest images among those given, best first
+    nearest : for each prototype, indices of its nearest images among those given, best first
     cosines : their cosines to it
     effective_k, cosine : health, see :mod:`methods.clus_pro.prototypes`
     """
@@ -95,7 +95,7 @@ def count_scores(
     for labels_N, hidden_ND in ((attr_N, hidden_2ND[0]), (obj_N, hidden_2ND[1])):
         for c in np.unique(labels_N):
             own_nD = hidden_ND[labels_N == c]
-            if len(own_nD) < max(LEAST_IMAGES, 2 * max(counts)):
+            if len(own_nD) < max(MIN_IMAGES, 2 * max(counts)):
                 continue
             for k in counts:
                 scores[k].append(silhouette(own_nD, balanced_kmeans(own_nD, k, seed)[0]))

@@ -16,7 +16,7 @@ from czsl.clip.lean import unit
 
 # Elements of one chunk of prototypes under per-image dropout masks: what a CPU's cache holds, what fills a GPU.
 MASKED_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-LEAST_BANDWIDTH, LEAST_SELF = 0.01, 1e-8
+MIN_BANDWIDTH, MIN_SELF = 0.01, 1e-8
 
 
 def prototype_contrast(z_SBD: Tensor, rows_MD: Tensor, targets_SB: Tensor, tau: float, dropout: float) -> Tensor:
@@ -111,14 +111,14 @@ def normalised_hsic(x_BD: Tensor, y_BD: Tensor, estimator: str) -> Tensor:
         eq. 5) is 0 for them on average and can be negative. It needs four images; with fewer the term is 0.
     """
     B = len(x_BD)
-    least = 4 if estimator == "unbiased" else 2
-    if least > B:
+    minimum = 4 if estimator == "unbiased" else 2
+    if minimum > B:
         return (x_BD.sum() + y_BD.sum()) * 0.0
     prepare, h = ESTIMATORS[estimator]
     x, y = prepare(_kernel(x_BD)), prepare(_kernel(y_BD))
     xx, yy, xy = h(x, x), h(y, y), h(x, y)
     # Where one side hardly varies (all images at one prototype, say) there is nothing to decorrelate.
-    varies = torch.minimum(xx, yy) > (LEAST_SELF if estimator == "unbiased" else 0.0)
+    varies = torch.minimum(xx, yy) > (MIN_SELF if estimator == "unbiased" else 0.0)
     return torch.where(varies, xy / torch.where(varies, xx * yy, 1.0).sqrt(), 0.0).to(x_BD.dtype)
 
 
@@ -137,7 +137,7 @@ def _bandwidth(distance_BB: Tensor) -> Tensor:
     values, _ = torch.cat([low.repeat(4), distance_BB.diagonal()]).sort()
     median = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
     median = torch.where(median > 0, median, values.mean())
-    return median.clamp(min=LEAST_BANDWIDTH)
+    return median.clamp(min=MIN_BANDWIDTH)
 
 
 def _centred(k: Tensor) -> Tensor:

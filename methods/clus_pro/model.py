@@ -19,19 +19,19 @@ from methods.clus_pro.config import ClusProConfig
 from methods.clus_pro.explain import prototype_parts
 from methods.clus_pro.losses import normalised_hsic, prototype_contrast
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
-from methods.explanation import Explanation, Question, branch_figures
+from methods.explanation import Explanation, ScoredImage, branch_figures
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.branches import REFERENCE_CHUNK, branch_losses, encode_branches, fuse, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide
 
 BRANCHES = ("attribute", "object")
 
 
 @dataclass
-class ClusProImages(ImageSide):
+class ClusProImages(ImageFeatures):
     """Also the branches before the L2 norm (attribute first): ``hidden`` [2, B, D] is clustered, ``branches`` [2, B, D] compared."""
 
     hidden: Tensor | None = None
@@ -39,7 +39,7 @@ class ClusProImages(ImageSide):
 
 
 @dataclass
-class ClusProText(TextSide):
+class ClusProText(TextFeatures):
     """Also ``whole`` [P, D]: the pair features of all candidates, whichever tile this is."""
 
     whole: Tensor | None = None
@@ -73,7 +73,7 @@ class ClusPro(Method):
         return cast(list[Disentangler], list(which.values()))
 
     # -- images ----------------------------------------------------------------------------------------------------
-    def image_side(self, features_BD: Tensor) -> ClusProImages:
+    def embed_images(self, features_BD: Tensor) -> ClusProImages:
         """The three branches; in training batch norm sees the whole global batch."""
         hidden_2BD = torch.stack([mlp(features_BD) for mlp in self._mlps(self.hidden_mlps)])
         branches_2BD = hidden_2BD
@@ -84,7 +84,7 @@ class ClusPro(Method):
 
     # -- text and scores -------------------------------------------------------------------------------------------
     def encode_compositions(self, pairs_P2: Tensor) -> ClusProText:
-        """Text side of index pairs: [P, D], [A, D], [O, D]."""
+        """Text features of index pairs: [P, D], [A, D], [O, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         pair_PD, attribute_AD, object_OD = encode_branches(self, self.prompts, pairs_P2)
         return ClusProText(pairs_P2, pair_PD, attribute_AD, object_OD, whole=pair_PD)
@@ -93,10 +93,10 @@ class ClusPro(Method):
         """Pair features [P, D] without those of the primitives."""
         return self.encode_prompts(self.prompts.pairs(self.prompts.words(), pairs_P2.to(self.clip.device)))
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """Composition term plus product of primitive probabilities, [B, P].
 
-        With ``fusion=probability`` (eq. 13) the composition's probability is among all pairs of the text side, so it does not depend
+        With ``fusion=probability`` (eq. 13) the composition's probability is among all pairs of the text features, so it does not depend
         on the tile.
         """
         assert isinstance(text, ClusProText)
@@ -109,7 +109,7 @@ class ClusPro(Method):
             pair_BP = (pair_BP - self._log_normaliser(images, text.whole)).exp()
         return fuse(pair_BP, attr_BA, obj_BO, text.pairs, c, 1 if self.validating else len(text.whole))
 
-    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+    def rescored(self, pair_BP: Tensor, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """The same with these composition logits of all candidates; the primitive terms stay as they are."""
         _, attr_BA, obj_BO = self.logits(images, text.tile(0, 0))
         assert attr_BA is not None
@@ -128,7 +128,7 @@ class ClusPro(Method):
         """A pair's embedding is the same for all images."""
         return True
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
         """Composition term and product of primitive probabilities."""
         _, attr_BA, obj_BO = self.logits(images, primitives)
         assert attr_BA is not None
@@ -139,19 +139,19 @@ class ClusPro(Method):
             return RetrievalQuery(query_BD, *terms, probability=c.pair_inference_weight)
         return RetrievalQuery(c.pair_inference_weight * query_BD, *terms)
 
-    def _log_normaliser(self, images: ImageSide, whole_PD: Tensor) -> Tensor:
+    def _log_normaliser(self, images: ImageFeatures, whole_PD: Tensor) -> Tensor:
         """log of the sum over all candidates of exp(logit), [B, 1]."""
         tiles = [torch.logsumexp(self.clip.logit_scale * images.pair @ t.T, 1) for t in whole_PD.split(REFERENCE_CHUNK)]
         return torch.logsumexp(torch.stack(tiles), 0)[:, None]
 
     # -- training --------------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """Prototypes start from training images unless they start from zeros or are there already."""
         return not bool(self.prototypes.seeded)
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Seed the prototypes from what the first MLPs make of all images under their batch statistics, without dropout."""
         was_training = self.training
         self.train()
@@ -159,7 +159,7 @@ class ClusPro(Method):
         self.prototypes.seed(torch.cat(hidden), self.prototypes.ids(attr_N, obj_N))
         self.train(was_training)
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the branches, contrast with prototypes and decorrelation; moves the prototypes."""
         assert isinstance(images, ClusProImages)
         assert images.hidden is not None
@@ -210,9 +210,9 @@ class ClusPro(Method):
 
     def clustered_features(self, features_ND: Tensor) -> Tensor:
         """Image features in the prototypes' space [2, N, D], attribute branch first: what is clustered."""
-        side = self.image_side(features_ND)
-        assert isinstance(side, ClusProImages) and side.hidden is not None
-        return side.hidden
+        features = self.embed_images(features_ND)
+        assert isinstance(features, ClusProImages) and features.hidden is not None
+        return features.hidden
 
     def metrics(self) -> dict[str, float]:
         """Health of the prototypes: mean effective number and mean pairwise cosine over primitives that have any."""
@@ -222,13 +222,13 @@ class ClusPro(Method):
             return {}
         return {"effective_k": float(effective_count(bank).mean()), "prototype_cosine": float(mean_cosine(bank).mean())}
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """The image's nearest prototypes of the attribute and the object, with the training images nearest to them."""
-        assert isinstance(question.side, ClusProImages) and question.side.hidden is not None
-        pair = question.text.pairs[place].tolist()
+        assert isinstance(scored.features, ClusProImages) and scored.features.hidden is not None
+        pair = scored.text.pairs[index].tolist()
         names = self.space.pair_names(pair)
-        figures = branch_figures(question, place, (" ".join(names), *names))
-        examples = question.examples(pair[0], pair[1])
+        figures = branch_figures(scored, index, (" ".join(names), *names))
+        examples = scored.examples(pair[0], pair[1])
         shown = None if examples is None else self.clustered_features(examples.features)
-        parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, question.side.hidden, examples, shown)
+        parts, notes = prototype_parts(self.space, self.prototypes.bank, pair, scored.features.hidden, examples, shown)
         return Explanation(names, [figures, *parts], notes)

@@ -22,12 +22,12 @@ JITTER = 0.1  # length of what tells the copies of a unit feature apart, where a
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a batch that the host needs before it can make tensors: ``primitives`` in it, ``most`` features of one of them, whether
+    """Sizes of a batch that the host needs before it can make tensors: ``primitives`` in it, ``largest`` features of one of them, whether
     one of them has no prototypes yet (``fresh``), and how many attributes and objects have prototypes.
     """
 
     primitives: int
-    most: int
+    largest: int
     fresh: bool
     attributes: int
     objects: int
@@ -118,8 +118,8 @@ class Prototypes(nn.Module):
         place_M = _places(ordered_M)
         used_C = self.in_use()
         numbers = [(place_M == 0).sum(), place_M.max() + 1, (~used_C[ids_M]).any(), used_C[:A].sum(), used_C[A:].sum()]
-        primitives, most, fresh, attributes, objects = torch.stack(numbers).tolist()
-        return Sizes(primitives, most, bool(fresh), attributes, objects)
+        primitives, largest, fresh, attributes, objects = torch.stack(numbers).tolist()
+        return Sizes(primitives, largest, bool(fresh), attributes, objects)
 
     def rows_in_use(self) -> tuple[Tensor, Tensor]:
         """Prototypes of the attributes and of the objects that take part in losses, [n, D] each; as many as at the last step."""
@@ -152,7 +152,7 @@ class Prototypes(nn.Module):
         ids_M = self.ids(attr_B, obj_B)
         self._sizes = self.sizes(ids_M)
         if self._sizes.fresh:
-            # A primitive met without a first pass (or in a new label space) starts from its features in this batch.
+            # A primitive met without an initialisation (or in a new label space) starts from its features in this batch.
             new_M = (~self.in_use()[ids_M]).nonzero()[:, 0]
             self._seed_from(g_MD[new_M], ids_M[new_M], kmeans=False)
             self._sizes = self.sizes(ids_M)
@@ -206,7 +206,7 @@ class Prototypes(nn.Module):
         problem, place = torch.empty_like(ids_M), torch.empty_like(ids_M)
         problem[order_M], place[order_M] = problem_M, torch.arange(M, device=device) - first[problem_M]
         filled = counts.clamp(min=self.config.num_prototypes)
-        place_N = torch.arange(max(sizes.most, self.config.num_prototypes), device=device)
+        place_N = torch.arange(max(sizes.largest, self.config.num_prototypes), device=device)
         mask, filler = place_N < filled[:, None], place_N >= counts[:, None]
         rows = torch.zeros_like(mask, dtype=torch.long)
         rows[problem, place] = torch.arange(M, device=device)
@@ -290,7 +290,7 @@ def mean_cosine(prototypes_CKD: Tensor) -> Tensor:
     return ((unit @ unit.mT).sum((1, 2)) - K) / (K * (K - 1)) if K > 1 else torch.ones(len(unit), dtype=torch.float64)
 
 
-def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_images: int = 20) -> dict[str, float]:
+def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, min_images: int = 20) -> dict[str, float]:
     """Measure whether prototypes have collapsed, compared with what these features allow.
 
     Parameters
@@ -300,7 +300,7 @@ def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_ima
         Features of training images in the prototypes' space.
     ids_M : int64 tensor
         Primitive of each feature.
-    least_images : int, default 20
+    min_images : int, default 20
         Primitives with fewer images are left out.
 
     Returns
@@ -314,7 +314,7 @@ def health(prototypes_CKD: Tensor, features_MD: Tensor, ids_M: Tensor, least_ima
     unit_MD = F.normalize(features_MD.to(prototypes_CKD.dtype), dim=-1)
     for c in ids_M.unique().tolist():
         own_nD = unit_MD[ids_M == c]
-        if len(own_nD) < max(least_images, K + 1):
+        if len(own_nD) < max(min_images, K + 1):
             continue
         nearest_n = (own_nD @ F.normalize(prototypes_CKD[c], dim=-1).T).argmax(1)
         idle.append((torch.bincount(nearest_n, minlength=K) < 0.01 * len(own_nD)).double().mean())

@@ -23,7 +23,7 @@ def weigh(fit: Tensor, cosine: Tensor, present: Tensor, rule: Rule) -> tuple[Ten
     fit : float tensor [..., K]
         e_k . v_k as the mode has them.
     cosine : float tensor [..., K]
-        Of the same.
+        Cosines of the same sub-images.
     present : bool tensor [..., K]
         A caption without any word leaves the image as it is and is not counted as guarded.
     rule : Rule

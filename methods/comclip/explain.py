@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from methods.comclip.bank import BankSide, file_masks, side_of
-from methods.comclip.pairs import WordSide, pair_parts, seen
+from methods.comclip.pairs import ComCLIPText, attended, pair_parts
+from methods.comclip.regions import ComCLIPImages, file_masks, patches_per_side
 from methods.comclip.windows import box_mask, grid_boxes, slic_segments
-from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, Question, branch_figures, centre_square
+from methods.explanation import Box, Boxes, Explanation, Figures, HeatMap, Part, ScoredImage, branch_figures, centre_square
 
 if TYPE_CHECKING:
     from czsl.clip.towers import Towers
@@ -24,12 +24,12 @@ SAME = "The fit of a word is its cosine to the part of the image that it sees (m
 
 
 def explain_pair(
-    question: Question, place: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
+    scored: ScoredImage, index: int, space: CompositionSpace, config: ComCLIPConfig, table: RegionTable | None, clip: Towers
 ) -> Explanation:
     """Weights w_a and w_o, fits, the score and CLIP's own, and where the words look."""
-    images, text = question.side, question.text.tile(place, place + 1)
-    assert isinstance(images, BankSide)
-    assert isinstance(text, WordSide)
+    images, text = scored.features, scored.text.tile(index, index + 1)
+    assert isinstance(images, ComCLIPImages)
+    assert isinstance(text, ComCLIPText)
     pair = text.pairs[0].tolist()
     names = space.pair_names(pair)
     parts = pair_parts(images, text, config)
@@ -44,20 +44,20 @@ def explain_pair(
         ["ComCLIP", round(float(parts.score[0, 0]), 5), round(scale * float(parts.score[0, 0]), 4)],
     ]
     shown: list[Part] = [
-        branch_figures(question, place, (" ".join(names), *names)),
+        branch_figures(scored, index, (" ".join(names), *names)),
         Figures("What the words see", ["word is", "word", "cosine", "fit", "weight"], rows, SAME),
         Figures("What it changes", ["score of", "cosine", "times CLIP's scale"], scores),
     ]
     notes = []
     if bool(parts.guarded[0, 0]):
         notes.append(f"no word of {' '.join(names)} fits any part of the image: its score is plain CLIP's")
-    layers = _layers(question.image, question.image_id, config, table, clip)
+    layers = _layers(scored.image, scored.image_id, config, table, clip)
     if config.regions != "whole" and not len(layers.masks):
         notes.append("the image has no regions: the score is plain CLIP's")
     if not len(layers.masks):
         return Explanation(names, shown, notes)
-    sides = seen(images, text, config)[:2]
-    choices = [side.choice[0, p] for side, p in zip(sides, pair, strict=True)]
+    found = attended(images, text, config)[:2]
+    choices = [words.choice[0, p] for words, p in zip(found, pair, strict=True)]
     maps: list[Part] = [layers.heat_map(f"{role}: {name}", choice) for role, name, choice in zip(
         ("attribute", "object"), names, choices, strict=True
     )]  # fmt: skip
@@ -71,7 +71,7 @@ def explain_pair(
 
 
 class _Layers:
-    """Regions of an image in the order of its bank: masks over a rectangle of it, bool [L, h, w] of any resolution."""
+    """Regions of an image in the order of its features: masks over a rectangle of it, bool [L, h, w] of any resolution."""
 
     def __init__(self, masks: list[np.ndarray], extent: Box):
         self.masks, self.extent = masks, extent
@@ -97,7 +97,7 @@ def _layers(image: Image.Image, image_id: str, config: ComCLIPConfig, table: Reg
         assert table is not None
         return _Layers(file_masks(table, image_id, image.size, config.max_regions), whole)
     if config.regions == "patch":
-        side = side_of(clip)
+        side = patches_per_side(clip)
         return _Layers(list(np.eye(side * side, dtype=bool).reshape(-1, side, side)), square)
     if config.regions == "superpixel":
         segments = slic_segments(clip.pixels(image))

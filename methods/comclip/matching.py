@@ -25,7 +25,7 @@ from methods.comclip.config import Fill
 from methods.comclip.fills import sub_images
 from methods.comclip.model import word_features
 from methods.comclip.parse import Composition
-from methods.comclip.providers import Mask, Places, View, mask_key
+from methods.comclip.providers import Mask, RegionProvider, View, mask_key
 
 Load = Callable[[str], Image.Image]
 Progress = Callable[[str, int, int], None]
@@ -63,7 +63,7 @@ class Matcher:
     Parameters
     ----------
     clip : Towers
-    places : str
+    regions : str
         Provider of regions, see :mod:`methods.comclip.providers`.
     rule : Rule
         Mode, weights, guard.
@@ -87,7 +87,7 @@ class Matcher:
     """
 
     clip: Towers
-    places: str = "patch"
+    regions: str = "patch"
     rule: Rule = field(default_factory=Rule)
     fill: Fill = "black"
     relation: str = "union"
@@ -101,7 +101,7 @@ class Matcher:
 
     def __post_init__(self):
         self._texts: dict[str, Tensor] = {}
-        self._places = Places(self.places, self.clip, self._unit, self.table, self.windows, self.counts)
+        self._provider = RegionProvider(self.regions, self.clip, self._unit, self.table, self.windows, self.counts)
 
     # -- texts -----------------------------------------------------------------------------------------------------
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -160,7 +160,7 @@ class Matcher:
         wanted : mapping
             Name of an image -> sentences.
         features : mapping
-            Of :meth:`whole`, for these images.
+            Result of :meth:`whole`, for these images.
         load : callable
             Name -> RGB image; it is called a second time for an image of :meth:`whole`.
         masks : bool, default False
@@ -193,9 +193,9 @@ class Matcher:
 
     def _look(self, views: list[View]) -> None:
         """Lets the provider look at the images."""
-        if self.places in ("patch", "superpixel"):
+        if self.regions in ("patch", "superpixel"):
             self.passes["images for regions"] += len(views)
-        self._places.look_at(
+        self._provider.look_at(
             views,
             lambda pixels: self._encode(pixels, "windows"),
             lambda view: sub_images(view.image, view.window_masks(), self.fill, self.clip.pixels),
@@ -211,7 +211,7 @@ class Matcher:
 
     def _words(self, view: View, sentence: Composition) -> list[Drawn]:
         """Text, kind and mask of each word."""
-        masks = self._places.masks(view, sentence)
+        masks = self._provider.masks(view, sentence)
         out = [(entity.text, "entity", mask) for entity, mask in zip(sentence.entities, masks, strict=True)]
         if self.relation != "off":
             for subject, verb, obj in sentence.relations:
@@ -222,15 +222,15 @@ class Matcher:
 
     def _encode_new(self, drawn: list[tuple[View, list[list[Drawn]]]]) -> None:
         """Sub-images that did not go through the tower yet, of several images together."""
-        pixels, places = [], []
+        pixels, found_in = [], []
         for view, sentences in drawn:
             masks = [mask for words in sentences for _, _, mask in words if mask is not None]
             new = {key: mask for mask in masks if (key := mask_key(mask)) not in view.encoded}
             if new:
                 pixels.append(sub_images(view.image, new.values(), self.fill, self.clip.pixels))
-                places += [(view, key) for key in new]
+                found_in += [(view, key) for key in new]
         if pixels:
-            for (view, key), row in zip(places, self._encode(torch.cat(pixels), "sub-images"), strict=True):
+            for (view, key), row in zip(found_in, self._encode(torch.cat(pixels), "sub-images"), strict=True):
                 view.encoded[key] = row
 
     def _match(self, view: View, whole_D: Tensor, sentence: Composition, parts: list[Drawn], masks: bool) -> Match:

@@ -17,13 +17,13 @@ from torch.nn.functional import normalize
 
 from czsl.clip.towers import Towers
 from czsl.data.files.regions import RegionTable
-from methods.comclip.bank import BankSide, bank_key, bank_side, encode_bank, prepare_bank
 from methods.comclip.config import ComCLIPConfig
 from methods.comclip.explain import explain_pair
-from methods.comclip.pairs import WordSide, pair_parts
-from methods.explanation import Explanation, Question
+from methods.comclip.pairs import ComCLIPText, pair_parts
+from methods.comclip.regions import ComCLIPImages, encode_regions, prepare_regions, region_features, regions_key
+from methods.explanation import Explanation, ScoredImage
+from methods.features import ImageFeatures, TextFeatures
 from methods.method import Method
-from methods.sides import ImageSide, TextSide
 
 
 class ComCLIP(Method):
@@ -43,25 +43,25 @@ class ComCLIP(Method):
         return self.config.table if self.config.from_file else None
 
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """Return the settings that determine regions."""
-        return bank_key(self.config)
+        return regions_key(self.config)
 
     def prepare(self, image: Image.Image, image_id: str) -> dict[str, Tensor]:
-        """The whole image through CLIP's pipeline [3, S, S], and its sub-images; see :func:`methods.comclip.bank.prepare_bank`."""
-        return prepare_bank(image, image_id, self.config, self.clip, self.table)
+        """The whole image through CLIP's pipeline [3, S, S], and its sub-images; see :func:`methods.comclip.regions.prepare_regions`."""
+        return prepare_regions(image, image_id, self.config, self.clip, self.table)
 
     def image_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Un-normalised features of images and regions, [B, (1 + L) * D]; [B, D] where the batch has none."""
-        return super().image_features(batch) if "features" in batch else encode_bank(self.clip, batch, self.config)
+        return super().image_features(batch) if "features" in batch else encode_regions(self.clip, batch, self.config)
 
-    def image_side(self, features_BD: Tensor) -> BankSide:
-        """The bank of regions that all labels share."""
-        return bank_side(features_BD, self.clip.dim, self.config)
+    def embed_images(self, features_BD: Tensor) -> ComCLIPImages:
+        """The regions that all labels share."""
+        return region_features(features_BD, self.clip.dim, self.config)
 
     # -- text ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def encode_compositions(self, pairs_P2: Tensor) -> WordSide:
+    def encode_compositions(self, pairs_P2: Tensor) -> ComCLIPText:
         """Prompts of the pairs, and single words."""
         named = [(self.attribute_names[a], self.object_names[o]) for a, o in pairs_P2.tolist()]
         words = word_features(self.clip, self._phrases([*self.attribute_names, *self.object_names]), self.config.mode == "raw")
@@ -70,26 +70,26 @@ class ComCLIP(Method):
         if self.config.relation == "union":
             both = word_features(self.clip, self._phrases([f"{a} {o}" for a, o in named]), self.config.mode == "raw")
         pair = self.clip.text.encode([f"a photo of {a} {o}" for a, o in named])
-        return WordSide(pairs_P2, pair, attribute, obj, both=both)
+        return ComCLIPText(pairs_P2, pair, attribute, obj, both=both)
 
     def _phrases(self, names: Sequence[str]) -> list[str]:
         return [self.config.phrase.replace("{}", name) for name in names]
 
     # -- scores ----------------------------------------------------------------------------------------------------
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """Scores [B, P], exact for every pair."""
-        assert isinstance(images, BankSide)
-        assert isinstance(text, WordSide)
+        assert isinstance(images, ComCLIPImages)
+        assert isinstance(text, ComCLIPText)
         return self.clip.biased(self.clip.logit_scale * pair_parts(images, text, self.config).score)
 
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, None, None]:
         """The scores; the method has no branches."""
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Return the regions of attribute and object, and their weights."""
-        return explain_pair(question, place, self.space, self.config, self.table, self.clip)
+        return explain_pair(scored, index, self.space, self.config, self.table, self.clip)
 
 
 def word_features(clip: Towers, words: Sequence[str], raw: bool, chunk: int = 512) -> Tensor:

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from methods.comclip.algebra import TINY, Rule, weigh
-from methods.comclip.bank import BankSide
 from methods.comclip.config import ComCLIPConfig
-from methods.sides import TextSide
+from methods.comclip.regions import ComCLIPImages
+from methods.features import TextFeatures
 
 
 @dataclass
-class WordSide(TextSide):
+class ComCLIPText(TextFeatures):
     """P pairs: ``pair`` [P, D] of their prompts; ``attribute`` [A, D] and ``object`` [O, D] of the bare words, as the mode wants them.
 
     both : of the words of both, [P, D], where their union is a sub-image
@@ -29,13 +29,13 @@ class WordSide(TextSide):
     both: Tensor | None = field(default=None, kw_only=True)
 
     def tile(self, start: int, stop: int) -> Self:
-        """The text side of pairs ``start:stop``; words stay whole."""
+        """The text features of pairs ``start:stop``; words stay whole."""
         cut = super().tile(start, stop)
         return cut if self.both is None else replace(cut, both=self.both[start:stop])
 
 
 @dataclass(frozen=True)
-class Seen:
+class AttendedFeatures:
     """Attended features of B images for X words.
 
     choice : of the regions, [B, X, L]
@@ -64,7 +64,7 @@ class Parts:
     guarded: Tensor  # bool [B, P]
 
 
-def look(images: BankSide, words_XD: Tensor, config: ComCLIPConfig) -> Seen:
+def attend(images: ComCLIPImages, words_XD: Tensor, config: ComCLIPConfig) -> AttendedFeatures:
     """Each word's sub-image: a soft choice of the regions by their cosine, or the best one."""
     unit_XD = normalize(words_XD, dim=-1)
     cosine_BXL = (unit_XD @ images.unit.mT).masked_fill(~images.present[:, None], -torch.inf)
@@ -72,7 +72,7 @@ def look(images: BankSide, words_XD: Tensor, config: ComCLIPConfig) -> Seen:
         choice_BXL = (cosine_BXL / config.choice_tau).softmax(-1)
     else:
         choice_BXL = torch.zeros_like(cosine_BXL).scatter_(-1, cosine_BXL.argmax(-1, keepdim=True), 1)
-    views_BXD = choice_BXL @ images.bank
+    views_BXD = choice_BXL @ images.regions
     if config.mode == "unit":
         views_BXD = normalize(views_BXD, dim=-1)
     dot_BX = torch.einsum("bxd,xd->bx", views_BXD, words_XD)
@@ -80,19 +80,21 @@ def look(images: BankSide, words_XD: Tensor, config: ComCLIPConfig) -> Seen:
     cosine_BX = dot_BX / (square_BX.sqrt() * words_XD.norm(dim=-1)).clamp_min(TINY)
     fit_BX = dot_BX if config.mode == "raw" else cosine_BX
     along_BX = torch.einsum("bxd,bd->bx", views_BXD, images.whole)
-    return Seen(choice_BXL, views_BXD, fit_BX, cosine_BX, along_BX, square_BX)
+    return AttendedFeatures(choice_BXL, views_BXD, fit_BX, cosine_BX, along_BX, square_BX)
 
 
-def seen(images: BankSide, text: WordSide, config: ComCLIPConfig) -> tuple[Seen, Seen, Tensor]:
+def attended(
+    images: ComCLIPImages, text: ComCLIPText, config: ComCLIPConfig
+) -> tuple[AttendedFeatures, AttendedFeatures, Tensor]:
     """Attended features of attributes and objects, and v_a.v_o [B, A, O]; computed once for all tiles of pairs."""
     assert text.attribute is not None
     assert text.object is not None
     key = id(text.attribute), id(text.object)
-    if key not in images.seen:
-        sides = look(images, text.attribute, config), look(images, text.object, config)
+    if key not in images.attended:
+        found = attend(images, text.attribute, config), attend(images, text.object, config)
         # Holds the words, so their identity stays their own.
-        images.seen[key] = (*sides, sides[0].views @ sides[1].views.mT), text.attribute, text.object
-    return images.seen[key][0]
+        images.attended[key] = (*found, found[0].views @ found[1].views.mT), text.attribute, text.object
+    return images.attended[key][0]
 
 
 def paired_dots(text_PD: Tensor, views_BXD: Tensor, label_P: Tensor) -> Tensor:
@@ -104,9 +106,9 @@ def paired_dots(text_PD: Tensor, views_BXD: Tensor, label_P: Tensor) -> Tensor:
     return out_BP[:, order_P.argsort()]
 
 
-def pair_parts(images: BankSide, text: WordSide, config: ComCLIPConfig) -> Parts:
+def pair_parts(images: ComCLIPImages, text: ComCLIPText, config: ComCLIPConfig) -> Parts:
     """Scores of all pairs of a tile, and where they come from."""
-    attr, obj, cross_BAO = seen(images, text, config)
+    attr, obj, cross_BAO = attended(images, text, config)
     a, o = text.pairs.T
     rule: Rule = config.rule
     if not len(a):

@@ -74,7 +74,7 @@ FUSED = {
 
 
 @dataclass(frozen=True)
-class Phrase:
+class Entity:
     """An entity: what the text tower reads (``brown dog``) and its noun (``dog``)."""
 
     text: str
@@ -83,13 +83,13 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Composition:
-    """A sentence, its entities, and relations (subject, verb, object) by places among them.
+    """A sentence, its entities, and relations (subject, verb, object) by indices of entities.
 
     source : ``given``, ``spacy``, ``rules``, or ``none`` if no entity was found: the sentence is compared with the whole image
     """
 
     sentence: str
-    entities: tuple[Phrase, ...] = ()
+    entities: tuple[Entity, ...] = ()
     relations: tuple[tuple[int, str, int], ...] = ()
     source: str = "none"
 
@@ -124,7 +124,7 @@ def from_triplet(sentence: str, triplet: Sequence[str], clean: bool = False) -> 
     """Parse a given (subject, verb, object); empty parts have no sub-image."""
     subject, verb, obj = (clean_token(word) if clean else word.strip() for word in triplet)
     verb = base_verb(verb) if clean else verb
-    entities = tuple(Phrase(word, word.split()[-1]) for word in (subject, obj) if word)
+    entities = tuple(Entity(word, word.split()[-1]) for word in (subject, obj) if word)
     relations = ((0, verb, 1),) if verb and len(entities) == 2 else ()
     return Composition(sentence, entities, relations, "given" if entities else "none")
 
@@ -165,7 +165,7 @@ def _without_ending(stem: str) -> str:
     """``chas`` -> ``chase``, ``runn`` -> ``run``, ``play`` -> ``play``: by TextBlob's lexicon, verbs first."""
     lexicon = _textblob().lexicon
     doubled = len(stem) > 2 and stem[-1] == stem[-2]
-    # A single consonant behind a single vowel would have been doubled, had there been no e.
+    # A single consonant after a single vowel would have been doubled, had there been no e.
     forms = [stem + "e", stem] if re.search("[^aeiou][aeiou][^aeiouwxy]$", stem) else [stem, stem + "e"]
     forms += [stem[:-1]] if doubled else []
     known = [form for form in forms if lexicon.get(form)]
@@ -200,7 +200,7 @@ def by_rules(sentence: str) -> Composition:
     TextBlob carries its lexicon with it. It tags some verbs as nouns (``chases``, ``drinking``) and some nouns as verbs (``bear``), so
     what a word's neighbours say goes first.
     """
-    entities: list[Phrase] = []
+    entities: list[Entity] = []
     relations: list[tuple[int, str, int]] = []
     subject: int | None = None  # of the next verb: an entity that neither verb nor preposition leads to
     between: list[tuple[str, str]] = []
@@ -210,7 +210,7 @@ def by_rules(sentence: str) -> Composition:
             between.append((kind, text))
             subject = here - 1 if text in RELATIVE and here else subject
             continue
-        entities.append(Phrase(text, text.split()[-1]))
+        entities.append(Entity(text, text.split()[-1]))
         verbs, links = ([t for k, t in between if k == wanted] for wanted in ("verb", "preposition"))
         if verbs and subject is not None:
             ends = (here, subject) if links[:1] == ["by"] and _passive(verbs[-1]) else (subject, here)
@@ -307,7 +307,7 @@ def _participle_before_noun(word: str, after: str) -> bool:
 def _verb_like(word: str, kind: str, after: str) -> bool:
     if word.endswith("ing"):
         return True
-    # "is eat a food" but not "is red" or "is a dog"; behind a form of be a bare noun is a verb only before its object.
+    # "is eat a food" but not "is red" or "is a dog"; after a form of be a bare noun is a verb only before its object.
     return kind == "noun" and after in ("determiner", "preposition", "noun") and word not in NOUNS
 
 
@@ -354,25 +354,27 @@ def spacy_model() -> Any:
 
 def from_spacy(sentence: str, parsed: Any) -> Composition:
     """Noun chunks without determiners, and the verbs and prepositions that join them, of a spaCy parse."""
-    entities: list[Phrase] = []
-    places: dict[int, int] = {}
+    entities: list[Entity] = []
+    index_of: dict[int, int] = {}
     for chunk in parsed.noun_chunks:
         words = [token.text for token in chunk if token.pos_ not in ("DET", "PRON", "PUNCT")]
         if words:
-            places[chunk.root.i] = len(entities)
-            entities.append(Phrase(" ".join(words), chunk.root.text))
+            index_of[chunk.root.i] = len(entities)
+            entities.append(Entity(" ".join(words), chunk.root.text))
     relations = []
     for token in parsed:
-        own = [child for child in token.children if child.i in places]
-        subjects = [places[c.i] for c in own if c.dep_ in ("nsubj", "nsubjpass")]
+        own = [child for child in token.children if child.i in index_of]
+        subjects = [index_of[c.i] for c in own if c.dep_ in ("nsubj", "nsubjpass")]
         if token.pos_ in ("VERB", "AUX") and subjects:
-            objects = [places[c.i] for c in own if c.dep_ in ("dobj", "obj")]
-            below = [(p, c) for p in token.children if p.dep_ == "prep" for c in p.children if c.dep_ == "pobj" and c.i in places]
+            objects = [index_of[c.i] for c in own if c.dep_ in ("dobj", "obj")]
+            below = [
+                (p, c) for p in token.children if p.dep_ == "prep" for c in p.children if c.dep_ == "pobj" and c.i in index_of
+            ]
             if objects:
                 relations += [(subjects[0], token.lemma_, o) for o in objects]
             elif below:
                 prep, noun = below[0]
-                relations.append((subjects[0], token.lemma_ if token.lemma_ != "be" else prep.text, places[noun.i]))
-        elif token.dep_ == "prep" and token.head.i in places:
-            relations += [(places[token.head.i], token.text, places[c.i]) for c in own if c.dep_ == "pobj"]
+                relations.append((subjects[0], token.lemma_ if token.lemma_ != "be" else prep.text, index_of[noun.i]))
+        elif token.dep_ == "prep" and token.head.i in index_of:
+            relations += [(index_of[token.head.i], token.text, index_of[c.i]) for c in own if c.dep_ == "pobj"]
     return Composition(sentence, tuple(entities), tuple(relations), "spacy" if entities else "none")

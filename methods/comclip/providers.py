@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate, normalize
 
 from czsl.clip.towers import Towers
 from czsl.data.files.regions import RegionTable
-from methods.comclip.bank import side_of
 from methods.comclip.parse import Composition, base_noun, head_of
+from methods.comclip.regions import patches_per_side
 from methods.comclip.windows import box_mask, grid_boxes, patch_shares, slic_segments
 from methods.explanation import centre_square
 
@@ -72,7 +72,7 @@ class View:
 
 
 @dataclass
-class Places:
+class RegionProvider:
     """Finds phrases in images.
 
     Parameters
@@ -152,7 +152,7 @@ class Places:
     def _segments(self, view: View, words_KD: Tensor) -> list[Mask]:
         segments = slic_segments(view.pixels)
         assert view.patches is not None
-        shares = torch.from_numpy(patch_shares(segments, side_of(self.clip))).to(view.patches)
+        shares = torch.from_numpy(patch_shares(segments, patches_per_side(self.clip))).to(view.patches)
         scores_KG = (shares @ (view.patches @ words_KD.T)).T
         limit_K1 = scores_KG.mean(1, keepdim=True) + scores_KG.std(1, keepdim=True, correction=0)
         chosen = [np.flatnonzero(row) for row in (scores_KG > limit_K1).cpu().numpy()]

@@ -7,10 +7,10 @@ from torch import Tensor
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.coop.config import CoOpConfig
+from methods.features import TextFeatures
 from methods.method import Method
 from methods.parts.branches import pair_texts
 from methods.parts.prompts import SoftPrompts
-from methods.sides import TextSide
 
 
 class CoOp(Method):
@@ -26,6 +26,6 @@ class CoOp(Method):
         names = self.attribute_names, self.object_names
         self.prompts = SoftPrompts(clip.text, *names, 0.0, learn_context=True, learn_names=False, branches=("pair",))
 
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs, [P, D]."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs, [P, D]."""
         return pair_texts(self, self.prompts, pairs_P2)

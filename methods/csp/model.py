@@ -13,12 +13,12 @@ from torch import Tensor
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from methods.csp.config import CSPConfig
+from methods.features import TextFeatures
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.branches import pair_texts
 from methods.parts.prompts import SoftPrompts
 from methods.parts.public import BRANCH_NAMES, TABLE, PublicNames, State, inferred
-from methods.sides import TextSide
 
 
 class CSP(Method):
@@ -38,8 +38,8 @@ class CSP(Method):
         )
         self.adapters = image_adapters(clip, config)
 
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
-        """Text side of index pairs, [P, D]."""
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
+        """Text features of index pairs, [P, D]."""
         return pair_texts(self, self.prompts, pairs_P2)
 
 

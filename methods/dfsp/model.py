@@ -20,24 +20,24 @@ from czsl.clip.lean import unit
 from czsl.clip.prompt_tree import PromptTree
 from czsl.compositions import CompositionSpace
 from methods.dfsp.config import DFSPConfig
+from methods.features import ImageFeatures, Targets, TextFeatures
 from methods.method import TEXT_CHUNK, Method
 from methods.parts.blocks import AttentionBlock
+from methods.parts.cross_attention import HEAD_WIDTH
 from methods.parts.prompts import SoftPrompts
-from methods.parts.traction import HEAD_WIDTH
-from methods.sides import ImageSide, Targets, TextSide
 
 END = 6  # place of the end token in "<start> a photo of ATTRIBUTE OBJECT <end>"
 
 
 @dataclass
-class PlainImages(ImageSide):
+class PlainImages(ImageFeatures):
     """Also ``plain`` [B, D]: CLIP's own unit features."""
 
     plain: Tensor | None = None
 
 
 @dataclass
-class PlainText(TextSide):
+class PlainText(TextFeatures):
     """Also ``plain`` [P, D]: unit features of the prompts before fusion; None outside training."""
 
     plain: Tensor | None = None
@@ -138,7 +138,7 @@ class DFSP(Method):
         with torch.no_grad():
             return self.clip.visual.unprojected(self.clip.normalise(batch["images"])).to(self.clip.mean.dtype)
 
-    def image_side(self, features_BD: Tensor) -> PlainImages:
+    def embed_images(self, features_BD: Tensor) -> PlainImages:
         """CLIP's own feature and the fused one, weighted; in training each worker fuses its own images."""
         plain_BD = self._to_joint(features_BD[:, 0])
         guide_LV = self._of_step if self.training and self._of_step is not None else self.guidance()
@@ -184,7 +184,7 @@ class DFSP(Method):
         return self._mixed(plain_PD, fused_PD), unit(plain_PD)
 
     def encode_compositions(self, pairs_P2: Tensor) -> PlainText:
-        """Text side of index pairs; in training these are the training pairs, and the guide follows from the same words."""
+        """Text features of index pairs; in training these are the training pairs, and the guide follows from the same words."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         if self.training:
             tokens_PTW = self._tokens(pairs_P2)
@@ -195,7 +195,7 @@ class DFSP(Method):
         return PlainText(pairs_P2, torch.cat([self._texts(self._tokens(pairs_P2[s : s + TEXT_CHUNK]))[0] for s in starts]))
 
     # -- training --------------------------------------------------------------------------------------------------
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of pairs with fusion and before it, and of attributes and objects, whose logits are means over their pairs."""
         assert isinstance(images, PlainImages) and isinstance(text, PlainText)
         assert images.plain is not None and text.plain is not None

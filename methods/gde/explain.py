@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from czsl.compositions import CompositionSpace
-from methods.explanation import Explanation, Figures, Neighbours, Part, Question, Shares, branch_figures
+from methods.explanation import Explanation, Figures, Neighbours, Part, ScoredImage, Shares, branch_figures
 from methods.gde.geometry import moves
 
 IMAGES = 6  # training images shown for each direction
@@ -51,18 +51,18 @@ class Fitted:
         return moves(self.mean, x_ND, self.geometry) - self.offset
 
 
-def direction_parts(fitted: Fitted, question: Question, place: int) -> Explanation:
-    """The explanation of candidate ``place``.
+def direction_parts(fitted: Fitted, scored: ScoredImage, index: int) -> Explanation:
+    """The explanation of candidate ``index``.
 
     Its score is a sum of inner products with the image: of the prompt, of the centre, of the attribute's direction, of the object's. On the
     sphere cos and sin of the move's length scale centre and move, in the linear geometry the length of the end does: the sum is exact.
     """
-    space, pair = fitted.space, question.text.pairs[place].tolist()
+    space, pair = fitted.space, scored.text.pairs[index].tolist()
     names = space.pair_names(pair)
-    parts: list[Part] = [branch_figures(question, place, (space.pair_name(pair), *names))]
+    parts: list[Part] = [branch_figures(scored, index, (space.pair_name(pair), *names))]
     notes: list[str] = []
-    image_D = question.side.pair[0].double().cpu()
-    parts.append(_score(fitted, question, place, image_D))
+    image_D = scored.features.pair[0].double().cpu()
+    parts.append(_score(fitted, scored, index, image_D))
     A = space.num_attributes
     kinds = (("attribute", space.attributes, 0), ("object" if names[0] else "class", space.objects, A))
     for branch, (kind, words, first) in enumerate(kinds):
@@ -75,13 +75,13 @@ def direction_parts(fitted: Fitted, question: Question, place: int) -> Explanati
         elif float(fitted.directions[row].norm()) < 1e-6:
             notes.append(f"the direction of {word} is zero: its training images are like all others")
         else:
-            parts += _images(fitted, question, pair, branch, row, kind, word)
+            parts += _images(fitted, scored, pair, branch, row, kind, word)
     return Explanation(tuple(space.label(pair).values()), parts, notes)
 
 
-def _score(fitted: Fitted, question: Question, place: int, image_D: Tensor) -> Shares:
+def _score(fitted: Fitted, scored: ScoredImage, index: int, image_D: Tensor) -> Shares:
     """Exact parts of the score."""
-    attribute, obj = question.text.pairs[place].tolist()
+    attribute, obj = scored.text.pairs[index].tolist()
     names, share = fitted.space.pair_names((attribute, obj)), fitted.share
     rows_TD, mean_D, offset_D = fitted.directions, fitted.mean, fitted.offset
     move_D = offset_D + rows_TD[attribute] + rows_TD[fitted.space.num_attributes + obj]
@@ -117,9 +117,9 @@ def _nearest(fitted: Fitted, kind: str, words: tuple[str, ...], first: int, imag
     return Figures(f"Directions of {plural} along which the image lies", [kind, "cosine"], rows, text)
 
 
-def _images(fitted: Fitted, question: Question, pair: list[int], branch: int, row: int, kind: str, word: str) -> list[Part]:
+def _images(fitted: Fitted, scored: ScoredImage, pair: list[int], branch: int, row: int, kind: str, word: str) -> list[Part]:
     """Training images of the word that lie furthest along its direction."""
-    examples = question.examples(pair[0], pair[1])
+    examples = scored.examples(pair[0], pair[1])
     if examples is None:
         return []
     rows_n = np.flatnonzero((examples.attr, examples.obj)[branch] == pair[branch])

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 Geometry = Literal["sphere", "linear"]
 Fit = Literal["mean", "ridge"]
 
-MOST_STEPS, SMALL_STEP = 10, 1e-5  # of the mean on the sphere, as the public code has them
+MAX_STEPS, SMALL_STEP = 10, 1e-5  # of the mean on the sphere, as the public code has them
 TINY = 1e-12
 
 
@@ -39,7 +39,7 @@ def sphere_mean(points_ND: Tensor, weights_N: Tensor) -> Tensor:
     """The intrinsic mean [D] of weighted unit vectors."""
     weights_N = weights_N / weights_N.sum()
     mean_D = normalize(weights_N @ points_ND, dim=0)
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         step_D = weights_N @ log_map(mean_D, points_ND)
         mean_D = exp_map(mean_D, step_D[None])[0]
         if step_D.norm() < SMALL_STEP:
@@ -60,10 +60,10 @@ def pair_weights(logits_N: Tensor, place_N: Tensor, num_pairs: int) -> tuple[Ten
     num_pairs : int
         C.
     """
-    most_C = logits_N.new_full((num_pairs,), -torch.inf).scatter_reduce(0, place_N, logits_N, "amax")
-    shifted_N = (logits_N - most_C[place_N]).exp()
+    max_C = logits_N.new_full((num_pairs,), -torch.inf).scatter_reduce(0, place_N, logits_N, "amax")
+    shifted_N = (logits_N - max_C[place_N]).exp()
     sum_C = logits_N.new_zeros(num_pairs).index_add_(0, place_N, shifted_N)
-    return shifted_N / sum_C[place_N], most_C + sum_C.log()
+    return shifted_N / sum_C[place_N], max_C + sum_C.log()
 
 
 def weighted_means(values_ND: Tensor, weights_N: Tensor, place_N: Tensor, num_pairs: int) -> Tensor:
@@ -77,7 +77,7 @@ def solve(means_CD: Tensor, pairs_C2: Tensor, num_attributes: int, num_objects: 
     Parameters
     ----------
     means_CD : float tensor
-        Of pairs that have images, less the mean of all of them.
+        Means of the pairs that have images, less the mean of all of them.
     pairs_C2 : int64 tensor
         Their attributes and objects.
     fit : str

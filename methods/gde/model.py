@@ -15,20 +15,20 @@ from torch.nn.functional import normalize
 from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.errors import DataError, UsageError
-from methods.explanation import Explanation, Question
+from methods.explanation import Explanation, ScoredImage
+from methods.features import TextFeatures
 from methods.gde.config import GDEConfig
 from methods.gde.explain import Fitted, direction_parts
 from methods.gde.geometry import centre, end_points, moves, pair_weights, solve, weighted_means
 from methods.method import Method
 from methods.parts.words import KeptWords
-from methods.sides import TextSide
 
 # What is tried on the validation images, where the settings leave it open.
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 # What is taken without validation images.
-SHARE, RIDGE, EVEN = 0.5, 1.0, math.inf  # an infinite temperature weighs all images of a pair alike
+SHARE, RIDGE, EVEN = 0.5, 1.0, math.inf  # an infinite temperature gives all images of a pair the same weight
 SHOWN = 5  # names in a note
 
 
@@ -64,7 +64,7 @@ class GDE(Method):
         self.register_buffer("pair_means", torch.zeros(C, D))
         self.register_buffer("pair_mass", torch.full((C,), -torch.inf))
         self.register_buffer("pair_images", torch.zeros(C, dtype=torch.int64))
-        # Temperature, ridge and share of the text; before the first pass it is plain CLIP.
+        # Temperature, ridge and share of the text; before the initialisation it is plain CLIP.
         self.register_buffer("chosen", torch.tensor([EVEN, RIDGE, 1.0]))
         self.words = KeptWords(clip, self.encode_names)
 
@@ -104,25 +104,25 @@ class GDE(Method):
         return normalize(end_points(self.mean, self.moved(pairs_P2), self.config.geometry), dim=-1)
 
     @torch.no_grad()
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
         """``share * prompt + (1 - share) * ends`` for index pairs, [P, D]; not normalised."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         share = self.share
         if not share:
-            return TextSide(pairs_P2, self.ends(pairs_P2))
+            return TextFeatures(pairs_P2, self.ends(pairs_P2))
         words_PD = self.words(pairs_P2)
         if share == 1:
-            return TextSide(pairs_P2, words_PD)
-        return TextSide(pairs_P2, share * words_PD + (1 - share) * self.ends(pairs_P2))
+            return TextFeatures(pairs_P2, words_PD)
+        return TextFeatures(pairs_P2, share * words_PD + (1 - share) * self.ends(pairs_P2))
 
     # -- the one pass --------------------------------------------------------------------------------------------------
     @property
-    def wants_first_pass(self) -> bool:
+    def needs_initialisation(self) -> bool:
         """It is all of the training."""
         return not bool(self.pair_images.any())
 
     @torch.no_grad()
-    def first_pass(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
+    def initialise(self, features_ND: Tensor, attr_N: Tensor, obj_N: Tensor) -> None:
         """Find the directions, and choose on validation images what the settings leave open.
 
         First the ridge with the share of the text, both of them together; then the temperature of the weights with these.
@@ -222,7 +222,7 @@ class GDE(Method):
 
     def metrics(self) -> dict[str, Any]:
         """Return the settings in use: share of the text, ridge, temperature (absent if images have equal weights)."""
-        if self.wants_first_pass:
+        if self.needs_initialisation:
             return {}
         out = {"text": round(self.share, 6)}
         if self.config.fit == "ridge":
@@ -231,7 +231,7 @@ class GDE(Method):
 
     def notes(self) -> list[str]:
         """Primitives without images or with a zero direction, and pairs of one image."""
-        if self.wants_first_pass:
+        if self.needs_initialisation:
             return []
         known_T, zero_T = self.known, (self.directions.norm(dim=1) < 1e-6).cpu()
         names = [*self.space.attributes, *self.space.objects]
@@ -275,12 +275,12 @@ class GDE(Method):
         return new
 
     # -- explanation ---------------------------------------------------------------------------------------------------
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Parts of the score, the nearest directions, and the training images that lie furthest along those of the composition."""
-        word_D = self.words(question.text.pairs[place : place + 1])[0]
+        word_D = self.words(scored.text.pairs[index : index + 1])[0]
         vectors = (x.double().cpu() for x in (self.mean, self.offset, self.directions, word_D))
         fitted = Fitted(self.space, self.config.geometry, float(self.clip.logit_scale), self.share, self.known, *vectors)
-        return direction_parts(fitted, question, place)
+        return direction_parts(fitted, scored, index)
 
 
 def _some(names: list[str]) -> str:

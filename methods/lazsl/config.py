@@ -14,7 +14,7 @@ from czsl.errors import UsageError
 from methods.parts.region_config import RegionFileConfig
 
 # Below this, scaling in float32 runs into numbers that it cannot hold.
-LEAST_EPS = 0.01
+MIN_EPS = 0.01
 
 
 @dataclass
@@ -27,7 +27,7 @@ class LaZSLConfig(RegionFileConfig):
         the released program does for ImageNet) or ``plain`` (only the phrase).
     regions: ``random`` squares (paper), a fixed ``grid`` of squares of three sizes, or those of a ``file`` (``regions_file``).
     num_regions: R, number of regions per image, at most for a file (those with the best scores); 0 takes the whole image only.
-    region_min: least side of a region, as a share of the image's shorter side.
+    region_min: smallest side of a region, as a share of the image's shorter side.
     region_max: largest side.
     region_seed: of the random squares, drawn by (seed, image name).
     select: drop regions that are less like the whole image than the average region.
@@ -71,8 +71,8 @@ class LaZSLConfig(RegionFileConfig):
         _inside("region_seed", self.region_seed, 0, 2**63)
         if not self.eps > 0:
             raise UsageError(f"eps is {self.eps}", "it must be positive", "the paper's is 0.1")
-        if self.solver == "sinkhorn" and self.eps < LEAST_EPS:
-            raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"least {LEAST_EPS}", "set solver=log")
+        if self.solver == "sinkhorn" and self.eps < MIN_EPS:
+            raise UsageError(f"eps={self.eps} is too small for solver=sinkhorn", f"the minimum is {MIN_EPS}", "set solver=log")
 
     @property
     def only_features(self) -> bool:
@@ -80,8 +80,8 @@ class LaZSLConfig(RegionFileConfig):
         return True
 
     @cached_property
-    def places(self) -> int:
-        """Regions of the image of the file that has most, at most ``num_regions``."""
+    def max_per_image(self) -> int:
+        """Largest number of regions of any image in the file, at most ``num_regions``."""
         return min(self.num_regions, max(len(found.regions) for found in self.table.images.values()))
 
     def notes(self, space: CompositionSpace) -> list[str]:
@@ -106,6 +106,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _inside(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise UsageError(f"{name} is {value}", f"it must lie between {least} and {most}", f"set {name} within these limits")
+def _inside(name: str, value: float, minimum: float, maximum: float) -> None:
+    if not minimum <= value <= maximum:
+        raise UsageError(f"{name} is {value}", f"it must lie between {minimum} and {maximum}", f"set {name} within these limits")

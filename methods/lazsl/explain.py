@@ -13,8 +13,8 @@ from czsl.clip.towers import Towers
 from czsl.data.files.regions import checked_boxes
 from methods.explanation import Boxes, Figures, HeatMap, Part, Shares
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.regions import boxes_of, region_side
-from methods.lazsl.scoring import PhraseSide
+from methods.lazsl.regions import boxes_of, region_features
+from methods.lazsl.scoring import PhraseFeatures
 from methods.lazsl.solver import plan_of
 from methods.parts.views import crops, encode_views
 
@@ -24,7 +24,7 @@ SHOWN = 6  # phrases whose regions are drawn: those with the largest shares
 
 
 @dataclass(frozen=True)
-class Phrase:
+class WeightedPhrase:
     """A prompt, the label it describes (``wet``), and what it weighs among the candidate's phrases."""
 
     text: str
@@ -33,7 +33,7 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class TransportExplanation:
     """Parts of the score of an image and a candidate; N phrases, R kept regions, float64.
 
     candidate : names of the attribute and the object, or of the class
@@ -58,7 +58,7 @@ class Explanation:
     logit_bias: float
     baseline: float
     boxes: np.ndarray
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[WeightedPhrase, ...]
     plan: np.ndarray
     similarity: np.ndarray
     whole_similarity: np.ndarray
@@ -83,13 +83,14 @@ class Explanation:
         """The region that contributes most to each phrase, int [N]."""
         return self.local.argmax(1)
 
-    def heat_map(self, values_R: np.ndarray | None = None, longest: int = 512) -> np.ndarray:
-        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``longest``; 0 if uncovered.
+    def heat_map(self, values_R: np.ndarray | None = None, max_side: int = 512) -> np.ndarray:
+        """Mean of a value over the regions that cover a pixel, [height, width] of the image shrunk to ``max_side`` on its longer side; 0 if
+        uncovered.
 
         The values are the regions' shares by default; ``lift[n]`` shows where a single phrase finds support.
         """
         width, height = self.settings["image_size"]
-        scale = min(1.0, longest / max(width, height))
+        scale = min(1.0, max_side / max(width, height))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         edges = np.round(self.boxes * np.tile([size[1] / width, size[0] / height], 2)).astype(int)
         values_R = self.by_region if values_R is None else np.asarray(values_R)
@@ -109,7 +110,7 @@ class Explanation:
         """Return the parts to show: regions by their shares, the best region of each phrase, and the shares that add up to the score."""
         width, height = self.settings["image_size"]
         shown = np.argsort(-self.by_phrase, kind="stable")[:SHOWN].tolist()
-        maps = [("all phrases: mean share of the regions here", self.heat_map(longest=MAP_SIDE), "share of the score")]
+        maps = [("all phrases: mean share of the regions here", self.heat_map(max_side=MAP_SIDE), "share of the score")]
         maps += [
             (f"{self.phrases[n].text}: lift", self.heat_map(self.lift[n], MAP_SIDE), "over an even plan")
             for n in shown
@@ -180,12 +181,12 @@ def explain_image(
     clip: Towers,
     config: LaZSLConfig,
     image: Image.Image,
-    text: PhraseSide,
+    text: PhraseFeatures,
     candidate: tuple[str, ...],
     image_id: str = "0",
     boxes: Any = None,
     prompt: str | None = None,
-) -> Explanation:
+) -> TransportExplanation:
     """The explanation of one candidate.
 
     Parameters
@@ -194,7 +195,7 @@ def explain_image(
     config : LaZSLConfig
     image : PIL image
         The original.
-    text : PhraseSide
+    text : PhraseFeatures
         Return the explanation of this candidate only.
     candidate : tuple of str
         Its names.
@@ -222,19 +223,19 @@ def explain_image(
     if regions is None:
         boxes_R4 = np.array([[0, 0, *image.size]])
         notes.append("no regions: the whole image is the only one")
-    side = region_side(encode_views(clip, pixels, regions), clip.dim, config)
-    if bool(side.none_kept[0]):
+    features = region_features(encode_views(clip, pixels, regions), clip.dim, config)
+    if bool(features.none_kept[0]):
         notes.append("the selection kept no region, so all of them were kept")
 
     _, phrase_1N, weight_1N = text.problems[0]
     features_FD = torch.cat([bank.features for bank in text.banks]).double()
     texts = [line for bank in text.banks for line in bank.texts]
     labels = [bank.names[x] for bank in text.banks for x, n in enumerate(bank.count.tolist()) for _ in range(n)]
-    phrases = [Phrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
-    # The plan is solved anew in float64 and to convergence; which regions are kept is what prediction decided.
-    features_ND, whole_D = features_FD[phrase_1N[0]], side.pair[0].double()
-    mass_1R = (side.mass > 0).double() / (side.mass > 0).sum()
-    s_NR, q_N = features_ND @ side.regions[0].double().T, features_ND @ whole_D
+    phrases = [WeightedPhrase(texts[f], labels[f], w) for f, w in zip(phrase_1N[0].tolist(), weight_1N[0].tolist(), strict=True)]
+    # The plan is solved again in float64 and to convergence; which regions are kept is what prediction decided.
+    features_ND, whole_D = features_FD[phrase_1N[0]], features.pair[0].double()
+    mass_1R = (features.mass > 0).double() / (features.mass > 0).sum()
+    s_NR, q_N = features_ND @ features.regions[0].double().T, features_ND @ whole_D
     solver, strength = (config.solver, config.theta / config.eps) if config.theta else ("uniform", 0.0)
     plan_NR = plan_of(solver, s_NR[None], weight_1N, mass_1R, strength, CONVERGED)[0]
     product_NR = weight_1N[0, :, None] * mass_1R
@@ -242,21 +243,21 @@ def explain_image(
     lift_NR = plan_NR / product_NR - 1
     if prompt is not None:
         own_D = text.pair[0].double()
-        phrases.append(Phrase(prompt, " ".join(candidate), 0.0))
-        s_NR = torch.cat([s_NR, own_D[None] @ side.regions[0].double().T])
+        phrases.append(WeightedPhrase(prompt, " ".join(candidate), 0.0))
+        s_NR = torch.cat([s_NR, own_D[None] @ features.regions[0].double().T])
         plan_NR, lift_NR = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (plan_NR, lift_NR))
         q_N, whole_N = torch.cat([q_N, (own_D @ whole_D)[None]]), torch.cat([torch.zeros_like(whole_N), (own_D @ whole_D)[None]])
     local_NR = config.theta * plan_NR * s_NR
     baseline = float(whole_N.sum())
     whole_N = (1 - config.theta) * whole_N
-    return Explanation(
+    return TransportExplanation(
         image=image_id,
         candidate=candidate,
         score=float(local_NR.sum() + whole_N.sum()),
         logit_scale=float(clip.logit_scale),
         logit_bias=0.0 if clip.logit_bias is None else float(clip.logit_bias),
         baseline=baseline,
-        boxes=boxes_R4[side.kept[0].cpu().numpy()],
+        boxes=boxes_R4[features.kept[0].cpu().numpy()],
         phrases=tuple(phrases),
         plan=_numpy(plan_NR),
         similarity=_numpy(s_NR),
@@ -271,7 +272,7 @@ def explain_image(
             "solver": config.solver,
             "regions": config.regions if boxes is None else "given",
             "region_seed": config.region_seed,
-            "regions_sampled": int(side.kept.shape[1]),
+            "regions_sampled": int(features.kept.shape[1]),
             "clip": clip.name,
             "clip_sha256": clip.sha256,
             "image_size": list(image.size),

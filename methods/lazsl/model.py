@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from czsl.compositions import index_pairs
-from methods.explanation import Question
+from methods.explanation import ScoredImage
+from methods.features import ImageFeatures, TextFeatures
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.explain import Explanation, explain_image
+from methods.lazsl.explain import TransportExplanation, explain_image
 from methods.lazsl.phrases import make_bank
-from methods.lazsl.regions import RegionSide, prepare_views, region_side, regions_key
-from methods.lazsl.scoring import PhraseSide, mixed_scores
+from methods.lazsl.regions import RegionFeatures, prepare_views, region_features, regions_key
+from methods.lazsl.scoring import PhraseFeatures, mixed_scores
 from methods.method import Method
 from methods.parts.views import encode_views
-from methods.sides import ImageSide, TextSide
 
 
 class LaZSL(Method):
@@ -37,7 +37,7 @@ class LaZSL(Method):
 
     # -- images ----------------------------------------------------------------------------------------------------
     @property
-    def prepare_key(self) -> str:
+    def cache_key(self) -> str:
         """The settings that decide where regions are."""
         return regions_key(self.config)
 
@@ -51,13 +51,13 @@ class LaZSL(Method):
             return super().image_features(batch)
         return encode_views(self.clip, batch["images"], batch.get("regions"), batch.get("present"))
 
-    def image_side(self, features_BD: Tensor) -> RegionSide:
+    def embed_images(self, features_BD: Tensor) -> RegionFeatures:
         """Unit features, and the selection of regions."""
-        return region_side(features_BD, self.clip.dim, self.config)
+        return region_features(features_BD, self.clip.dim, self.config)
 
     # -- text ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def encode_compositions(self, pairs_P2: Tensor) -> PhraseSide:
+    def encode_compositions(self, pairs_P2: Tensor) -> PhraseFeatures:
         """Phrases of all attributes and objects, or classes; ``pair`` is what the whole image is compared with."""
         config, share = self.config, self.config.attribute_share
         words = [self.object_names] if len(self.space.vocabulary) == 1 else [self.attribute_names, self.object_names]
@@ -72,36 +72,36 @@ class LaZSL(Method):
             labels = pairs_P2[:, -len(banks) :].T
             parts = [w * bank.mean[label_P] for w, bank, label_P in zip(shares, banks, labels, strict=True)]
             whole_PD = torch.stack(parts).sum(0)
-        return PhraseSide(pairs_P2, whole_PD, banks=banks, shares=shares)
+        return PhraseFeatures(pairs_P2, whole_PD, banks=banks, shares=shares)
 
     # -- scores ----------------------------------------------------------------------------------------------------
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """Scores [B, P]; ``theta=0`` gives the description baseline."""
-        assert isinstance(images, RegionSide)
-        assert isinstance(text, PhraseSide)
+        assert isinstance(images, RegionFeatures)
+        assert isinstance(text, PhraseFeatures)
         return self.clip.biased(self.clip.logit_scale * mixed_scores(images, text, self.config))
 
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, None, None]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, None, None]:
         """The scores; there are no branches."""
         return self.scores(images, text), None, None
 
     # -- explanation -----------------------------------------------------------------------------------------------
-    def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> Explanation:
+    def explain(self, image: Image.Image, pair: Sequence[str], image_id: str = "0", boxes: Any = None) -> TransportExplanation:
         """Return which region supports which phrase of a pair of names (of a class: ``("", "dog")``); see
         :func:`methods.lazsl.explain.explain_image`.
         """
-        place = index_pairs([pair], self.space.attributes, self.space.objects)
+        pair_12 = index_pairs([pair], self.space.attributes, self.space.objects)
         with torch.inference_mode():
-            text = self.encode_compositions(torch.from_numpy(place).to(self.clip.device))
+            text = self.encode_compositions(torch.from_numpy(pair_12).to(self.clip.device))
         return self._explain(image, text, image_id, boxes)
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> TransportExplanation:
         """Return which region supports which phrase, and the shares that add up to the score."""
-        text = question.text
-        assert isinstance(text, PhraseSide)
-        return self._explain(question.image, text.tile(place, place + 1), question.image_id)
+        text = scored.text
+        assert isinstance(text, PhraseFeatures)
+        return self._explain(scored.image, text.tile(index, index + 1), scored.image_id)
 
-    def _explain(self, image: Image.Image, text: PhraseSide, image_id: str, boxes: Any = None) -> Explanation:
+    def _explain(self, image: Image.Image, text: PhraseFeatures, image_id: str, boxes: Any = None) -> TransportExplanation:
         pair = text.pairs[0].tolist()
         prompt = self.pair_prompt(pair) if self.config.global_term == "prompt" else None
         return explain_image(self.clip, self.config, image, text, tuple(self.space.label(pair).values()), image_id, boxes, prompt)

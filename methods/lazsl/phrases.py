@@ -20,7 +20,7 @@ PLAIN = {
 
 
 @dataclass
-class Bank:
+class PhraseBank:
     """Phrases of n labels.
 
     names : n labels as they stand in prompts
@@ -62,7 +62,7 @@ def prompts_of(kind: str, name: str, phrases: Sequence[str], style: str) -> list
     return list(phrases) if style == "plain" else [clause(name, phrase, style == "sentence") for phrase in phrases]
 
 
-def make_bank(clip: Towers, kind: str, labels: Sequence[str], names: Sequence[str], config: LaZSLConfig) -> Bank:
+def make_bank(clip: Towers, kind: str, labels: Sequence[str], names: Sequence[str], config: LaZSLConfig) -> PhraseBank:
     """Prompts and features of labels.
 
     Parameters
@@ -82,9 +82,9 @@ def make_bank(clip: Towers, kind: str, labels: Sequence[str], names: Sequence[st
     return bank_of(list(names), texts, features, [len(p) for p in prompts], sum(not p for p in matched.phrases))
 
 
-def bank_of(names: list[str], texts: list[str], features: Tensor, counts: Sequence[int], plain: int = 0) -> Bank:
+def bank_of(names: list[str], texts: list[str], features: Tensor, counts: Sequence[int], plain: int = 0) -> PhraseBank:
     """A bank of given features [sum of counts, D]."""
     count = torch.tensor(counts, dtype=torch.long, device=features.device)
     owner = torch.repeat_interleave(torch.arange(len(count), device=features.device), count)
     sums = features.new_zeros(len(count), features.shape[1]).index_add_(0, owner, features)
-    return Bank(names, texts, features, count.cumsum(0) - count, count, sums / count[:, None], plain)
+    return PhraseBank(names, texts, features, count.cumsum(0) - count, count, sums / count[:, None], plain)

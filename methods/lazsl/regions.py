@@ -18,9 +18,9 @@ from torch.nn.functional import normalize
 
 from czsl.data.augment import id_keys, uniforms
 from czsl.data.pixels import Pixels
+from methods.features import ImageFeatures
 from methods.lazsl.config import LaZSLConfig
 from methods.parts.views import crops
-from methods.sides import ImageSide
 
 # The rounded mean of equal numbers exceeds them in a third of the cases: a blank picture would lose every region.
 SLACK = 1e-6
@@ -28,21 +28,21 @@ GRID_LEVELS = 3
 
 
 @dataclass
-class RegionSide(ImageSide):
+class RegionFeatures(ImageFeatures):
     """Features of B images: ``pair`` [B, D] of the whole image, and their regions.
 
     regions : unit features of the kept regions, in their order, then padding, [B, R, D]
     mass : 1 / kept on them, 0 on padding, [B, R]
     kept : which of the sampled regions these are, bool [B, sampled]
     none_kept : images of which the selection would have kept nothing, so that all regions were kept, bool [B]
-    seen : what was computed of these images against a bank of phrases, by the bank's identity
+    compared : what was computed of these images against a bank of phrases, by the bank's identity
     """
 
     regions: Tensor = field(kw_only=True)
     mass: Tensor = field(kw_only=True)
     kept: Tensor = field(kw_only=True)
     none_kept: Tensor = field(kw_only=True)
-    seen: dict[int, Any] = field(default_factory=dict, kw_only=True)
+    compared: dict[int, Any] = field(default_factory=dict, kw_only=True)
 
 
 def regions_key(config: LaZSLConfig) -> str:
@@ -84,7 +84,7 @@ def sample_boxes(size: tuple[int, int], image_id: str, config: LaZSLConfig) -> n
 
 
 def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """R evenly chosen squares out of three grids: sides from the largest to the least, places evenly over the image."""
+    """R evenly chosen squares out of three grids: sides from the largest to the smallest, spread evenly over the image."""
     per_side = int(np.ceil(np.sqrt(config.num_regions / GRID_LEVELS)))
     place = (np.arange(per_side) + 0.5) / max(per_side, 1)
     sides = np.linspace(config.region_max, config.region_min, GRID_LEVELS)
@@ -96,7 +96,7 @@ def _grid(config: LaZSLConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels: Pixels) -> dict[str, Tensor]:
     """The whole image through CLIP's pipeline, ``images`` [3, S, S], and its ``regions`` [R, 3, S, S], if any.
 
-    Images of a region file have as many places as any of them needs; ``present`` [R] marks those in use.
+    R of a region file is its largest number of regions per image; ``present`` [R] marks the image's own, the rest is padding.
     """
     image = image.convert("RGB")
     out = {"images": torch.from_numpy(pixels(image))}
@@ -104,16 +104,16 @@ def prepare_views(image: Image.Image, image_id: str, config: LaZSLConfig, pixels
         return out
     regions = crops(image, boxes_of(image.size, image_id, config)[0], pixels)
     if config.regions == "file":
-        out["present"] = torch.arange(config.places) < len(regions)
-        regions = torch.cat([regions, regions.new_zeros(config.places - len(regions), *regions.shape[1:])])
+        out["present"] = torch.arange(config.max_per_image) < len(regions)
+        regions = torch.cat([regions, regions.new_zeros(config.max_per_image - len(regions), *regions.shape[1:])])
     return out | {"regions": regions}
 
 
-def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSide:
+def region_features(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionFeatures:
     """Images from packed features [B, (1 + R) * D]; without regions the whole image is the only one.
 
     A region is kept if its cosine to the whole image is not below the mean over regions (plus ``select_shift``). Features of zeros
-    are places that an image does not need.
+    are padding.
     """
     views = normalize(features_BF.unflatten(1, (-1, dim)), dim=-1)
     whole_BD, regions_BRD = views[:, 0], views[:, 1:] if views.shape[1] > 1 else views
@@ -132,4 +132,4 @@ def region_side(features_BF: Tensor, dim: int, config: LaZSLConfig) -> RegionSid
     order_BR = torch.argsort(~keep_BR, dim=1, stable=True)[:, : int(count_B.max()) if len(count_B) else None]
     regions_BRD = regions_BRD.gather(1, order_BR[:, :, None].expand(-1, -1, dim))
     mass_BR = keep_BR.gather(1, order_BR) / count_B[:, None].to(regions_BRD.dtype)
-    return RegionSide(whole_BD, regions=regions_BRD, mass=mass_BR, kept=keep_BR, none_kept=none_B & config.select)
+    return RegionFeatures(whole_BD, regions=regions_BRD, mass=mass_BR, kept=keep_BR, none_kept=none_B & config.select)

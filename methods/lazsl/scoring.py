@@ -12,25 +12,25 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from methods.features import TextFeatures
 from methods.lazsl.config import LaZSLConfig
-from methods.lazsl.phrases import Bank
-from methods.lazsl.regions import RegionSide
+from methods.lazsl.phrases import PhraseBank
+from methods.lazsl.regions import RegionFeatures
 from methods.lazsl.solver import plan_of
-from methods.sides import TextSide
 
 # Elements of the problems solved at a time: what a processor's cache holds, or what keeps a GPU busy.
 CHUNK_CPU, CHUNK_GPU = 2**18, 2**26
 
 
 @dataclass
-class PhraseSide(TextSide):
+class PhraseFeatures(TextFeatures):
     """P candidates: ``pair`` [P, D] is what the whole image is compared with.
 
     banks : of attributes and objects; of plain classes, which have no attribute, only one
     shares : weight of each bank's phrases in a candidate, of sum 1
     """
 
-    banks: tuple[Bank, ...] = field(kw_only=True)
+    banks: tuple[PhraseBank, ...] = field(kw_only=True)
     shares: tuple[float, ...] = field(kw_only=True)
 
     @property
@@ -63,7 +63,7 @@ class PhraseSide(TextSide):
         return found
 
 
-def mixed_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> Tensor:
+def mixed_scores(images: RegionFeatures, text: PhraseFeatures, config: LaZSLConfig) -> Tensor:
     """psi [B, P]: (1 - theta) * description baseline + theta * local score, both cosines."""
     whole_BP = images.pair @ text.pair.T
     if not config.theta:
@@ -71,16 +71,16 @@ def mixed_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> T
     return (1 - config.theta) * whole_BP + config.theta * local_scores(images, text, config)
 
 
-def local_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> Tensor:
+def local_scores(images: RegionFeatures, text: PhraseFeatures, config: LaZSLConfig) -> Tensor:
     """Plan-weighted similarity of regions and phrases, sum(T s), [B, P]."""
     if config.solver in ("second_order", "uniform"):
         return expanded_scores(images, text, 0.0 if config.solver == "uniform" else config.theta / config.eps)
     return transported_scores(images, text, config)
 
 
-def transported_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig) -> Tensor:
+def transported_scores(images: RegionFeatures, text: PhraseFeatures, config: LaZSLConfig) -> Tensor:
     """One problem an image and candidate; candidates with equally many phrases are solved together."""
-    parts = [_seen(images, bank).similarity() for bank in text.banks]
+    parts = [_compared(images, bank).similarity() for bank in text.banks]
     similarity_BFR = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     B, R = images.mass.shape
     limit = CHUNK_GPU if similarity_BFR.is_cuda else CHUNK_CPU
@@ -102,12 +102,12 @@ def transported_scores(images: RegionSide, text: PhraseSide, config: LaZSLConfig
     return out_BP
 
 
-def expanded_scores(images: RegionSide, text: PhraseSide, strength: float) -> Tensor:
+def expanded_scores(images: RegionFeatures, text: PhraseFeatures, strength: float) -> Tensor:
     """The transport's second-order expansion: mean + strength * (variance within phrases - variance of the candidate's mean).
 
     All but the last variance is a sum over attribute and object; that needs their covariance over regions, one matrix product.
     """
-    views = [_seen(images, bank) for bank in text.banks]
+    views = [_compared(images, bank) for bank in text.banks]
     parts = list(zip(views, text.shares, text.labels, strict=True))
     score_BP = torch.stack([share * view.mean()[:, label_P] for view, share, label_P in parts]).sum(0)
     if not strength:
@@ -124,10 +124,10 @@ def expanded_scores(images: RegionSide, text: PhraseSide, strength: float) -> Te
     return score_BP
 
 
-class _Seen:
+class _Comparison:
     """Images against one bank; each part is computed once, however many tiles of candidates ask for it."""
 
-    def __init__(self, images: RegionSide, bank: Bank):
+    def __init__(self, images: RegionFeatures, bank: PhraseBank):
         self.images, self.bank = images, bank
         self._similarity: Tensor | None = None
         self._moments: tuple[Tensor, Tensor, Tensor] | None = None
@@ -159,8 +159,8 @@ class _Seen:
         return self._moments
 
 
-def _seen(images: RegionSide, bank: Bank) -> _Seen:
-    kept = images.seen.get(id(bank))
+def _compared(images: RegionFeatures, bank: PhraseBank) -> _Comparison:
+    kept = images.compared.get(id(bank))
     if kept is None:
-        kept = images.seen[id(bank)] = _Seen(images, bank)  # holds the bank, so its identity stays its own
+        kept = images.compared[id(bank)] = _Comparison(images, bank)  # holds the bank, so its identity stays its own
     return kept

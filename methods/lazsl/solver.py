@@ -26,7 +26,7 @@ def plan_of(
     solver : {"sinkhorn", "log", "second_order", "uniform"}
     similarity_QNR : float tensor
     weight_QN, mass_QR : float tensor
-        Of sum 1. A mass may be 0 (padding), a weight may not.
+        Weights and masses of sum 1. A mass may be 0 (padding), a weight may not.
     strength : float
         theta / eps.
     tolerance : float

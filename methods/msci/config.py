@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.parts.branches_config import AttendingConfig
+from methods.parts.branches_config import CrossAttentionConfig
 
 LOW, HIGH = "low", "high"
 
 
 @dataclass
-class MSCIConfig(AttendingConfig):
+class MSCIConfig(CrossAttentionConfig):
     """Fields of MSCI. Defaults are the preset ``default``.
 
     low_blocks: first blocks of the image tower whose tokens the first stage sees; 0 for a sixth of the tower (4 of 24).
@@ -33,7 +33,7 @@ class MSCIConfig(AttendingConfig):
 
     about: ClassVar[str] = "Learned prompts and adapters; texts attend to low, then to high layers of the image tower."
     fractions: ClassVar[tuple[str, ...]] = (
-        *AttendingConfig.fractions,
+        *CrossAttentionConfig.fractions,
         "aggregator_dropout",
         "stage1_dropout",
         "stage2_dropout",

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.explanation import HeatMap, Part, Question, Shares, attention_map
+from methods.explanation import HeatMap, Part, ScoredImage, Shares, attention_map
 from methods.msci.config import HIGH, LOW
-from methods.parts.attending import AttendedImages
+from methods.parts.cross_attention_method import AttendedImages
 
 STAGES = {LOW: "stage 1, low layers", HIGH: "stage 2, high layers"}
 PARTS = {"text": "text", LOW: "low layers (stage 1)", HIGH: "high layers (stage 2)"}
 
 
 def explained_parts(
-    question: Question, attention: Mapping[str, Tensor], shares: Mapping[str, Tensor], labels: tuple[str, str, str]
+    scored: ScoredImage, attention: Mapping[str, Tensor], shares: Mapping[str, Tensor], labels: tuple[str, str, str]
 ) -> list[Part]:
     """Heat maps of each stage's attention, and the shares of the parts of t*.
 
@@ -28,16 +28,16 @@ def explained_parts(
     A part's share in t* is its projection on t*, <part, t*> / |t*|^2, so that shares add up to 1; one below 0 points away from t*. Its
     share in the cosine is <part, image feature> / |t*|, so that these add up to the branch's cosine.
     """
-    side = question.side
-    assert isinstance(side, AttendedImages) and side.attribute is not None and side.object is not None
+    features = scored.features
+    assert isinstance(features, AttendedImages) and features.attribute is not None and features.object is not None
     found: list[Part] = []
     for name, weights_nL in attention.items():
-        found += _maps(STAGES[name], weights_nL, labels, question.image.size)
+        found += _maps(STAGES[name], weights_nL, labels, scored.image.size)
     parts = {name: part.double() for name, part in shares.items()}
     stacked_knD = torch.stack(list(parts.values()))
     moved_nD = stacked_knD.sum(0)
     norm_n = torch.linalg.vector_norm(moved_nD, dim=-1).clamp_min(1e-12)
-    image_nD = F.normalize(torch.cat([side.pair, side.attribute, side.object]).double(), dim=-1)
+    image_nD = F.normalize(torch.cat([features.pair, features.attribute, features.object]).double(), dim=-1)
     in_text_kn = (torch.einsum("knd,nd->kn", stacked_knD, moved_nD) / norm_n**2).cpu().numpy()
     in_cosine_kn = (torch.einsum("knd,nd->kn", stacked_knD, image_nD) / norm_n).cpu().numpy()
     names = [PARTS[name] for name in parts]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from methods.explanation import Explanation, Question, branch_figures
+from methods.explanation import Explanation, ScoredImage, branch_figures
 from methods.msci.config import HIGH, LOW, MSCIConfig
 from methods.msci.explain import explained_parts
-from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.traction import Memory, Traction, TractionLayer, branch_cosines
+from methods.parts.cross_attention import CrossAttentionLayer, CrossAttentionLayers, Memory, branch_cosines
+from methods.parts.cross_attention_method import AttendedImages, CrossAttentionMethod, candidate_texts
 
 NUMBER = {LOW: 1, HIGH: 2}
 FRACTION = 6  # of the tower's blocks, where the number of low or high blocks is not given: 4 of 24
@@ -40,8 +40,8 @@ class Stage(nn.Module):
     def __init__(self, dim: int, layers: int, heads: int, dropout: float, zero_init: bool):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.cross_attn_layers = Traction(dim, layers, heads, dropout)
-        for layer in cast(list[TractionLayer], list(self.cross_attn_layers)) if zero_init else ():
+        self.cross_attn_layers = CrossAttentionLayers(dim, layers, heads, dropout)
+        for layer in cast(list[CrossAttentionLayer], list(self.cross_attn_layers)) if zero_init else ():
             for last in (layer.cross_attn.proj, cast(nn.Linear, layer.mlp[-1])):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
@@ -55,7 +55,7 @@ class Stage(nn.Module):
         return self.cross_attn_layers(text_nD, memory)
 
 
-class MSCI(AttendingMethod):
+class MSCI(CrossAttentionMethod):
     """Learned prompts and adapters with three branches, whose texts attend to low, then to high layers of the image tower.
 
     A step costs an encoding of all training pairs, the image tower forth and back, and for each image two small transformers over
@@ -76,7 +76,7 @@ class MSCI(AttendingMethod):
         heads = {s: self.attention_heads(f"stage{NUMBER[s]}_heads") for s in c.stages}
         self.stages = nn.ModuleDict({s: self._stage(s, heads[s]) for s in c.stages})
         self.gates = nn.ParameterDict({s: nn.Parameter(torch.full((D,), c.gate_scale)) for s in c.added})
-        # No weight tells the number of heads: without this, weights of 12 heads would load as those of 16.
+        # The number of heads follows from no weight: without this, weights of 12 heads would load as those of 16.
         self.register_buffer("stage_heads", torch.tensor(list(heads.values())))
 
     def _taps(self, stage: str) -> range:
@@ -172,12 +172,12 @@ class MSCI(AttendingMethod):
             out[s] = cast(Stage, stage).cross_attn_layers.attention(asks, memory[s])[0]
         return out
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """The attention of each stage for the pair and its primitives, and the shares of text and stages in the moved texts."""
-        names = self.space.pair_names(question.text.pairs[place].tolist())
+        names = self.space.pair_names(scored.text.pairs[index].tolist())
         labels = (" ".join(names), *names)
-        assert isinstance(question.side, AttendedImages)
-        text_nD, memory = candidate_texts(question.text, place), question.side.memory
+        assert isinstance(scored.features, AttendedImages)
+        text_nD, memory = candidate_texts(scored.text, index), scored.features.memory
         attention, shares = self.attention(text_nD, memory), self.shares(text_nD, memory)
-        parts = explained_parts(question, attention, {name: part[0] for name, part in shares.items()}, labels)
-        return Explanation(names, [*parts, branch_figures(question, place, labels)])
+        parts = explained_parts(scored, attention, {name: part[0] for name, part in shares.items()}, labels)
+        return Explanation(names, [*parts, branch_figures(scored, index, labels)])

@@ -10,18 +10,18 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.features import Targets, TextFeatures
 from methods.method import Method
 from methods.parts.branches_config import BranchesConfig
 from methods.parts.prompts import SoftPrompts
-from methods.sides import Targets, TextSide
 
 REFERENCE_CHUNK = 1024  # pairs a text chunk of the public test programs
 
 
-def pair_texts(method: Method, prompts: SoftPrompts, pairs_P2: Tensor) -> TextSide:
-    """Text side of index pairs with the composition branch only, [P, D]."""
+def pair_texts(method: Method, prompts: SoftPrompts, pairs_P2: Tensor) -> TextFeatures:
+    """Text features of index pairs with the composition branch only, [P, D]."""
     pairs_P2 = pairs_P2.to(method.clip.device)
-    return TextSide(pairs_P2, method.encode_prompts(prompts.pairs(prompts.words(), pairs_P2)))
+    return TextFeatures(pairs_P2, method.encode_prompts(prompts.pairs(prompts.words(), pairs_P2)))
 
 
 def encode_branches(method: Method, prompts: SoftPrompts, pairs_P2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

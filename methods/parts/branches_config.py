@@ -59,7 +59,7 @@ class BranchesConfig(MethodConfig):
 
 
 @dataclass
-class AttendingConfig(BranchesConfig):
+class CrossAttentionConfig(BranchesConfig):
     """Fields of methods whose texts attend to the image.
 
     train_mode: ``correct``, or ``reference``: from the second epoch on no dropout and running batch statistics, as in the public loops

@@ -13,7 +13,7 @@ from czsl.evaluation.operating import OperatingPoint, Scaling
 
 
 def top_pairs(scores_BP: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best scores and their places, [B, k] each: score descending, then place ascending."""
+    """The k best scores and their indices, [B, k] each: score descending, then index ascending."""
     k = min(k, scores_BP.shape[1])
     order_Bk = torch.argsort(scores_BP, dim=1, descending=True, stable=True)[:, :k]
     return scores_BP.gather(1, order_Bk), order_Bk
@@ -46,7 +46,7 @@ class Ranking:
         self._point = point or OperatingPoint()
         self._unseen_P = np.zeros(len(pairs_P2), bool) if unseen_P is None else np.asarray(unseen_P, bool)
         self._best: list[Tensor] = []  # calibrated score, score, log-weight and place, [B, k] each
-        self._most_B1 = self._peak_B1 = torch.empty(0)  # the largest log-weight, and the largest one scaled
+        self._max_B1 = self._peak_B1 = torch.empty(0)  # the largest log-weight, and the largest one scaled
         self._sums: dict[Scaling, Tensor] = {}  # of the weights relative to the largest, [B, 1]
         self._sides: list[Tensor] = []  # the same sum by attribute [B, A] and by object [B, O]
 
@@ -59,36 +59,36 @@ class Ranking:
         calibrated_Bp = scores_Bp.double() + self._point.bias * unseen_p
         values, places = top_pairs(calibrated_Bp, self._k)
         tile = [values, scores_Bp.gather(1, places), log_weights_Bp.gather(1, places), places + self._done]
-        most_B1 = log_weights_Bp.amax(1, keepdim=True)
+        max_B1 = log_weights_Bp.amax(1, keepdim=True)
         if not self._best:
-            self._most_B1, self._best = most_B1, tile
-            self._peak_B1 = torch.full_like(most_B1, -torch.inf)
-            self._sums = {scaling: most_B1.new_zeros(B, 1) for scaling in self._point.scalings}
-            self._sides = [most_B1.new_zeros(B, n) for n in (self._space.num_attributes, self._space.num_objects)]
+            self._max_B1, self._best = max_B1, tile
+            self._peak_B1 = torch.full_like(max_B1, -torch.inf)
+            self._sums = {scaling: max_B1.new_zeros(B, 1) for scaling in self._point.scalings}
+            self._sides = [max_B1.new_zeros(B, n) for n in (self._space.num_attributes, self._space.num_objects)]
         else:  # what is kept stands before the tile, so ties keep their order
             joined = [torch.cat([old, new], 1) for old, new in zip(self._best, tile, strict=True)]
             values, order = top_pairs(joined[0], self._k)
             self._best = [values, *(x.gather(1, order) for x in joined[1:])]
-            most_B1 = torch.maximum(most_B1, self._most_B1)
+            max_B1 = torch.maximum(max_B1, self._max_B1)
         weights = {}
         for scaling in self._sums:
-            shrunk_B1 = ((self._most_B1 - most_B1) / scaling.temperature).exp()
-            scaled_Bp = (log_weights_Bp - most_B1) / scaling.temperature + scaling.bias * unseen_p
+            shrunk_B1 = ((self._max_B1 - max_B1) / scaling.temperature).exp()
+            scaled_Bp = (log_weights_Bp - max_B1) / scaling.temperature + scaling.bias * unseen_p
             weights[scaling] = (shrunk_B1, scaled_Bp.exp())
             self._sums[scaling] = self._sums[scaling] * shrunk_B1 + weights[scaling][1].sum(1, keepdim=True)
             if scaling == self._point.composition:
-                peak_B1 = (scaled_Bp + most_B1 / scaling.temperature).amax(1, keepdim=True)
+                peak_B1 = (scaled_Bp + max_B1 / scaling.temperature).amax(1, keepdim=True)
                 self._peak_B1 = torch.maximum(self._peak_B1, peak_B1)
         for c, scaling in enumerate((self._point.attribute, self._point.object)):
             shrunk_B1, weights_Bp = weights[scaling]
             self._sides[c] = (self._sides[c] * shrunk_B1).index_add_(1, pairs_p2[:, c], weights_Bp)
-        self._most_B1, self._done = most_B1, self._done + p
+        self._max_B1, self._done = max_B1, self._done + p
 
     def probability(self, log_weights_Bn: Tensor, unseen_n: Tensor | None = None) -> Tensor:
         """Probabilities [B, n] of some candidates from their log-weights and whether each is unseen, when all tiles are in."""
         scaling = self._point.composition
         bias = 0.0 if unseen_n is None else scaling.bias * unseen_n.to(log_weights_Bn)
-        return ((log_weights_Bn - self._most_B1) / scaling.temperature + bias).exp() / self._sums[scaling]
+        return ((log_weights_Bn - self._max_B1) / scaling.temperature + bias).exp() / self._sums[scaling]
 
     def confidence(self) -> Tensor:
         """Probability of each image's best composition, float64 [B], when all tiles are in."""
@@ -99,7 +99,7 @@ class Ranking:
     def detectors(self) -> dict[str, Tensor]:
         """By detector of :mod:`czsl.evaluation.rejection`, its value for each image, float64 [B]."""
         scaling = self._point.composition
-        energy_B1 = self._sums[scaling].log() + self._most_B1 / scaling.temperature
+        energy_B1 = self._sums[scaling].log() + self._max_B1 / scaling.temperature
         values = {"probability": (self._peak_B1 - energy_B1).exp(), "score": self._best[0][:, :1], "energy": energy_B1}
         return {name: value[:, 0] for name, value in values.items()}
 

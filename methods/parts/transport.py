@@ -28,7 +28,7 @@ MAX_OUTER_STEPS = 10
 STOP_CHANGE = 1e-6
 KERNEL_ITERATIONS = 100
 KERNEL_SAMPLES = 32  # of a problem that is solved in one kernel: with more it takes minutes to compile
-NEWTON_STEPS, LONGEST_STEP, TOLERANCE = 100, 5.0, 1e-12
+NEWTON_STEPS, MAX_STEP, TOLERANCE = 100, 5.0, 1e-12
 FIRST_STEP, ARMIJO, MAX_BACKTRACKS = 0.99, 1e-4, 60
 SAME_PLAN = 1e-7  # largest difference between two ways to a plan, as a share of a sample's mass
 
@@ -96,7 +96,7 @@ def _log_plan(
             break
         hessian = torch.diag_embed(column_CK) - (share * mass_CB[:, :, None]).mT @ share + ridge_KK
         step_CK = torch.linalg.solve_ex(hessian, due_CK - column_CK)[0]
-        step_CK = step_CK * (LONGEST_STEP / step_CK.abs().amax(1, keepdim=True)).clamp(max=1.0)
+        step_CK = step_CK * (MAX_STEP / step_CK.abs().amax(1, keepdim=True)).clamp(max=1.0)
         trial_2CK = torch.stack([v_CK + step_CK, v_CK - log_column + due_CK.log()])
         trial_2CB = torch.logsumexp(kernel + trial_2CK[:, :, None], 3)
         dual_2C = (mass_CB * trial_2CB).sum(2) - (due_CK * trial_2CK).sum(2)

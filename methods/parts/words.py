@@ -9,7 +9,7 @@ from torch import Tensor
 
 from czsl.clip.towers import Towers
 
-LISTS_KEPT, LONGEST_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
+LISTS_KEPT, MAX_KEPT = 3, 16_384  # pair lists and their pairs whose words are kept
 
 
 class KeptWords:
@@ -34,6 +34,6 @@ class KeptWords:
         if key in self._kept:
             return self._kept[key]
         words_PD = self._encode(pairs_P2.to(self._clip.device)).to(self._clip.mean.dtype)
-        if len(pairs_P2) <= LONGEST_KEPT:
+        if len(pairs_P2) <= MAX_KEPT:
             self._kept = {**dict(list(self._kept.items())[1 - LISTS_KEPT :]), key: words_PD}
         return words_PD

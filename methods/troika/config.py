@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from methods.parts.branches_config import AttendingConfig
+from methods.parts.branches_config import CrossAttentionConfig
 
 
 @dataclass
-class TroikaConfig(AttendingConfig):
+class TroikaConfig(CrossAttentionConfig):
     """Fields of Troika.
 
     traction_layers: cross-attention layers, shared by the three branches.
@@ -20,7 +20,7 @@ class TroikaConfig(AttendingConfig):
         attribute, object), as the public program does.
     """
 
-    fractions: ClassVar[tuple[str, ...]] = (*AttendingConfig.fractions, "traction_dropout")
+    fractions: ClassVar[tuple[str, ...]] = (*CrossAttentionConfig.fractions, "traction_dropout")
     positive: ClassVar[tuple[str, ...]] = ("traction_layers",)
 
     about: ClassVar[str] = "Learned prompts and adapters with three branches, whose text features attend to the image."

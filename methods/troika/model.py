@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.compositions import CompositionSpace
-from methods.explanation import Explanation, Part, Question, attention_map, branch_figures
-from methods.parts.attending import AttendedImages, AttendingMethod, candidate_texts
-from methods.parts.traction import Memory, Traction, moved_cosines
+from methods.explanation import Explanation, Part, ScoredImage, attention_map, branch_figures
+from methods.parts.cross_attention import CrossAttentionLayers, Memory, moved_cosines
+from methods.parts.cross_attention_method import AttendedImages, CrossAttentionMethod, candidate_texts
 from methods.troika.config import TroikaConfig
 
 
-class Troika(AttendingMethod):
+class Troika(CrossAttentionMethod):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 
     A step costs an encoding of all training pairs, the image tower forth and back, and for each image a small transformer over all
@@ -32,7 +32,7 @@ class Troika(AttendingMethod):
     def __init__(self, space: CompositionSpace, clip: Clip, config: TroikaConfig):
         super().__init__(space, clip, config)
         c, heads = config, self.attention_heads("traction_heads")
-        self.traction = Traction(clip.dim, c.traction_layers, heads, c.traction_dropout)
+        self.traction = CrossAttentionLayers(clip.dim, c.traction_layers, heads, c.traction_dropout)
         self.patch_norm = nn.LayerNorm(clip.dim)
         self.traction_scale = nn.Parameter(torch.full((clip.dim,), c.traction_scale))
 
@@ -62,13 +62,13 @@ class Troika(AttendingMethod):
 
         return moved_cosines(image_BD, text_nD, move)
 
-    def explain_candidate(self, question: Question, place: int) -> Explanation:
+    def explain_candidate(self, scored: ScoredImage, index: int) -> Explanation:
         """Attention of the pair and its primitives: attention over the image, mean over layers and heads."""
-        assert isinstance(question.side, AttendedImages)
-        names = self.space.pair_names(question.text.pairs[place].tolist())
+        assert isinstance(scored.features, AttendedImages)
+        names = self.space.pair_names(scored.text.pairs[index].tolist())
         labels, maps = (" ".join(names), *names), list[Part]()
-        texts_3D = candidate_texts(question.text, place)
-        for label, text_D, memory in zip(labels, texts_3D, question.side.memory, strict=True):
+        texts_3D = candidate_texts(scored.text, index)
+        for label, text_D, memory in zip(labels, texts_3D, scored.features.memory, strict=True):
             weights_L = self.traction.attention(text_D[None], memory)[0, 0]
-            maps.append(attention_map("What the words look at", label, weights_L, question.image.size))
-        return Explanation(names, [*maps, branch_figures(question, place, labels)])
+            maps.append(attention_map("What the words look at", label, weights_L, scored.image.size))
+        return Explanation(names, [*maps, branch_figures(scored, index, labels)])

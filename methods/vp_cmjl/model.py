@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from czsl.clip.backbone import Clip
 from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
+from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures, primitives_of
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.blocks import AttentionBlock
 from methods.parts.branches import branch_losses, primitive_terms
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.sides import ImageSide, RetrievalQuery, Targets, TextSide, primitives_of
 from methods.vp_cmjl.config import VPCMJLConfig
 
 BRANCHES = ("attribute", "object")
@@ -29,7 +29,7 @@ Logits = tuple[Tensor, Tensor, Tensor]  # pair [B, P], attribute [B, A], object 
 
 
 @dataclass
-class ProxyImages(ImageSide):
+class ProxyImages(ImageFeatures):
     """Also ``raw`` [B, D], the feature before its norm, and the primitives' logits with the texts they belong to."""
 
     raw: Tensor | None = None
@@ -37,7 +37,7 @@ class ProxyImages(ImageSide):
 
 
 @dataclass
-class ProxyText(TextSide):
+class ProxyText(TextFeatures):
     """Text features before their norms in ``attribute`` [A, D] and ``object`` [O, D]; ``pair`` [P, D] is what scores need.
 
     ``texts`` and ``proxies`` [P, D] are the two unit vectors of a pair that losses compare; None outside training.
@@ -47,7 +47,7 @@ class ProxyText(TextSide):
     proxies: Tensor | None = None
 
     def tile(self, start: int, stop: int) -> Self:
-        """The text side of pairs ``start:stop``; primitives stay whole."""
+        """The text features of pairs ``start:stop``; primitives stay whole."""
         texts, proxies = (None if x is None else x[start:stop] for x in (self.texts, self.proxies))
         return replace(super().tile(start, stop), texts=texts, proxies=proxies)
 
@@ -82,14 +82,14 @@ class VPCMJL(Method):
             )
 
     # -- images and texts ------------------------------------------------------------------------------------------
-    def image_side(self, features_BD: Tensor) -> ProxyImages:
+    def embed_images(self, features_BD: Tensor) -> ProxyImages:
         """The feature itself for pairs, disentangled features for the proxies of primitives."""
         branches = (self.disentanglers[b](features_BD).to(features_BD.dtype) for b in BRANCHES)
         attribute_BD, object_BD = (unit(x) for x in branches)
         return ProxyImages(unit(features_BD), attribute_BD, object_BD, raw=features_BD)
 
     def encode_compositions(self, pairs_P2: Tensor) -> ProxyText:
-        """Text side of index pairs."""
+        """Text features of index pairs."""
         pairs_P2, words = pairs_P2.to(self.clip.device), self.prompts.words()
         pair_PD, texts_PD, proxies_PD = self._pairs(words, pairs_P2)
         attribute_AD, object_OD = self.encode_prompt_sets(list(self.prompts.primitives(words)), unit=False)
@@ -112,7 +112,7 @@ class VPCMJL(Method):
         return (pair_PD, texts_PD, proxies_PD) if self.training else (pair_PD, None, None)
 
     # -- scores ----------------------------------------------------------------------------------------------------
-    def _text_primitives(self, images: ProxyImages, text: TextSide) -> list[Tensor]:
+    def _text_primitives(self, images: ProxyImages, text: TextFeatures) -> list[Tensor]:
         """Logits of primitives by their texts: cosine of the moved feature, plus the attention it paid to each."""
         assert images.raw is not None
         out = []
@@ -128,7 +128,7 @@ class VPCMJL(Method):
         tables = unit(self.proxies).tensor_split([self.space.num_attributes])
         return [self.clip.logit_scale * x @ table.T for x, table in zip(primitives_of(images), tables, strict=True)]
 
-    def logits(self, images: ImageSide, text: TextSide) -> Logits:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> Logits:
         """Weighted logits of proxies and texts: pair [B, P], attribute [B, A], object [B, O]."""
         assert isinstance(images, ProxyImages)
         pair_BP = self.clip.logit_scale * images.pair @ text.pair.T
@@ -142,11 +142,11 @@ class VPCMJL(Method):
             images.kept = attribute_AD, object_OD, attr_BA, obj_BO
         return pair_BP, images.kept[2], images.kept[3]
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """Composition logit plus the sum (or the product) of primitive probabilities, [B, P]."""
         return self.rescored(self.logits(images, text)[0], images, text)
 
-    def rescored(self, pair_BP: Tensor, images: ImageSide, text: TextSide) -> Tensor:
+    def rescored(self, pair_BP: Tensor, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """The same with other composition logits [B, P]."""
         _, attr_BA, obj_BO = self.logits(images, text.tile(0, 0))
         attr_BA, obj_BO = primitive_terms(attr_BA, obj_BO, self.config, 1)
@@ -158,7 +158,7 @@ class VPCMJL(Method):
         """A pair's embedding is the same for all images; only the primitives' logits depend on them."""
         return True
 
-    def retrieval_query(self, images: ImageSide, primitives: TextSide, candidates: int) -> RetrievalQuery:
+    def retrieval_query(self, images: ImageFeatures, primitives: TextFeatures, candidates: int) -> RetrievalQuery:
         """Composition term, and the sum (or the product) of primitive probabilities."""
         _, attr_BA, obj_BO = self.logits(images, primitives)
         query_BD = self.config.pair_inference_weight * self.clip.logit_scale * images.pair
@@ -173,7 +173,7 @@ class VPCMJL(Method):
         proxies = (scale * images.pair @ text.proxies.T, *self._proxy_primitives(images))
         return (texts[0], texts[1], texts[2]), (proxies[0], proxies[1], proxies[2])
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of six branches, and the divergence of pair probabilities; its gradient reaches both sides."""
         assert isinstance(images, ProxyImages) and isinstance(text, ProxyText)
         c, (texts, proxies) = self.config, self.branch_pairs(images, text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from methods.features import TextFeatures
 from methods.method import Method
-from methods.sides import TextSide
 from methods.zero_shot.config import ZeroShotConfig
 
 
@@ -14,6 +14,6 @@ class ZeroShot(Method):
 
     name, title, Config = "zero-shot", "zero-shot CLIP", ZeroShotConfig
 
-    def encode_compositions(self, pairs_P2: Tensor) -> TextSide:
+    def encode_compositions(self, pairs_P2: Tensor) -> TextFeatures:
         """Prompts in plain words, so names of any length count whole."""
-        return TextSide(pairs_P2, self.encode_names(pairs_P2))
+        return TextFeatures(pairs_P2, self.encode_names(pairs_P2))

@@ -16,7 +16,7 @@ from cluster.calibrate import calibrate_run
 from cluster.train import train
 from cluster.work.calibration import Calibration
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question, answer
+from cluster.work.evaluation import EvalConfig, evaluate
 from cluster.work.training import train_worker
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
@@ -247,13 +247,13 @@ def test_an_addition_that_died_does_not_count(run, photos, monkeypatch):
 
 
 def test_evaluation_keeps_to_the_labels_of_the_data_and_says_so(run, photos):
-    plain, _ = answer(run, Question(), Group(), CPU)
+    plain, _ = evaluate(run, EvalConfig(), Group(), CPU)
     add(run, photos)
-    result, _ = answer(run, Question(), Group(), CPU)
+    result, _ = evaluate(run, EvalConfig(), Group(), CPU)
     assert result["pairs"] == plain["pairs"]
     assert any("5 images were added" in text for text in result["warnings"])
     undo(run)
-    assert answer(run, Question(), Group(), CPU)[0] == plain
+    assert evaluate(run, EvalConfig(), Group(), CPU)[0] == plain
 
 
 def test_a_run_without_its_dataset_can_be_added_to(run, photos):

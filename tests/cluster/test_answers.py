@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from cluster.evaluate import evaluate_run
-from cluster.predict import BATCH, Request, predict_files
+from cluster.predict import BATCH, PredictConfig, predict_files
 from cluster.train import train
-from cluster.work.evaluation import Question
+from cluster.work.evaluation import EvalConfig
 from czsl.data.images import list_images
 from czsl.data.toy import dataset as toy
 from czsl.errors import CzslError, DataError, UsageError
@@ -50,29 +50,29 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("open_world", [False, True])
 def test_evaluation_is_the_same_on_several_workers(trained, open_world):
-    question = Question(open_world=open_world)
-    alone = evaluate_run(trained, question)
+    eval_config = EvalConfig(open_world=open_world)
+    alone = evaluate_run(trained, eval_config)
     assert alone["images"] == 40
     assert alone["pairs"] == (168 if open_world else 104)
-    several = evaluate_run(trained, question, workers_per_node=2)
+    several = evaluate_run(trained, eval_config, workers_per_node=2)
     assert json.dumps(several) == json.dumps(alone)
     kept = trained.path / f"report-test-{'open' if open_world else 'closed'}.json"
     assert json.loads(kept.read_text()) == alone
 
 
 def test_the_feature_cache_changes_nothing(trained, tmp_path, monkeypatch):
-    before = evaluate_run(trained, Question())
+    before = evaluate_run(trained, EvalConfig())
     monkeypatch.setenv("CZSL_CACHE", str(tmp_path))
-    assert json.dumps(evaluate_run(trained, Question())) == json.dumps(before)
+    assert json.dumps(evaluate_run(trained, EvalConfig())) == json.dumps(before)
 
 
 def test_prediction_is_the_same_on_several_workers_and_as_the_method_alone(trained, photos):
     from methods import load
 
     names = [p.relative_to(photos).as_posix() for p in list_images(photos)]
-    request = Request(run=str(trained.path), top=3)
-    one = list(predict_files(request, photos, names))
-    two = list(predict_files(request, photos, names, workers_per_node=2))
+    config = PredictConfig(run=str(trained.path), top=3)
+    one = list(predict_files(config, photos, names))
+    two = list(predict_files(config, photos, names, workers_per_node=2))
     assert json.dumps(one) == json.dumps(two)
     assert [r["image"] for r in one] == names
     broken = [r for r in one if r["error"]]
@@ -95,19 +95,19 @@ def test_images_in_archives_are_read_by_every_worker(trained, photos, tmp_path):
         for name in names:
             packed.write(photos / name, name)
             tarred.add(photos / name, name)
-    request = Request(run=str(trained.path), top=3)
-    expected = json.dumps(list(predict_files(request, photos, names)))
+    config = PredictConfig(run=str(trained.path), top=3)
+    expected = json.dumps(list(predict_files(config, photos, names)))
     for archive in ("z.zip", "t.tar.gz"):
         found = gather([tmp_path / archive])
         assert sorted(found.source.names) == sorted(names)
-        answers = list(predict_files(request, found.source, names, workers_per_node=2))
+        answers = list(predict_files(config, found.source, names, workers_per_node=2))
         assert json.dumps(answers) == expected
 
 
 def test_a_worker_says_why_it_cannot_predict(trained, photos):
-    request = Request(run=str(trained.path), checkpoint="step-00000077")
+    config = PredictConfig(run=str(trained.path), checkpoint="step-00000077")
     with pytest.raises(CzslError, match="no usable checkpoint"):
-        list(predict_files(request, photos, ["sub0/000.png"]))
+        list(predict_files(config, photos, ["sub0/000.png"]))
 
 
 def test_another_label_space_is_refused(trained, tmp_path):
@@ -117,7 +117,7 @@ def test_another_label_space_is_refused(trained, tmp_path):
     space = CompositionSpace(("wet",), ("dog",), [[0, 0]], [], [[0, 0]])
     write_dataset(tmp_path / "other", space, [Record("a.png", b"x", "wet", "dog", "test")], "other")
     with pytest.raises(DataError, match="another label space"):
-        evaluate_run(trained, Question(data=str(tmp_path / "other")))
+        evaluate_run(trained, EvalConfig(data=str(tmp_path / "other")))
 
 
 def test_a_checkpoint_of_another_clip_is_refused(trained, tmp_path, clip_file):

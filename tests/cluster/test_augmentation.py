@@ -9,7 +9,7 @@ import yaml
 
 from cluster.work.augmentation import check_loop
 from cluster.work.comm import Group
-from cluster.work.source import Source
+from cluster.work.feature_loader import FeatureLoader
 from cluster.work.training import prepare, train_worker
 from czsl.clip.loading import load_clip
 from czsl.data.augment import augment
@@ -30,11 +30,11 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def source(dataset, clip_file, own_cache):
+def loader(dataset, clip_file, own_cache):
     def make(comm=None, rows=None, keep=False):
         data = open_data(str(dataset))
         method = build("csp", data.space, load_clip(str(clip_file)), {})
-        return Source(method, data, "train", comm or Group(), 16, keep=keep, rows=rows)
+        return FeatureLoader(method, data, "train", comm or Group(), 16, keep=keep, rows=rows)
 
     return make
 
@@ -57,9 +57,9 @@ def test_one_copy_an_epoch_is_the_training_with_the_tower_in_the_step(method, ma
     assert np.abs(np.array(one[2:]) - in_step[2:]).max() > 1e-4
 
 
-def test_a_copy_is_an_augmentation_drawn_by_seed_copy_and_name(source):
+def test_a_copy_is_an_augmentation_drawn_by_seed_copy_and_name(loader):
     rows = np.array([3, 4, 11, 70])
-    made = source(rows=rows)
+    made = loader(rows=rows)
     made.keep_copies(5, 2, 16)
     for copy in range(2):
         images = augment(made.pixels.batch(rows), made.pixels.keys[rows], 5, copy)
@@ -71,9 +71,9 @@ def test_a_copy_is_an_augmentation_drawn_by_seed_copy_and_name(source):
     assert not torch.allclose(made.copies[0], made.copies[1])
 
 
-def test_kept_features_are_told_apart_by_seed_copy_and_rows(source, own_cache, monkeypatch):
+def test_kept_features_are_told_apart_by_seed_copy_and_rows(loader, own_cache, monkeypatch):
     def copies(seed, rows=None):
-        made = source(rows=rows)
+        made = loader(rows=rows)
         made.keep_copies(seed, 2, 16)
         return made
 
@@ -82,18 +82,18 @@ def test_kept_features_are_told_apart_by_seed_copy_and_rows(source, own_cache, m
     assert not torch.allclose(first.copies[0], again.copies[0])
     part = copies(0, np.arange(7))
     torch.testing.assert_close(part.copies[1], first.copies[1][:7], rtol=1e-4, atol=1e-5)
-    plain = source(keep=True)
+    plain = loader(keep=True)
     assert not torch.allclose(plain.features, first.copies[0])
     assert len(list((own_cache / "features").glob("*.npy"))) == 7
 
     def encode(*args, **kwargs):
         raise AssertionError("the features are in the cache")
 
-    monkeypatch.setattr(Source, "encode", encode)
+    monkeypatch.setattr(FeatureLoader, "encode", encode)
     for one, other in ((copies(0), first), (copies(1), again), (copies(0, np.arange(7)), part)):
         assert all(torch.equal(a, b) for a, b in zip(one.copies, other.copies, strict=True))
-    assert torch.equal(source(keep=True).features, plain.features)
-    assert torch.equal(source(rows=np.array([2, 9]), keep=True).features, plain.features[[2, 9]])  # out of those of all images
+    assert torch.equal(loader(keep=True).features, plain.features)
+    assert torch.equal(loader(rows=np.array([2, 9]), keep=True).features, plain.features[[2, 9]])  # out of those of all images
 
 
 class Pair(Group):
@@ -112,18 +112,18 @@ class Pair(Group):
         return out
 
 
-def test_copies_do_not_depend_on_the_number_of_workers(source, tmp_path, monkeypatch):
-    alone = source()
+def test_copies_do_not_depend_on_the_number_of_workers(loader, tmp_path, monkeypatch):
+    alone = loader()
     alone.keep_copies(0, 2, 16)
     monkeypatch.setenv("CZSL_CACHE", str(tmp_path / "another cache"))
     found = {}
 
     def work(rank):
-        made = source(Pair(rank))
+        made = loader(Pair(rank))
         made.keep_copies(0, 2, 16)
         found[rank] = made.copies
 
-    source().pixels  # noqa: B018  decoded once
+    loader().pixels  # noqa: B018  decoded once
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()

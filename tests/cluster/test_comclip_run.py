@@ -10,8 +10,8 @@ import torch
 
 from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question, kept_reduction
-from cluster.work.source import Source
+from cluster.work.evaluation import EvalConfig, saved_evaluation
+from cluster.work.feature_loader import FeatureLoader
 from czsl.clip.loading import load_clip
 from czsl.data.images import decode
 from czsl.data.table import open_data
@@ -38,18 +38,18 @@ def run(dataset, clip_file, tmp_path_factory):
 
 def test_regions_are_kept_with_the_run_and_found_by_name(run, dataset):
     method, data = load(Run(run.path)), open_data(str(dataset))
-    source = Source(method, data, "test", Group(), 16)
-    views = source.features.unflatten(1, (-1, method.clip.dim))
+    loader = FeatureLoader(method, data, "test", Group(), 16)
+    views = loader.features.unflatten(1, (-1, method.clip.dim))
     assert views.shape[1] == 1 + 3
     assert ((views[:3] != 0).any(-1)).tolist() == [
         [True, True, False, False],
         [True, True, True, False],
         [True, False, False, False],
     ]
-    prepared = method.prepare(decode(source.split.image_bytes(1)), source.split.ids[1])
+    prepared = method.prepare(decode(loader.split.image_bytes(1)), loader.split.ids[1])
     with torch.inference_mode():
         fresh = method.image_features({key: value[None] for key, value in prepared.items()})
-    torch.testing.assert_close(source.features[1:2], fresh)
+    torch.testing.assert_close(loader.features[1:2], fresh)
 
 
 def test_features_are_kept_apart_from_those_of_other_regions(run, dataset, clip_file):
@@ -57,7 +57,9 @@ def test_features_are_kept_apart_from_those_of_other_regions(run, dataset, clip_
 
     def features(*overrides):
         config = resolve({"method": "comclip", "data": str(dataset), "clip": str(clip_file)}, overrides)
-        return Source(build("comclip", data.space, load_clip(config.clip), config.model), data, "test", Group(), 16).features
+        return FeatureLoader(
+            build("comclip", data.space, load_clip(config.clip), config.model), data, "test", Group(), 16
+        ).features
 
     grid, patch = features("regions=grid"), features("regions=patch")
     dim = load_clip(str(clip_file)).dim
@@ -70,25 +72,25 @@ def test_features_are_kept_apart_from_those_of_other_regions(run, dataset, clip_
 def test_a_part_of_a_split_is_told_and_kept_apart(tmp_path):
     data = open_data("toy")
     run = Run.create(resolve({"method": "zero-shot", "data": "toy", "threads": 1}), data.space, tmp_path, "run")
-    question, pairs = Question(split="val", per_pair=2), data.split("val").pairs
-    part = evaluate_run(run, question)
+    eval_config, pairs = EvalConfig(split="val", per_pair=2), data.split("val").pairs
+    part = evaluate_run(run, eval_config)
     assert part["images"] == 2 * len(np.unique(pairs, axis=0)) < len(pairs)
     assert part["subset"] == {"per_pair": 2, "seed": 0, "of_images": len(pairs)}
-    assert evaluate_run(run, question) == part
-    assert question.name == "val-closed-2-per-pair"
+    assert evaluate_run(run, eval_config) == part
+    assert eval_config.name == "val-closed-2-per-pair"
     assert json.loads((run.path / "report-val-closed-2-per-pair.json").read_text()) == part
-    assert kept_reduction(run, question)[0] is not None
-    assert kept_reduction(run, Question(split="val"))[0] is None
-    whole = evaluate_run(run, Question(split="val"))
+    assert saved_evaluation(run, eval_config)[0] is not None
+    assert saved_evaluation(run, EvalConfig(split="val"))[0] is None
+    whole = evaluate_run(run, EvalConfig(split="val"))
     assert "subset" not in whole
     assert whole["images"] == len(pairs)
 
 
 @pytest.mark.slow
 def test_evaluation_is_the_same_on_several_workers(ray_local, run, czsl_cache):
-    alone = evaluate_run(run, Question())
+    alone = evaluate_run(run, EvalConfig())
     assert alone["images"] == 40
     for file in (czsl_cache / "features").glob("test-*.npy"):
         file.unlink()  # so that the workers encode again
-    several = evaluate_run(run, Question(), workers_per_node=2)
+    several = evaluate_run(run, EvalConfig(), workers_per_node=2)
     assert json.dumps(several) == json.dumps(alone)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.predict import BATCH, Request, partial_of, predict_files
+from cluster.predict import BATCH, PredictConfig, partial_of, predict_files
 from cluster.train import train
 from cluster.work.comm import Group
 from cluster.work.trainer import Trainer
@@ -278,12 +278,12 @@ def test_an_interrupted_prediction_goes_on_without_repeating_a_file(source, phot
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     names = [p.relative_to(folder).as_posix() for p in list_images(folder)]
-    request = Request(run=str(source.path), top=2)
+    config = PredictConfig(run=str(source.path), top=2)
 
     def predict(out: Path, crash_behind: int = 0) -> int:
         """Batches that were done before."""
-        with partial_of(out, request, folder, names) as partial:
-            stream = predictions.write(out, predict_files(request, folder, names, partial=partial))
+        with partial_of(out, config, folder, names) as partial:
+            stream = predictions.write(out, predict_files(config, folder, names, partial=partial))
             for count, _ in enumerate(stream, 1):
                 if count == crash_behind:
                     raise RuntimeError("a crash")

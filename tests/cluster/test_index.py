@@ -10,8 +10,8 @@ import methods.method
 from cluster.index import build_index
 from cluster.work import indexing
 from cluster.work.comm import Group
-from cluster.work.indexing import Plan, compute, folder_of, fresh_index
-from cluster.work.predictor import Predictor, Request
+from cluster.work.indexing import IndexConfig, compute, folder_of, fresh_index
+from cluster.work.predictor import PredictConfig, Predictor
 from czsl.data.toy import dataset as toy
 from czsl.errors import UsageError
 from czsl.retrieval.index import CompositionIndex
@@ -66,7 +66,7 @@ def encoded(run) -> np.ndarray:
 def test_the_index_holds_the_open_world_and_goes_stale_with_the_checkpoint(run, tmp_path, clip_file):
     assert fresh_index(run) is None
     seen = []
-    folder = build_index(Plan(str(run.path)), progress=lambda *facts: seen.append(facts))
+    folder = build_index(IndexConfig(str(run.path)), progress=lambda *facts: seen.append(facts))
     assert folder == folder_of(run) == fresh_index(run)
     index = CompositionIndex.load(folder)
     assert np.array_equal(index.pairs, run.space.open_pairs)
@@ -92,8 +92,8 @@ class Turn(Group):
 def test_shards_of_several_workers_and_of_an_interrupted_build_make_the_same_index(run, monkeypatch):
     for module, name in ((methods.method, "TEXT_CHUNK"), (indexing, "TEXT_CHUNK"), (indexing, "SHARD")):
         monkeypatch.setattr(module, name, 48)  # 168 pairs: four shards, the last one short
-    alone = CompositionIndex.load(build_index(Plan(str(run.path)))).vectors.copy()
-    plan = Plan(str(run.path))
+    alone = CompositionIndex.load(build_index(IndexConfig(str(run.path)))).vectors.copy()
+    plan = IndexConfig(str(run.path))
     parts = indexing.parts_folder(run, plan)
     parts.mkdir()
     compute(plan, Turn(1, 2), CPU)
@@ -109,10 +109,10 @@ def test_shards_of_several_workers_and_of_an_interrupted_build_make_the_same_ind
 def test_predictions_are_the_same_with_an_index(tmp_path, clip_file, photos, method, kind, cells):
     method, _, setting = method.partition(" ")
     run = make_run(tmp_path, clip_file, method, **dict([setting.split("=")] if setting else []))
-    folder = build_index(Plan(str(run.path), kind=kind, cells=cells))
+    folder = build_index(IndexConfig(str(run.path), kind=kind, cells=cells))
     names = sorted(p.name for p in photos.iterdir())
-    scored = Predictor(Request(run=str(run.path), open_world=True), CPU).predict(photos, names)
-    found = Predictor(Request(run=str(run.path), open_world=True, index=str(folder)), CPU).predict(photos, names)
+    scored = Predictor(PredictConfig(run=str(run.path), open_world=True), CPU).predict(photos, names)
+    found = Predictor(PredictConfig(run=str(run.path), open_world=True, index=str(folder)), CPU).predict(photos, names)
     for one, other in zip(scored, found, strict=True):
         assert other["retrieval"]["exact"]
         for key in ("predictions", "attributes", "objects"):
@@ -125,13 +125,13 @@ def test_predictions_are_the_same_with_an_index(tmp_path, clip_file, photos, met
 def test_texts_that_depend_on_the_image_cannot_be_indexed(tmp_path, clip_file):
     run = make_run(tmp_path, clip_file, "troika")
     with pytest.raises(UsageError, match="cannot be indexed"):
-        build_index(Plan(str(run.path)))
+        build_index(IndexConfig(str(run.path)))
 
 
 @pytest.mark.slow
 def test_workers_of_a_cluster_build_the_same_index(ray_local, run):
-    alone = CompositionIndex.load(build_index(Plan(str(run.path)))).vectors.copy()
-    folder = build_index(Plan(str(run.path), kind="ivf"), workers_per_node=2)
+    alone = CompositionIndex.load(build_index(IndexConfig(str(run.path)))).vectors.copy()
+    folder = build_index(IndexConfig(str(run.path), kind="ivf"), workers_per_node=2)
     index = CompositionIndex.load(folder)
     assert index.kind == "ivf"
     assert np.array_equal(index.embeddings(np.arange(len(index))), alone)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.evaluate import evaluate_run, reduction_of
+from cluster.evaluate import evaluate_run, load_or_evaluate
 from cluster.work import scoring as score
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question, kept_reduction, reduction_file
+from cluster.work.evaluation import EvalConfig, saved_evaluation, saved_evaluation_file
 from cluster.work.training import train_worker
 from czsl.clip.feasibility import feasibility_from_clip
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
-from czsl.evaluation import Curve, ExtremesAccumulator, Reduction, evaluate
+from czsl.evaluation import Curve, ExtremesAccumulator, SavedEvaluation, evaluate
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
 
@@ -71,7 +71,7 @@ def _decoded(split, row):
 def test_the_report_is_that_of_all_scores_at_once(trained, dense):
     space, scores, feasibility = dense
     for rule in ("exclude", "reference"):
-        found = evaluate_run(trained, Question(open_world=True, rule=rule))
+        found = evaluate_run(trained, EvalConfig(open_world=True, rule=rule))
         expected = evaluate(*scores("test"), space, open_world=True, feasibility=feasibility, val=scores("val"), rule=rule)
         assert found["threshold_chosen"] == "val"
         assert found["threshold"] == pytest.approx(expected["threshold"], abs=1e-6)
@@ -92,19 +92,19 @@ def test_feasibility_of_the_text_tower_is_that_by_hand(trained, dense):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 def test_thresholds_are_the_same_on_several_workers(ray_local, trained, dense, given):
-    question = Question(open_world=True)
+    eval_config = EvalConfig(open_world=True)
     if given:
-        question = dataclasses.replace(question, feasibility=dense[2][::-1].copy(), threshold=0.4, rule="reference", topk=2)
-    alone = evaluate_run(trained, question)
-    kept = reduction_file(trained, question).read_bytes()
-    assert json.dumps(evaluate_run(trained, question, workers_per_node=2)) == json.dumps(alone)
-    assert reduction_file(trained, question).read_bytes() == kept
+        eval_config = dataclasses.replace(eval_config, feasibility=dense[2][::-1].copy(), threshold=0.4, rule="reference", topk=2)
+    alone = evaluate_run(trained, eval_config)
+    kept = saved_evaluation_file(trained, eval_config).read_bytes()
+    assert json.dumps(evaluate_run(trained, eval_config, workers_per_node=2)) == json.dumps(alone)
+    assert saved_evaluation_file(trained, eval_config).read_bytes() == kept
     assert alone["threshold_chosen"] == ("given" if given else "val")
     assert len(alone["thresholds"]) == 50
 
 
 def test_validation_chooses_nothing_for_itself(trained):
-    found = evaluate_run(trained, Question(split="val", open_world=True))
+    found = evaluate_run(trained, EvalConfig(split="val", open_world=True))
     assert found["threshold"] is None
     assert found["threshold_chosen"] is None
     assert len(found["thresholds"]) == 50
@@ -113,7 +113,7 @@ def test_validation_chooses_nothing_for_itself(trained):
 
 
 def test_without_feasibility_there_is_no_threshold(trained):
-    found = evaluate_run(trained, Question(open_world=True, feasibility=None))
+    found = evaluate_run(trained, EvalConfig(open_world=True, feasibility=None))
     assert found["threshold"] is None
     assert "thresholds" not in found
     assert "threshold_chosen" not in found
@@ -121,43 +121,43 @@ def test_without_feasibility_there_is_no_threshold(trained):
 
 def test_thresholds_that_make_no_sense(trained):
     with pytest.raises(UsageError, match="closed world"):
-        Question(threshold=0.1)
+        EvalConfig(threshold=0.1)
     with pytest.raises(UsageError, match="without a feasibility"):
-        Question(open_world=True, feasibility=None, threshold=0.1)
+        EvalConfig(open_world=True, feasibility=None, threshold=0.1)
     with pytest.raises(DataError, match="shape"):
-        evaluate_run(trained, Question(open_world=True, feasibility=np.zeros(3)))
+        evaluate_run(trained, EvalConfig(open_world=True, feasibility=np.zeros(3)))
     with pytest.raises(UsageError, match="rule is 'maybe'"):
-        evaluate_run(trained, Question(open_world=True, rule="maybe"))
+        evaluate_run(trained, EvalConfig(open_world=True, rule="maybe"))
 
 
 def test_no_tile_holds_more_than_a_batch_and_a_tile_of_pairs(trained, monkeypatch):
     largest = []
     update = ExtremesAccumulator.update
-    before = evaluate_run(trained, Question(open_world=True))
+    before = evaluate_run(trained, EvalConfig(open_world=True))
     monkeypatch.setattr(score, "PAIR_TILE", 32)
     monkeypatch.setattr(
         ExtremesAccumulator,
         "update",
         lambda self, rows, pairs, scores: (largest.append(scores.shape), update(self, rows, pairs, scores))[1],
     )
-    after = evaluate_run(trained, Question(open_world=True))
+    after = evaluate_run(trained, EvalConfig(open_world=True))
     assert max(rows for rows, _ in largest) <= 16
     assert max(columns for _, columns in largest) < 32 + 16
     assert after["auc"] == pytest.approx(before["auc"], abs=1e-6)
 
 
 def test_the_kept_numbers_are_those_of_the_report(trained):
-    for question in (Question(), Question(open_world=True), Question(topk=3), Question(split="val")):
-        found = evaluate_run(trained, question)
-        kept, why = kept_reduction(trained, question)
+    for eval_config in (EvalConfig(), EvalConfig(open_world=True), EvalConfig(topk=3), EvalConfig(split="val")):
+        found = evaluate_run(trained, eval_config)
+        kept, why = saved_evaluation(trained, eval_config)
         assert (kept is None, why) == (False, "")
         numbers = Curve(kept.extremes).numbers()
         assert {key: numbers[key] for key in ("auc", "hm", "seen", "unseen", "bias")} == {
             key: found[key] for key in ("auc", "hm", "seen", "unseen", "bias")
         }
-        assert kept.ids == open_data(trained.config.data).split(question.split).ids
+        assert kept.ids == open_data(trained.config.data).split(eval_config.split).ids
         assert kept.facts.get("threshold") == found.get("threshold")
-        assert kept.facts["open_world"] == question.open_world
+        assert kept.facts["open_world"] == eval_config.open_world
 
 
 @pytest.fixture
@@ -167,34 +167,34 @@ def copy(trained, tmp_path):
 
 
 def test_kept_numbers_are_used_until_they_are_stale(copy, monkeypatch):
-    question = Question()
+    eval_config = EvalConfig()
     for file in copy.path.glob("extremes-*"):
         file.unlink()
-    assert kept_reduction(copy, question) == (None, "no numbers of its images are kept yet")
+    assert saved_evaluation(copy, eval_config) == (None, "no numbers of its images are kept yet")
     said = []
-    first = reduction_of(copy, question, say=said.append)
+    first = load_or_evaluate(copy, eval_config, say=said.append)
     assert said == ["evaluating copy first: no numbers of its images are kept yet"]
     with monkeypatch.context() as nothing_is_scored:
-        nothing_is_scored.setattr("cluster.evaluate.answer", None)
-        again = reduction_of(copy, question, say=said.append)
+        nothing_is_scored.setattr("cluster.evaluate.evaluate", None)
+        again = load_or_evaluate(copy, eval_config, say=said.append)
     assert len(said) == 1
     assert Curve(again.extremes).numbers() == Curve(first.extremes).numbers()
 
     steps = sorted(p.name for p in copy.checkpoints.glob("step-*"))
     other = next(name for name in steps if fingerprint(copy, name) != fingerprint(copy))
-    last = Question(checkpoint=other)
-    assert kept_reduction(copy, last)[1] == "its kept numbers are of another checkpoint"
+    last = EvalConfig(checkpoint=other)
+    assert saved_evaluation(copy, last)[1] == "its kept numbers are of another checkpoint"
 
-    file = reduction_file(copy, question)
-    Reduction(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "data_sha256": "0"}).save(file)
-    assert kept_reduction(copy, question)[1] == "its kept numbers are of other data"
-    Reduction(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "split": "val"}).save(file)
-    assert kept_reduction(copy, question)[1] == "extremes-test-closed.npz is of another evaluation"
+    file = saved_evaluation_file(copy, eval_config)
+    SavedEvaluation(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "data_sha256": "0"}).save(file)
+    assert saved_evaluation(copy, eval_config)[1] == "its kept numbers are of other data"
+    SavedEvaluation(first.extremes, first.ids, first.attributes, first.objects, {**first.facts, "split": "val"}).save(file)
+    assert saved_evaluation(copy, eval_config)[1] == "extremes-test-closed.npz is of another evaluation"
     file.write_bytes(file.read_bytes()[:-200])
-    assert "is damaged" in kept_reduction(copy, question)[1]
-    reduction_of(copy, question, say=said.append)
+    assert "is damaged" in saved_evaluation(copy, eval_config)[1]
+    load_or_evaluate(copy, eval_config, say=said.append)
     assert "is damaged" in said[-1]
-    assert kept_reduction(copy, question)[0] is not None
+    assert saved_evaluation(copy, eval_config)[0] is not None
 
 
 def test_other_settings_are_another_fingerprint(copy):
@@ -214,11 +214,11 @@ def test_data_without_validation_images_choose_nothing_and_an_empty_split_is_an_
 
     records = (Record(n, image, attr, obj, split) for n, attr, obj, split, image in toy.samples(scale=0.01) if split == "test")
     write_dataset(tmp_path / "drawn", toy.space(), records, "drawn")
-    found = evaluate_run(trained, Question(open_world=True, data=str(tmp_path / "drawn")))
+    found = evaluate_run(trained, EvalConfig(open_world=True, data=str(tmp_path / "drawn")))
     assert found["threshold"] is None
     assert "there are no validation images" in found["warnings"][-1]
     with pytest.raises(DataError, match="no val images"):
-        evaluate_run(trained, Question(split="val", data=str(tmp_path / "drawn")))
+        evaluate_run(trained, EvalConfig(split="val", data=str(tmp_path / "drawn")))
 
 
 def test_a_split_without_unseen_pairs_has_numbers_and_a_warning(trained, tmp_path, czsl_cache):
@@ -233,7 +233,7 @@ def test_a_split_without_unseen_pairs_has_numbers_and_a_warning(trained, tmp_pat
         if split == "test" and (attr, obj) in seen
     )
     write_dataset(tmp_path / "drawn", space, records, "drawn")
-    found = evaluate_run(trained, Question(data=str(tmp_path / "drawn")))
+    found = evaluate_run(trained, EvalConfig(data=str(tmp_path / "drawn")))
     assert (found["auc"], found["unseen"]) == (None, None)
     assert 0 <= found["seen"] <= 1
     assert "no image shows an unseen pair" in found["warnings"][0]

@@ -13,16 +13,16 @@ from PIL import Image
 
 from cluster.calibrate import calibrate_run, ensure_point
 from cluster.evaluate import evaluate_run
-from cluster.work.calibration import Calibration, confidence_threshold, kept_answers, reduction_file, rejection_threshold
+from cluster.work.calibration import Calibration, confidence_threshold, kept_answers, rejection_threshold, saved_evaluation_file
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question
-from cluster.work.predictor import Predictor, Request
+from cluster.work.evaluation import EvalConfig
+from cluster.work.predictor import PredictConfig, Predictor
 from cluster.work.training import train_worker
 from czsl.compositions import CompositionSpace
 from czsl.data.table import Record, open_data, write_dataset
 from czsl.data.toy import dataset as toy
 from czsl.errors import DataError, SetupError, UsageError
-from czsl.evaluation import OperatingPoint, Reduction
+from czsl.evaluation import OperatingPoint, SavedEvaluation
 from czsl.evaluation.at_point import accuracies
 from czsl.evaluation.calibration import answers
 from czsl.evaluation.operating import point_file
@@ -57,7 +57,7 @@ def test_training_chooses_the_point_of_the_best_checkpoint(trained):
     assert event["bias"] == point.bias
     kept = kept_answers(trained, Calibration())
     assert len(kept.extremes) == len(open_data(trained.config.data).split("val"))
-    assert evaluate_run(trained, Question(split="val"))["op_hm_loss"] == pytest.approx(0, abs=1e-12)
+    assert evaluate_run(trained, EvalConfig(split="val"))["op_hm_loss"] == pytest.approx(0, abs=1e-12)
     assert trained.path.joinpath("operating-point-closed.json").exists()
 
 
@@ -73,17 +73,17 @@ def test_prediction_reaches_what_evaluation_reports(trained, tmp_path):
     named = [list(space.pair_names(pair)) for pair in pairs]
     truth = [space.label(pair) for pair in split.pairs]
     seen = space.seen_mask(split.pairs)
-    report = evaluate_run(trained, Question())
+    report = evaluate_run(trained, EvalConfig())
     for bias, prefix in (("val", "op"), ("none", "none")):
-        predictor = Predictor(Request(run=str(trained.path), pairs=named, top=1, bias=bias, threads=1), torch.device("cpu"))
+        predictor = Predictor(PredictConfig(run=str(trained.path), pairs=named, top=1, bias=bias, threads=1), torch.device("cpu"))
         records = [record for i in range(0, len(names), 32) for record in predictor.predict(tmp_path, names[i : i + 32])]
         right = np.array([{k: r["predictions"][0][k] for k in t} == t for r, t in zip(records, truth, strict=True)])
         assert report[f"{prefix}_acc"] == right.mean()
         assert report[f"{prefix}_seen"] == right[seen].mean()
         assert report[f"{prefix}_unseen"] == right[~seen].mean()
         if bias == "val":
-            reduction = Reduction.load(trained.path / "extremes-test-closed.npz")
-            found = answers(reduction.extremes, reduction.sums, stored_point(trained)[0])
+            saved = SavedEvaluation.load(trained.path / "extremes-test-closed.npz")
+            found = answers(saved.extremes, saved.sums, stored_point(trained)[0])
             assert [r["predictions"][0]["prob"] for r in records] == pytest.approx(found.confidence, abs=2e-5)
     assert report["op_unseen"] > report["none_unseen"]
 
@@ -124,8 +124,8 @@ def test_named_candidates_without_training_pairs_keep_what_was_seen(trained, tmp
     seen, unseen = trained.space.pair_names(trained.space.train_pairs[0]), ("shiny", trained.space.objects[0])
     space = {"attributes": [seen[0], "shiny"], "objects": sorted({seen[1], unseen[1]})}
     toy.draw(toy.ATTRIBUTES[0], toy.OBJECTS[1], seed=3).save(tmp_path / "a.png")
-    request = Request(run=str(trained.path), space=space, pairs=[list(seen), list(unseen)], threads=1)
-    predictor = Predictor(request, torch.device("cpu"))
+    config = PredictConfig(run=str(trained.path), space=space, pairs=[list(seen), list(unseen)], threads=1)
+    predictor = Predictor(config, torch.device("cpu"))
     (record,) = predictor.predict(tmp_path, ["a.png"])
     added = {p["attr"]: p["calibrated"] - p["score"] for p in record["predictions"]}
     assert added[seen[0]] == 0
@@ -144,8 +144,8 @@ def test_the_index_answers_as_the_scan_of_all_pairs_does(trained, tmp_path):
     calibrate_run(run, Calibration(open_world=True))
     found = []
     for index in (None, str(tmp_path / "index")):
-        request = Request(run=str(run.path), open_world=True, index=index, top=20, threads=1)
-        found.append(Predictor(request, torch.device("cpu")).predict(tmp_path, names))
+        config = PredictConfig(run=str(run.path), open_world=True, index=index, top=20, threads=1)
+        found.append(Predictor(config, torch.device("cpu")).predict(tmp_path, names))
     for scanned, asked in zip(*found, strict=True):
         assert scanned["operating_point"] == asked["operating_point"]
         assert scanned["operating_point"]["how"] == "val"
@@ -166,8 +166,10 @@ def test_doubtful_names_are_left_out(trained, tmp_path):
     point, _ = stored_point(trained)
     threshold, precision, coverage = confidence_threshold(trained, Calibration(), point, 0.5)
     detector, limit = rejection_threshold(trained, Calibration(), point, 0.2)
-    request = Request(run=str(trained.path), pairs=named, top=1, min_prob=threshold - 1e-6, reject=(detector, limit), threads=1)
-    predictor = Predictor(request, torch.device("cpu"))
+    config = PredictConfig(
+        run=str(trained.path), pairs=named, top=1, min_prob=threshold - 1e-6, reject=(detector, limit), threads=1
+    )
+    predictor = Predictor(config, torch.device("cpu"))
     records = [record for i in range(0, len(names), 32) for record in predictor.predict(tmp_path, names[i : i + 32])]
     probable = np.array([r["predictions"][0]["prob"] >= threshold - 2e-6 for r in records])
     rejected = np.array([r["rejected"] for r in records])
@@ -187,7 +189,9 @@ def test_a_precision_that_is_never_reached_names_the_highest(copied):
     point, _ = stored_point(copied)
     found = answers(kept.extremes, kept.sums, point)
     wrong = replace(kept.extremes, true_pair=np.where(found.right, (kept.extremes.true_pair + 1) % 5, kept.extremes.true_pair))
-    Reduction(wrong, kept.ids, kept.attributes, kept.objects, kept.facts, kept.sums).save(reduction_file(copied, asked))
+    SavedEvaluation(wrong, kept.ids, kept.attributes, kept.objects, kept.facts, kept.sums).save(
+        saved_evaluation_file(copied, asked)
+    )
     with pytest.raises(UsageError, match=r"no threshold reaches a precision of 0\.99") as error:
         confidence_threshold(copied, asked, point, 0.99)
     assert "the highest is" in error.value.why
@@ -224,7 +228,7 @@ def test_a_point_of_something_else_is_renewed_or_refused(copied, change, word):
     with pytest.raises(DataError, match="cannot be used"):
         method.predict([image])
     with pytest.raises(DataError, match="cannot be used"):
-        Predictor(Request(run=str(copied.path)), torch.device("cpu"))
+        Predictor(PredictConfig(run=str(copied.path)), torch.device("cpu"))
     assert method.predict([image], bias="none")
     said = []
     assert ensure_point(copied, "best", False, "val", say=said.append).brief() == before.brief()
@@ -234,9 +238,9 @@ def test_a_point_of_something_else_is_renewed_or_refused(copied, change, word):
 
 def test_kept_numbers_of_other_weights_are_not_used(copied):
     asked = Calibration()
-    file = reduction_file(copied, asked)
-    kept = Reduction.load(file)
-    Reduction(
+    file = saved_evaluation_file(copied, asked)
+    kept = SavedEvaluation.load(file)
+    SavedEvaluation(
         kept.extremes, kept.ids, kept.attributes, kept.objects, {**kept.facts, "checkpoint_sha256": "0" * 64}, kept.sums
     ).save(file)
     with pytest.raises(DataError, match="keeps no answers"):
@@ -254,7 +258,7 @@ def test_without_validation_images_there_is_none_and_that_is_said(tmp_path):
     run = Run.create(config, toy.space(), tmp_path, "run")
     with pytest.raises(DataError, match="has no val images"):
         calibrate_run(run, Calibration())
-    report = evaluate_run(run, Question())
+    report = evaluate_run(run, EvalConfig())
     assert report["operating_point"]["how"] == "none" and report["op_bias"] == 0
     assert any("there are no validation images" in text for text in report["warnings"])
     assert "there are no validation images" in ensure_point(run, "best", False, "val").notes[0]
@@ -269,7 +273,7 @@ def test_without_one_group_the_bias_is_0_and_the_temperature_is_fitted(tmp_path)
     write_dataset(tmp_path / "data", space, records, "only-seen")
     config = resolve({"method": "zero-shot", "data": str(tmp_path / "data"), "clip": "tiny", "threads": 1})
     run = Run.create(config, space, tmp_path, "run")
-    report = evaluate_run(run, Question())
+    report = evaluate_run(run, EvalConfig())
     assert (report["op_bias"], report["operating_point"]["how"]) == (0.0, "none")
     assert any("no validation image shows an unseen label" in text for text in report["warnings"])
     point, _ = stored_point(run)
@@ -282,7 +286,7 @@ def test_a_method_that_trains_nothing_gets_its_point_when_it_is_first_evaluated(
     config = resolve({"method": "zero-shot", "data": str(dataset), "clip": "tiny", "threads": 1})
     run = Run.create(config, open_data(str(dataset)).space, tmp_path, "run")
     assert stored_point(run) == (None, "")
-    report = evaluate_run(run, Question())
+    report = evaluate_run(run, EvalConfig())
     assert stored_point(run)[0].bias == report["op_bias"]
     assert load(run).operating_point.bias == report["op_bias"]
 
@@ -296,14 +300,14 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_and_keeps_nothing(tmp_path
     files, said = sorted(run.path.rglob("*")), []
     with monkeypatch.context() as patch:
         patch.setattr(Run, "writable", False)
-        report = evaluate_run(run, Question(), notice=said.append)
+        report = evaluate_run(run, EvalConfig(), notice=said.append)
         assert "nothing is kept" in said[0] and "cannot be written to" in said[0]
         point = ensure_point(run, "best", False, "val")
         assert point.composition.bias == 0 and "no point is kept" in point.notes[0]
         with pytest.raises(SetupError, match="cannot be kept"):
             calibrate_run(run, Calibration())
     assert sorted(run.path.rglob("*")) == files
-    assert report == evaluate_run(other, Question())
+    assert report == evaluate_run(other, EvalConfig())
 
 
 def test_images_of_ones_own_choose_it_too(copied, tmp_path):

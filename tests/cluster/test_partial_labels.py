@@ -10,7 +10,7 @@ import torch
 
 import cluster.work.training
 from cluster.work.comm import Group
-from cluster.work.labels import disambiguation, make_weights
+from cluster.work.labels import disambiguation, make_confidences
 from cluster.work.trainer import Trainer
 from cluster.work.training import train_worker
 from czsl.clip.loading import load_clip
@@ -147,7 +147,7 @@ def test_the_diagnostic_counts_likeliest_true_labels(dataset, work):
     data = open_data(dataset)
     labels = make_partial_labels(data, "uniform", 0.1, 0)
     method = build("csp", data.space, load_clip(run.config.clip), {})
-    weights = make_weights(labels, RunConfig(label_momentum=1.0), method, torch.device("cpu"))
+    weights = make_confidences(labels, RunConfig(label_momentum=1.0), method, torch.device("cpu"))
     true = data.space.locate(data.split("train").pairs, data.space.train_pairs)
     right = [row[0] == t for row, t in zip(labels.index, true, strict=True)]  # uniform weights: the first candidate
     assert disambiguation(weights, data)["disambiguation"] == pytest.approx(np.mean(right))

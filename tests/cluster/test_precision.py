@@ -11,9 +11,9 @@ import yaml
 import cluster.work.precision
 from cluster.evaluate import evaluate_run
 from cluster.work.comm import Group
-from cluster.work.evaluation import Question
-from cluster.work.indexing import Plan, compute, folder_of, parts_folder
-from cluster.work.predictor import Predictor, Request
+from cluster.work.evaluation import EvalConfig
+from cluster.work.indexing import IndexConfig, compute, folder_of, parts_folder
+from cluster.work.predictor import PredictConfig, Predictor
 from cluster.work.training import prepare, train_worker
 from czsl.data.images import list_images
 from czsl.data.toy import dataset as toy
@@ -59,12 +59,12 @@ def test_everything_that_follows_from_a_run_computes_as_it_was_trained(make_run,
     assert run.precision == "bfloat16"
     monkeypatch.undo()
     names = sorted(p.name for p in list_images(photos))
-    predictor = Predictor(Request(run=str(run.path), bias="none"), CPU)
+    predictor = Predictor(PredictConfig(run=str(run.path), bias="none"), CPU)
     assert predictor.method.clip.precision == "bfloat16"
     answered = predictor.predict(photos, names)
     direct = load(run).predict([photos / n for n in names], bias="none")
     assert [r["predictions"] for r in answered] == [r["predictions"] for r in direct]
-    plan = Plan(str(run.path))
+    plan = IndexConfig(str(run.path))
     parts_folder(run, plan).mkdir()
     compute(plan, Group(), CPU)
     method = load(run)
@@ -73,7 +73,7 @@ def test_everything_that_follows_from_a_run_computes_as_it_was_trained(make_run,
         expected = method.encode_pairs(torch.from_numpy(method.space.open_pairs.copy()))
     assert torch.equal(torch.from_numpy(kept.embeddings(slice(None))), expected)
     assert "bfloat16" in json.dumps([p.name for p in (_cache() / "features").iterdir()])
-    evaluate_run(run, Question())
+    evaluate_run(run, EvalConfig())
 
 
 def _cache():

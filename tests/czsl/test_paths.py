@@ -64,7 +64,7 @@ FUNCTIONS = {name: f for name, f in public_functions() if any(True for _ in path
 
 def test_there_are_such_functions():
     assert len(FUNCTIONS) > 40
-    assert "czsl.evaluation.reduction.Reduction.load" in FUNCTIONS
+    assert "czsl.evaluation.reduction.SavedEvaluation.load" in FUNCTIONS
 
 
 @pytest.mark.parametrize("kind", [str, OnlyFspath])

@@ -55,7 +55,7 @@ def test_the_error_is_the_callers_and_names_file_reason_and_way_out(tmp_path):
 def test_text_that_is_none(tmp_path, content, why):
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(DataError, match=why):
-        read_text(tmp_path / "t", most=100)
+        read_text(tmp_path / "t", max_bytes=100)
 
 
 def test_text(tmp_path):

@@ -37,7 +37,7 @@ def prepare(root: Path) -> list[Case]:
     from czsl.data.files.predictions import Partial
     from czsl.data.table import Record, open_data, write_dataset
     from czsl.data.toy import dataset as toy
-    from czsl.evaluation import Reduction, write_scores
+    from czsl.evaluation import SavedEvaluation, write_scores
     from czsl.retrieval.index import CompositionIndex
     from czsl.runs.checkpoint import Checkpoint, mark_best, save
     from czsl.runs.files import sha256_file, write_json
@@ -253,7 +253,7 @@ def prepare(root: Path) -> list[Case]:
         Case("metrics", trained.metrics_file, metrics),
         Case("finished metrics", trained.metrics_file, lambda path: _resume(trained.path)),
         Case("reduction", trained.path / "extremes-test-closed.npz", ["compare", str(trained.path), str(plain.path)]),
-        Case("reduction alone", trained.path / "extremes-test-closed.npz", lambda path: Reduction.load(str(path))),
+        Case("reduction alone", trained.path / "extremes-test-closed.npz", lambda path: SavedEvaluation.load(str(path))),
         *(
             Case(f"index {p.name}", p, lambda path: CompositionIndex.load(root / "index"))
             for p in sorted((root / "index").iterdir())

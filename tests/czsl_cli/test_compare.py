@@ -131,11 +131,11 @@ def test_pages_and_plots(czsl, folder):
 
 
 def test_the_area_under_the_drawn_line_is_the_auc(czsl, folder):
-    from czsl.evaluation import Reduction
+    from czsl.evaluation import SavedEvaluation
     from czsl_cli.compare import curves_figure
 
     shown = json.loads(czsl("compare", "zs", "csp", "--resamples", 1, "--json").stdout)
-    extremes = [Reduction.load(folder / name / "extremes-test-closed.npz").extremes for name in ("zs", "csp")]
+    extremes = [SavedEvaluation.load(folder / name / "extremes-test-closed.npz").extremes for name in ("zs", "csp")]
     lines = curves_figure(shown["runs"], extremes).axes[0].get_lines()
     curves = [line for line in lines if len(line.get_xdata()) > 1]
     for run, line in zip(shown["runs"], curves, strict=True):
@@ -170,7 +170,7 @@ def test_other_data_is_refused_before_anything_is_scored(czsl, folder, made):
     [
         (["zs"], 2, "1 runs to compare"),
         ([], 2, "no runs to compare"),
-        (["zs", "./zs"], 2, "is given twice"),
+        (["zs", "./zs"], 2, "was given twice"),
         (["zs", "nowhere"], 2, "nowhere is not a run folder"),
         (["zs", "csp", "--plot", "x.pdf"], 2, "neither .svg nor .png"),
         (["zs", "csp", "--scores"], 2, "--scores without --space"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from czsl.data.toy import dataset as toy
-from czsl_cli.overlays import LONGEST, draw_boxes, draw_heat
+from czsl_cli.overlays import MAX_SIDE, draw_boxes, draw_heat
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def runs(tmp_path_factory, czsl_cache, dataset):
 
     from cluster.work.comm import Group
     from cluster.work.saving import save
-    from cluster.work.training import first_pass, prepare
+    from cluster.work.training import initialise, prepare
     from czsl.runs.run import Run
     from czsl_cli.config import resolve
 
@@ -31,8 +31,8 @@ def runs(tmp_path_factory, czsl_cache, dataset):
         run = Run.create(resolve(options), toy.space(), folder / "runs", name)
         if name != "zero-shot":
             trainer = prepare(run, Group(), torch.device("cpu"))
-            if trainer.method.wants_first_pass:
-                first_pass(trainer)
+            if trainer.method.needs_initialisation:
+                initialise(trainer)
             save(trainer)
     toy.draw("red", "apple", seed=1).resize((300, 200)).save(folder / "apple.png")
     return folder
@@ -116,10 +116,10 @@ def test_what_cannot_be_is_refused(runs, czsl):
 
 
 def test_a_heat_map_lies_over_its_rectangle():
-    image = Image.new("RGB", (LONGEST // 2, LONGEST // 4), "black")
+    image = Image.new("RGB", (MAX_SIDE // 2, MAX_SIDE // 4), "black")
     values = np.array([[0.0, 0.0], [0.0, 1.0]])
     drawn = np.asarray(draw_heat(image, values, (60, 0, 180, 120))).astype(int)
-    assert drawn.shape == (LONGEST // 2, LONGEST, 3)
+    assert drawn.shape == (MAX_SIDE // 2, MAX_SIDE, 3)
     assert (drawn[:, :120] == drawn[0, 0]).all() and (drawn[:, 360:] == drawn[0, 0]).all()
     assert drawn[230, 350, 0] > 120 and drawn[230, 350, 2] < 60  # yellow
     assert drawn[10, 130, 0] < 60 and drawn[10, 130, 2] > 40  # dark violet
@@ -128,8 +128,8 @@ def test_a_heat_map_lies_over_its_rectangle():
 
 
 def test_boxes_are_drawn_where_they_are():
-    image = Image.new("RGB", (2 * LONGEST, LONGEST), "black")
+    image = Image.new("RGB", (2 * MAX_SIDE, MAX_SIDE), "black")
     drawn = draw_boxes(image, [(100, 100, 500, 300)])
-    assert drawn.size == (LONGEST, LONGEST // 2)
+    assert drawn.size == (MAX_SIDE, MAX_SIDE // 2)
     assert drawn.getpixel((50, 100)) == drawn.getpixel((249, 120)) != (0, 0, 0)
     assert drawn.getpixel((300, 100)) == (0, 0, 0)

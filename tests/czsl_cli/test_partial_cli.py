@@ -29,7 +29,7 @@ def test_sets_are_drawn_and_their_law_is_told(dataset, tmp_path):
     code, out, err = run(data, "partial", dataset, "-q", "0.1", "--seed", "3", "--out", path)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == str(path)
-    assert "84 training images, 84 seen pairs; candidates an image: " in out
+    assert "84 training images, 84 seen pairs; candidate labels per image: " in out
     assert "(9.30 expected)" in out
     assert read_partial_labels(path, open_data(dataset)).origin.seed == 3
     error, _, _ = run(data, "partial", dataset, "--out", path)
@@ -50,7 +50,7 @@ def test_other_kinds_and_json(dataset, tmp_path, kind):
 
 def test_noise_is_warned_of(dataset, tmp_path):
     _, _, err = run(data, "partial", dataset, "--noise-rate", "0.3", "--out", tmp_path / "c.parquet")
-    assert "the true label is not among the candidates" in err
+    assert "the true label is not among the candidate labels" in err
     assert "label_rescue" in err
 
 
@@ -69,7 +69,7 @@ def test_sets_of_ones_own_and_what_is_wrong_with_them(dataset, tmp_path):
     assert not (tmp_path / "d.parquet").exists()
     code, _, err = run(data, "partial", dataset, "--from", file, "-q", "0.1")
     assert code == 2
-    assert "nothing is drawn" in err
+    assert "draws none" in err
 
 
 def test_a_dry_run_shows_the_candidates_and_a_wrong_file_is_told_at_once(dataset, tmp_path):

@@ -23,7 +23,7 @@ def computed(monkeypatch):
     facts = {"batches": 0, "fail_after": None}
 
     def batches(work, profile):
-        predictor = Predictor(work.request, torch.device("cpu"))
+        predictor = Predictor(work.config, torch.device("cpu"))
         for batch in work.batches:
             if facts["fail_after"] == facts["batches"]:
                 raise KeyboardInterrupt

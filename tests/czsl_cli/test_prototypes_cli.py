@@ -17,7 +17,7 @@ def runs(tmp_path_factory, czsl_cache):
 
     from cluster.work.comm import Group
     from cluster.work.saving import save
-    from cluster.work.training import first_pass, prepare
+    from cluster.work.training import initialise, prepare
     from czsl.data.table import Record, write_dataset
     from czsl.data.toy import dataset as toy
     from czsl.runs.run import Run
@@ -29,7 +29,7 @@ def runs(tmp_path_factory, czsl_cache):
     options = {"data": str(folder / "drawn"), "threads": 1, "adapter_dim": 0, "num_prototypes": 2}
     run = Run.create(resolve({"method": "clusPro", **options}), toy.space(), folder / "runs", "clus")
     trainer = prepare(run, Group(), torch.device("cpu"))
-    first_pass(trainer)
+    initialise(trainer)
     save(trainer)
     Run.create(resolve({"method": "zero-shot", "data": str(folder / "drawn")}), toy.space(), folder / "runs", "plain")
     return folder / "runs"

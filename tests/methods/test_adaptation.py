@@ -11,7 +11,7 @@ from adaptation_plain import plain_tda, plain_tomcat
 import methods
 from czsl.errors import DataError, UsageError
 from czsl.runs.search import parse_space
-from methods.adaptation.cache import Cache
+from methods.adaptation.cache import ClassCache
 from methods.adaptation.config import TdaConfig, TomcatConfig
 from methods.adaptation.registry import (
     ADAPTATIONS,
@@ -199,7 +199,7 @@ def test_memory_follows_the_candidates_not_the_images():
 
 # -- the cache -----------------------------------------------------------------------------------------------------
 def test_cache_appends_replaces_and_keeps():
-    cache = Cache(2, torch.zeros(5, 3))
+    cache = ClassCache(2, torch.zeros(5, 3))
     a, b, c, d, e = torch.eye(5)[:, :3] + 1
     assert cache.add(4, a, 0.5) == (0, 0)
     assert cache.add(1, b, 0.1) == (1, 0)
@@ -212,7 +212,7 @@ def test_cache_appends_replaces_and_keeps():
 
 
 def test_cache_finds_room():
-    cache = Cache(1, torch.zeros(100, 2))
+    cache = ClassCache(1, torch.zeros(100, 2))
     for label in range(40):
         cache.add(label, torch.full((2,), float(label)), 1.0)
     assert len(cache) == 40

@@ -155,7 +155,7 @@ def test_the_released_crop_is_the_middle_of_a_larger_image(small_space, small_cl
     resized = image.resize((int(short * 200 / 146), short), Image.Resampling.BILINEAR)
     left, top = round((resized.width - 64) / 2), round((short - 64) / 2)
     np.testing.assert_array_equal(pixels, np.asarray(resized.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1))
-    assert ours.prepare_key != theirs.prepare_key
+    assert ours.cache_key != theirs.cache_key
     assert not np.array_equal(ours.prepare(image, "0")["images"].numpy(), pixels)
 
 

@@ -14,7 +14,7 @@ from methods.building import build
 from methods.clip_pzsl.config import ClipPzslConfig
 from methods.clip_pzsl.losses import alignment, anchor, classification, outside, relevance
 from methods.clip_pzsl.mining import Mining, assignment, gathered
-from methods.parts.candidate_weights import CandidateWeights
+from methods.parts.label_confidences import LabelConfidences
 from methods.presets import load_presets
 
 B, C, D = 7, 5, 16
@@ -31,11 +31,11 @@ def candidate_sets(count: int, classes: int, seed: int = 0) -> np.ndarray:
     return padded([sorted({i % classes, *rng.integers(0, classes, 3).tolist()}) for i in range(count)])
 
 
-def weights_for(method, count: int, index=None, **settings) -> CandidateWeights:
+def weights_for(method, count: int, index=None, **settings) -> LabelConfidences:
     space = method.space
     index = candidate_sets(count, len(space.train_pairs)) if index is None else index
     sizes = space.num_attributes, space.num_objects
-    return CandidateWeights(index, space.train_pairs, *sizes, dtype=method.clip.mean.dtype, **settings)
+    return LabelConfidences(index, space.train_pairs, *sizes, dtype=method.clip.mean.dtype, **settings)
 
 
 def features(method, count: int, seed: int = 3) -> torch.Tensor:
@@ -182,13 +182,13 @@ def test_before_the_first_step_it_is_clip(method, small_clip, small_space):
     x = features(method, 4)
     method.eval()
     torch.testing.assert_close(method.encode_compositions(pairs).pair, frozen.encode_compositions(pairs).pair, rtol=0, atol=1e-6)
-    ours = method.scores(method.image_side(x), method.encode_compositions(pairs)) * method.config.tau
-    clip = frozen.scores(frozen.image_side(x), frozen.encode_compositions(pairs)) / small_clip.logit_scale
+    ours = method.scores(method.embed_images(x), method.encode_compositions(pairs)) * method.config.tau
+    clip = frozen.scores(frozen.embed_images(x), frozen.encode_compositions(pairs)) / small_clip.logit_scale
     torch.testing.assert_close(ours, clip, rtol=0, atol=1e-6)
 
 
 def train(method, x, weights, steps: int = 5, labels=None, lr: float = 1e-2):
-    method.weights = weights
+    method.confidences = weights
     optimizer = torch.optim.AdamW(method.parameters(), lr=lr)
     losses = []
     method.train()
@@ -245,8 +245,8 @@ def test_evaluation_is_deterministic_and_unseen_embeddings_know_no_batch(method,
     assert torch.equal(before, method.encode_compositions(pairs).pair)
     blocks = {k: v.clone() for k, v in method.blocks.state_dict().items()}
     method.train()
-    method.weights = None
-    method.losses(method.image_side(features(method, 6, 9)), method.encode_compositions(torch.from_numpy(small_space.train_pairs.copy())),
+    method.confidences = None
+    method.losses(method.embed_images(features(method, 6, 9)), method.encode_compositions(torch.from_numpy(small_space.train_pairs.copy())),
                   weights_for(method, 6).targets(torch.arange(6)))  # fmt: skip
     method.eval()
     after, seen = method.encode_compositions(pairs).pair, torch.from_numpy(small_space.seen_mask(small_space.closed_pairs))
@@ -288,7 +288,7 @@ def test_nothing_grows_over_a_thousand_steps(small_clip, small_space):
 
 
 def test_weights_find_the_true_labels_of_separable_images(small_clip, small_space):
-    """Images near to their true words: the likeliest candidates become the true ones, which fixed weights cannot do."""
+    """Images near to their true words: the top-1 candidates become the true ones, which fixed weights cannot do."""
     torch.manual_seed(0)
     method = build("clip-pzsl", small_space, small_clip, {})
     classes = len(small_space.train_pairs)
@@ -296,8 +296,8 @@ def test_weights_find_the_true_labels_of_separable_images(small_clip, small_spac
     prototypes = torch.randn(classes, method.clip.dim, generator=torch.Generator().manual_seed(1))
     x = prototypes[truth] + 0.3 * features(method, 140)
     weights = weights_for(method, 140, candidate_sets(140, classes), momentum=0.5)
-    before = (weights.likeliest(torch.arange(140)) == truth).double().mean()
-    method.weights = weights
+    before = (weights.top1(torch.arange(140)) == truth).double().mean()
+    method.confidences = weights
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     method.train()
     for _ in range(60):
@@ -305,7 +305,7 @@ def test_weights_find_the_true_labels_of_separable_images(small_clip, small_spac
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    after = (weights.likeliest(torch.arange(140)) == truth).double().mean()
+    after = (weights.top1(torch.arange(140)) == truth).double().mean()
     assert before < 0.6
     assert after > 0.85
 
@@ -332,15 +332,15 @@ def plain_em(images, words, sets, rho, tau, rounds):
 @torch.no_grad()
 def test_the_closed_form_is_its_loop(small_clip, small_space):
     method = build("clip-pzsl", small_space, small_clip, {"em_rounds": 4, "em_rho": 0.5})
-    assert method.wants_first_pass
+    assert method.needs_initialisation
     x, index = features(method, 20), candidate_sets(20, len(small_space.train_pairs))
-    method.weights = weights_for(method, 20, index, momentum=1.0)
+    method.confidences = weights_for(method, 20, index, momentum=1.0)
     method.eval()
-    method.first_pass(x, *(torch.zeros(20, dtype=torch.int64),) * 2)
+    method.initialise(x, *(torch.zeros(20, dtype=torch.int64),) * 2)
     words = method.words(torch.from_numpy(small_space.train_pairs.copy()))
     sets = [[j for j in row if j >= 0] for row in index.tolist()]
     torch.testing.assert_close(method.average, plain_em(x, words, sets, 0.5, 0.05, 4), rtol=1e-4, atol=1e-5)
-    assert not method.wants_first_pass
+    assert not method.needs_initialisation
     assert torch.equal(method.encode_compositions(torch.from_numpy(small_space.train_pairs.copy())).pair, method.average)
 
 

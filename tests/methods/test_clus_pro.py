@@ -173,10 +173,10 @@ def test_a_single_row_uses_the_running_statistics():
 def test_training_learns_and_survives_every_batch_size(name, small_space, small_clip):
     method = make(small_space, small_clip, name, num_prototypes=3)
     data = clustered(small_space, small_clip.dim)
-    assert method.wants_first_pass == (name != "released")
-    if method.wants_first_pass:
-        method.first_pass(*data[:3])
-    assert not method.wants_first_pass
+    assert method.needs_initialisation == (name != "released")
+    if method.needs_initialisation:
+        method.initialise(*data[:3])
+    assert not method.needs_initialisation
     optimizer = torch.optim.Adam(method.parameters(), lr=3e-3, weight_decay=1e-5)
     method.train()
     seen = []
@@ -203,7 +203,7 @@ def test_first_pass_leaves_the_statistics_and_the_mode_alone(small_space, small_
     method, data = make(small_space, small_clip).eval(), clustered(small_space, small_clip.dim)
     before = copy.deepcopy(method.hidden_mlps.state_dict())
     with torch.inference_mode():
-        method.first_pass(*data[:3])
+        method.initialise(*data[:3])
     assert not method.training
     assert all(torch.equal(v, before[k]) for k, v in method.hidden_mlps.state_dict().items())
     method.train()
@@ -217,8 +217,8 @@ def test_a_primitive_without_images_is_no_negative(small_space, small_clip):
     assert attributes.tolist() == [0, 1, 2, 3]  # of six
     for name, rows in (("default", 5 * (len(attributes) + len(objects))), ("released", 5 * (6 + 5))):
         method = make(small_space, small_clip, name, head_dropout=0.0).train()
-        if method.wants_first_pass:
-            method.first_pass(*data[:3])
+        if method.needs_initialisation:
+            method.initialise(*data[:3])
         labels = torch.zeros(2, 4, dtype=torch.long)
         ids = method.prototypes.ids(data[1][:4], data[2][:4]).view(2, -1)
         prototypes, targets = method._prototype_rows(ids, labels)
@@ -242,14 +242,14 @@ def test_image_features_are_kept_only_without_adapters(small_space, small_clip):
 
 def test_one_head_clusters_what_it_compares(small_space, small_clip):
     method, data = make(small_space, small_clip, "paper"), clustered(small_space, small_clip.dim)
-    side = method.image_side(data[0][:8])
-    assert torch.equal(side.hidden, side.branches)
+    encoded = method.embed_images(data[0][:8])
+    assert torch.equal(encoded.hidden, encoded.branches)
     assert not any(k.startswith("head_mlps") for k in method.state_dict())
 
 
 def test_bfloat16_autocast_keeps_prototypes_and_transport_exact(small_space, small_clip):
     method, data = make(small_space, small_clip), clustered(small_space, small_clip.dim)
-    method.first_pass(*data[:3])
+    method.initialise(*data[:3])
     method.train()
     with torch.autocast("cpu", torch.bfloat16):
         terms = method.training_step(batch_of(data, torch.arange(32)))
@@ -267,7 +267,7 @@ def test_scores_are_the_formula_whatever_the_tile(fusion, small_space, small_cli
     method = make(small_space, small_clip, fusion=fusion, **weights).eval()
     features = clustered(small_space, small_clip.dim)[0][:7]
     pairs = torch.from_numpy(small_space.open_pairs)
-    images, text = method.image_side(features), method.encode_compositions(pairs)
+    images, text = method.embed_images(features), method.encode_compositions(pairs)
     pair, attr, obj = method.logits(images, text)
     pair = pair.softmax(1) if fusion == "probability" else pair
     expected = 2 * pair + 0.5 * attr.softmax(1)[:, pairs[:, 0]] * 3 * obj.softmax(1)[:, pairs[:, 1]]
@@ -280,7 +280,7 @@ def test_scores_are_the_formula_whatever_the_tile(fusion, small_space, small_cli
 def test_primitives_repeated_by_text_chunks(small_space, small_clip):
     method = make(small_space, small_clip, primitive_repeat="reference", fusion="logit").eval()
     features = clustered(small_space, small_clip.dim)[0][:3]
-    images, text = method.image_side(features), method.encode_compositions(torch.from_numpy(small_space.open_pairs))
+    images, text = method.embed_images(features), method.encode_compositions(torch.from_numpy(small_space.open_pairs))
     pair = method.logits(images, text)[0]
     once = method.scores(images, text) - pair
     thrice = method.scores(images, replace(text, whole=text.pair.repeat(80, 1))) - pair  # 2400 pairs are three chunks of 1024
@@ -289,7 +289,7 @@ def test_primitives_repeated_by_text_chunks(small_space, small_clip):
 
 def test_prototypes_follow_their_names_into_another_space(small_space, small_clip):
     method, data = make(small_space, small_clip), clustered(small_space, small_clip.dim)
-    method.first_pass(*data[:3])
+    method.initialise(*data[:3])
     names = ("new", *small_space.attributes[::-1])
     pairs, none = np.array([[0, 0], [1, 0]]), np.zeros((0, 2), int)
     other = method.for_space(CompositionSpace(names, small_space.objects[1:], pairs, none, none))

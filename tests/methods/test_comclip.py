@@ -248,9 +248,9 @@ def pair_by_pair(method, images, text):
             words, views = [text.attribute[a], text.object[o]], []
             here = images.present[b]
             for word in words:
-                cosine = cosine_similarity(images.bank[b, here], word[None], dim=-1)
+                cosine = cosine_similarity(images.regions[b, here], word[None], dim=-1)
                 pick = (cosine / config.choice_tau).softmax(0) if config.choice == "soft" else (cosine == cosine.max()).to(cosine)
-                view = pick @ images.bank[b, here]
+                view = pick @ images.regions[b, here]
                 views.append(normalize(view, dim=0) if config.mode == "unit" else view)
             if config.relation == "union":
                 both = views[0] + views[1]
@@ -306,20 +306,20 @@ def test_an_images_regions_come_from_the_file_and_others_do_not_matter(small_cli
     assert batch["present"].tolist() == [[True, True, False, False], [True, False, False, False], [False] * 4]
     best = sub_image(picture(seed=0), box_mask((45, 0, 90, 70), (90, 70)))
     assert np.array_equal(batch["regions"][0, 0].numpy(), clip_pixels(best, small_clip.image_size))
-    side = method.encode_images(batch)
-    assert side.present.tolist() == [[True, True, False, False, True], [True, False, False, False, True], [False] * 4 + [True]]
+    encoded = method.encode_images(batch)
+    assert encoded.present.tolist() == [[True, True, False, False, True], [True, False, False, False, True], [False] * 4 + [True]]
     alone = method.encode_images({key: value[1:2] for key, value in batch.items()})
     pairs = method.encode_compositions(torch.from_numpy(small_space.closed_pairs))
-    torch.testing.assert_close(method.scores(alone, pairs), method.scores(side, pairs)[1:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(method.scores(alone, pairs), method.scores(encoded, pairs)[1:2], rtol=1e-5, atol=1e-5)
     other = build("comclip", small_space, small_clip, {"regions": "file", "regions_file": records[:1], "max_regions": 4})
-    assert len({method.prepare_key, other.prepare_key, build("comclip", small_space, small_clip, {}).prepare_key}) == 3
+    assert len({method.cache_key, other.cache_key, build("comclip", small_space, small_clip, {}).cache_key}) == 3
 
 
 @torch.no_grad()
 def test_the_guard_is_counted_a_pair(small_clip, small_space):
     method = build("comclip", small_space, small_clip, {"min_score": 0.999})
-    side = method.encode_images(prepared(method))
-    parts = pair_parts(side, method.encode_compositions(torch.from_numpy(small_space.closed_pairs)), method.config)
+    encoded = method.encode_images(prepared(method))
+    parts = pair_parts(encoded, method.encode_compositions(torch.from_numpy(small_space.closed_pairs)), method.config)
     assert parts.guarded.all()
     assert (parts.weight == 0).all()
 

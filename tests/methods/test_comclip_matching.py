@@ -13,7 +13,7 @@ from methods.comclip.algebra import Rule
 from methods.comclip.fills import sub_image
 from methods.comclip.matching import Matcher
 from methods.comclip.model import word_features
-from methods.comclip.parse import Composition, Phrase, from_triplet, parse
+from methods.comclip.parse import Composition, Entity, from_triplet, parse
 from methods.comclip.providers import BACKGROUND, PROVIDERS, View, largest_pieces, patch_masks
 from methods.comclip.windows import box_mask
 
@@ -70,10 +70,10 @@ def one_by_one(clip, image, match, sentence, mode):
 
 
 @pytest.mark.parametrize("mode", ["unit", "raw", "gclip"])
-@pytest.mark.parametrize("places", PROVIDERS)
-def test_all_at_once_equals_a_loop_over_pairs(small_clip, places, mode):
+@pytest.mark.parametrize("regions", PROVIDERS)
+def test_all_at_once_equals_a_loop_over_pairs(small_clip, regions, mode):
     """Captions have 0 to 5 words."""
-    matcher, _, _, found = run(small_clip, places=places, rule=Rule(mode))
+    matcher, _, _, found = run(small_clip, regions=regions, rule=Rule(mode))
     own = [m.score for name in found for m in found[name]]
     loop = [one_by_one(small_clip, load(n), m, s, mode) for n in found for m, s in zip(found[n], sentences(), strict=True)]
     assert own == pytest.approx(loop, abs=1e-5)
@@ -84,7 +84,7 @@ def test_all_at_once_equals_a_loop_over_pairs(small_clip, places, mode):
 
 
 def test_without_regions_a_score_is_clips(small_clip):
-    _, features, _, found = run(small_clip, places="whole")
+    _, features, _, found = run(small_clip, regions="whole")
     for name in found:
         for match, sentence in zip(found[name], sentences(), strict=True):
             t = word_features(small_clip, [sentence.sentence], True)[0]
@@ -99,7 +99,7 @@ def test_a_relation_has_both_where_both_are_found_else_the_whole_image(small_cli
     found = [name for name, there in zip(boxes, (first, second), strict=True) if there]
     table = RegionTable({"0": ImageRegions(tuple(Region(name, boxes[name]) for name in found))})
     matcher = Matcher(small_clip, "file", relation=relation, table=table)
-    sentence = Composition("a dog chases a cat", (Phrase("dog", "dog"), Phrase("cat", "cat")), ((0, "chase", 1),), "given")
+    sentence = Composition("a dog chases a cat", (Entity("dog", "dog"), Entity("cat", "cat")), ((0, "chase", 1),), "given")
     features, _ = matcher.whole(["0"], load)
     words = matcher.matches({"0": [sentence]}, features, load, masks=True)["0"][0].words
     masks = {w.text: w.mask for w in words}
@@ -113,7 +113,7 @@ def test_a_relation_has_both_where_both_are_found_else_the_whole_image(small_cli
 
 
 def test_regions_of_a_file_follow_matches_then_words_then_likeness(small_clip):
-    matcher, _, _, found = run(small_clip, places="file")
+    matcher, _, _, found = run(small_clip, regions="file")
     dog, cat, _ = found["0"][0].words
     assert np.array_equal(dog.mask, box_mask((0, 0, 40, 40), SIZE) | box_mask((50, 0, 60, 10), SIZE))  # both dogs
     assert np.array_equal(cat.mask, box_mask((30, 30, 90, 70), SIZE))  # "a cat" is about a cat
@@ -127,7 +127,7 @@ def test_regions_of_a_file_follow_matches_then_words_then_likeness(small_clip):
 
 
 def test_everything_is_encoded_once(small_clip):
-    matcher, features, _, found = run(small_clip, places="grid")
+    matcher, features, _, found = run(small_clip, regions="grid")
     assert matcher.passes["images"] == 3
     assert matcher.passes["windows"] == 3 * 34
     texts = {t for s in sentences() for t in (s.sentence, *s.words)}
@@ -146,10 +146,10 @@ def test_everything_is_encoded_once(small_clip):
     assert [m.score for m in again["0"]] == pytest.approx([m.score for m in found["0"]], abs=1e-6)
 
 
-@pytest.mark.parametrize("places", ["patch", "grid", "superpixel"])
-def test_an_answer_does_not_depend_on_the_company(small_clip, places):
-    _, _, _, together = run(small_clip, places=places)
-    _, _, _, alone = run(small_clip, ("1",), places=places, batch=1)
+@pytest.mark.parametrize("regions", ["patch", "grid", "superpixel"])
+def test_an_answer_does_not_depend_on_the_company(small_clip, regions):
+    _, _, _, together = run(small_clip, regions=regions)
+    _, _, _, alone = run(small_clip, ("1",), regions=regions, batch=1)
     assert [m.score for m in alone["1"]] == pytest.approx([m.score for m in together["1"]], abs=1e-5)
 
 
@@ -210,10 +210,10 @@ def test_the_largest_pieces_hold_most_of_the_weight():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (64, 64)])
-@pytest.mark.parametrize("places", ["patch", "grid", "superpixel"])
+@pytest.mark.parametrize("regions", ["patch", "grid", "superpixel"])
 @pytest.mark.parametrize("fill", ["black", "crop", "blur"])
-def test_pictures_of_any_shape_go_through(small_clip, places, fill, size):
-    matcher = Matcher(small_clip, places, fill=fill)
+def test_pictures_of_any_shape_go_through(small_clip, regions, fill, size):
+    matcher = Matcher(small_clip, regions, fill=fill)
     image = picture(0).resize(size)
     features, _ = matcher.whole(["x"], lambda name: image)
     for match in matcher.matches({"x": sentences()}, features, lambda name: image, masks=True)["x"]:

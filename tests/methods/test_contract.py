@@ -134,10 +134,10 @@ def test_a_training_step_reaches_what_is_trained_and_nothing_else(method, images
         return
     method.train()
     batch = training_batch(method, images)
-    if method.wants_first_pass:
+    if method.needs_initialisation:
         with torch.no_grad():
             features = batch.get("features", method.image_features({"images": images}))
-            method.first_pass(features, batch["attr"], batch["obj"])
+            method.initialise(features, batch["attr"], batch["obj"])
     terms = method.training_step(batch)
     loss = torch.stack(list(terms.values())).sum()
     assert torch.isfinite(loss)
@@ -153,9 +153,9 @@ def test_training_lowers_the_loss(method, images):
         pytest.skip("takes no steps")
     method.train()
     batch = training_batch(method, images)
-    if method.wants_first_pass:
+    if method.needs_initialisation:
         with torch.no_grad():
-            method.first_pass(batch.get("features", method.image_features({"images": images})), batch["attr"], batch["obj"])
+            method.initialise(batch.get("features", method.image_features({"images": images})), batch["attr"], batch["obj"])
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for step in range(25):

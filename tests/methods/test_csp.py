@@ -16,9 +16,9 @@ from czsl_cli.config import resolve
 from methods.building import build
 from methods.csp.config import CSPConfig
 from methods.csp.model import CSP
+from methods.features import ImageFeatures, Targets
 from methods.presets import load_presets
 from methods.reference import from_reference
-from methods.sides import ImageSide, Targets
 
 ATOL, RTOL = 2e-5, 2e-4  # what an independent implementation can be expected to reach
 
@@ -103,7 +103,7 @@ def test_scores_are_scaled_cosines_of_prompts_with_the_learned_words(method, sma
 
 def test_the_loss_is_the_cross_entropy_over_training_pairs(method):
     text = method.encode_compositions(torch.from_numpy(method.space.train_pairs.copy()))
-    images = ImageSide(torch.nn.functional.normalize(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)), dim=-1))
+    images = ImageFeatures(torch.nn.functional.normalize(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)), dim=-1))
     target = torch.tensor([0, 13, 5])
     loss = method.losses(images, text, Targets(target, target, target))["pair"]
     logits = (method.clip.logit_scale * images.pair @ text.pair.T).double()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from methods.sides import Targets
+from methods.features import Targets
 
 NO_DROPOUT = {"attr_dropout": 0.0, "fusion_dropout": 0.0}
 
@@ -158,8 +158,8 @@ def test_a_name_without_training_pairs_gives_no_nan(make, small_space, images):
     pairs, place = torch.from_numpy(train.copy()), torch.arange(3)
     terms = method.training_step({"images": images, "attr": pairs[place, 0], "obj": pairs[place, 1], "pair": place})
     soft = Targets(*(F.one_hot(x, n).float() for x, n in ((pairs[place, 0], 6), (pairs[place, 1], 5), (place, len(pairs)))))
-    text, side = method.encode_compositions(pairs), method.image_side(method.image_features({"images": images}))
-    terms |= {f"{k}_soft": v for k, v in method.losses(side, text, soft).items()}
+    text, encoded = method.encode_compositions(pairs), method.embed_images(method.image_features({"images": images}))
+    terms |= {f"{k}_soft": v for k, v in method.losses(encoded, text, soft).items()}
     assert all(torch.isfinite(v) for v in terms.values())
     assert torch.isfinite(method.eval().score_images(images, torch.from_numpy(space.open_pairs))).all()
 

@@ -99,15 +99,15 @@ def test_msci_shows_its_attention_and_shares_that_add_up(make, image, order, ter
 def test_msci_parts_are_those_of_the_formula(make, image):
     method = make("msci", **MSCI)
     with torch.no_grad():
-        side = method.encode_images({"images": prepared(method, image)})
+        features = method.encode_images({"images": prepared(method, image)})
         text = torch.randn(3, method.clip.dim)
-        q = method.answers(text, side.memory)
-        parts = method.shares(text, side.memory)
+        q = method.answers(text, features.memory)
+        parts = method.shares(text, features.memory)
         low, high = method.gates["low"], method.gates["high"]
         torch.testing.assert_close(parts["text"], ((1 + low + high) * text)[None])
         torch.testing.assert_close(parts["low"], (low + high) * (q["low"] - text))
         torch.testing.assert_close(parts["high"], high * (q["high"] - q["low"]))
-        torch.testing.assert_close(sum(parts.values()), method.move(text, side.memory))
+        torch.testing.assert_close(sum(parts.values()), method.move(text, features.memory))
 
 
 @pytest.mark.parametrize("norm", ["once", "cumulative"])
@@ -139,11 +139,11 @@ def test_clus_pro_shows_its_nearest_prototypes_and_their_images(make, image):
         bank[1] = 0  # training never saw "dry"
         pairs = torch.tensor([[0, 0], [1, 0]])
         examples = Examples(torch.randn(30, method.clip.dim), np.arange(30) % 3, np.arange(30) % 4)
-        question = method.question(image, "0", method.encode_compositions(pairs))
-        object.__setattr__(question, "examples", lambda _a, _o: examples)
-        found = method.explain_candidate(question, 0)
+        scored = method.scored_image(image, "0", method.encode_compositions(pairs))
+        object.__setattr__(scored, "examples", lambda _a, _o: examples)
+        found = method.explain_candidate(scored, 0)
         hidden = method.encode_images({"images": prepared(method, image)}).hidden[:, 0]
-        theirs = method.image_side(examples.features).hidden
+        theirs = method.embed_images(examples.features).hidden
     (table,) = [p for p in of_kind(found, Figures) if p.title == "Prototypes of the composition"]
     for branch, (kind, row) in enumerate((("attribute", 0), ("object", A))):
         expected = F.cosine_similarity(hidden[branch][None], bank[row])
@@ -155,7 +155,7 @@ def test_clus_pro_shows_its_nearest_prototypes_and_their_images(make, image):
         own = np.flatnonzero((examples.attr, examples.obj)[branch] == 0)
         assert shown.places == own[np.argsort(-near.numpy()[own])][:6].tolist()
         assert shown.cosines == pytest.approx(near.numpy()[shown.places].tolist(), abs=1e-5)
-    unseen = method.explain_candidate(question, 1)
+    unseen = method.explain_candidate(scored, 1)
     assert list(unseen.notes) == ["training never saw the attribute dry: it has no prototypes"]
     assert len(of_kind(unseen, Neighbours)) == 2
 
@@ -176,15 +176,15 @@ def test_lazsl_shows_boxes_maps_and_shares(make, image):
 def test_every_method_explains_in_plain_data(make, image, name):
     method = make(name)
     text = method.encode_compositions(torch.from_numpy(method.space.closed_pairs.copy()))
-    question = method.question(image, "0", text)
+    scored = method.scored_image(image, "0", text)
     with torch.inference_mode():
-        found = method.explain_candidate(question, 3)
+        found = method.explain_candidate(scored, 3)
     json.dumps([part.to_json() for part in found.parts], allow_nan=False)
     json.dumps(found.to_json(), allow_nan=False)
     for table in of_kind(found, Figures):
         assert all(len(row) == len(table.columns) for row in table.rows)
         if table.title == "What the branches say":
-            logits = question.logits[0][0]
+            logits = scored.logits[0][0]
             assert table.rows[0][3] == pytest.approx(float(logits.softmax(0)[3]), abs=1e-5)
             assert table.rows[0][4] == logits.argsort(descending=True).tolist().index(3) + 1
 

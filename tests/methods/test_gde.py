@@ -15,7 +15,7 @@ from czsl.errors import DataError, UsageError
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
 from methods.building import build
-from methods.explanation import Examples, Neighbours, Question, Shares
+from methods.explanation import Examples, Neighbours, ScoredImage, Shares
 from methods.gde import directions
 from methods.gde.geometry import exp_map, log_map, pair_weights, solve, sphere_mean
 
@@ -44,7 +44,7 @@ def images(small_space, small_clip, generator):
 def fitted(space, clip, images, judge=None, **settings):
     method = build("gde", space, clip, settings).eval()
     method.judge = judge
-    method.first_pass(*images)
+    method.initialise(*images)
     method.judge = None
     return method
 
@@ -160,7 +160,7 @@ def test_what_the_settings_leave_open_is_chosen_by_the_judge(small_space, small_
 
     method = build("gde", small_space, small_clip, {}).eval()
     method.judge = likes(0.35, 3.0, 0.05)
-    method.first_pass(*images)
+    method.initialise(*images)
     assert method.chosen.tolist() == pytest.approx([0.05, 3.0, 0.35])
     assert method.metrics() == {"text": 0.35, "ridge": 3.0, "temperature": 0.05}
     # What stands at the end is the fit with what was chosen, not what was tried last.
@@ -170,7 +170,7 @@ def test_what_the_settings_leave_open_is_chosen_by_the_judge(small_space, small_
     asked.clear()
     method = build("gde", small_space, small_clip, {"temperature": 0.1, "ridge": 1.0, "text": 0.5}).eval()
     method.judge = likes(0.35, 3.0, 0.05)
-    method.first_pass(*images)
+    method.initialise(*images)
     assert not asked
     assert method.chosen.tolist() == pytest.approx([0.1, 1.0, 0.5])
 
@@ -260,11 +260,11 @@ def test_settings_that_cannot_be_are_refused(small_space, small_clip, settings):
 def test_the_index_gives_the_exact_best_compositions(small_space, small_clip, images, text):
     method = fitted(small_space, small_clip, images, text=text)
     pairs = small_space.open_pairs
-    side = method.image_side(images[0][:7])
+    encoded = method.embed_images(images[0][:7])
     index = CompositionIndex.build(method.encode_pairs(torch.from_numpy(pairs)).numpy(), pairs)
-    query = method.retrieval_query(side, method.encode_compositions(torch.from_numpy(pairs[:0])), len(pairs))
+    query = method.retrieval_query(encoded, method.encode_compositions(torch.from_numpy(pairs[:0])), len(pairs))
     found = top_compositions(index, query.query.numpy(), k=5)
-    scores = method.scores(side, method.encode_compositions(torch.from_numpy(pairs)))
+    scores = method.scores(encoded, method.encode_compositions(torch.from_numpy(pairs)))
     assert found.places.tolist() == scores.argsort(dim=1, descending=True, stable=True)[:, :5].tolist()
     np.testing.assert_allclose(found.scores, scores.sort(dim=1, descending=True)[0][:, :5].numpy(), rtol=1e-5)
 
@@ -273,16 +273,16 @@ def test_the_index_gives_the_exact_best_compositions(small_space, small_clip, im
 def test_an_explanation_adds_up_to_the_score_and_shows_images_along_the_directions(small_space, small_clip, images, geometry):
     method = fitted(small_space, small_clip, images, geometry=geometry, text=0.3)
     pairs = torch.from_numpy(small_space.closed_pairs)
-    side, text = method.image_side(images[0][:1]), method.encode_compositions(pairs)
+    encoded, text = method.embed_images(images[0][:1]), method.encode_compositions(pairs)
 
     def examples(a, o):
         rows = ((images[1] == a) | (images[2] == o)).nonzero()[:, 0]
         return Examples(images[0][rows], images[1][rows].numpy(), images[2][rows].numpy())
 
-    question = Question(None, "0", side, text, method.logits(side, text), examples)
-    explained = method.explain_candidate(question, 3)
+    scored = ScoredImage(None, "0", encoded, text, method.logits(encoded, text), examples)
+    explained = method.explain_candidate(scored, 3)
     shares = next(part for part in explained.parts if isinstance(part, Shares))
-    assert shares.totals[0] == pytest.approx(float(method.scores(side, text)[0, 3]), rel=1e-5)
+    assert shares.totals[0] == pytest.approx(float(method.scores(encoded, text)[0, 3]), rel=1e-5)
     assert shares.values.sum() == pytest.approx(shares.totals[0])
     attribute, obj = small_space.pair_names(pairs[3].tolist())
     assert [part for part in shares.parts if "direction" in part] == [f"the direction of {attribute}", f"the direction of {obj}"]
@@ -298,7 +298,7 @@ def test_plain_classes_are_nearest_class_means_with_text_for_unseen_ones(small_c
     features = (centres[torch.arange(40) % 4] + 0.05 * torch.randn(40, small_clip.dim, generator=generator)).float()
     images = features, torch.zeros(40, dtype=torch.int64), torch.arange(40) % 4
     method = fitted(space, small_clip, images, text=0.1, fit="mean")
-    scores = method.scores(method.image_side(features), method.encode_compositions(torch.from_numpy(space.closed_pairs)))
+    scores = method.scores(method.embed_images(features), method.encode_compositions(torch.from_numpy(space.closed_pairs)))
     assert (scores[:, :4].argmax(1) == images[2]).all()
     assert torch.isfinite(scores).all()
     assert "apple" in method.notes()[0]

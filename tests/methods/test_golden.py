@@ -66,12 +66,12 @@ def test_scores_losses_and_gradients(name, small_space, clip, batch):
     with torch.no_grad():
         scores = method.eval().score_images(batch["images"], PAIRS)
     GOLDEN.check(f"{name}: scores", scores, rtol=1e-3, atol=1e-3)
-    if method.wants_first_pass:
+    if method.needs_initialisation:
         with torch.no_grad():
             features = drawn(f"{name} features", 210, clip.dim).float()
             pair = torch.arange(210) % len(small_space.train_pairs)
             attr, obj = torch.from_numpy(small_space.train_pairs[pair.numpy()].copy()).T
-            method.first_pass(features, attr, obj)
+            method.initialise(features, attr, obj)
     terms = method.train().training_step(batch)
     sum(terms.values()).backward()
     GOLDEN.check(f"{name}: losses", [float(terms[key].detach()) for key in sorted(terms)], rtol=1e-3, atol=1e-4)

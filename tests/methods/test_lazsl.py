@@ -16,7 +16,7 @@ from czsl.errors import DataError, UsageError
 from methods.building import build
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.phrases import clause, make_bank, prompts_of
-from methods.lazsl.regions import prepare_views, region_side, regions_key, sample_boxes
+from methods.lazsl.regions import prepare_views, region_features, regions_key, sample_boxes
 
 FEW = LaZSLConfig(num_regions=6)
 DESCRIBED = {
@@ -93,10 +93,10 @@ def test_boxes_of_the_user_are_cut_to_the_image_and_counted():
 
 
 # -- selection -----------------------------------------------------------------------------------------------------
-def side_with(likeness, config=FEW):
+def features_with(likeness, config=FEW):
     """One image whose regions have these cosines to the whole."""
     rows = [[1.0, 0.0]] + [[c, (1 - c * c) ** 0.5] for c in likeness]
-    return region_side(torch.tensor(rows, dtype=torch.float64).reshape(1, -1), 2, config)
+    return region_features(torch.tensor(rows, dtype=torch.float64).reshape(1, -1), 2, config)
 
 
 @pytest.mark.parametrize(
@@ -109,38 +109,38 @@ def side_with(likeness, config=FEW):
     ],
 )
 def test_regions_not_below_the_mean_are_kept(likeness, kept):
-    side = side_with(likeness)
-    assert side.kept[0].tolist() == kept
-    assert side.mass[0].tolist() == [1 / sum(kept)] * sum(kept)
-    assert side.regions[0, :, 0].tolist() == pytest.approx([c for c, k in zip(likeness, kept, strict=True) if k])
-    assert not side.none_kept.any()
+    encoded = features_with(likeness)
+    assert encoded.kept[0].tolist() == kept
+    assert encoded.mass[0].tolist() == [1 / sum(kept)] * sum(kept)
+    assert encoded.regions[0, :, 0].tolist() == pytest.approx([c for c, k in zip(likeness, kept, strict=True) if k])
+    assert not encoded.none_kept.any()
 
 
 def test_equal_regions_are_all_kept_in_float32():
     for seed in range(50):
         row = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
-        assert region_side(row.repeat(1, 8), 16, FEW).kept.all()
+        assert region_features(row.repeat(1, 8), 16, FEW).kept.all()
 
 
 def test_where_nothing_would_be_kept_all_is_and_it_is_counted():
-    side = side_with([0.2, 0.6], replace(FEW, select_shift=1.5))
-    assert side.kept.all()
-    assert side.none_kept.tolist() == [True]
-    off = side_with([0.2, 0.6], replace(FEW, select=False))
+    encoded = features_with([0.2, 0.6], replace(FEW, select_shift=1.5))
+    assert encoded.kept.all()
+    assert encoded.none_kept.tolist() == [True]
+    off = features_with([0.2, 0.6], replace(FEW, select=False))
     assert off.kept.all()
     assert not off.none_kept.any()
 
 
 def test_unequal_numbers_of_kept_regions_are_padded():
     views = torch.randn(5, 7 * 16, generator=torch.Generator().manual_seed(0))
-    side = region_side(views, 16, FEW)
-    assert len(set(side.kept.sum(1).tolist())) > 1
+    encoded = region_features(views, 16, FEW)
+    assert len(set(encoded.kept.sum(1).tolist())) > 1
     for b in range(5):
-        alone = region_side(views[b : b + 1], 16, FEW)
+        alone = region_features(views[b : b + 1], 16, FEW)
         n = alone.mass.shape[1]
-        torch.testing.assert_close(side.regions[b, :n], alone.regions[0])
-        torch.testing.assert_close(side.mass[b, :n], alone.mass[0])
-        assert (side.mass[b, n:] == 0).all()
+        torch.testing.assert_close(encoded.regions[b, :n], alone.regions[0])
+        torch.testing.assert_close(encoded.mass[b, :n], alone.mass[0])
+        assert (encoded.mass[b, n:] == 0).all()
 
 
 # -- prompts -------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_the_heat_map_is_the_mean_share_of_the_regions_over_a_pixel(small_clip, 
         plain[top:bottom, left:right] += share
         cover[top:bottom, left:right] += 1
     np.testing.assert_allclose(found.heat_map(), np.where(cover > 0, plain / np.maximum(cover, 1), 0), atol=1e-12)
-    small = found.heat_map(found.lift[0], longest=70)
+    small = found.heat_map(found.lift[0], max_side=70)
     assert small.shape == (50, 70)
     assert np.isfinite(small).all()
 

@@ -44,15 +44,15 @@ def scores_of(method, images):
     prepared = [method.prepare(image, name) for name, image in images.items()]
     batch = {key: torch.stack([p[key] for p in prepared]) for key in prepared[0]}
     with torch.no_grad():
-        side = method.encode_images(batch)
-        return side, method.scores(side, method.encode_compositions(torch.from_numpy(method.space.closed_pairs)))
+        encoded = method.encode_images(batch)
+        return encoded, method.scores(encoded, method.encode_compositions(torch.from_numpy(method.space.closed_pairs)))
 
 
 def test_an_image_is_scored_by_its_own_boxes_in_any_company(method, small_clip, small_space):
     images = {name: picture(i) for i, name in enumerate([*BOXES, "strange.jpg"])}
-    assert method.config.places == 3
-    side, together = scores_of(method, images)
-    assert side.mass.gt(0).sum(1).tolist() == [2, 1, 1, 3, 1]
+    assert method.config.max_per_image == 3
+    encoded, together = scores_of(method, images)
+    assert encoded.mass.gt(0).sum(1).tolist() == [2, 1, 1, 3, 1]
     for row, (name, image) in enumerate(images.items()):
         torch.testing.assert_close(scores_of(method, {name: image})[1][0], together[row], rtol=1e-5, atol=1e-5)
         boxes = BOXES.get(name, [])
@@ -79,9 +79,9 @@ def test_views_are_crops_of_the_boxes(method, small_clip):
 def test_a_selection_looks_at_the_regions_that_are_there(small_clip, small_space, file):
     method = build("lazsl", small_space, small_clip, {"regions": "file", "regions_file": str(file)}).eval()
     image = picture(0)
-    side, _ = scores_of(method, {"two.jpg": image})
+    encoded, _ = scores_of(method, {"two.jpg": image})
     likeness = [float(x) for x in _cosines(small_clip, image, [(0, 0, 40, 40), (30, 10, 90, 60)])]
-    assert side.kept[0].tolist() == [x >= np.mean(likeness) - 1e-6 for x in likeness] + [False]
+    assert encoded.kept[0].tolist() == [x >= np.mean(likeness) - 1e-6 for x in likeness] + [False]
 
 
 def _cosines(clip, image, boxes):
@@ -94,7 +94,7 @@ def _cosines(clip, image, boxes):
 def test_at_most_so_many_and_the_best_scores_first():
     records = [{"image": "a", "regions": [{"box": [0, 0, i, i], "score": s} for i, s in ((5, 0.1), (6, 0.9), (7, 0.5))]}]
     config = LaZSLConfig(regions="file", regions_file=records, num_regions=2)
-    assert config.places == 2
+    assert config.max_per_image == 2
     assert config.table.of("a").boxes((50, 50), 2)[0].tolist() == [[0, 0, 6, 6], [0, 0, 7, 7]]
     mask = {"size": [4, 6], "counts": [5, 2, 2, 2, 13]}  # columns 1 and 2, rows 1 and 2
     masked = LaZSLConfig(regions="file", regions_file=[{"image": "a", "regions": [{"mask": mask}]}])

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from methods.lazsl.config import LaZSLConfig
 from methods.lazsl.phrases import bank_of
-from methods.lazsl.regions import region_side
-from methods.lazsl.scoring import PhraseSide, local_scores, mixed_scores, transported_scores
+from methods.lazsl.regions import region_features
+from methods.lazsl.scoring import PhraseFeatures, local_scores, mixed_scores, transported_scores
 from methods.lazsl.solver import interaction, plan_of, scaling_plan
 
 THETA, EPS = 0.8, 0.1
@@ -40,7 +40,7 @@ def features_of(counts, images=3, regions=12, dim=32, seed=0):
 
 
 def class_text(bank):
-    return PhraseSide(torch.arange(len(bank.count))[:, None], bank.mean, banks=(bank,), shares=(1.0,))
+    return PhraseFeatures(torch.arange(len(bank.count))[:, None], bank.mean, banks=(bank,), shares=(1.0,))
 
 
 def pair_text(attributes, objects, share, pairs=None):
@@ -48,7 +48,7 @@ def pair_text(attributes, objects, share, pairs=None):
         torch.cartesian_prod(torch.arange(len(attributes.count)), torch.arange(len(objects.count))) if pairs is None else pairs
     )
     whole = share * attributes.mean[pairs[:, 0]] + (1 - share) * objects.mean[pairs[:, 1]]
-    return PhraseSide(pairs, whole, banks=(attributes, objects), shares=(share, 1 - share))
+    return PhraseFeatures(pairs, whole, banks=(attributes, objects), shares=(share, 1 - share))
 
 
 def plain_score(whole, regions, phrases, weight, config, rounds=2000):
@@ -155,7 +155,7 @@ def test_the_factorised_table_is_the_expansion_of_each_pair(share):
     packed, attributes = features_of([3, 1, 5], seed=1)
     _, objects = features_of([2, 6, 4, 1], seed=2)
     config = LaZSLConfig(solver="second_order", attribute_share=share)
-    images, text = region_side(packed, 32, config), pair_text(attributes, objects, share)
+    images, text = region_features(packed, 32, config), pair_text(attributes, objects, share)
     table = local_scores(images, text, config)
     one_by_one = transported_scores(images, text, config)
     assert (table - one_by_one).abs().max() < 1e-13
@@ -170,7 +170,7 @@ def test_scores_of_classes_are_those_of_a_plain_loop(solver):
     packed, bank = features_of([1, 4, 7, 10, 4, 2])
     config = LaZSLConfig(solver=solver)
     views = normalize(packed.view(3, 13, 32), dim=-1)
-    got = mixed_scores(region_side(packed, 32, config), class_text(bank), config)
+    got = mixed_scores(region_features(packed, 32, config), class_text(bank), config)
     phrases = bank.features.split(bank.count.tolist())
     for b in range(3):
         for c, own in enumerate(phrases):
@@ -185,7 +185,7 @@ def test_scores_of_pairs_are_those_of_a_plain_loop(share):
     config = LaZSLConfig(attribute_share=share)
     views = normalize(packed.view(3, 13, 32), dim=-1)
     text = pair_text(attributes, objects, share)
-    got = mixed_scores(region_side(packed, 32, config), text, config)
+    got = mixed_scores(region_features(packed, 32, config), text, config)
     own_a, own_o = (bank.features.split(bank.count.tolist()) for bank in (attributes, objects))
     for b in range(3):
         for p, (a, o) in enumerate(text.pairs.tolist()):
@@ -198,12 +198,12 @@ def test_scores_of_pairs_are_those_of_a_plain_loop(share):
 def test_the_score_splits_into_the_description_baseline_and_the_regions():
     packed, bank = features_of([1, 4, 7])
     config, text = LaZSLConfig(), class_text(bank)
-    images = region_side(packed, 32, config)
+    images = region_features(packed, 32, config)
     baseline = torch.stack([(images.pair @ own.T).mean(1) for own in bank.features.split([1, 4, 7])], dim=1)
     got = mixed_scores(images, text, config)
     assert (got - 0.2 * baseline - 0.8 * local_scores(images, text, config)).abs().max() < 1e-14
     assert (mixed_scores(images, text, LaZSLConfig(theta=0.0)) - baseline).abs().max() < 1e-14
-    alone = region_side(packed[:, :32], 32, config)  # no regions: the whole image is the only one
+    alone = region_features(packed[:, :32], 32, config)  # no regions: the whole image is the only one
     assert (mixed_scores(alone, text, config) - baseline).abs().max() < 1e-7
 
 
@@ -212,7 +212,7 @@ def test_chunks_and_tiles_change_nothing(solver, monkeypatch):
     packed, attributes = features_of([3, 1, 5, 3], seed=1)
     _, objects = features_of([2, 6, 4, 2], seed=2)
     config = LaZSLConfig(solver=solver)
-    images, text = region_side(packed.float(), 32, config), pair_text(attributes, objects, 0.5)
+    images, text = region_features(packed.float(), 32, config), pair_text(attributes, objects, 0.5)
     for bank in (attributes, objects):
         bank.features, bank.mean = bank.features.float(), bank.mean.float()
     text = pair_text(attributes, objects, 0.5)
@@ -220,11 +220,11 @@ def test_chunks_and_tiles_change_nothing(solver, monkeypatch):
     tiles = [mixed_scores(images, text.tile(s, s + 5), config) for s in range(0, len(text), 5)]
     assert (torch.cat(tiles, dim=1) - whole).abs().max() < 1e-6
     monkeypatch.setattr("methods.lazsl.scoring.CHUNK_CPU", 100)
-    assert (mixed_scores(region_side(packed.float(), 32, config), text, config) - whole).abs().max() < 1e-6
+    assert (mixed_scores(region_features(packed.float(), 32, config), text, config) - whole).abs().max() < 1e-6
 
 
 def test_an_empty_list_of_candidates_or_images_has_no_scores():
     packed, bank = features_of([2, 3])
     config, text = LaZSLConfig(), class_text(bank)
-    assert mixed_scores(region_side(packed, 32, config), text.tile(0, 0), config).shape == (3, 0)
-    assert mixed_scores(region_side(packed[:0], 32, config), text, config).shape == (0, 2)
+    assert mixed_scores(region_features(packed, 32, config), text.tile(0, 0), config).shape == (3, 0)
+    assert mixed_scores(region_features(packed[:0], 32, config), text, config).shape == (0, 2)

@@ -14,10 +14,10 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.evaluation import Candidates, ExtremesAccumulator
 from methods.building import build
-from methods.parts import traction
-from methods.parts.traction import branch_cosines, moved_cosines
+from methods.features import Targets
+from methods.parts import cross_attention
+from methods.parts.cross_attention import branch_cosines, moved_cosines
 from methods.presets import load_presets
-from methods.sides import Targets
 
 PLAIN = {"adapter_dim": 4, "low_blocks": 2, "high_blocks": 3, "stage1_heads": 4, "stage2_heads": 2, "stage2_layers": 2}
 NO_DROPOUT = dict.fromkeys(
@@ -89,13 +89,13 @@ def test_the_fast_form_is_the_plain_form_in_values_and_gradients(make, images, s
     """Branches in one set of queries, keys and values once, first queries once, tapped blocks alone projected, shared beginnings of
     prompts, SDPA, and tiles computed again: all at once, in training mode without dropout, in float64.
     """
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", elements)
     method = make(**NO_DROPOUT, **settings).double().train()
     pairs = torch.from_numpy(method.space.train_pairs.copy())
     plain = plain_tensors(method, images, pairs)
     expected = gradients(method, [plain[f"logits_{b}"] for b in BRANCHES])
-    side, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
-    logits = method.logits(side, text)
+    encoded, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
+    logits = method.logits(encoded, text)
     for got, branch in zip(logits, BRANCHES, strict=True):
         torch.testing.assert_close(got, plain[f"logits_{branch}"], **EXACT)
     found = gradients(method, logits)
@@ -103,7 +103,7 @@ def test_the_fast_form_is_the_plain_form_in_values_and_gradients(make, images, s
     for name, gradient in expected.items():
         assert gradient is not None and gradient.abs().sum() > 0, name  # nothing is built that is not used
         torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
-    answers = method.answers(text.pair, side.memory)
+    answers = method.answers(text.pair, encoded.memory)
     for i, stage in ((1, "low"), (2, "high")):
         assert (stage in answers) == (f"q{i}_pair" in plain)
         if stage in answers:
@@ -121,9 +121,9 @@ def test_each_thing_is_computed_as_often_as_it_must(make, images, monkeypatch):
     first.q_proj.register_forward_hook(lambda _, given, __: calls["queries"].append(given[0].shape))
     with torch.no_grad():
         text = method.encode_compositions(torch.from_numpy(method.space.open_pairs))
-        side = method.encode_images({"images": images})
+        encoded = method.encode_images({"images": images})
         for start in (0, 15):
-            method.scores(side, text.tile(start, start + 15))
+            method.scores(encoded, text.tile(start, start + 15))
     assert calls["project"] == 3  # of five blocks
     assert calls["keys"] == len(layers)  # once an image for three branches and two tiles
     # All branches in one call, without an image dimension; primitives with the first tile alone.
@@ -147,7 +147,7 @@ def drawn(*shape, seed):
 
 @pytest.mark.parametrize("elements", [1 << 23, 1])
 def test_branches_together_are_branches_alone(elements, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", elements)
     images = [F.normalize(drawn(3, 8, seed=k), dim=-1) for k in range(3)]
     texts = [drawn(n, 8, seed=9 + n).requires_grad_() for n in (37, 2, 21)]
     turn = drawn(3, 8, 8, seed=5)
@@ -173,7 +173,7 @@ def test_in_bfloat16_streams_sums_and_cosines_stay_in_float32(make, images, monk
     with torch.autocast("cpu", torch.bfloat16):
         features = method.image_features({"images": images})
         text = method.encode_compositions(pairs)
-        logits = method.logits(method.image_side(features), text)
+        logits = method.logits(method.embed_images(features), text)
         assert method.stages["low"].cross_attn_layers[0].cross_attn.q_proj(text.pair).dtype == torch.bfloat16
     assert {features.dtype, text.pair.dtype, *seen, *(x.dtype for x in logits)} == {torch.float32}
     for got, expected in zip(logits, exact, strict=True):
@@ -181,12 +181,12 @@ def test_in_bfloat16_streams_sums_and_cosines_stay_in_float32(make, images, monk
 
 
 def test_a_tile_that_is_computed_again_draws_the_same_dropout(make, images, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     method, results = make().train(), []
     pairs = torch.from_numpy(method.space.train_pairs.copy())
-    again = traction.checkpoint
+    again = cross_attention.checkpoint
     for wrapper in (again, lambda f, *args, use_reentrant: f(*args)):
-        monkeypatch.setattr(traction, "checkpoint", wrapper)
+        monkeypatch.setattr(cross_attention, "checkpoint", wrapper)
         torch.manual_seed(7)
         logits = method.logits(method.encode_images({"images": images}), method.encode_compositions(pairs))
         results.append(([x.detach() for x in logits], gradients(method, logits)))
@@ -211,12 +211,15 @@ def saved_bytes(action):
 
 
 def test_tiles_keep_a_fraction_of_what_the_plain_form_keeps(make, images, monkeypatch):
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     method = make().train()
-    side, text = method.encode_images({"images": images}), method.encode_compositions(torch.from_numpy(method.space.open_pairs))
-    tiled = saved_bytes(lambda: method.logits(side, text))
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1 << 23)
-    assert tiled < saved_bytes(lambda: method.logits(side, text)) / 5
+    encoded, text = (
+        method.encode_images({"images": images}),
+        method.encode_compositions(torch.from_numpy(method.space.open_pairs)),
+    )
+    tiled = saved_bytes(lambda: method.logits(encoded, text))
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1 << 23)
+    assert tiled < saved_bytes(lambda: method.logits(encoded, text)) / 5
 
 
 class Largest(TorchDispatchMode):
@@ -235,7 +238,7 @@ class Largest(TorchDispatchMode):
 @torch.no_grad()
 def test_open_world_scores_stream_over_tiles_of_pairs(make, images, monkeypatch):
     """4 images and 3,600 pairs: the same extremes as from the whole matrix, and nothing as large as [images, pairs]."""
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     pairs = np.stack(np.divmod(np.arange(3600), 60), axis=1)
     seen, none = pairs[::7], pairs[:0]
     words = tuple(f"{a}{b}" for a in ("wet", "dry", "old", "new", "red", "tin") for b in "abcdefghij")
@@ -245,16 +248,16 @@ def test_open_world_scores_stream_over_tiles_of_pairs(make, images, monkeypatch)
     text = method.encode_compositions(torch.from_numpy(candidates.pairs[candidates.order]))
     labels, rows = pairs[1:40:10], slice(0, 4)
     streamed, whole = (ExtremesAccumulator(candidates, labels) for _ in range(2))
-    side, start = method.encode_images({"images": images}), 0
+    encoded, start = method.encode_images({"images": images}), 0
     with Largest() as largest:
         for tile in candidates.tiles(128):
-            scores = method.scores(side, text.tile(start, start + len(tile)))
+            scores = method.scores(encoded, text.tile(start, start + len(tile)))
             streamed.update(rows, tile, scores.numpy())
             start += len(tile)
     assert start == 3600
     assert largest.numbers < 4 * 3600
     fresh = method.encode_images({"images": images})
-    monkeypatch.setattr(traction, "TILE_ELEMENTS", 1 << 23)
+    monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1 << 23)
     with Largest() as largest:
         scores, start = method.scores(fresh, text).numpy(), 0
     assert largest.numbers > 4 * 3600 * 48  # the question was a fair one
@@ -342,10 +345,10 @@ def test_primitives_are_repeated_for_the_public_test_program_alone(make, images)
 def test_losses_are_weighted_cross_entropies(make, images):
     method = make(attr_loss_weight=0.1, obj_loss_weight=0.2)
     pairs, place = torch.from_numpy(method.space.train_pairs.copy()), torch.tensor([0, 3, 5, 13])
-    side, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
-    terms = method.losses(side, text, Targets(pairs[place, 0], pairs[place, 1], place))
+    encoded, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
+    terms = method.losses(encoded, text, Targets(pairs[place, 0], pairs[place, 1], place))
     labels = {"pair": (1.0, place), "attr": (0.1, pairs[place, 0]), "obj": (0.2, pairs[place, 1])}
-    for (name, (weight, label)), logits in zip(labels.items(), method.logits(side, text), strict=True):
+    for (name, (weight, label)), logits in zip(labels.items(), method.logits(encoded, text), strict=True):
         torch.testing.assert_close(terms[name], weight * F.cross_entropy(logits, label))
 
 

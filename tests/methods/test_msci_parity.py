@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from czsl.errors import UsageError
 from czsl.runs.optimizers import make_optimizer
 from methods import from_reference
+from methods.features import Targets
 from methods.msci.reference import PUBLIC
 from methods.parts import branches
-from methods.sides import Targets
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-4}
 NAMES = ("pair", "attr", "obj")
@@ -85,10 +85,10 @@ def test_blocks_taps_and_aggregators(method, arrays, close):
 
 @torch.no_grad()
 def test_text_and_both_stages(method, arrays, close):
-    side, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
+    encoded, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
     for t, name in zip((text.pair, text.attribute, text.object), NAMES, strict=True):
         torch.testing.assert_close(t, F.normalize(arrays[f"tensors/text_raw_{name}"], dim=-1), **TOLERANCE)
-        answers = method.answers(t, side.memory)
+        answers = method.answers(t, encoded.memory)
         close(answers["low"], f"q1_{name}")
         close(answers["high"], f"q2_{name}")
 
@@ -127,8 +127,8 @@ def test_fused_scores_with_and_without_repeated_primitives(method, arrays, close
 
 
 def terms_of(method, arrays, targets):
-    side, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
-    return method.losses(side, text, targets)
+    encoded, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
+    return method.losses(encoded, text, targets)
 
 
 def gradients_are(method, close, prefix):
@@ -162,10 +162,10 @@ def test_training_mode_without_dropout(method, arrays, about, targets, close):
     for module in method.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    side, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
-    for got, name in zip(method.logits(side, text), NAMES, strict=True):
+    encoded, text = method.encode_images({"images": arrays["inputs/images"]}), method.encode_compositions(arrays["pairs/train"])
+    for got, name in zip(method.logits(encoded, text), NAMES, strict=True):
         close(got, f"train_logits_{name}")
-    loss = sum(method.losses(side, text, targets).values())
+    loss = sum(method.losses(encoded, text, targets).values())
     assert loss.item() == pytest.approx(about["scalars"]["loss_train_mode_nodropout"], abs=2e-5)
     loss.backward()
     gradients_are(method, close, "grad_train")

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from czsl.clip.lean import QuickGELU
 from czsl.errors import UsageError
 from methods.building import build
-from methods.parts import traction as module
-from methods.parts.traction import CrossAttention, Traction, moved_cosines
-from methods.sides import Targets
+from methods.features import Targets
+from methods.parts import cross_attention as module
+from methods.parts.cross_attention import CrossAttention, CrossAttentionLayers, moved_cosines
 
 B, N, L, D, HEADS = 3, 7, 5, 32, 4
 
@@ -20,7 +20,7 @@ B, N, L, D, HEADS = 3, 7, 5, 32, 4
 @pytest.fixture
 def stack():
     torch.manual_seed(0)
-    traction = Traction(D, 2, HEADS, 0.0).double()
+    traction = CrossAttentionLayers(D, 2, HEADS, 0.0).double()
     for parameter in traction.parameters():
         nn.init.normal_(parameter, std=0.3)
     return traction.eval()
@@ -67,12 +67,12 @@ def test_the_shared_layer_is_made_as_the_public_one(stack):
     x = torch.linspace(-3, 3, 7)
     torch.testing.assert_close(QuickGELU()(x), x / (1 + (-1.702 * x).exp()))
     assert CrossAttention(128, 2, 0.0).heads == 2
-    assert Traction(768, 1)[0].cross_attn.heads == 12  # heads of width 64
+    assert CrossAttentionLayers(768, 1)[0].cross_attn.heads == 12  # heads of width 64
 
 
 def test_dropout_falls_behind_the_attention_and_in_the_mlp():
     torch.manual_seed(0)
-    layer = Traction(D, 1, HEADS, 1.0).train()[0]  # everything dropped: the text alone is left
+    layer = CrossAttentionLayers(D, 1, HEADS, 1.0).train()[0]  # everything dropped: the text alone is left
     text = torch.randn(N, D)
     memory = layer.cross_attn.memory(torch.randn(B, L, D))
     assert torch.equal(layer(text, memory), text.expand(B, N, D))
@@ -131,7 +131,7 @@ def test_logits_are_cosines_with_texts_that_saw_the_image(method, images):
     tokens = method.image_features({"images": images})
     assert tokens.shape == (4, 17, 32)  # all tokens, class token first
     torch.testing.assert_close(tokens[:, 0], method.clip.visual(method.clip.normalise(images), adapters=method.adapters))
-    pair, attr, obj = method.logits(method.image_side(tokens), text)
+    pair, attr, obj = method.logits(method.embed_images(tokens), text)
     heads = [lambda x: x, method.disentanglers["attribute"], method.disentanglers["object"]]
     for got, own, head in zip((pair, attr, obj), (text.pair, text.attribute, text.object), heads, strict=True):
         for b in range(4):
@@ -155,7 +155,7 @@ def test_the_public_norm_is_applied_once_more_for_each_branch(small_space, small
     more = build("troika", small_space, small_clip, {"patch_norm": "cumulative"})
     more.load_state_dict(once.state_dict())
     tokens = once.image_features({"images": images})
-    kept = [side.eval().image_side(tokens).memory for side in (once, more)]
+    kept = [made.eval().embed_images(tokens).memory for made in (once, more)]
     assert kept[0][1] is kept[0][0] and kept[0][2] is kept[0][0]
     normed = tokens
     for branch in range(3):
@@ -168,15 +168,15 @@ def test_the_public_norm_is_applied_once_more_for_each_branch(small_space, small
 @torch.no_grad()
 def test_primitives_meet_an_image_once_for_all_tiles(method, images, monkeypatch):
     text = method.encode_compositions(torch.from_numpy(method.space.open_pairs))
-    side, seen = method.encode_images({"images": images}), []
+    encoded, seen = method.encode_images({"images": images}), []
     branch = method._branch
     monkeypatch.setattr(method, "_branch", lambda *args: seen.append(len(args[1])) or branch(*args))
-    tiles = [method.scores(side, text.tile(s, s + 15)) for s in (0, 15)]
+    tiles = [method.scores(encoded, text.tile(s, s + 15)) for s in (0, 15)]
     assert seen == [15, 6, 5, 15]
     fresh = method.scores(method.encode_images({"images": images}), text)
     torch.testing.assert_close(torch.cat(tiles, 1), fresh, rtol=1e-5, atol=1e-5)
     other = method.encode_compositions(torch.from_numpy(method.space.open_pairs))
-    method.scores(side, other)  # other texts are not answered with what is kept
+    method.scores(encoded, other)  # other texts are not answered with what is kept
     assert seen[4 + 3 :] == [30, 6, 5]
 
 
@@ -193,9 +193,9 @@ def test_losses_are_weighted_cross_entropies(method, images):
     pairs = torch.from_numpy(method.space.train_pairs.copy())
     method.config.attr_loss_weight = 0.1
     place = torch.tensor([0, 3, 5, 13])
-    side, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
-    terms = method.losses(side, text, Targets(pairs[place, 0], pairs[place, 1], place))
-    pair, attr, obj = method.logits(side, text)
+    encoded, text = method.encode_images({"images": images}), method.encode_compositions(pairs)
+    terms = method.losses(encoded, text, Targets(pairs[place, 0], pairs[place, 1], place))
+    pair, attr, obj = method.logits(encoded, text)
     assert set(terms) == {"pair", "attr", "obj"}
     torch.testing.assert_close(terms["pair"], F.cross_entropy(pair, place))
     torch.testing.assert_close(terms["attr"], 0.1 * F.cross_entropy(attr, pairs[place, 0]))
@@ -247,7 +247,7 @@ def test_released_is_the_public_loops_mode_and_default_the_correct_one():
 def test_the_traction_starts_from_torchs_defaults():
     """Linear layers uniform within 1 / sqrt(width of their input), norms one and zero: the public program's, which sets none of them."""
     torch.manual_seed(0)
-    for module_ in Traction(D, 2, HEADS).modules():
+    for module_ in CrossAttentionLayers(D, 2, HEADS).modules():
         if isinstance(module_, nn.Linear):
             bound = module_.in_features**-0.5
             assert 0.95 * bound < module_.weight.abs().max() <= bound

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from methods import from_reference
+from methods.features import Targets
 from methods.parts.prompts import SoftPrompts
-from methods.sides import Targets
 from methods.troika.reference import PUBLIC
 
 ANY = {"atol": 5e-5, "rtol": 2e-4}  # where the specification gives no tolerance

@@ -10,7 +10,7 @@ from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.retrieval.index import CompositionIndex
 from czsl.retrieval.topk import top_compositions
-from methods.sides import Targets
+from methods.features import Targets
 
 
 @pytest.fixture
@@ -84,10 +84,10 @@ def test_the_loss_is_six_cross_entropies_and_a_divergence_that_reaches_both_side
     train = torch.from_numpy(method.space.train_pairs.copy())
     place = torch.arange(5)
     targets = Targets(train[place, 0], train[place, 1], place)
-    side = method.image_side(method.image_features({"images": images}))
+    encoded = method.embed_images(method.image_features({"images": images}))
     text = method.encode_compositions(train)
-    texts, proxies = method.branch_pairs(side, text)
-    terms = method.losses(side, text, targets)
+    texts, proxies = method.branch_pairs(encoded, text)
+    terms = method.losses(encoded, text, targets)
     labels = targets.pair, targets.attribute, targets.object
     for names, logits in ((("pair", "attr", "obj"), texts), (("pair_proxy", "attr_proxy", "obj_proxy"), proxies)):
         for name, x, y in zip(names, logits, labels, strict=True):

@@ -1,4 +1,4 @@
-"""Synthetic ambiguity: candidate sets drawn around the true labels of training images.
+"""Synthetic candidate sets (label noise), drawn around the true labels of training images.
 
 What is drawn for an image is a function of (seed, image id): neither the order of the images nor which others there are matters.
 Letters: N images, C seen pairs.
@@ -20,7 +20,7 @@ SEMANTIC_TEMPERATURE = 0.05
 
 
 def distractor_rates(kind: str, q: float, count: int, similarity_CC: np.ndarray | None = None) -> Callable[[int], np.ndarray]:
-    """For a true label, the probability with which each label joins its candidates, float64 [C] (0 for the true one).
+    """For a true label, the probability with which each label joins its candidate labels, float64 [C] (0 for the true one).
 
     Parameters
     ----------
@@ -104,14 +104,14 @@ def make_partial_labels(
             raise UsageError(f"the {name} is {value}", "it is a probability", "give a number between 0 and 1")
     if kind == "semantic" and (similarity_CC is None or similarity_CC.shape != (count, count)):
         raise UsageError(
-            "semantic candidates need similarities",
+            "semantic candidate labels need similarities",
             f"an array [{count}, {count}] of the seen pairs",
             f"give an array [{count}, {count}] of the seen pairs",
         )
     true_N = space.locate(split.pairs, space.train_pairs)
     if count < 2 or (true_N < 0).any():
         raise DataError(
-            f"{data.name} cannot be given candidates",
+            f"{data.name} cannot be given candidate labels",
             f"{count} seen pairs, {(true_N < 0).sum()} images outside them",
             "give a dataset with two seen pairs or more and all training images labelled with them",
         )

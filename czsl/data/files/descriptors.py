@@ -49,7 +49,7 @@ def read_descriptors(path: PathLike) -> dict[str, Phrases]:
         No such file, not JSON, a name twice, or something else than lists of texts.
     """
     path = Path(path)
-    text = read_text(path, most=MAX_BYTES, head="cannot read the descriptors {path}", fix=SHAPE)
+    text = read_text(path, max_bytes=MAX_BYTES, head="cannot read the descriptors {path}", fix=SHAPE)
     content = parse_json(text, path, pairs=_once, head="{path} is not a file of descriptors", fix=SHAPE)
     return check_descriptors(content, str(path))
 

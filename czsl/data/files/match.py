@@ -26,7 +26,7 @@ Triplet = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Item:
+class MatchItem:
     """One question: which of the images fits each sentence, or which sentence each image.
 
     identity : as the file has it
@@ -51,7 +51,7 @@ class MatchFile:
     """
 
     kind: str
-    items: tuple[Item, ...]
+    items: tuple[MatchItem, ...]
 
 
 def read_match_file(path: PathLike) -> MatchFile:
@@ -63,7 +63,7 @@ def read_match_file(path: PathLike) -> MatchFile:
         An unknown format, or an incomplete item, which is named.
     """
     path = Path(path)
-    text = read_text(path, most=MAX_BYTES, fix=f"formats: {FORMATS}")
+    text = read_text(path, max_bytes=MAX_BYTES, fix=f"formats: {FORMATS}")
     start = text.lstrip()[:1]
     found = _from_list(text, path) if start == "[" else _from_lines(text, path) if start == "{" else _from_csv(text, path)
     if not found.items:
@@ -89,7 +89,7 @@ def _from_csv(text: str, path: Path) -> MatchFile:
         group = (row.get("neg_value") or "") if kind == "comvg" else _svo_group(row)
         images = tuple(_image(row[f"{sign}_image_id"], where, ".jpg") for sign in ("pos", "neg"))
         triplet = _triplet(row.get("pos_triplet"), where)
-        items.append(Item(row.get("id") or str(number), (_text(row["sentence"], where),), images, (triplet,), group.strip()))
+        items.append(MatchItem(row.get("id") or str(number), (_text(row["sentence"], where),), images, (triplet,), group.strip()))
     return MatchFile(kind, tuple(items))
 
 
@@ -111,7 +111,7 @@ def _from_lines(text: str, path: Path) -> MatchFile:
             kinds.add("winoground")
             captions = tuple(_text(record.get(f"caption_{i}"), where) for i in range(2))
             images = tuple(_image(record.get(f"image_{i}"), where, ".png") for i in range(2))
-            items.append(Item(str(record.get("id", number)), captions, images, (None, None), str(record.get("tag") or "")))
+            items.append(MatchItem(str(record.get("id", number)), captions, images, (None, None), str(record.get("tag") or "")))
         elif "captions" in record:
             kinds.add("retrieval")
             said = record["captions"]
@@ -120,7 +120,7 @@ def _from_lines(text: str, path: Path) -> MatchFile:
                     f"{where} has no list of captions", f"found {str(said)[:80]}", 'write {"image": .., "captions": [..]}'
                 )
             captions = tuple(_text(caption, where) for caption in said)
-            items.append(Item(str(number), captions, (_image(record.get("image"), where, ""),), (None,) * len(captions)))
+            items.append(MatchItem(str(number), captions, (_image(record.get("image"), where, ""),), (None,) * len(captions)))
         else:
             raise DataError(
                 f"{where} is of no known format", f"its fields: {', '.join(map(str, record))[:120]}", f"formats: {FORMATS}"
@@ -147,7 +147,7 @@ def _from_list(text: str, path: Path) -> MatchFile:
             )
         image = _image(entry[0], where, "")
         for right, wrong in zip(*sides, strict=True):
-            items.append(Item(str(number), (_text(right, where), _text(wrong, where)), (image,), (None, None)))
+            items.append(MatchItem(str(number), (_text(right, where), _text(wrong, where)), (image,), (None, None)))
     return MatchFile("vl-checklist", tuple(items))
 
 
@@ -179,7 +179,7 @@ def _triplet(value: Any, where: str) -> Triplet | None:
     return words[0], words[1], words[2]
 
 
-def all_captions(items: Iterable[Item]) -> dict[str, Triplet | None]:
+def all_captions(items: Iterable[MatchItem]) -> dict[str, Triplet | None]:
     """Each caption once, with its triplet if known."""
     found: dict[str, Triplet | None] = {}
     for item in items:
@@ -188,7 +188,7 @@ def all_captions(items: Iterable[Item]) -> dict[str, Triplet | None]:
     return found
 
 
-def all_images(items: Sequence[Item]) -> list[str]:
+def all_images(items: Sequence[MatchItem]) -> list[str]:
     """Each image once, in the file's order."""
     return list(dict.fromkeys(name for item in items for name in item.images))
 
@@ -202,7 +202,7 @@ def read_sentences(path: PathLike) -> list[str]:
         It cannot be read, is not text, or has no line.
     """
     path = Path(path)
-    lines = read_lines(path, most=MAX_BYTES, fix="give one sentence a line, in UTF-8")
+    lines = read_lines(path, max_bytes=MAX_BYTES, fix="give one sentence a line, in UTF-8")
     if not any(lines):
         raise DataError(f"{path} has no sentence", "it is empty", "give one sentence a line")
     return [line for line in lines if line]

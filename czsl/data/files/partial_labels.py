@@ -2,7 +2,7 @@
 
 ``candidates-<kind>-<q>-<seed>.parquet`` has the columns ``id`` and ``candidates`` (ascending indices into the space's training
 pairs) and names in its metadata the data it was made for. It never contains the true label, and training on it never reads the true labels.
-Letters: N images of the training split, C seen pairs, S the largest number of candidates.
+Letters: N images of the training split, C seen pairs, S the largest number of candidate labels.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def read_partial_labels(path: PathLike, data: Dataset) -> PartialLabels:
     Raises
     ------
     DataError
-        Not such a file, made for other data, or an image with no candidates, with one twice or with one outside the seen pairs.
+        Not such a file, made for other data, or an image with no candidate labels, with one twice or with one outside the seen pairs.
     """
     path = Path(path)
     path, ids = Path(path), data.split("train").ids
@@ -134,9 +134,9 @@ def read_partial_labels(path: PathLike, data: Dataset) -> PartialLabels:
         image = (
             ids[int(np.repeat(np.arange(len(ids)), sizes_N)[np.argmax(outside)])] if not lists.flatten().null_count else ids[0]
         )
-        raise DataError(f"{path}: {image} has a candidate outside the label space", f"{limit} training pairs", MAKE)
+        raise DataError(f"{path}: {image} has a candidate label outside the label space", f"{limit} training pairs", MAKE)
     if ((np.diff(index_NS, axis=1) <= 0) & (index_NS[:, 1:] >= 0)).any():
-        raise DataError(f"{path} has candidates out of order or twice", "each set must be ascending", MAKE)
+        raise DataError(f"{path} has candidate labels out of order or twice", "each set must be ascending", MAKE)
     return PartialLabels(index_NS, about, sha256)
 
 
@@ -147,10 +147,14 @@ def _read(path: Path) -> tuple[pa.Table, Origin, str]:
         content = path.read_bytes()
         file = pq.ParquetFile(io.BytesIO(content))
         if not file.schema_arrow.equals(SCHEMA):
-            raise DataError(f"{path} holds no partial labels", f"columns: {', '.join(file.schema_arrow.names)[:200]}", MAKE)
+            raise DataError(f"{path} is not a partial-label file", f"columns: {', '.join(file.schema_arrow.names)[:200]}", MAKE)
         about = parse_json((file.schema_arrow.metadata or {}).get(KEY, b"{}"), path)
         if about.pop("format", None) != FORMAT:
-            raise DataError(f"{path} holds no partial labels of format {FORMAT}", "its metadata say nothing of it", MAKE)
+            raise DataError(
+                f"{path} is not a partial-label file of format {FORMAT}",
+                "its metadata key `format` is missing or has another value",
+                MAKE,
+            )
         return file.read(use_threads=False), Origin(**typed(about, Origin)), hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise DataError(f"no file {path}", "no partial labels there", MAKE) from None
@@ -161,7 +165,9 @@ def _read(path: Path) -> tuple[pa.Table, Origin, str]:
 def _empty(source: str | Path, images: Sequence[str]) -> DataError:
     shown = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
     return DataError(
-        f"{source}: {len(images):,} training images have no candidates", shown, "give each training image at least one seen pair"
+        f"{source}: {len(images):,} training images have no candidate labels",
+        shown,
+        "give each training image at least one seen pair",
     )
 
 
@@ -169,12 +175,12 @@ def _empty(source: str | Path, images: Sequence[str]) -> DataError:
 def partial_labels_from_file(path: PathLike, data: Dataset) -> PartialLabels:
     """Candidate sets that a user wrote; a label is a seen pair.
 
-    JSON ``{image: [label, ..]}``, or CSV with a line for each candidate (image, attr, obj, or image, class).
+    JSON ``{image: [label, ..]}``, or CSV with a line for each candidate label (image, attr, obj, or image, class).
 
     Raises
     ------
     DataError
-        An unknown label or image, a training image without candidates, or a file of another form.
+        An unknown label or image, a training image without candidate labels, or a file of another form.
     """
     path = Path(path)
     named = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
@@ -216,12 +222,12 @@ def _place(label: Any, places: Mapping[Any, int], where: str) -> int:
     if place is None:
         text = " ".join(key) if isinstance(key, tuple) else str(key)
         hint = did_you_mean(text, [k for k in places if isinstance(k, str)])
-        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidates are training pairs")
+        raise DataError(f"{where}: {text[:100]!r} is not a seen pair", hint, "candidate labels are training pairs")
     return place
 
 
 def _content(path: Path) -> str:
-    return read_text(path, most=MAX_BYTES, fix=SHAPE)
+    return read_text(path, max_bytes=MAX_BYTES, fix=SHAPE)
 
 
 def _read_json(path: Path) -> dict[str, list]:

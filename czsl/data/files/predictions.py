@@ -40,15 +40,15 @@ FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 class Partial:
     """Partial results of an unfinished predictions file: ``.<name>.partial.jsonl`` next to it, one batch of records per line.
 
-    It belongs to the question that its first line names; to another question it is empty. A ``with`` block that ends well takes it
-    away, so a finished file has none; one that ends with an error leaves it, unless it holds nothing. One process at a time writes it.
+    It belongs to the inputs that its first line names; for other inputs it is empty. A ``with`` block that ends well deletes it, so a
+    finished file has none; one that ends with an error keeps it, unless it holds nothing. One process at a time writes it.
 
     Parameters
     ----------
     out : Path
         The file of predictions that is to be made.
-    question : str
-        Names everything that the records follow from, see :func:`question_of`.
+    inputs : str
+        Hash of everything that the records follow from, see :func:`inputs_sha256`.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Partial:
         If another process writes the same file.
     """
 
-    def __init__(self, out: PathLike, question: str):
+    def __init__(self, out: PathLike, inputs: str):
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.done = out.with_name(f".{out.name}.partial.jsonl"), 0
@@ -70,7 +70,7 @@ class Partial:
             ) from None
         for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed
             left.unlink(missing_ok=True)
-        self._take_up(json.dumps({"question": question}).encode() + b"\n")
+        self._take_up(json.dumps({"question": inputs}).encode() + b"\n")
 
     def _take_up(self, first: bytes) -> None:
         """Seek to the end of the last complete line, or truncate the file if its first line differs."""
@@ -150,8 +150,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def question_of(source: ImageSource | PathLike, names: list[str], **facts: Any) -> str:
-    """SHA-256 of what predictions follow from: images by name, place, size and time of change, and the given facts (plain data)."""
+def inputs_sha256(source: ImageSource | PathLike, names: list[str], **facts: Any) -> str:
+    """SHA-256 of what predictions follow from: images by name, location, size and time of change, and the given facts (plain data)."""
     source = as_source(source)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in names:

@@ -72,8 +72,8 @@ class ImageRegions:
     regions: tuple[Region, ...] = ()
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def boxes(self, size: tuple[int, int], most: int) -> tuple[np.ndarray, int]:
-        """Boxes in an image (width, height), int64 [R, 4], and how many regions lie outside; at most ``most``, the best scores first.
+    def boxes(self, size: tuple[int, int], limit: int) -> tuple[np.ndarray, int]:
+        """Boxes in an image (width, height), int64 [R, 4], and how many regions lie outside; at most ``limit``, the best scores first.
 
         A mask counts as the box around it.
         """
@@ -87,7 +87,7 @@ class ImageRegions:
                 (found[0], found[-1] + 1) for found in map(np.flatnonzero, (covered.any(1), covered.any(0)))
             )
             boxes.append([left, top, right, bottom])
-        return np.array(boxes[:most], dtype=np.int64).reshape(-1, 4), outside
+        return np.array(boxes[:limit], dtype=np.int64).reshape(-1, 4), outside
 
     def to_json(self, image: str) -> dict[str, Any]:
         """Return it as a record of a region file."""
@@ -213,7 +213,7 @@ def read_regions(path: PathLike) -> RegionTable:
 
 
 def _load(path: Path) -> Any:
-    text = read_text(path, most=MAX_BYTES, head="cannot read the regions {path}", fix=SHAPE)
+    text = read_text(path, max_bytes=MAX_BYTES, head="cannot read the regions {path}", fix=SHAPE)
     try:
         return parse_json(text, path)
     except DataError as whole:

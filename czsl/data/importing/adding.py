@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS, CompositionSpace, index_pairs, prompt_name
-from czsl.data.importing.entries import Source
+from czsl.data.importing.entries import ImportSource
 from czsl.data.importing.problems import Problem
 from czsl.errors import DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from czsl.data.table import Dataset
 
 
-def add_to(base: Dataset, source: Source) -> None:
+def add_to(base: Dataset, source: ImportSource) -> None:
     """Change a source so that its images can be added to those of ``base``; ``source.space`` becomes the space of both.
 
     A label that means one of the dataset's names (``navy blue``, ``navy_blue``) gets the dataset's spelling; new names and pairs are
@@ -62,7 +62,7 @@ def _spelling(name: str, spelt: dict[str, str] | None, known: tuple[str, ...]) -
     return name if name in known or spelt is None else spelt.get(prompt_name(name), name)
 
 
-def _merged(old: CompositionSpace, source: Source) -> CompositionSpace:
+def _merged(old: CompositionSpace, source: ImportSource) -> CompositionSpace:
     """The labels and pairs of a space, then the new ones of the source, sorted."""
     labels = {split: {(e.attr, e.obj) for e in source.entries.values() if e.split == split} for split in SPLITS}
     lists = {}
@@ -79,7 +79,7 @@ def _merged(old: CompositionSpace, source: Source) -> CompositionSpace:
     return CompositionSpace(tuple(attributes), tuple(objects), **pairs)
 
 
-def _note_seen(old: CompositionSpace, source: Source) -> None:
+def _note_seen(old: CompositionSpace, source: ImportSource) -> None:
     """List pairs that were unseen in val or test and that training now sees."""
     before = {split: {old.pair_names(pair) for pair in getattr(old, f"{split}_pairs")} for split in SPLITS}
     now = {(e.attr, e.obj) for e in source.entries.values() if e.split == "train"} - before["train"]

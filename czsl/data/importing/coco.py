@@ -8,13 +8,13 @@ from typing import Any
 from czsl.data.importing.annotations import annotation_files, image_places, names_in
 from czsl.data.importing.boxes import BadBoxError, Box
 from czsl.data.importing.columns import split_in_name
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import Item, Table, add_table, columns_of
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import Item, ItemTable, add_table, columns_of
 from czsl.data.importing.tables import source_at
 from czsl.errors import DataError
 
 
-def read_coco(path: Path, reading: Reading) -> Source:
+def read_coco(path: Path, reading: Reading) -> ImportSource:
     """Annotation files of one dataset; the object is the category's name, the attribute a field of the annotation.
 
     Attributes are a field of the annotation or of its ``attributes`` (text, a list, or named values), or ``attribute_ids`` with a
@@ -22,7 +22,7 @@ def read_coco(path: Path, reading: Reading) -> Source:
     """
     folder = path if path.is_dir() else path.parent
     source = source_at(folder, reading)
-    table = Table(str(path), [], [])
+    table = ItemTable(str(path), [], [])
     for file, content in annotation_files(path, "coco"):
         _read_file(file, content, folder, source, table)
     table.columns = columns_of(table.items)
@@ -30,7 +30,7 @@ def read_coco(path: Path, reading: Reading) -> Source:
     return source
 
 
-def _read_file(path: Path, content: dict, folder: Path, source: Source, table: Table) -> None:
+def _read_file(path: Path, content: dict, folder: Path, source: ImportSource, table: ItemTable) -> None:
     name = path.relative_to(folder).as_posix()
     images = _by_id(content.get("images"), "images", path)
     categories = {key: record.get("name") for key, record in _by_id(content.get("categories", []), "categories", path).items()}

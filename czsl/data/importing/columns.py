@@ -24,7 +24,7 @@ NAMES = {
     "split": ("split", "set", "phase", "subset", "partition", "splitname", "datasplit"),
 }  # fmt: skip
 ROLES = tuple(NAMES)
-# A label that may be a class, an object beside an attribute, or hold attribute and object.
+# A label that may be a class, an object next to an attribute, or hold attribute and object.
 UNCLEAR = ("label", "labels", "choice", "tag", "target", "caption", "text", "txt", "groundtruth")
 LONGEST_NAME = 1000  # characters of a column's name that is looked at
 ID = "czsl_id"  # written by `czsl data export` for names that a file cannot have

@@ -49,7 +49,7 @@ def find_layout(source: Path) -> str:
     tables = parquet_files(source)
     if tables and _holds_images(tables[0]):
         return "parquet"
-    if _has_image_files(source):  # then an archive or a table beside them is something else
+    if _has_image_files(source):  # then an archive or a table next to them is something else
         return "tree"
     return "parquet" if tables else "webdataset" if shards(source) else "tree"
 

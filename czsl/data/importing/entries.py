@@ -65,7 +65,7 @@ class Reading:
         return self.names if isinstance(self.names, ClassNames) else None
 
 
-class ImageSource(Protocol):
+class ImageLocation(Protocol):
     """Location of an image's bytes; two equal locations are the same image."""
 
     def read(self) -> bytes:
@@ -88,7 +88,7 @@ class Entry:
     """One labelled image that a source names and that exists; nothing of it has been read."""
 
     id: str
-    image: ImageSource
+    image: ImageLocation
     attr: str
     obj: str
     split: str
@@ -96,7 +96,7 @@ class Entry:
 
 
 @dataclass
-class Source:
+class ImportSource:
     """Content of a source: entries, their label space, and the problems found so far.
 
     ``root``: the folder that paths are relative to, without links. ``other_roots``: further folders that absolute paths may lie in,
@@ -193,7 +193,7 @@ class Source:
                 self.skip("unknown pair", name, f"'{entry.attr} {entry.obj}' is not a {entry.split} pair of space.json")
 
 
-def space_of(source: Source) -> CompositionSpace | None:
+def space_of(source: ImportSource) -> CompositionSpace | None:
     """The space of a source's images: names and pairs sorted. None without images."""
     lists: dict[str, set[Pair]] = {split: set() for split in SPLITS}
     for entry in source.entries.values():
@@ -214,4 +214,4 @@ def space_of_lists(lists: Mapping[str, Sequence[Pair]]) -> CompositionSpace:
     return CompositionSpace(tuple(attributes), tuple(objects), **indexed)
 
 
-__all__ = ["NO_ATTRIBUTE", "Entry", "FileImage", "ImageSource", "Reading", "Source", "space_of", "space_of_lists"]
+__all__ = ["NO_ATTRIBUTE", "Entry", "FileImage", "ImageLocation", "ImportSource", "Reading", "space_of", "space_of_lists"]

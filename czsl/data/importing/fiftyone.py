@@ -9,17 +9,17 @@ from czsl.data.images import SUFFIXES
 from czsl.data.importing.annotations import annotation_files, image_places, names_in
 from czsl.data.importing.boxes import BadBoxError, Box
 from czsl.data.importing.columns import split_in_name, split_of
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import Item, Table, add_table, columns_of
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import Item, ItemTable, add_table, columns_of
 from czsl.data.importing.tables import source_at
 from czsl.errors import DataError
 
 
-def read_fiftyone(path: Path, reading: Reading) -> Source:
+def read_fiftyone(path: Path, reading: Reading) -> ImportSource:
     """An export; the columns are the names of the fields (``label`` in ``labels.json``), splits are tags or folders."""
     folder = path if path.is_dir() else path.parent
     source = source_at(folder, reading)
-    table = Table(str(path), [], [])
+    table = ItemTable(str(path), [], [])
     for file, content in annotation_files(path, "fiftyone"):
         name = file.relative_to(folder).as_posix()
         places = image_places(source.root, file.parent)
@@ -34,7 +34,9 @@ def read_fiftyone(path: Path, reading: Reading) -> Source:
 
 
 # -- labels.json ---------------------------------------------------------------------------------------------------
-def _labels(source: Source, table: Table, content: dict, path: Path, places: tuple[str, ...], split: str | None) -> None:
+def _labels(
+    source: ImportSource, table: ItemTable, content: dict, path: Path, places: tuple[str, ...], split: str | None
+) -> None:
     classes, labels = content.get("classes"), content.get("labels")
     if not isinstance(labels, dict) or not (classes is None or isinstance(classes, list)):
         raise DataError(f"cannot read {path}", "expected: classes, a list or null, and labels by image", "export it again")
@@ -57,7 +59,7 @@ def _labels(source: Source, table: Table, content: dict, path: Path, places: tup
         table.items.append(Item(where, {"image": name, **cells, "label": value}, split=split, also=names))
 
 
-def _files(source: Source, places: tuple[str, ...]) -> dict[str, str]:
+def _files(source: ImportSource, places: tuple[str, ...]) -> dict[str, str]:
     """Image files in the folders by their names without the ending, which ``labels.json`` does not have."""
     found: dict[str, str] = {}
     for place in places:
@@ -71,7 +73,7 @@ def _files(source: Source, places: tuple[str, ...]) -> dict[str, str]:
 
 
 # -- samples.json --------------------------------------------------------------------------------------------------
-def _samples(table: Table, samples: Any, name: str, places: tuple[str, ...], split: str | None) -> None:
+def _samples(table: ItemTable, samples: Any, name: str, places: tuple[str, ...], split: str | None) -> None:
     if not isinstance(samples, list):
         raise DataError(f"cannot read {name}", "its samples are not a list", "export it again")
     for number, sample in enumerate(samples, 1):
@@ -93,7 +95,7 @@ def _samples(table: Table, samples: Any, name: str, places: tuple[str, ...], spl
             table.items.append(Item(where, {**cells, **more, "label": label}, split=own, also=also, box=box, box_id=ident))
 
 
-def _fields(sample: dict, table: Table, where: str) -> tuple[dict[str, Any], list[tuple[Any, dict, Box, str]]]:
+def _fields(sample: dict, table: ItemTable, where: str) -> tuple[dict[str, Any], list[tuple[Any, dict, Box, str]]]:
     """The cells of a sample, and its boxes with their labels and attributes."""
     cells: dict[str, Any] = {"image": sample.get("filepath")}
     boxes: list[tuple[Any, dict, Box, str]] = []

@@ -12,7 +12,7 @@ from czsl.errors import DataError
 
 Pair = tuple[str, str]
 
-MOST_NAMED = 100  # in an error
+MAX_NAMED = 100  # in an error
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class FolderNames:
         if self.open:
             unclear += [parts for parts, found in readings.items() if not found]
         if unclear:
-            names = ", ".join(repr(short("/".join(parts))) for parts in unclear[:MOST_NAMED])
-            names += f" and {len(unclear) - MOST_NAMED} more" if len(unclear) > MOST_NAMED else ""
+            names = ", ".join(repr(short("/".join(parts))) for parts in unclear[:MAX_NAMED])
+            names += f" and {len(unclear) - MAX_NAMED} more" if len(unclear) > MAX_NAMED else ""
             raise DataError(
                 "cannot tell attribute and object in names",
                 f"unclear ({len(unclear)}): {names}",

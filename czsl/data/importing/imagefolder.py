@@ -6,8 +6,8 @@ from pathlib import Path
 
 from czsl.data.images import is_image_name
 from czsl.data.importing.columns import split_of
-from czsl.data.importing.entries import FileImage, Reading, Source
-from czsl.data.importing.items import Table, add_table
+from czsl.data.importing.entries import FileImage, ImportSource, Reading
+from czsl.data.importing.items import ItemTable, add_table
 from czsl.data.importing.tables import read_table, source_at
 from czsl.data.paths import walk
 from czsl.errors import DataError
@@ -21,13 +21,13 @@ def metadata_files(folder: Path) -> list[Path]:
     return [place / name for place in places for name in METADATA if (place / name).is_file()]
 
 
-def read_image_folder(folder: Path, reading: Reading) -> Source:
+def read_image_folder(folder: Path, reading: Reading) -> ImportSource:
     """An image folder; ``file_name`` is relative to the metadata file, and splits are a column, or named by folders."""
     source = source_at(folder, reading)
     files = metadata_files(folder)
     if not files:
         raise DataError(f"{folder} has no metadata.csv", "nor metadata.jsonl or metadata.parquet", "give the right --layout")
-    whole = Table("the metadata", [], [])
+    whole = ItemTable("the metadata", [], [])
     for path in files:
         base = path.parent.relative_to(folder).as_posix()
         base = "" if base == "." else base
@@ -58,7 +58,7 @@ def _split(folder: str) -> str | None:
     return next((split for part in reversed(folder.split("/")) if (split := split_of(part))), None)
 
 
-def _splits_of_files(table: Table, reading: Reading) -> None:
+def _splits_of_files(table: ItemTable, reading: Reading) -> None:
     """The splits that the images' own folders name, where one metadata file is for all."""
     from czsl.data.importing.columns import find_roles
 
@@ -69,7 +69,7 @@ def _splits_of_files(table: Table, reading: Reading) -> None:
             item.split = _split(name.rpartition("/")[0])
 
 
-def _strays(source: Source, folder: Path) -> None:
+def _strays(source: ImportSource, folder: Path) -> None:
     """List image files without a record."""
     named = {entry.image.path for entry in source.entries.values() if isinstance(entry.image, FileImage)}
     listed = {problem.where[0] for problem in source.problems}

@@ -17,10 +17,10 @@ from czsl.data.importing.adding import add_to
 from czsl.data.importing.boxes import cut, place
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.detect import describe, find_layout
-from czsl.data.importing.entries import Entry, Reading, Source
+from czsl.data.importing.entries import Entry, ImportSource, Reading
 from czsl.data.importing.foldernames import FolderNames
 from czsl.data.importing.layouts import read_source
-from czsl.data.importing.problems import Problem, Row, count_duplicates, count_kinds, duplicate_problems, space_problems
+from czsl.data.importing.problems import ImageRow, Problem, count_duplicates, count_kinds, duplicate_problems, space_problems
 from czsl.data.importing.writer import Record, check_destination, write_dataset
 from czsl.data.photographs import AS_SHOWN, AS_STORED, DecodeOptions
 from czsl.data.table import Dataset, damaged, open_data
@@ -41,7 +41,7 @@ class ImportReport:
     cannot be used. ``read_as``: the layout, and what was taken for what. ``decode``: how the images are to be decoded.
     ``attributes``, ``objects`` and ``pairs`` (of each split) count labels; of plain classes it is ``classes``: all of them, those
     ``seen``, and those of each split. ``review`` counts the labels of a review file, see
-    :class:`czsl.data.importing.entries.Source`; ``added_to`` is the dataset folder whose images the new one also holds.
+    :class:`czsl.data.importing.entries.ImportSource`; ``added_to`` is the dataset folder whose images the new one also holds.
     """
 
     source: str
@@ -92,7 +92,7 @@ class ImportOptions:
     names : FolderNames or ClassNames
         Attributes and objects of a tree whose folder names are unclear; or that labels are plain classes, and which are unseen.
     seed : int
-        Of the split by pair or class, for trees without ``train/ val/ test/``.
+        Seed of the split by pair or class, for trees without ``train/ val/ test/``.
     max_bad : float
         Share of bad images above which the import stops.
     max_pixels : int
@@ -207,7 +207,7 @@ def import_dataset(
     return report
 
 
-def _read(source: Path, layout: str, options: ImportOptions) -> Source:
+def _read(source: Path, layout: str, options: ImportOptions) -> ImportSource:
     """Read a source. If a folder was read as a tree only because no other layout fits, the error describes the folder."""
     guessed = options.layout == "auto" and layout == "tree"
     try:
@@ -222,17 +222,17 @@ def _read(source: Path, layout: str, options: ImportOptions) -> Source:
 
 
 def _records(
-    source: Source, options: ImportOptions, report: ImportReport, progress: Progress | None, base: Dataset | None
+    source: ImportSource, options: ImportOptions, report: ImportReport, progress: Progress | None, base: Dataset | None
 ) -> Iterator[Record]:
     """Training first: by then the hashes are known that val and test may repeat. In each split rows of ``base`` first, in their order."""
     items: list[Entry | _Known] = [*source.entries.values(), *(_known_rows(base) if base else ())]
     items.sort(key=lambda item: (SPLITS.index(item.split), item.place if isinstance(item, _Known) else math.inf, item.id))
-    rows: list[Row] = []
+    rows: list[ImageRow] = []
     dropped: set[str] = set()
     training: set[str] = set()
     new: set[str] = set()
     how = options.decode(report.layout, base)
-    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that a person saw.
+    # Boxes of COCO and VAW are in pixels as stored, those of annotation tools in the image that was shown.
     boxed = how.changed("ignore", None) if report.layout in ("coco", "vaw") else how
 
     def check(item: Entry | _Known) -> tuple[bytes, str, bool] | BadImage:
@@ -264,7 +264,7 @@ def _records(
             item.check(digest)
         else:
             new.add(digest)
-        rows.append(Row(item.id, digest, item.attr, item.obj, item.split))
+        rows.append(ImageRow(item.id, digest, item.attr, item.obj, item.split))
         if item.split == "train":
             training.add(digest)
         elif options.drop_duplicates and digest in training:
@@ -282,7 +282,7 @@ def _records(
 class _Known:
     """An image of the dataset folder that others are added to."""
 
-    row: Row
+    row: ImageRow
     place: int
     base: Dataset
 

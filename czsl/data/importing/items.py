@@ -15,7 +15,7 @@ from czsl.compositions import label_of, label_words
 from czsl.data.importing.boxes import Box
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.columns import Roles, ambiguous, find_roles, may_be, split_of
-from czsl.data.importing.entries import Entry, FileImage, ImageSource, Reading, Source
+from czsl.data.importing.entries import Entry, FileImage, ImageLocation, ImportSource, Reading
 from czsl.data.importing.splitting import split_by_class, split_by_pair
 from czsl.data.paths import BadPathError, contained, stable_name
 from czsl.errors import DataError, UsageError
@@ -36,7 +36,7 @@ class Item:
 
     where: str
     cells: dict[str, Any]
-    image: ImageSource | None = None
+    image: ImageLocation | None = None
     id: str = ""
     split: str | None = None
     folder: str = ""
@@ -54,11 +54,11 @@ class Found:
     obj: str
     split: str | None
     id: str
-    image: ImageSource
+    image: ImageLocation
 
 
 @dataclass
-class Table:
+class ItemTable:
     """Records with the same columns.
 
     ``name`` is for messages. ``bad``: what is wrong with single records, as (kind, where, detail). ``taken``: facts about the reading.
@@ -71,13 +71,13 @@ class Table:
     taken: dict[str, Any] = field(default_factory=dict)
 
 
-def add_table(source: Source, table: Table, reading: Reading) -> None:
+def add_table(source: ImportSource, table: ItemTable, reading: Reading) -> None:
     """Add the records of a table to a source, and make its label space.
 
     Parameters
     ----------
-    source : Source
-    table : Table
+    source : ImportSource
+    table : ItemTable
     reading : Reading
 
     Raises
@@ -122,7 +122,7 @@ def add_table(source: Source, table: Table, reading: Reading) -> None:
     source.close()
 
 
-def _reviewed(source: Source, table: Table, roles: Roles) -> list[Item]:
+def _reviewed(source: ImportSource, table: ItemTable, roles: Roles) -> list[Item]:
     """The items of a review file that have a label; confirmed and corrected labels are counted."""
     source.review = dict.fromkeys(("changed", "left", "empty"), 0)
     kept = []
@@ -173,7 +173,7 @@ def text_of(value: Any) -> str | None:
 
 
 # -- labels --------------------------------------------------------------------------------------------------------
-def _labels(source: Source, items: Sequence[Item], roles: Roles, reading: Reading) -> list[tuple[Item, str, str]]:
+def _labels(source: ImportSource, items: Sequence[Item], roles: Roles, reading: Reading) -> list[tuple[Item, str, str]]:
     """Each item with its attribute and object; those without are listed."""
     if roles.pair is not None:
         return _split_pairs(source, items, roles.pair, reading)
@@ -199,7 +199,7 @@ def _labels(source: Source, items: Sequence[Item], roles: Roles, reading: Readin
     return result
 
 
-def _split_pairs(source: Source, items: Sequence[Item], column: str, reading: Reading) -> list[tuple[Item, str, str]]:
+def _split_pairs(source: ImportSource, items: Sequence[Item], column: str, reading: Reading) -> list[tuple[Item, str, str]]:
     if isinstance(reading.names, ClassNames):
         raise UsageError(
             "--columns pair=... with plain classes", "a class has no attribute", "drop --classes, or name the column class"
@@ -239,7 +239,7 @@ def _several(value: Any) -> list[str] | None:
 
 
 # -- splits --------------------------------------------------------------------------------------------------------
-def _own_split(source: Source, item: Item, roles: Roles, where: str) -> str | None:
+def _own_split(source: ImportSource, item: Item, roles: Roles, where: str) -> str | None:
     """The split that the record names itself; what is unknown is kept, to be listed."""
     if roles.split is None:
         return item.split
@@ -250,7 +250,7 @@ def _own_split(source: Source, item: Item, roles: Roles, where: str) -> str | No
     return known or value or ""
 
 
-def _give_splits(source: Source, found: list[Found], roles: Roles, reading: Reading, name: str) -> None:
+def _give_splits(source: ImportSource, found: list[Found], roles: Roles, reading: Reading, name: str) -> None:
     """Draw the split by the seed if no record has one."""
     without = [one for one in found if one.split is None]
     if not without:
@@ -269,7 +269,7 @@ def _give_splits(source: Source, found: list[Found], roles: Roles, reading: Read
 
 
 # -- images --------------------------------------------------------------------------------------------------------
-def _place(source: Source, item: Item, roles: Roles) -> tuple[str, ImageSource] | None:
+def _place(source: ImportSource, item: Item, roles: Roles) -> tuple[str, ImageLocation] | None:
     """The id and the image of an item, or None after listing the reason."""
     given = text_of(item.cells.get(roles.id)) if roles.id else None
     if given:
@@ -288,7 +288,7 @@ def _place(source: Source, item: Item, roles: Roles) -> tuple[str, ImageSource] 
     return None if found is None else (given or found[0], FileImage(found[1]))
 
 
-def source_file(source: Source, cell: str, item: Item) -> tuple[str, Path] | None:
+def source_file(source: ImportSource, cell: str, item: Item) -> tuple[str, Path] | None:
     """The file that a cell names, as (stable name, path), or None after listing the reason."""
     try:
         names = _names(source, cell, item.folder)
@@ -306,7 +306,7 @@ def source_file(source: Source, cell: str, item: Item) -> tuple[str, Path] | Non
     return source.find(list(dict.fromkeys([*plain, *item.also])))
 
 
-def _names(source: Source, cell: str, folder: str) -> list[str | tuple[Path, str]]:
+def _names(source: ImportSource, cell: str, folder: str) -> list[str | tuple[Path, str]]:
     """Names below the root that a cell may mean: as it stands, without spaces around it, with / for \\, of a file:// address."""
     texts = list(dict.fromkeys([cell, cell.strip()]))
     if cell.strip().lower().startswith("file:"):
@@ -331,7 +331,7 @@ def _file_address(text: str) -> str:
     return path if parts.netloc in ("", "localhost") else f"{parts.netloc}{path}"
 
 
-def _below_a_root(source: Source, text: str) -> str | tuple[Path, str]:
+def _below_a_root(source: ImportSource, text: str) -> str | tuple[Path, str]:
     """An absolute path as a name below the source's root, or as (other root, name)."""
     if ".." in PurePosixPath(text).parts:
         raise BadPathError("path leaves the root", text, "'..' in the path")
@@ -345,12 +345,12 @@ def _below_a_root(source: Source, text: str) -> str | tuple[Path, str]:
     raise BadPathError("path leaves the root", text, f"it lies outside {shown}; name the folder of the images with --root")
 
 
-def _check_images(source: Source, table: Table, roles: Roles, reading: Reading) -> None:
+def _check_images(source: ImportSource, table: ItemTable, roles: Roles, reading: Reading) -> None:
     """Raise DataError if another column than `image` also names existing files: the choice is then unclear."""
     if roles.image is None or "image" in reading.columns:
         return
     others = [column for column in may_be("image", table.columns) if column != roles.image]
-    quiet = Source(source.root, links=source.links, other_roots=source.other_roots)
+    quiet = ImportSource(source.root, links=source.links, other_roots=source.other_roots)
     for item in table.items[:SAMPLE] if others else ():
         mine = text_of(item.cells.get(roles.image))
         for column in others:

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from czsl.data.importing.annotations import annotation_files
 from czsl.data.importing.boxes import BadBoxError, Box
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import Item, Table, add_table, columns_of
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import Item, ItemTable, add_table, columns_of
 from czsl.data.importing.tables import read_table, records_table, source_at
 
 FOLDERS = ("", "images/", "upload/", "media/", "media/upload/")
@@ -18,7 +18,7 @@ FOLDERS = ("", "images/", "upload/", "media/", "media/upload/")
 WORK = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time"}
 
 
-def read_label_studio(path: Path, reading: Reading) -> Source:
+def read_label_studio(path: Path, reading: Reading) -> ImportSource:
     """An export; the columns are the names of the labelling controls, and those of the task's data.
 
     Images are found by the part of their address that the export keeps: below the export's folder, ``images/`` or ``--root``, with or
@@ -26,7 +26,7 @@ def read_label_studio(path: Path, reading: Reading) -> Source:
     """
     folder = path if path.is_dir() else path.parent
     source = source_at(folder, reading)
-    table = Table(str(path), [], [])
+    table = ItemTable(str(path), [], [])
     if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         table = read_table(path, reading)
         for item in table.items:
@@ -56,7 +56,7 @@ def looks_like(text: str) -> bool:
     return {"annotation_id", "lead_time"} <= {name.strip().strip('"') for name in header.replace("\t", ",").split(",")}
 
 
-def _add_task(table: Table, task: Any, where: str) -> None:
+def _add_task(table: ItemTable, task: Any, where: str) -> None:
     """The entries of one task: one of the whole image, or one of each box."""
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         table.bad.append(("unreadable row", where, "it has no data"))
@@ -81,7 +81,7 @@ def _add_task(table: Table, task: Any, where: str) -> None:
         table.items.append(Item(where, {**data, **cells}, box=box, box_id=number))
 
 
-def _regions(results: list, table: Table, where: str) -> dict[str, tuple[Box | None, dict[str, Any]]]:
+def _regions(results: list, table: ItemTable, where: str) -> dict[str, tuple[Box | None, dict[str, Any]]]:
     """Choices by region, with its box; the whole image is the region without a name."""
     boxes: dict[str, Box] = {}
     choices: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from czsl.data.importing.entries import Entry, Reading, Source
+from czsl.data.importing.entries import Entry, ImportSource, Reading
 from czsl.errors import UsageError
 
 # Layout: module and function of its reader.
@@ -28,7 +28,7 @@ READERS = {
 LAYOUTS = tuple(READERS)
 
 
-def read_source(source: Path, layout: str, reading: Reading) -> Source:
+def read_source(source: Path, layout: str, reading: Reading) -> ImportSource:
     """Read a source in one of `LAYOUTS`.
 
     Raises
@@ -47,8 +47,8 @@ def read_source(source: Path, layout: str, reading: Reading) -> Source:
             if given:
                 raise UsageError(f"{option} with the layout {layout}", "it has no table of paths and labels", f"drop {option}")
     module, function = READERS[layout].split(":")
-    reader: Callable[[Path, Reading], Source] = getattr(import_module(f"czsl.data.importing.{module}"), function)
+    reader: Callable[[Path, Reading], ImportSource] = getattr(import_module(f"czsl.data.importing.{module}"), function)
     return reader(source, reading)
 
 
-__all__ = ["LAYOUTS", "Entry", "Reading", "Source", "read_source"]
+__all__ = ["LAYOUTS", "Entry", "ImportSource", "Reading", "read_source"]

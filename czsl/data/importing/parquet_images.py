@@ -10,8 +10,8 @@ from typing import Any
 
 from czsl.data.images import MAX_FILE_BYTES, BadImage, is_image_name, read_image_file
 from czsl.data.importing.columns import find_roles, may_be
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import Item, Table, add_table, check_width, source_file
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import Item, ItemTable, add_table, check_width, source_file
 from czsl.data.importing.tables import named, open_parquet, parquet_names, source_at, split_by_name
 from czsl.errors import DataError
 from czsl.reading import parquet_errors
@@ -82,7 +82,7 @@ def image_columns(schema) -> list[str]:
     return [field.name for field in schema if holds(field.type)]
 
 
-def read_parquet_images(path: Path, reading: Reading) -> Source:
+def read_parquet_images(path: Path, reading: Reading) -> ImportSource:
     """One Parquet file or a folder of them; the split is a column, or the name of the file (``train-00000-of-00004.parquet``).
 
     An image that has no bytes but a path is the file of this name. The id of an image names its file and row, so that images are
@@ -95,7 +95,7 @@ def read_parquet_images(path: Path, reading: Reading) -> Source:
             f"{path} has {len(files):,} Parquet files", f"there must be 1 to {MAX_FILES:,}", "is this the right folder?"
         )
     source = source_at(folder, reading)
-    whole = Table(str(files[0] if len(files) == 1 else path), [], [])
+    whole = ItemTable(str(files[0] if len(files) == 1 else path), [], [])
     groups = Groups()
     for file in files:
         _read_file(file, folder, source, whole, reading, groups)
@@ -103,7 +103,7 @@ def read_parquet_images(path: Path, reading: Reading) -> Source:
     return source
 
 
-def _read_file(path: Path, folder: Path, source: Source, whole: Table, reading: Reading, groups: Groups) -> None:
+def _read_file(path: Path, folder: Path, source: ImportSource, whole: ItemTable, reading: Reading, groups: Groups) -> None:
     with open_parquet(path) as file:
         schema = file.schema_arrow
         check_width(schema.names, str(path))
@@ -165,11 +165,11 @@ def _tail(path: Any) -> str:
     return f"-{name}" if is_image_name(name) else f"-{name}.jpg" if name else ".jpg"
 
 
-def _file_of(source: Source, path: Any) -> Path | None:
+def _file_of(source: ImportSource, path: Any) -> Path | None:
     """The file below the root that a row names, if there is one."""
     if not isinstance(path, str) or not path:
         return None
-    quiet = Source(source.root, links=source.links, other_roots=source.other_roots)
+    quiet = ImportSource(source.root, links=source.links, other_roots=source.other_roots)
     found = source_file(quiet, path, Item("", {}))
     return found[1] if found else None
 

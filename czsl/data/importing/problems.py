@@ -11,7 +11,7 @@ from czsl.classes import ClassSpace
 from czsl.compositions import SPLITS, CompositionSpace, label_of, label_words
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """Facts about one image of a dataset folder, without its bytes (``sha256`` is their hash)."""
 
     id: str
@@ -61,15 +61,15 @@ def count_kinds(problems: Iterable[Problem]) -> dict[str, int]:
     return dict(Counter(p.kind for p in order))
 
 
-def duplicate_groups(rows: Iterable[Row]) -> list[list[Row]]:
+def duplicate_groups(rows: Iterable[ImageRow]) -> list[list[ImageRow]]:
     """Groups of two or more images with identical bytes, in the order of their first image."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[ImageRow]] = defaultdict(list)
     for row in rows:
         groups[row.sha256].append(row)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def count_duplicates(rows: Iterable[Row]) -> dict[str, int]:
+def count_duplicates(rows: Iterable[ImageRow]) -> dict[str, int]:
     """Groups of identical images: all, across splits, in both train and test, with conflicting labels."""
     groups = duplicate_groups(rows)
     splits = [{row.split for row in group} for group in groups]
@@ -81,7 +81,7 @@ def count_duplicates(rows: Iterable[Row]) -> dict[str, int]:
     }
 
 
-def duplicate_problems(rows: Iterable[Row], dropped: frozenset[str] = frozenset()) -> list[Problem]:
+def duplicate_problems(rows: Iterable[ImageRow], dropped: frozenset[str] = frozenset()) -> list[Problem]:
     """List identical images: one problem a group, and one more where it spans splits or its labels conflict.
 
     The details of the latter are in the order of the images. ``dropped``: ids that the import left out because training holds
@@ -100,7 +100,7 @@ def duplicate_problems(rows: Iterable[Row], dropped: frozenset[str] = frozenset(
     return found
 
 
-def space_problems(space: CompositionSpace, rows: Sequence[Row]) -> list[Problem]:
+def space_problems(space: CompositionSpace, rows: Sequence[ImageRow]) -> list[Problem]:
     """Pairs of val and test with an attribute or object that no training pair has, and pairs (or classes) without images."""
     present = {(row.split, row.attr, row.obj) for row in rows}
     found = [] if isinstance(space, ClassSpace) else _never_trained(space)
@@ -130,5 +130,5 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _conflict(group: list[Row]) -> bool:
+def _conflict(group: list[ImageRow]) -> bool:
     return len({(row.attr, row.obj) for row in group}) > 1

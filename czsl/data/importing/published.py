@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from czsl.compositions import SPLITS, CompositionSpace
-from czsl.data.importing.entries import Reading, Source, space_of_lists
+from czsl.data.importing.entries import ImportSource, Reading, space_of_lists
 from czsl.data.importing.pairs import read_pair_lists
 from czsl.data.importing.t7 import Metadata, read_metadata
 from czsl.data.paths import walk
@@ -24,7 +24,7 @@ ORIGINALS = ("_images", "ut-zap50k-images", "images/ut-zap50k-images", "images")
 FOLDERS = ("images", "release_dataset/images")  # the second is MIT-States' archive
 
 
-def read_published(folder: Path, reading: Reading) -> Source:
+def read_published(folder: Path, reading: Reading) -> ImportSource:
     """A published benchmark.
 
     Labels are sorted, pairs keep the order of their files. Records with ``NA`` in a label or the split belong to no split, as
@@ -32,7 +32,7 @@ def read_published(folder: Path, reading: Reading) -> Source:
     folder; then by ``_image``, its path in UT-Zappos' download. Such an image has the id that it would have under ``images/``, so
     the dataset does not depend on the form of the download.
     """
-    source = Source(folder.resolve(), links=reading.links)
+    source = ImportSource(folder.resolve(), links=reading.links)
     found, separator = read_pair_lists([folder / LISTS / f"{split}_pairs.txt" for split in SPLITS], reading.separator)
     lists = dict(zip(SPLITS, found, strict=True))
     if separator == "plus":
@@ -59,7 +59,7 @@ def read_published(folder: Path, reading: Reading) -> Source:
     return source
 
 
-def _add(source: Source, record: Metadata, exact: str) -> None:
+def _add(source: ImportSource, record: Metadata, exact: str) -> None:
     head, _, tail = exact.rpartition("/")
     usual = (exact, f"{head.replace('_', ' ')}/{tail}")
     others = [f"{base}/{image}" for base in FOLDERS[1:] for image in (record.image, f"{usual[1].removeprefix('images/')}")]

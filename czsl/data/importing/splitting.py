@@ -1,12 +1,12 @@
 """Splits for data that comes without: some pairs (or the classes that the user names) stay out of training.
 
-The rule for pairs, as in the published benchmarks. Held out as unseen are 15 % of the pairs for val and 20 % for test (MIT-States: 15
-and 20 %, UT-Zappos: 13 and 16 %, C-GQA: 16 and 12 %), in an order drawn by the seed, each only if another training pair keeps its
+The rule for pairs, as in the published benchmarks: 15 % of the pairs are held out as unseen for val, 20 % for test (MIT-States: 15 and
+20 %, UT-Zappos: 13 and 16 %, C-GQA: 16 and 12 %), in an order drawn by the seed, each only if another training pair keeps its
 attribute and another its object; so every attribute and object of an unseen pair occurs in training. All images of an unseen pair go
 to its split. As many seen pairs as there are unseen ones give a fifth of their images to val, and as many to test (other pairs,
 where they suffice); a pair that gives has two images or more and keeps at least one for training.
 
-The rule for classes. Which are unseen is given; three sevenths of them (as of the pairs above) go to val with all their images, the
+The rule for classes: the unseen ones are given; three sevenths of them (as of the pairs above) go to val with all their images, the
 others to test, so that what is chosen on val is chosen on other classes than those of test; a single unseen class goes to test.
 Each seen class gives a fifth of its images to test and a fifth to val, and keeps at least one for training.
 """

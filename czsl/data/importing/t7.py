@@ -55,7 +55,7 @@ def _record(path: Path, place: int, item: object) -> Metadata:
 
 
 def _read_torch(path: Path) -> object:
-    import torch  # slow to import, and needed for this format alone
+    import torch  # slow to import, and only needed for this format
 
     try:
         with warnings.catch_warnings():

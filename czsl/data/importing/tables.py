@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from czsl.data.importing.columns import find_roles, split_in_name, split_of
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import MAX_COLUMNS, Item, Table, add_table, check_width, columns_of
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import MAX_COLUMNS, Item, ItemTable, add_table, check_width, columns_of
 from czsl.data.importing.textfiles import Twins, object_of, parse_json, read_text
 from czsl.errors import CzslError, DataError
 from czsl.reading import parquet_errors
@@ -24,7 +24,7 @@ MAX_FIELD = 1 << 20
 MAX_HEADER = 1 << 26
 
 
-def read_manifest(path: Path, reading: Reading) -> Source:
+def read_manifest(path: Path, reading: Reading) -> ImportSource:
     """A table of images, with the columns of :mod:`czsl.data.importing.columns`; images relative to its folder.
 
     Attributes and objects are read if a table has both and labels are not plain classes. Without a column of splits they are drawn.
@@ -44,7 +44,7 @@ def split_tables(folder: Path) -> list[Path]:
     return found if len(found) > 1 and not any(starts_with(path, b"PAR1") for path in found) else []
 
 
-def _read_split_tables(folder: Path, reading: Reading) -> Source:
+def _read_split_tables(folder: Path, reading: Reading) -> ImportSource:
     files = split_tables(folder)
     if not files:
         raise DataError(
@@ -52,7 +52,7 @@ def _read_split_tables(folder: Path, reading: Reading) -> Source:
             "the layout `manifest` reads one of these files",
             "give the manifest's own path",
         )
-    source, whole = source_at(folder, reading), Table(str(files[0]), [], [])
+    source, whole = source_at(folder, reading), ItemTable(str(files[0]), [], [])
     for path in files:
         table = read_table(path, reading)
         if whole.columns and set(table.columns) != set(whole.columns):
@@ -67,13 +67,13 @@ def _read_split_tables(folder: Path, reading: Reading) -> Source:
     return source
 
 
-def source_at(folder: Path, reading: Reading) -> Source:
+def source_at(folder: Path, reading: Reading) -> ImportSource:
     """An empty source with images below a folder, or below that of ``--root``."""
     root = reading.root if reading.root is not None else folder
     if not root.is_dir():
         raise DataError(f"no folder {root}", "--root names the folder of the images", "is the path right?")
     others = tuple(dict.fromkeys((root.absolute(), folder.absolute(), folder.resolve())))
-    return Source(root.resolve(), links=reading.links, other_roots=others)
+    return ImportSource(root.resolve(), links=reading.links, other_roots=others)
 
 
 def manifest_in(folder: Path) -> Path | None:
@@ -81,7 +81,7 @@ def manifest_in(folder: Path) -> Path | None:
     return next((p for suffix in SUFFIXES if (p := folder / f"manifest{suffix}").is_file()), None)
 
 
-def read_table(path: Path, reading: Reading, has_image: bool = False) -> Table:
+def read_table(path: Path, reading: Reading, has_image: bool = False) -> ItemTable:
     """All records of a table, whatever its form.
 
     Raises
@@ -97,7 +97,7 @@ def read_table(path: Path, reading: Reading, has_image: bool = False) -> Table:
     return text_table(text, path, reading, has_image)
 
 
-def text_table(text: str, path: Path, reading: Reading, has_image: bool = False) -> Table:
+def text_table(text: str, path: Path, reading: Reading, has_image: bool = False) -> ItemTable:
     """The records of CSV, JSON lines or a JSON list."""
     start = text.lstrip()[:1]
     if start == "[":
@@ -117,7 +117,7 @@ def starts_with(path: Path, sign: bytes) -> bool:
 
 
 # -- CSV -----------------------------------------------------------------------------------------------------------
-def _csv(text: str, path: Path, reading: Reading, has_image: bool) -> Table:
+def _csv(text: str, path: Path, reading: Reading, has_image: bool) -> ItemTable:
     lines_before = 0
     hint = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text)  # a first line that some spreadsheets write
     if hint:
@@ -130,7 +130,7 @@ def _csv(text: str, path: Path, reading: Reading, has_image: bool) -> Table:
     header = [name.strip() for name in first]
     check_width(header, str(path))
     names = _unique(header)
-    table = Table(str(path), header, [])
+    table = ItemTable(str(path), header, [])
     if delimiter != ",":
         table.taken["separated by"] = DELIMITERS.get(delimiter, repr(delimiter))
     for line, cells in rows:
@@ -203,7 +203,7 @@ def _unique(header: list[str]) -> list[str]:
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
-def records_table(records: Any, path: Path, split: str | None = None) -> Table:
+def records_table(records: Any, path: Path, split: str | None = None) -> ItemTable:
     """The records of a JSON list."""
     if not isinstance(records, list):
         raise DataError(
@@ -212,8 +212,8 @@ def records_table(records: Any, path: Path, split: str | None = None) -> Table:
     return _table((f"{path.name}, record {number}" for number in range(1, len(records) + 1)), records, path, split)
 
 
-def _table(places: Iterable[str], records: Iterable[Any], path: Path, split: str | None = None) -> Table:
-    table = Table(str(path), [], [])
+def _table(places: Iterable[str], records: Iterable[Any], path: Path, split: str | None = None) -> ItemTable:
+    table = ItemTable(str(path), [], [])
     for where, record in zip(places, records, strict=True):
         if isinstance(record, BadLine):
             table.bad.append(("unreadable row", where, record.why))
@@ -234,7 +234,7 @@ class BadLine:
         self.why = why
 
 
-def _json_object(text: str, path: Path) -> Table:
+def _json_object(text: str, path: Path) -> ItemTable:
     """JSON lines, or one object with a list of records for each split."""
     try:
         content = json.loads(text, object_pairs_hook=object_of)
@@ -245,7 +245,7 @@ def _json_object(text: str, path: Path) -> Table:
     lists = isinstance(content, dict) and content and all(isinstance(v, list) for v in content.values())
     if lists and all(split_of(name) for name in content):
         parts = [records_table(records, path, split_of(name)) for name, records in content.items()]
-        table = Table(str(path), list(dict.fromkeys(c for part in parts for c in part.columns)), [])
+        table = ItemTable(str(path), list(dict.fromkeys(c for part in parts for c in part.columns)), [])
         for name, part in zip(content, parts, strict=True):
             for item in part.items:
                 item.where = f"{item.where} of {name}"
@@ -317,13 +317,13 @@ def named(value: Any, names: list[str] | None) -> Any:
     return names[value] if 0 <= value < len(names) else {"unknown label": value}
 
 
-def _parquet(path: Path, reading: Reading, has_image: bool) -> Table:
+def _parquet(path: Path, reading: Reading, has_image: bool) -> ItemTable:
     with open_parquet(path) as file:
         schema = file.schema_arrow
         roles = find_roles(schema.names, reading.columns, reading.classes is not None, str(path), has_image)
         columns = list(roles.shown().values())
         names = parquet_names(schema)
-        table = Table(str(path), list(schema.names), [])
+        table = ItemTable(str(path), list(schema.names), [])
         row = 0
         try:
             for batch in file.iter_batches(columns=columns):

@@ -7,20 +7,20 @@ from pathlib import Path, PurePosixPath
 from czsl.data.images import is_image_file
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.columns import split_of
-from czsl.data.importing.entries import Reading, Source
+from czsl.data.importing.entries import ImportSource, Reading
 from czsl.data.importing.splitting import split_by_class, split_by_pair
 from czsl.data.paths import walk
 from czsl.errors import DataError
 
 
-def read_tree(folder: Path, reading: Reading) -> Source:
+def read_tree(folder: Path, reading: Reading) -> ImportSource:
     """Images sorted into folders that name their pair or class, below ``train/ val/ test/`` or, without these, split by it.
 
     Most images decide whether one folder (``attr obj``, ``attr_obj``) or two (``attr/obj``) name the pair; others are listed. A
     class is named by one folder. Folders of splits may have their other usual names, as ``validation/``.
     """
     names = reading.names
-    source = Source(folder.resolve(), links=reading.links)
+    source = ImportSource(folder.resolve(), links=reading.links)
     usable, split_folders = _labelled(source, folder, reading)
     if isinstance(names, ClassNames):
         source.unseen = names.unseen_among(obj for _, _, obj in usable)
@@ -36,7 +36,7 @@ def read_tree(folder: Path, reading: Reading) -> Source:
     return source
 
 
-def read_labelled_tree(folder: Path, reading: Reading) -> Source:
+def read_labelled_tree(folder: Path, reading: Reading) -> ImportSource:
     """Images sorted into folders that name their pair, all of them for training.
 
     Raises
@@ -44,7 +44,7 @@ def read_labelled_tree(folder: Path, reading: Reading) -> Source:
     DataError
         The folders are splits, or their names can be read in several ways.
     """
-    source = Source(folder.resolve(), links=reading.links)
+    source = ImportSource(folder.resolve(), links=reading.links)
     usable, split_folders = _labelled(source, folder, reading)
     if split_folders is not None and usable:
         given = next(iter(sorted(split_folders)))
@@ -58,7 +58,7 @@ def read_labelled_tree(folder: Path, reading: Reading) -> Source:
     return source
 
 
-def _labelled(source: Source, folder: Path, reading: Reading) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
+def _labelled(source: ImportSource, folder: Path, reading: Reading) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
     """Images of a tree with attribute and object, and the split of each top folder (None if folders are not splits).
 
     Images that cannot be used are listed in the source.

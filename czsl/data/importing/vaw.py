@@ -9,8 +9,8 @@ from czsl.compositions import SPLITS
 from czsl.data.importing.annotations import annotation_files, names_in
 from czsl.data.importing.boxes import BadBoxError, Box
 from czsl.data.importing.columns import split_in_name
-from czsl.data.importing.entries import Reading, Source, space_of_lists
-from czsl.data.importing.items import Item, Table, add_table
+from czsl.data.importing.entries import ImportSource, Reading, space_of_lists
+from czsl.data.importing.items import Item, ItemTable, add_table
 from czsl.data.importing.pairs import read_pair_lists
 from czsl.data.importing.published import LISTS
 from czsl.data.importing.tables import source_at
@@ -18,7 +18,7 @@ from czsl.data.importing.tables import source_at
 PLACES = ("", "images/", "VG_100K/", "VG_100K_2/", "images/VG_100K/", "images/VG_100K_2/")
 
 
-def read_vaw(path: Path, reading: Reading) -> Source:
+def read_vaw(path: Path, reading: Reading) -> ImportSource:
     """VAW's files; each instance becomes a crop of its image, ``<image_id>.jpg``.
 
     With VAW-CZSL's pair lists next to them, those attributes count that make a pair of the instance's split, and the label space is
@@ -33,7 +33,7 @@ def read_vaw(path: Path, reading: Reading) -> Source:
         source.space = space_of_lists(lists)
         source.taken["pairs"] = "attribute+object" if separator == "plus" else "attribute object"
     allowed = None if lists is None else {split: set(pairs) for split, pairs in lists.items()}
-    table = Table(str(path), ["image", "attribute", "object", "split"], [])
+    table = ItemTable(str(path), ["image", "attribute", "object", "split"], [])
     for file, records in annotation_files(path, "vaw"):
         name = file.relative_to(folder).as_posix()
         split = split_in_name(name)
@@ -45,7 +45,9 @@ def read_vaw(path: Path, reading: Reading) -> Source:
     return source
 
 
-def _add(source: Source, table: Table, record: Any, where: str, split: str | None, allowed: dict[str, set] | None) -> None:
+def _add(
+    source: ImportSource, table: ItemTable, record: Any, where: str, split: str | None, allowed: dict[str, set] | None
+) -> None:
     if not isinstance(record, dict):
         table.bad.append(("unreadable row", where, f"a {type(record).__name__}, not an object with names"))
         return

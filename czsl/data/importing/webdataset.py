@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from czsl.data.images import MAX_FILE_BYTES, BadImage, is_image_name
-from czsl.data.importing.entries import Reading, Source
-from czsl.data.importing.items import Item, Table, add_table, columns_of
+from czsl.data.importing.entries import ImportSource, Reading
+from czsl.data.importing.items import Item, ItemTable, add_table, columns_of
 from czsl.data.importing.tables import named, source_at, split_by_name
 from czsl.data.importing.textfiles import read_text, short
 from czsl.data.paths import BadPathError, stable_name
@@ -51,7 +51,7 @@ def shards(path: Path) -> list[Path]:
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 
 
-def read_webdataset(path: Path, reading: Reading) -> Source:
+def read_webdataset(path: Path, reading: Reading) -> ImportSource:
     """Shards of one dataset.
 
     A sample has an image (``0001.jpg``) and labels: the fields of ``0001.json``, or the text of other small files, whose columns are
@@ -63,7 +63,7 @@ def read_webdataset(path: Path, reading: Reading) -> Source:
     files = shards(path)
     if not files or len(files) > MAX_SHARDS:
         raise DataError(f"{path} has {len(files):,} tar files", f"there must be 1 to {MAX_SHARDS:,}", "is this the right folder?")
-    table = Table(str(path), [], [])
+    table = ItemTable(str(path), [], [])
     names = _class_names(folder)
     for file in files:
         split, stem = split_by_name(file, folder), file.relative_to(folder).with_suffix("").as_posix()
@@ -81,7 +81,7 @@ def read_webdataset(path: Path, reading: Reading) -> Source:
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """A regular file in an archive, with the text of a small one."""
 
     name: str
@@ -90,7 +90,7 @@ class Member:
     text: str | None
 
 
-def members(path: Path, table: Table) -> list[Member]:
+def members(path: Path, table: ItemTable) -> list[TarMember]:
     """The regular files of a tar; links, absolute names and ``..`` are listed in ``table.bad``.
 
     Raises
@@ -100,7 +100,7 @@ def members(path: Path, table: Table) -> list[Member]:
         missing, so nothing of it is used.
     """
     check_plain_tar(path)
-    found: list[Member] = []
+    found: list[TarMember] = []
     number = 0
     try:
         end = path.stat().st_size
@@ -121,7 +121,7 @@ def members(path: Path, table: Table) -> list[Member]:
                 if not is_image_name(info.name) and info.size <= MAX_LABEL_BYTES:
                     raw.seek(info.offset_data)
                     text = raw.read(info.size).decode("utf-8-sig", "replace")
-                found.append(Member(info.name, info.offset_data, info.size, text))
+                found.append(TarMember(info.name, info.offset_data, info.size, text))
             _check_end(raw, tar.offset)
     except DataError:
         raise
@@ -172,7 +172,13 @@ def _why_not(info: tarfile.TarInfo, end: int) -> tuple[str, str] | None:
 
 
 def _add(
-    member: Member, path: Path, prefix: str, split: str | None, samples: dict[str, Item], table: Table, names: list[str] | None
+    member: TarMember,
+    path: Path,
+    prefix: str,
+    split: str | None,
+    samples: dict[str, Item],
+    table: ItemTable,
+    names: list[str] | None,
 ) -> None:
     """Put a member into its sample."""
     folder, _, file = stable_name(member.name).rpartition("/")
@@ -199,7 +205,7 @@ def _add(
         item.cells[column] = named(int(text), names) if column == "cls" and text.isdecimal() and len(text) < 9 else text
 
 
-def _json_cells(item: Item, member: Member, path: Path, table: Table) -> None:
+def _json_cells(item: Item, member: TarMember, path: Path, table: ItemTable) -> None:
     try:
         if member.text is None:
             raise ValueError(f"{member.size:,} bytes, limit {MAX_LABEL_BYTES:,}")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from czsl.compositions import SPLITS, CompositionSpace
-from czsl.data.importing.problems import Problem, Row
+from czsl.data.importing.problems import ImageRow, Problem
 from czsl.data.photographs import DecodeOptions
 from czsl.errors import DataError, UsageError
 from czsl.reading import PathLike
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     split: str
 
 
-def data_sha256(space: CompositionSpace, rows: Iterable[Row]) -> str:
+def data_sha256(space: CompositionSpace, rows: Iterable[ImageRow]) -> str:
     """Identity of the data: a hash over the rows sorted by id, and the space; shards and file order do not matter."""
     digest = hashlib.sha256()
     for row in sorted(rows):
@@ -122,10 +122,10 @@ def _write_files(folder, space, records, name, problems, read_as, decode) -> dic
         split: {(space.attributes[a], space.objects[o]) for a, o in getattr(space, f"{split}_pairs").tolist()} for split in SPLITS
     }
     writers = {split: SplitWriter(folder, split) for split in SPLITS}
-    rows: dict[str, Row] = {}
+    rows: dict[str, ImageRow] = {}
     try:
         for record in records:
-            row = Row(record.id, hashlib.sha256(record.image).hexdigest(), record.attr, record.obj, record.split)
+            row = ImageRow(record.id, hashlib.sha256(record.image).hexdigest(), record.attr, record.obj, record.split)
             if record.id in rows:
                 raise DataError(
                     f"the id {record.id!r} occurs twice", "an id names one image", "give every image a name of its own"
@@ -173,9 +173,9 @@ class SplitWriter:
         self.shards: dict[str, int] = {}
         self._file: pq.ParquetWriter | None = None
         self._file_bytes = self._group_bytes = 0
-        self._rows: list[tuple[Row, bytes]] = []
+        self._rows: list[tuple[ImageRow, bytes]] = []
 
-    def add(self, row: Row, image: bytes) -> None:
+    def add(self, row: ImageRow, image: bytes) -> None:
         """Append one image."""
         self._rows.append((row, image))
         self._group_bytes += len(image)
@@ -204,7 +204,7 @@ class SplitWriter:
                 use_dictionary=["attr", "obj", "split"],
                 write_statistics=False,
             )
-        columns = {field: [getattr(row, field) for row, _ in self._rows] for field in Row._fields}
+        columns = {field: [getattr(row, field) for row, _ in self._rows] for field in ImageRow._fields}
         columns["image"] = [image for _, image in self._rows]
         table = pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
         self._file.write_table(table, row_group_size=len(self._rows))

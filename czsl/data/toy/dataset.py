@@ -25,7 +25,7 @@ ATTRIBUTES = tuple(LOOKS)
 OBJECTS = tuple(SHAPES)
 
 TRAIN_PAIRS = 84
-SEEN_UNSEEN = {"val": 16, "test": 20}  # so many seen and as many unseen pairs
+SEEN_UNSEEN = {"val": 16, "test": 20}  # number of seen pairs, and of unseen ones
 IMAGES_PER_PAIR = {"train": 30, "val": 13, "test": 20}
 MIN_PARTNERS = 4
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.machines import nodes as nodes_module
 from cluster.machines import session
-from cluster.machines.nodes import Ask, WaitStoppedError, await_placement
+from cluster.machines.nodes import NodeRequest, WaitStoppedError, await_placement
 from cluster.machines.session import place
 from czsl.errors import SetupError
 
@@ -24,10 +24,10 @@ class Described:
 
 
 class Growing:
-    """A Ray that has one more node at each look, up to a most."""
+    """A Ray that has one more node at each look, up to a maximum."""
 
-    def __init__(self, first: int, most: int, **resources):
-        self._counts = itertools.chain(range(first, most), itertools.repeat(most))
+    def __init__(self, first: int, max_nodes: int, **resources):
+        self._counts = itertools.chain(range(first, max_nodes), itertools.repeat(max_nodes))
         self._resources = resources or {"CPU": 2.0}
 
     def nodes(self):
@@ -141,43 +141,43 @@ def test_nodes_left_out():
 
 def test_waiting_for_nodes_is_told_and_ends_when_all_are_there(clock):
     told = []
-    chosen = await_placement(Growing(1, 4), Ask(most=4, wait_s=600), on_wait=told.append)
+    chosen = await_placement(Growing(1, 4), NodeRequest(max_nodes=4, wait_s=600), on_wait=told.append)
     assert chosen.nodes == 4 and not chosen.note
     assert str(told[1]) == "waiting for nodes: 2 of 4, 1 s of 600 s"
 
 
 def test_at_the_deadline_it_runs_on_what_is_there(clock):
     told = []
-    chosen = await_placement(Growing(2, 2), Ask(most=4, wait_s=30), on_wait=told.append)
+    chosen = await_placement(Growing(2, 2), NodeRequest(max_nodes=4, wait_s=30), on_wait=told.append)
     assert (chosen.nodes, clock.now, len(told)) == (2, 130.0, 30)
     assert "4 nodes asked, 2 in the cluster" in chosen.note
 
 
 def test_elastic_waits_a_short_while_for_more_than_the_least(clock):
-    chosen = await_placement(Growing(1, 3), Ask(most=4, least=2, wait_s=600))
+    chosen = await_placement(Growing(1, 3), NodeRequest(max_nodes=4, min_nodes=2, wait_s=600))
     assert chosen.nodes == 3
     assert clock.now - 100 == pytest.approx(1 + nodes_module.GROWTH_S)
 
 
 def test_elastic_without_its_least_is_an_error_that_says_what_was_waited_for(clock):
     with pytest.raises(SetupError, match="1 node in the cluster, at least 2 needed") as caught:
-        await_placement(Growing(1, 1), Ask(most=4, least=2, wait_s=20))
+        await_placement(Growing(1, 1), NodeRequest(max_nodes=4, min_nodes=2, wait_s=20))
     assert caught.value.why == "waited 20 s"
     assert "--wait" in caught.value.fix
 
 
 def test_lost_nodes_count_as_gone(clock):
     with pytest.raises(SetupError, match="1 node in the cluster, at least 2 needed") as caught:
-        await_placement(Growing(2, 2), Ask(most=2, least=2), without=frozenset({"node1"}))
+        await_placement(Growing(2, 2), NodeRequest(max_nodes=2, min_nodes=2), without=frozenset({"node1"}))
     assert "1 do not answer" in caught.value.why
 
 
 def test_a_cluster_that_is_still_empty_is_waited_for(clock):
-    assert await_placement(Growing(0, 2), Ask(most=2, wait_s=60)).nodes == 2
+    assert await_placement(Growing(0, 2), NodeRequest(max_nodes=2, wait_s=60)).nodes == 2
     with pytest.raises(SetupError, match="0 nodes with 2 GPUs in the cluster"):
-        await_placement(Growing(1, 1, CPU=4.0), Ask(most=1, gpus_per_node=2, wait_s=5))
+        await_placement(Growing(1, 1, CPU=4.0), NodeRequest(max_nodes=1, gpus_per_node=2, wait_s=5))
 
 
 def test_waiting_can_be_stopped(clock):
     with pytest.raises(WaitStoppedError):
-        await_placement(Growing(1, 1), Ask(most=2, wait_s=600), stop=lambda: clock.now > 105)
+        await_placement(Growing(1, 1), NodeRequest(max_nodes=2, wait_s=600), stop=lambda: clock.now > 105)

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from cluster.machines import preflight
-from cluster.machines.preflight import Needs, Shared, check, interfaces, network, unread, versions
+from cluster.machines.preflight import Requirements, Shared, check, interfaces, network, unread, versions
 from cluster.work.placement import Placement
 from czsl.errors import SetupError
 
@@ -112,12 +112,12 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_inputs_are_hashed(dataset, clip_file, tmp_path):
-    facts = preflight._same_inputs(Needs(str(dataset), str(clip_file)))
+    facts = preflight._same_inputs(Requirements(str(dataset), str(clip_file)))
     assert len(facts["data"]) == len(facts["clip"]) == 64
-    assert preflight._same_inputs(Needs("", "ViT-B-16", str(clip_file)))["clip"] == facts["clip"]
-    assert preflight._same_inputs(Needs("", "tiny")) == {}
+    assert preflight._same_inputs(Requirements("", "ViT-B-16", str(clip_file)))["clip"] == facts["clip"]
+    assert preflight._same_inputs(Requirements("", "tiny")) == {}
     with pytest.raises(SetupError, match="cannot read the CLIP weights"):
-        preflight._same_inputs(Needs("", str(tmp_path / "absent.pt")))
+        preflight._same_inputs(Requirements("", str(tmp_path / "absent.pt")))
 
 
 # -- the network interface ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cluster.machines import nodes, session
-from cluster.machines.nodes import Ask
+from cluster.machines.nodes import NodeRequest
 from czsl.errors import SetupError, UsageError
 
 
@@ -58,17 +58,17 @@ def test_a_head_that_does_not_answer_is_told_in_seconds(monkeypatch):
 
 def test_an_ask_in_a_persons_words(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert Ask.of() == Ask(most=1)
-    assert Ask.of().local
-    assert Ask.of((2, 4), address="a:1", wait_s=9.0) == Ask(most=4, least=2, address="a:1", wait_s=9.0)
-    assert Ask.of(3, wait_s=9.0).wait_s == 0  # no cluster is joined: none can come
+    assert NodeRequest.of() == NodeRequest(max_nodes=1)
+    assert NodeRequest.of().local
+    assert NodeRequest.of((2, 4), address="a:1", wait_s=9.0) == NodeRequest(max_nodes=4, min_nodes=2, address="a:1", wait_s=9.0)
+    assert NodeRequest.of(3, wait_s=9.0).wait_s == 0  # no cluster is joined: none can come
     for where in ({"nodes": 2}, {"workers_per_node": 2}, {"gpus_per_node": 2}, {"address": "a:1"}):
-        assert not Ask.of(**where).local
+        assert not NodeRequest.of(**where).local
     monkeypatch.setenv("RAY_ADDRESS", "a:1")
-    assert not Ask.of().local
-    assert Ask.of(engine="local").local  # said outright, it passes over the environment
-    assert not Ask.of(engine="ray").local
-    assert Ask.of(2, wait_s=9.0).wait_s == 9
+    assert not NodeRequest.of().local
+    assert NodeRequest.of(engine="local").local  # said outright, it passes over the environment
+    assert not NodeRequest.of(engine="ray").local
+    assert NodeRequest.of(2, wait_s=9.0).wait_s == 9
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_an_ask_in_a_persons_words(monkeypatch):
 )
 def test_the_local_engine_refuses_what_needs_more(where):
     with pytest.raises(UsageError, match="--engine local"):
-        Ask.of(**where, engine="local")
+        NodeRequest.of(**where, engine="local")
 
 
 @pytest.mark.parametrize(("gpus", "local"), [(0, True), (1, True), (4, False)])
 def test_several_gpus_are_rays(monkeypatch, gpus, local):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(nodes, "gpus", lambda: gpus)
-    assert Ask.of().local == local
-    assert Ask.of(workers_per_node=1).local  # one GPU of several
-    assert Ask.of(engine="local").local
+    assert NodeRequest.of().local == local
+    assert NodeRequest.of(workers_per_node=1).local  # one GPU of several
+    assert NodeRequest.of(engine="local").local
 
 
 def test_a_job_hands_on_what_its_first_worker_kept(tmp_path):

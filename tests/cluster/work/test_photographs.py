@@ -17,7 +17,7 @@ from PIL import Image
 
 from cluster.work import photographs
 from cluster.work.photographs import BATCH, HALF, Photographs, Preparation
-from cluster.work.predictor import Predictor, Request
+from cluster.work.predictor import PredictConfig, Predictor
 from cluster.work.profile import Profile, process_began
 from czsl.data.inputs import ImageSource, gather
 from czsl.data.kept_features import FeatureStore
@@ -119,7 +119,7 @@ def test_a_second_question_encodes_what_is_new_and_reads_nothing_else(photos, tm
 
 
 def test_a_new_image_among_many_kept_ones_holds_up_few_of_them(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(photographs, "MOST_WAITING", 20)
+    monkeypatch.setattr(photographs, "MAX_WAITING", 20)
     store = FeatureStore(tmp_path / "s.sqlite", 2**30)
     names = [n for n in sorted(p.name for p in photos.iterdir()) if expected(photos)[n] != "not an image"]
     source = ImageSource(str(photos), names)
@@ -195,16 +195,16 @@ def answers(predictor, folder, names, size=BATCH):
 
 def test_answers_have_the_same_digits_kept_or_new_in_any_order(drawings, tmp_path, monkeypatch):
     monkeypatch.setenv("CZSL_CACHE", str(tmp_path))
-    request = Request(space=toy.space().to_json(), open_world=True)
+    config = PredictConfig(space=toy.space().to_json(), open_world=True)
     names = sorted(p.name for p in drawings.iterdir())
-    plain = answers(Predictor(request, CPU), drawings, names)
+    plain = answers(Predictor(config, CPU), drawings, names)
     shuffled = random.Random(1).sample(names, len(names))
-    assert answers(Predictor(request, CPU, threads=3), drawings, shuffled, 5) == plain
+    assert answers(Predictor(config, CPU, threads=3), drawings, shuffled, 5) == plain
     assert not (tmp_path / "photographs").exists()
-    keeping = Predictor(request, CPU, keep=True)
+    keeping = Predictor(config, CPU, keep=True)
     assert answers(keeping, drawings, shuffled[:40]) == {n: plain[n] for n in shuffled[:40]}
     assert keeping.profile.counts["encoded"] == 40
-    later = Predictor(request, CPU, keep=True)
+    later = Predictor(config, CPU, keep=True)
     assert answers(later, drawings, names) == plain
     assert later.profile.counts == {"kept": 40, "encoded": 35, "bad": 0}
 
@@ -213,18 +213,18 @@ def test_what_changes_features_has_a_store_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CZSL_CACHE", str(tmp_path))
     space = toy.space().to_json()
     requests = [
-        Request(space=space),
-        Request(space=space, background="black"),
-        Request(space=space, fast_jpeg=True),
-        Request(space=space, threads=torch.get_num_threads() + 1),
+        PredictConfig(space=space),
+        PredictConfig(space=space, background="black"),
+        PredictConfig(space=space, fast_jpeg=True),
+        PredictConfig(space=space, threads=torch.get_num_threads() + 1),
     ]
     before = torch.get_num_threads()
     try:
-        files = {Predictor(request, CPU, keep=True).store.path for request in requests}
+        files = {Predictor(config, CPU, keep=True).store.path for config in requests}
     finally:
         torch.set_num_threads(before)
     assert len(files) == len(requests)
-    assert Predictor(Request(space=space, top=2, open_world=True), CPU, keep=True).store.path in files
+    assert Predictor(PredictConfig(space=space, top=2, open_world=True), CPU, keep=True).store.path in files
 
 
 def test_reduced_decoding_says_so_and_ends_nearby(tmp_path):
@@ -233,8 +233,8 @@ def test_reduced_decoding_says_so_and_ends_nearby(tmp_path):
     small.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
     small.resize((200, 150), Image.Resampling.BICUBIC).save(tmp_path / "small.jpg", quality=95)
     space = toy.space().to_json()
-    plain = Predictor(Request(space=space, top=3), CPU).predict(tmp_path, ["large.jpg", "small.jpg"])
-    fast = Predictor(Request(space=space, top=3, fast_jpeg=True), CPU).predict(tmp_path, ["large.jpg", "small.jpg"])
+    plain = Predictor(PredictConfig(space=space, top=3), CPU).predict(tmp_path, ["large.jpg", "small.jpg"])
+    fast = Predictor(PredictConfig(space=space, top=3, fast_jpeg=True), CPU).predict(tmp_path, ["large.jpg", "small.jpg"])
     assert [r["decoding"] for r in fast] == ["fast-jpeg"] * 2
     assert all("decoding" not in r for r in plain)
     scores = [[p["score"] for r in records for p in r["predictions"][:1]] for records in (plain, fast)]

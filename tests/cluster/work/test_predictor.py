@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from cluster.work.predictor import BATCH, HALF, Predictor, Request
+from cluster.work.predictor import BATCH, HALF, PredictConfig, Predictor
 from czsl.data.toy import dataset as toy
 
 
@@ -19,9 +19,9 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("request_", [Request(space=toy.space().to_json(), open_world=True)], ids=["zero-shot"])
-def test_few_images_have_the_digits_that_they_have_among_many(photos, request_):
-    predictor = Predictor(request_, torch.device("cpu"))
+@pytest.mark.parametrize("config", [PredictConfig(space=toy.space().to_json(), open_world=True)], ids=["zero-shot"])
+def test_few_images_have_the_digits_that_they_have_among_many(photos, config):
+    predictor = Predictor(config, torch.device("cpu"))
     names = sorted(p.name for p in photos.iterdir())
     whole = {r["image"]: json.dumps(r) for r in predictor.predict(photos, names)}
     for count in (1, 5, 12, HALF, HALF + 1):
@@ -30,7 +30,7 @@ def test_few_images_have_the_digits_that_they_have_among_many(photos, request_):
 
 
 def test_few_images_cost_half_a_batch(photos):
-    predictor, seen = Predictor(Request(space=toy.space().to_json()), torch.device("cpu")), []
+    predictor, seen = Predictor(PredictConfig(space=toy.space().to_json()), torch.device("cpu")), []
     encode = predictor.method.image_features
     predictor.method.image_features = lambda batch: seen.append(len(batch["images"])) or encode(batch)
     names = sorted(p.name for p in photos.iterdir())

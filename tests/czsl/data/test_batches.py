@@ -228,8 +228,8 @@ def test_features_are_kept_for_their_split_and_backbone(split, cache):
     save_features(path, features)
     torch.testing.assert_close(load_features(path, IMAGES), features, rtol=0, atol=0)
     assert load_features(path, IMAGES + 1) is None
-    others = {feature_file(split, "b" * 64), feature_file(split, "a" * 64, prepare_key="16 views")}
-    others.add(feature_file(split, "a" * 64, prepare_key="32 views"))
+    others = {feature_file(split, "b" * 64), feature_file(split, "a" * 64, cache_key="16 views")}
+    others.add(feature_file(split, "a" * 64, cache_key="32 views"))
     others |= {feature_file(split, "a" * 64, how) for how in ("float32-cpu2", "bfloat16-cpu1", "float32-cuda")}
     assert len(others - {path}) == 6
     assert list(path.parent.iterdir()) == [path]

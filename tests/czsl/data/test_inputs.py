@@ -66,7 +66,7 @@ def test_one_folder_gives_names_below_it(photos):
     for given in ("photos", "photos/", str(photos / "photos")):
         found = gather([given])
         check(found.source, ["a.jpg", "b/2.PNG", "no-suffix"])
-        assert found.source.places == {}  # nothing but the names travels
+        assert found.source.locations == {}  # nothing but the names travels
         assert found.left_out == {
             ".DS_Store": "hidden",
             "b/._2.PNG": "hidden",

@@ -14,7 +14,7 @@ from czsl.data import kept_features
 from czsl.data.inputs import gather
 from czsl.data.kept_features import FeatureStore, Kept, store_file
 
-ROOM = 2**30
+CAPACITY = 2**30
 OLD = (1, 10, 10, 10)  # size and times of a file that nobody has changed for long
 
 
@@ -32,12 +32,12 @@ def path(tmp_path):
 
 
 def test_features_are_found_by_stamp_and_by_content_in_a_later_process(path):
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     assert store.find([stamp("1"), None]) == [None, None]
     store.add([kept(1), kept(2)])
     store.close()
     assert store.find([stamp("1")]) == [None]
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     found = store.find([stamp("2"), stamp("3"), None, stamp("1")])
     assert [None if f is None else f.tolist() for f in found] == [[[2.0] * 8] * 2, None, None, [[1.0] * 8] * 2]
     for changed in ((11, 10, 10), (10, 11, 10), (10, 10, 11)):
@@ -48,7 +48,7 @@ def test_features_are_found_by_stamp_and_by_content_in_a_later_process(path):
 
 
 def test_float64_stays_and_other_types_are_not_kept(path):
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     precise = np.array([1 / 3])
     store.add([Kept(b"a", None, precise), Kept(b"b", None, np.zeros(3, np.int8))])
     assert store.find_content(b"a", None).tobytes() == precise.tobytes()
@@ -59,7 +59,7 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path, path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     fresh = gather([tmp_path / "a.jpg"]).source
     now = fresh.version(fresh.names[0])
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     store.add([Kept(b"x", now, np.ones(3, np.float32))])
     assert store.find([now]) == [None]
     assert store.find_content(b"x", None) is not None
@@ -96,7 +96,7 @@ def test_the_oldest_make_room(path):
 
 def test_other_stores_go_first_the_least_recently_used_one_before_the_rest(path):
     for name, at in (("b", 1000), ("c", 2000)):
-        other = FeatureStore(path.with_name(f"{name}.sqlite"), ROOM)
+        other = FeatureStore(path.with_name(f"{name}.sqlite"), CAPACITY)
         other.add([kept(i, width=10_000) for i in range(5)])
         other.close()
         os.utime(other.path, (at, at))
@@ -118,7 +118,7 @@ def test_a_limit_of_nothing_keeps_nothing(path):
 def test_a_damaged_store_begins_empty(path, content, caplog):
     path.parent.mkdir()
     path.write_bytes(content)
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     assert "is damaged" in caplog.text
     store.add([kept(1)])
     assert store.find([stamp("1")])[0] is not None
@@ -128,7 +128,7 @@ def test_a_store_of_another_format_begins_empty(path):
     path.parent.mkdir()
     with sqlite3.connect(path) as base:
         base.execute("pragma user_version = 77")
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     store.add([kept(1)])
     assert store.find([stamp("1")])[0] is not None
 
@@ -146,7 +146,7 @@ def test_a_store_of_another_format_begins_empty(path):
     ],
 )
 def test_rows_that_make_no_sense_are_not_there(path, form, data):
-    store = FeatureStore(path, ROOM)
+    store = FeatureStore(path, CAPACITY)
     with sqlite3.connect(path) as base:
         base.execute("insert into feature values (?, ?, ?)", (b"x", form, data))
     assert store.find_content(b"x", None) is None
@@ -157,14 +157,14 @@ def test_rows_that_make_no_sense_are_not_there(path, form, data):
 def test_a_folder_that_cannot_be_made_costs_a_warning_only(tmp_path, caplog):
     (tmp_path / "cache").write_text("a file")
     with caplog.at_level(logging.WARNING):
-        store = FeatureStore(tmp_path / "cache" / "a.sqlite", ROOM)
+        store = FeatureStore(tmp_path / "cache" / "a.sqlite", CAPACITY)
         store.add([kept(1)])
     assert caplog.text.count("are not kept") == 1
     assert store.find([stamp("1")]) == [None]
 
 
 def test_threads_and_stores_share_a_file(path):
-    stores, errors = [FeatureStore(path, ROOM) for _ in range(2)], []
+    stores, errors = [FeatureStore(path, CAPACITY) for _ in range(2)], []
 
     def work(k):
         try:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from czsl.clip.compat import import_open_clip
-from czsl.data.pixels import LONGEST, clip_pixels
+from czsl.data.pixels import MAX_ASPECT_RATIO, clip_pixels
 
 
 def noise(width, height):
@@ -49,7 +49,7 @@ def test_a_line_of_a_million_pixels_needs_no_gigabytes(turned, monkeypatch):
     pixels = clip_pixels(image, 64)
     if turned:
         pixels = pixels.transpose(0, 2, 1)
-    assert max(areas) <= 64 * 64 * LONGEST
+    assert max(areas) <= 64 * 64 * MAX_ASPECT_RATIO
     pixels = pixels.astype(int)
     assert (pixels[:, :, 0] < 32).all()
     assert abs(pixels + pixels[:, :, ::-1] - 255).max() <= 1  # the edge is still in the middle

@@ -38,6 +38,6 @@ def test_counts_and_names_of_confusions():
         {"true": "a", "named": "b", "images": 2, "share": pytest.approx(2 / 3)},
         {"true": "c", "named": "a", "images": 1, "share": 1.0},
     ]
-    assert len(largest_confusions(matrix, names, most=1)) == 1
+    assert len(largest_confusions(matrix, names, limit=1)) == 1
     rows = per_label(matrix, names)
     assert [(r["name"], r["images"], r["taken_for"]) for r in rows] == [("a", 3, "b"), ("b", 1, ""), ("c", 1, "a")]

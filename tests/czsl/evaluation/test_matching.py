@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from czsl.data.files.match import Item
+from czsl.data.files.match import MatchItem
 from czsl.evaluation.matching import difference_interval, recalls, reranked, right_answers
 
 NAN = float("nan")
@@ -11,7 +11,7 @@ NAN = float("nan")
 
 def test_the_right_image_must_score_higher():
     items = [
-        Item(str(i), ("c",), images, (None,))
+        MatchItem(str(i), ("c",), images, (None,))
         for i, images in enumerate([("a", "b"), ("b", "a"), ("a", "a"), ("a", "x"), ("x", "a")])
     ]
     scores = {("a", "c"): 0.3, ("b", "c"): 0.2, ("x", "c"): NAN}
@@ -21,7 +21,7 @@ def test_the_right_image_must_score_higher():
 
 
 def test_the_right_caption_must_score_higher():
-    items = [Item("0", ("good", "bad"), ("a",), (None, None)), Item("1", ("good", "bad"), ("b",), (None, None))]
+    items = [MatchItem("0", ("good", "bad"), ("a",), (None, None)), MatchItem("1", ("good", "bad"), ("b",), (None, None))]
     scores = {("a", "good"): 2.0, ("a", "bad"): 1.0, ("b", "good"): 1.0, ("b", "bad"): 2.0}
     assert right_answers("vl-checklist", items, scores)["accuracy"].tolist() == [True, False]
 
@@ -41,7 +41,7 @@ def test_the_right_caption_must_score_higher():
 )
 def test_winoground(matrix, expected):
     scores = {(f"i{i}", f"c{c}"): float(matrix[c][i]) for c in range(2) for i in range(2)}
-    found = right_answers("winoground", [Item("0", ("c0", "c1"), ("i0", "i1"), (None, None))], scores)
+    found = right_answers("winoground", [MatchItem("0", ("c0", "c1"), ("i0", "i1"), (None, None))], scores)
     assert tuple(bool(found[k][0]) for k in ("text", "image", "group")) == expected
 
 

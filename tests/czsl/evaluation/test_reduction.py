@@ -8,12 +8,12 @@ import pytest
 from random_problems import make_problem
 
 from czsl.errors import DataError
-from czsl.evaluation import Candidates, Curve, Extremes, Reduction, at_threshold, compare, reduce_scores
+from czsl.evaluation import Candidates, Curve, Extremes, SavedEvaluation, at_threshold, compare, reduce_scores
 
 
 @pytest.fixture
 def kept(tmp_path):
-    """A reduction of 12 images in the open world under a threshold, and its file."""
+    """A saved evaluation of 12 images in the open world under a threshold, and its file."""
     problem = make_problem(3, "smooth", True, 12)
     candidates = Candidates.build(problem.space, problem.pairs, open_world=True, feasibility=problem.feasibility)
     extremes = reduce_scores(problem.scores, problem.labels, candidates, 2)
@@ -21,9 +21,9 @@ def kept(tmp_path):
     ids = [f"photos/é {i}\ud800.jpg" for i in range(12)]
     names = list(problem.space.attributes), list(problem.space.objects)
     facts = {"split": "test", "open_world": True, "threshold": threshold, "data_sha256": "ab"}
-    reduction = Reduction(at_threshold(extremes, candidates, threshold), ids, *names, facts)
-    reduction.save(tmp_path / "extremes.npz")
-    return reduction, tmp_path / "extremes.npz"
+    saved = SavedEvaluation(at_threshold(extremes, candidates, threshold), ids, *names, facts)
+    saved.save(tmp_path / "extremes.npz")
+    return saved, tmp_path / "extremes.npz"
 
 
 def _assert_same(first, second):
@@ -34,12 +34,12 @@ def _assert_same(first, second):
 
 
 def test_what_is_read_is_what_was_saved(kept):
-    reduction, path = kept
-    again = Reduction.load(path)
-    _assert_same(again.extremes, reduction.extremes)
-    assert (again.ids, again.attributes, again.objects) == (reduction.ids, reduction.attributes, reduction.objects)
-    assert again.facts == reduction.facts
-    assert Curve(again.extremes).numbers() == Curve(reduction.extremes).numbers()
+    saved, path = kept
+    again = SavedEvaluation.load(path)
+    _assert_same(again.extremes, saved.extremes)
+    assert (again.ids, again.attributes, again.objects) == (saved.ids, saved.attributes, saved.objects)
+    assert again.facts == saved.facts
+    assert Curve(again.extremes).numbers() == Curve(saved.extremes).numbers()
     again.save(path.with_name("twice.npz"))
     with np.load(path, allow_pickle=False) as one, np.load(path.with_name("twice.npz"), allow_pickle=False) as two:
         assert one.files == two.files
@@ -47,15 +47,15 @@ def test_what_is_read_is_what_was_saved(kept):
 
 
 def test_images_are_brought_into_one_order(kept):
-    reduction, _ = kept
+    saved, _ = kept
     order = np.random.default_rng(0).permutation(12)
-    shuffled = reduction.arranged([reduction.ids[i] for i in order])
-    _assert_same(shuffled.arranged(reduction.ids).extremes, reduction.extremes)
-    assert Curve(shuffled.extremes).numbers() == Curve(reduction.extremes).numbers()
-    assert compare(shuffled.arranged(reduction.ids).extremes, reduction.extremes, 10)["auc"]["difference"] == 0
-    for others in (reduction.ids[:-1], [*reduction.ids[:-1], "strange"], [*reduction.ids, "strange"]):
+    shuffled = saved.arranged([saved.ids[i] for i in order])
+    _assert_same(shuffled.arranged(saved.ids).extremes, saved.extremes)
+    assert Curve(shuffled.extremes).numbers() == Curve(saved.extremes).numbers()
+    assert compare(shuffled.arranged(saved.ids).extremes, saved.extremes, 10)["auc"]["difference"] == 0
+    for others in (saved.ids[:-1], [*saved.ids[:-1], "strange"], [*saved.ids, "strange"]):
         with pytest.raises(DataError, match="other images"):
-            reduction.arranged(others)
+            saved.arranged(others)
 
 
 def _rewritten(path, about=None, **changes):
@@ -87,7 +87,7 @@ def _rewritten(path, about=None, **changes):
         ({"about": lambda about: {**about, "ids": []}}, "0 images"),
         ({"about": lambda about: {**about, "ids": [3] * 12}}, "not lists of text"),
         ({"about": lambda about: {**about, "objects": "cat"}}, "not lists of text"),
-        ({"about": lambda about: {**about, "facts": {"rule": []}}}, "not plain"),
+        ({"about": lambda about: {**about, "facts": {"rule": []}}}, "not texts or numbers"),
         ({"about": lambda about: {**about, "facts": {"threshold": "1"}}}, "not a number"),
         ({"about": lambda about: about["ids"]}, "cannot read"),
     ],
@@ -95,7 +95,7 @@ def _rewritten(path, about=None, **changes):
 def test_a_file_that_does_not_hold_together_is_refused(kept, changes, message):
     _rewritten(kept[1], **changes)
     with pytest.raises(DataError, match=message) as error:
-        Reduction.load(kept[1])
+        SavedEvaluation.load(kept[1])
     assert "extremes.npz" in str(error.value)
 
 
@@ -105,12 +105,12 @@ def test_broken_and_unfolding_archives_are_refused(kept):
     for content in (b"", b"PK", whole[: len(whole) // 2], np.random.default_rng(0).bytes(2000)):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"cannot read .*extremes\.npz"):
-            Reduction.load(path)
+            SavedEvaluation.load(path)
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(10_000_000, np.uint8))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("about.npy", buffer.getvalue())
     with pytest.raises(DataError, match="compressed"):
-        Reduction.load(path)
+        SavedEvaluation.load(path)
     with pytest.raises(DataError, match="cannot read"):
-        Reduction.load(path.with_name("none.npz"))
+        SavedEvaluation.load(path.with_name("none.npz"))

@@ -163,7 +163,7 @@ def test_a_file_of_other_data_is_refused(data, kept, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: np.where(np.arange(len(index))[:, None] == 4, -1, index), "1 training images have no candidates"),
+        (lambda index: np.where(np.arange(len(index))[:, None] == 4, -1, index), "1 training images have no candidate labels"),
         (lambda index: np.where(index == index.max(), 10_000, index), "outside the label space"),
         (lambda index: np.where(np.arange(index.shape[1]) == 0, index, np.where(index >= 0, index[:, :1], -1)), "twice"),
     ],
@@ -181,7 +181,7 @@ def test_what_is_no_such_file_is_told(data, dataset, tmp_path):
     (tmp_path / "odd.parquet").write_bytes(b"PAR1 hello PAR1")
     with pytest.raises(DataError, match="cannot be read"):
         read_partial_labels(tmp_path / "odd.parquet", data)
-    with pytest.raises(DataError, match="holds no partial labels"):
+    with pytest.raises(DataError, match="is not a partial-label file"):
         read_partial_labels(dataset / "train-00000.parquet", data)
 
 
@@ -223,7 +223,7 @@ def test_files_that_do_not_fit_are_told(data, named, tmp_path):
     assert f"did you mean {known!r}" in says({**named, first: [known + "s"]}, "is not a seen pair").why
     unseen = data.space.closed_pairs[~data.space.seen_mask(data.space.closed_pairs)][0]
     says({**named, first: [data.space.pair_name(unseen)]}, "is not a seen pair")
-    says({**named, first: []}, "1 training images have no candidates")
+    says({**named, first: []}, "1 training images have no candidate labels")
     assert "did you mean" in says({**named, first + "x": [known]}, "1 images that training does not have").why
     says({**named, first: "wet dog"}, "holds no candidate sets")
     says("[", "is not JSON")

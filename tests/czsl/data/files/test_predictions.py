@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from czsl.data.files.predictions import PARQUET_ROWS, Partial, check_format, failed, question_of, write
+from czsl.data.files.predictions import PARQUET_ROWS, Partial, check_format, failed, inputs_sha256, write
 from czsl.errors import UsageError
 
 
@@ -140,8 +140,8 @@ def test_what_is_done_of_a_file_outlives_a_crash_and_belongs_to_one_question(tmp
 
 def test_a_question_names_the_files_as_they_are(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1")
-    first = question_of(tmp_path, ["a.jpg"], top=5)
-    assert first == question_of(tmp_path, ["a.jpg"], top=5)
-    assert first != question_of(tmp_path, ["a.jpg"], top=6)
+    first = inputs_sha256(tmp_path, ["a.jpg"], top=5)
+    assert first == inputs_sha256(tmp_path, ["a.jpg"], top=5)
+    assert first != inputs_sha256(tmp_path, ["a.jpg"], top=6)
     (tmp_path / "a.jpg").write_bytes(b"22")
-    assert first != question_of(tmp_path, ["a.jpg"], top=5)
+    assert first != inputs_sha256(tmp_path, ["a.jpg"], top=5)

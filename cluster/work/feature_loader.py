@@ -42,7 +42,7 @@ def arithmetic(device: torch.device, precision: str) -> str:
     return f"{precision}-{device.type}{'-tf32' if torch.backends.cuda.matmul.allow_tf32 else ''}"
 
 
-class Source:
+class FeatureLoader:
     """One split of a dataset for one method.
 
     Parameters
@@ -99,13 +99,13 @@ class Source:
 
     def _whole(self) -> Tensor | None:
         """Features of the rows in use, taken from those of all images; None unless every node has these cached."""
-        whole = load_features(self._file(self.method.prepare_key), len(self.split))
+        whole = load_features(self._file(self.method.cache_key), len(self.split))
         there = all(self.comm.gather_objects(whole is not None))
         return whole[torch.from_numpy(self._rows_n)] if there and whole is not None else None
 
     def _kept(self, eval_batch: int, augmentation: tuple[int, int] | None = None) -> Tensor:
         """Features [n, D] of the rows in use from the cache folder, or computed now and stored there."""
-        key, what = self.method.prepare_key, ""
+        key, what = self.method.cache_key, ""
         if len(self._rows_n) < len(self.split):
             key += f"|rows {hashlib.blake2b(self._rows_n.astype('<i8').tobytes(), digest_size=8).hexdigest()}"
         if augmentation is not None:  # with the names of the images, this determines their draws
@@ -203,7 +203,7 @@ class Source:
             out["features"] = self.copies[augmentation[1] % len(self.copies)][place_B]
         elif self.features is not None:
             out["features"] = self.features[place_B]
-        elif self.method.prepare_key:
+        elif self.method.cache_key:
             out |= prepared_batch(self.split, rows_B, self.method.prepare)
         else:
             out["images"] = self.pixels.batch(rows_B, augmentation, self.method.clip.device)

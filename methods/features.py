@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 @dataclass
-class ImageSide:
-    """Features of B images. ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] if the method has branches."""
+class ImageFeatures:
+    """Features of B images: the image embedding ``pair`` [B, D]; ``attribute`` and ``object`` [B, D] if the method has branches."""
 
     pair: Tensor
     attribute: Tensor | None = None
@@ -21,8 +21,8 @@ class ImageSide:
 
 
 @dataclass
-class TextSide:
-    """Text features of P compositions: ``pairs`` [P, 2], ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
+class TextFeatures:
+    """Features of P compositions ``pairs`` [P, 2]: their embeddings ``pair`` [P, D]; branches: ``attribute`` [A, D], ``object`` [O, D]."""
 
     pairs: Tensor
     pair: Tensor
@@ -33,14 +33,14 @@ class TextSide:
         return len(self.pairs)
 
     def tile(self, start: int, stop: int) -> Self:
-        """The text side of pairs ``start:stop``; primitives stay whole."""
+        """The text features of pairs ``start:stop``; primitives stay whole."""
         return replace(self, pairs=self.pairs[start:stop], pair=self.pair[start:stop])
 
 
-def primitives_of(side: ImageSide | TextSide) -> tuple[Tensor, Tensor]:
-    """The attribute and the object branch of a side that has branches."""
-    assert side.attribute is not None and side.object is not None
-    return side.attribute, side.object
+def primitives_of(features: ImageFeatures | TextFeatures) -> tuple[Tensor, Tensor]:
+    """The attribute and the object branch of features that have branches."""
+    assert features.attribute is not None and features.object is not None
+    return features.attribute, features.object
 
 
 @dataclass
@@ -64,22 +64,22 @@ class RetrievalQuery:
 class Targets:
     """Labels of B images: index of the attribute, the object and the training pair, each int64 [B].
 
-    Where only candidates are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
-    the ``likeliest`` candidate's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
+    If only candidate labels are known they are probabilities instead, [B, A], [B, O] and [B, P] (torch's cross_entropy takes both), with
+    the ``top1`` candidate label's attribute and object (int64 [B] each) and the ``candidates`` themselves (bool [B, P]).
     """
 
     attribute: Tensor
     object: Tensor
     pair: Tensor
-    likeliest: tuple[Tensor, Tensor] | None = None
+    top1: tuple[Tensor, Tensor] | None = None
     candidates: Tensor | None = None
     noted: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def hard(self) -> tuple[Tensor, Tensor]:
-        """One attribute and one object per image, int64 [B] each: the true ones, or those of the top-1 candidate."""
-        return self.likeliest or (self.attribute, self.object)
+        """One attribute and one object per image, int64 [B] each: the true ones, or those of the top-1 candidate label."""
+        return self.top1 or (self.attribute, self.object)
 
     def note(self, logits_BP: Tensor, relevance_BP: Tensor | None = None) -> None:
-        """Keep the logits of a loss, and the relevance of labels, for the candidates' next weights; else they are computed again."""
+        """Keep the logits of a loss, and the relevance of labels, for the next label confidences; else they are computed again."""
         self.noted = logits_BP.detach(), relevance_BP

@@ -23,31 +23,31 @@ from methods.comclip.config import ComCLIPConfig
 from methods.comclip.fills import sub_images
 from methods.comclip.windows import SEGMENTS, box_mask, grid_boxes, patch_shares, slic_segments
 from methods.explanation import centre_square
+from methods.features import ImageFeatures
 from methods.parts.views import encode_views
-from methods.sides import ImageSide
 
 SPARE = 2 * SEGMENTS  # rows for segments: SLIC makes about as many as it is asked for
 
 
 @dataclass
-class BankSide(ImageSide):
+class ComCLIPImages(ImageFeatures):
     """Features of B images: ``pair`` [B, D], the whole image with length 1, and their regions.
 
     whole : the whole image as the mode wants it, [B, D]
-    bank : the regions as the mode wants them, [B, L, D]; the whole image is the last of them where it takes part
+    regions : the regions as the mode wants them, [B, L, D]; the whole image is the last of them where it takes part
     unit : the same with length 1
     present : which of them an image has, bool [B, L]
-    seen : tables of words against these images, by what they are of
+    attended : tables of words against these images, by what they are of
     """
 
     whole: Tensor = field(kw_only=True)
-    bank: Tensor = field(kw_only=True)
+    regions: Tensor = field(kw_only=True)
     unit: Tensor = field(kw_only=True)
     present: Tensor = field(kw_only=True)
-    seen: dict[Any, Any] = field(default_factory=dict, kw_only=True)
+    attended: dict[Any, Any] = field(default_factory=dict, kw_only=True)
 
 
-def bank_key(config: ComCLIPConfig) -> str:
+def regions_key(config: ComCLIPConfig) -> str:
     """Names what the kept features depend on; empty for the whole image only."""
     if config.regions == "whole":
         return ""
@@ -60,15 +60,15 @@ def bank_key(config: ComCLIPConfig) -> str:
     return key
 
 
-def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], most: int) -> list[np.ndarray]:
-    """Masks of an image's regions in a file, at most ``most``, the best scores first; those outside of the image are left out."""
+def file_masks(table: RegionTable, image_id: str, size: tuple[int, int], limit: int) -> list[np.ndarray]:
+    """Masks of an image's regions in a file, at most ``limit``, the best scores first; those outside of the image are left out."""
     found = table.of(image_id)
     regions = sorted(found.regions, key=lambda r: -np.inf if r.score is None else -r.score) if found else []
     masks = (region.pixels(size) for region in regions)
-    return [mask for mask in masks if mask is not None][:most]
+    return [mask for mask in masks if mask is not None][:limit]
 
 
-def prepare_bank(
+def prepare_regions(
     image: Image.Image, image_id: str, config: ComCLIPConfig, clip: Towers, table: RegionTable | None
 ) -> dict[str, Tensor]:
     """``images`` [3, S, S] of CLIP's pipeline, and with sub-images ``regions`` [L, 3, S, S] with ``present`` [L] or, of
@@ -77,7 +77,7 @@ def prepare_bank(
     pixels = clip.pixels(image)
     out = {"images": torch.from_numpy(pixels)}
     if config.regions == "superpixel":
-        shares = patch_shares(slic_segments(pixels), side_of(clip))[:SPARE]
+        shares = patch_shares(slic_segments(pixels), patches_per_side(clip))[:SPARE]
         out["shares"] = torch.from_numpy(np.pad(shares, ((0, SPARE - len(shares)), (0, 0))))
     elif config.regions in ("grid", "file"):
         if config.regions == "grid":
@@ -93,12 +93,12 @@ def prepare_bank(
     return out
 
 
-def side_of(clip: Towers) -> int:
+def patches_per_side(clip: Towers) -> int:
     """Patches along a side of the image."""
     return clip.image_size // int(clip.visual.vit.patch_size[0])
 
 
-def encode_bank(clip: Towers, batch: Mapping[str, Tensor], config: ComCLIPConfig) -> Tensor:
+def encode_regions(clip: Towers, batch: Mapping[str, Tensor], config: ComCLIPConfig) -> Tensor:
     """Un-normalised features of images and their regions, packed [B, (1 + L) * D]; a region that an image lacks is 0."""
     if config.regions in ("patch", "superpixel"):
         if config.regions == "superpixel" and "shares" not in batch:
@@ -118,17 +118,17 @@ def encode_bank(clip: Towers, batch: Mapping[str, Tensor], config: ComCLIPConfig
     return torch.stack(rows)
 
 
-def bank_side(features_BF: Tensor, dim: int, config: ComCLIPConfig) -> BankSide:
+def region_features(features_BF: Tensor, dim: int, config: ComCLIPConfig) -> ComCLIPImages:
     """Images from packed features [B, (1 + L) * D]."""
     views = features_BF.unflatten(1, (-1, dim))
     unit = normalize(views, dim=-1)
     own = unit if config.mode == "unit" else views
     # Regions first; without any the whole image is the only one.
     rows = slice(1, None) if views.shape[1] > 1 else slice(0, 1)
-    bank, unit_bank = own[:, rows], unit[:, rows]
-    present = (unit_bank != 0).any(-1)
+    regions, unit_regions = own[:, rows], unit[:, rows]
+    present = (unit_regions != 0).any(-1)
     if views.shape[1] > 1:
         include = config.include_whole | ~present.any(1)
-        bank, unit_bank = (torch.cat([x, y[:, :1]], dim=1) for x, y in ((bank, own), (unit_bank, unit)))
+        regions, unit_regions = (torch.cat([x, y[:, :1]], dim=1) for x, y in ((regions, own), (unit_regions, unit)))
         present = torch.cat([present, include[:, None]], dim=1)
-    return BankSide(unit[:, 0], whole=own[:, 0], bank=bank, unit=unit_bank, present=present)
+    return ComCLIPImages(unit[:, 0], whole=own[:, 0], regions=regions, unit=unit_regions, present=present)

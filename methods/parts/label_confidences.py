@@ -1,8 +1,8 @@
-"""Weights of candidate labels: what training takes for the labels of images of which only candidate sets are known.
+"""Label confidences: weights of candidate labels, which replace the labels of training images that only have candidate sets.
 
-Each visit moves the weights of an image's candidates towards what the method itself makes of them (PRODEN, Lv et al., ICML 2020, with
+Each visit moves the confidences of an image's candidate labels towards the method's own probabilities (PRODEN, Lv et al., ICML 2020, with
 a momentum); any loss that takes probabilities for targets can be trained with them.
-Letters: N training images, B of a batch, S candidates at most, C seen pairs, A attributes, O objects, D joint width.
+Letters: N training images, B of a batch, S candidate labels at most, C seen pairs, A attributes, O objects, D joint width.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods.sides import Targets
+from methods.features import Targets
 
 CLIP_TEMPERATURE = 0.05
 CHUNK = 4096  # images at a time where all are looked at
 
 
-class CandidateWeights:
-    """Weights [N, S] on padded candidate lists, the same on every worker.
+class LabelConfidences:
+    """Confidences [N, S] of padded lists of candidate labels, the same on every worker.
 
     Parameters
     ----------
     index_NS : int64 array
-        Candidates as places among the seen pairs, padded with -1.
+        Candidate labels as indices of seen pairs, padded with -1.
     pairs_C2 : int64 array
         The seen pairs (attribute, object).
     num_attributes, num_objects : int
     momentum : float, default 0.1
-        m of ``w <- (1 - m) w + m w_new``; 1 is PRODEN, 0 keeps the first weights.
+        m of ``w <- (1 - m) w + m w_new``; 1 is PRODEN, 0 keeps the initial confidences.
     temperature : float, default 1
-        t of ``w_new ~ p^(1/t) * relevance^eta`` on the candidates, normalised.
+        t of ``w_new ~ p^(1/t) * relevance^eta`` on the candidate labels, normalised.
     relevance : float, default 1
         eta.
     rescue : float, default 0
         r of ``w_new <- (1 - r) w_new + r p`` over all seen pairs. Above 0 all of them are kept for each image, [N, C].
     device, dtype
-        Of the weights.
+        Device and type of the confidences.
 
     Notes
     -----
-    Weights start uniform. ``weight_NS`` is all the state there is: candidates come from their file.
+    Confidences start uniform. ``weight_NS`` is the only state: candidate labels come from their file.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class CandidateWeights:
     def __len__(self) -> int:
         return len(self.index_NS)
 
-    # -- first weights -----------------------------------------------------------------------------------------------
+    # -- initial values ----------------------------------------------------------------------------------------------
     def start_multihot(self) -> None:
-        """1 for each candidate: the first visit counts an image once for each of them (KMT-PLL)."""
+        """Set 1 for each candidate label: the first visit counts an image once for each of them (KMT-PLL)."""
         self.weight_NS.copy_(self.inside_NS)
 
     @torch.no_grad()
     def start_from(self, images_ND: Tensor, texts_CD: Tensor) -> None:
-        """Softmax over the candidates of (cosine - the label's mean cosine over all images) / 0.05.
+        """Set the softmax over the candidate labels of (cosine - the label's mean cosine over all images) / 0.05.
 
-        The mean takes away that some labels are near to everything; taking it an image would cancel in the softmax.
+        The mean takes away that some labels are near to everything; taken per image it would cancel in the softmax.
         """
         texts_CD = texts_CD.to(self.weight_NS)
         total_D = texts_CD.new_zeros(texts_CD.shape[1])
@@ -98,19 +98,19 @@ class CandidateWeights:
 
     # -- what a step takes and leaves ----------------------------------------------------------------------------------
     def dense(self, rows_B: Tensor) -> Tensor:
-        """Weights over all seen pairs, [B, C]."""
+        """Confidences over all seen pairs, [B, C]."""
         return self._spread(self.weight_NS[rows_B], rows_B)
 
     def candidates(self, rows_B: Tensor) -> Tensor:
-        """Return which seen pairs are candidates, bool [B, C]."""
+        """Return which seen pairs are candidate labels, bool [B, C]."""
         return self._spread(self.inside_NS[rows_B].to(self.weight_NS.dtype), rows_B) > 0
 
     def _spread(self, values_BS: Tensor, rows_B: Tensor) -> Tensor:
         out_BC = values_BS.new_zeros(len(rows_B), len(self.pairs_C2))
         return out_BC.scatter_add_(1, self.index_NS[rows_B], values_BS)  # padding adds 0 to the first
 
-    def likeliest(self, rows_B: Tensor) -> Tensor:
-        """The candidate of the largest weight, int64 [B]; the first of equals."""
+    def top1(self, rows_B: Tensor) -> Tensor:
+        """The candidate label of the largest confidence, int64 [B]; the first of equals."""
         place_B1 = self.weight_NS[rows_B].argmax(1, keepdim=True)
         return self.index_NS[rows_B].gather(1, place_B1)[:, 0]
 
@@ -119,17 +119,17 @@ class CandidateWeights:
         pair_BC, pairs_C2 = self.dense(rows_B), self.pairs_C2
         attribute_BA = pair_BC.new_zeros(len(rows_B), self.num_attributes).index_add_(1, pairs_C2[:, 0], pair_BC)
         object_BO = pair_BC.new_zeros(len(rows_B), self.num_objects).index_add_(1, pairs_C2[:, 1], pair_BC)
-        hard_B2 = pairs_C2[self.likeliest(rows_B)]
+        hard_B2 = pairs_C2[self.top1(rows_B)]
         return Targets(attribute_BA, object_BO, pair_BC, (hard_B2[:, 0], hard_B2[:, 1]), self.candidates(rows_B))
 
     @torch.no_grad()
     def update(self, rows_B: Tensor, logits_BC: Tensor, relevance_BC: Tensor | None = None) -> None:
-        """Move the weights of images towards the method's own view of their candidates.
+        """Move the confidences of images towards the method's own probabilities of their candidate labels.
 
         Parameters
         ----------
         rows_B : int64 tensor
-            Places of the images in the training split, each once; on every worker those of the whole global batch.
+            Indices of the images in the training split, each once; on every worker those of the whole global batch.
         logits_BC : float tensor
             Their logits over the seen pairs.
         relevance_BC : float tensor, optional
@@ -139,7 +139,7 @@ class CandidateWeights:
             return
         index_BS, inside_BS = self.index_NS[rows_B], self.inside_NS[rows_B]
         logp_BC = logits_BC.to(self.weight_NS).log_softmax(1)
-        # In logarithms: where all candidates are improbable, their powers would vanish.
+        # In logarithms: if all candidate labels are improbable, their powers would vanish.
         new_BS = logp_BC.gather(1, index_BS) / self.temperature
         if relevance_BC is not None and self.relevance:
             new_BS = new_BS + self.relevance * relevance_BC.to(new_BS).gather(1, index_BS).clamp_min(1e-6).log()

@@ -16,18 +16,18 @@ from torch.utils._pytree import tree_map
 from czsl.clip.backbone import Clip
 from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
+from methods.features import ImageFeatures, Targets, TextFeatures
 from methods.method import Method
 from methods.parts.adapters import image_adapters
 from methods.parts.branches import branch_losses, encode_branches, fuse
-from methods.parts.branches_config import AttendingConfig
+from methods.parts.branches_config import CrossAttentionConfig
+from methods.parts.cross_attention import HEAD_WIDTH
 from methods.parts.heads import Disentangler
 from methods.parts.prompts import SoftPrompts
-from methods.parts.traction import HEAD_WIDTH
-from methods.sides import ImageSide, Targets, TextSide
 
 
 @dataclass
-class AttendedImages(ImageSide):
+class AttendedImages(ImageFeatures):
     """Also what texts attend to, as the method keeps it (keys and values).
 
     In training that is of the worker's own images, while the features are of the whole global batch.
@@ -39,20 +39,20 @@ class AttendedImages(ImageSide):
 
 
 @dataclass
-class CountedText(TextSide):
+class CountedText(TextFeatures):
     """Also the number of candidates of all tiles together."""
 
     candidates: int = 0
 
 
-def candidate_texts(text: TextSide, place: int) -> Tensor:
+def candidate_texts(text: TextFeatures, index: int) -> Tensor:
     """Texts of a candidate, its attribute and its object before they meet an image, [3, D]."""
     assert text.attribute is not None and text.object is not None
-    attribute, obj = text.pairs[place].tolist()
-    return torch.stack([text.pair[place], text.attribute[attribute], text.object[obj]])
+    attribute, obj = text.pairs[index].tolist()
+    return torch.stack([text.pair[index], text.attribute[attribute], text.object[obj]])
 
 
-class AttendingMethod(Method):
+class CrossAttentionMethod(Method):
     """Learned prompts and adapters with three branches, whose text features attend to the image.
 
     A subclass defines what texts attend to (``image_features``, ``memory``) and what they become (``cosines``). In training each worker
@@ -61,9 +61,9 @@ class AttendingMethod(Method):
 
     per_primitive = ("prompts.table",)
 
-    config: AttendingConfig
+    config: CrossAttentionConfig
 
-    def __init__(self, space: CompositionSpace, clip: Clip, config: AttendingConfig):
+    def __init__(self, space: CompositionSpace, clip: Clip, config: CrossAttentionConfig):
         super().__init__(space, clip, config)
         c = config
         self.prompts = SoftPrompts(clip.text, self.attribute_names, self.object_names, c.attr_dropout, True)
@@ -90,7 +90,7 @@ class AttendingMethod(Method):
         raise NotImplementedError
 
     # -- images, text and scores -----------------------------------------------------------------------------------
-    def image_side(self, features_BD: Tensor) -> AttendedImages:
+    def embed_images(self, features_BD: Tensor) -> AttendedImages:
         """The three branches of the class token, and what texts attend to."""
         class_BD = features_BD[:, 0]
         mlps = cast(list[Disentangler], list(self.disentanglers.values()))
@@ -100,11 +100,11 @@ class AttendingMethod(Method):
         return AttendedImages(unit(class_BD), attribute_BD, object_BD, self.memory(own))
 
     def encode_compositions(self, pairs_P2: Tensor) -> CountedText:
-        """Text side of index pairs before it meets an image: [P, D], [A, D], [O, D]."""
+        """Text features of index pairs before they meet an image: [P, D], [A, D], [O, D]."""
         pairs_P2 = pairs_P2.to(self.clip.device)
         return CountedText(pairs_P2, *encode_branches(self, self.prompts, pairs_P2), candidates=len(pairs_P2))
 
-    def logits(self, images: ImageSide, text: TextSide) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled cosines with the texts that each image moved; in training of the whole global batch, each worker its share."""
         assert isinstance(images, AttendedImages)
         assert images.attribute is not None and images.object is not None
@@ -136,7 +136,7 @@ class AttendingMethod(Method):
             images.kept = (text.attribute, text.object, out[1], out[2])
         return out[0], out[1], out[2]
 
-    def scores(self, images: ImageSide, text: TextSide) -> Tensor:
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
         """Composition logit plus product of primitive probabilities, [B, P]."""
         assert isinstance(text, CountedText)
         return fuse(*self.logits(images, text), text.pairs, self.config, 1 if self.validating else text.candidates)
@@ -149,6 +149,6 @@ class AttendingMethod(Method):
             for part in self.children():  # not the method itself: workers still share their work
                 part.eval()
 
-    def losses(self, images: ImageSide, text: TextSide, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, images: ImageFeatures, text: TextFeatures, targets: Targets) -> dict[str, Tensor]:
         """Cross-entropies of the three branches."""
         return branch_losses(self.logits(images, text), targets, self.config.loss_weights)

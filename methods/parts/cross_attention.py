@@ -1,4 +1,4 @@
-"""Text that looks at the image: cross-attention of text features to an image's tokens (Troika's traction, MSCI's stages).
+"""Cross-attention of text features to an image's tokens (Troika's traction, MSCI's stages).
 
 Letters: B images, b images of this worker, n texts (pairs or primitives), L visual tokens, D joint width, d head width.
 """
@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
         return scores.softmax(-1).mean(-3)
 
 
-class TractionLayer(nn.Module):
+class CrossAttentionLayer(nn.Module):
     """q + attention(q, tokens), then q + MLP(LN(q)) with four times the width; no norm before the attention."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
@@ -70,7 +70,7 @@ class TractionLayer(nn.Module):
         return q + self.dropout(self.mlp(self.norm(q)))
 
 
-class Traction(nn.ModuleList):
+class CrossAttentionLayers(nn.ModuleList):
     """A stack of cross-attention layers over the same tokens.
 
     Parameters
@@ -86,11 +86,11 @@ class Traction(nn.ModuleList):
 
     def __init__(self, dim: int, layers: int, heads: int = 0, dropout: float = 0.0):
         heads = heads or max(1, dim // HEAD_WIDTH)
-        super().__init__(TractionLayer(dim, heads, dropout) for _ in range(layers))
+        super().__init__(CrossAttentionLayer(dim, heads, dropout) for _ in range(layers))
 
     def memory(self, tokens_BLD: Tensor) -> Memory:
         """Keys and values of all layers, computed once an image."""
-        return [cast(TractionLayer, layer).cross_attn.memory(tokens_BLD) for layer in self]
+        return [cast(CrossAttentionLayer, layer).cross_attn.memory(tokens_BLD) for layer in self]
 
     def forward(self, text_nD: Tensor, memory: Memory) -> Tensor:
         """Attended texts [B, n, D] of texts [n, D] (or [B, n, D]), the texts themselves included."""
@@ -103,7 +103,7 @@ class Traction(nn.ModuleList):
         """Attention of texts [n, D] (or [B, n, D]) to each token, mean over layers and heads: [B, n, L], rows of sum 1."""
         q, found = text_nD, []
         for layer, own in zip(self, memory, strict=True):
-            found.append(cast(TractionLayer, layer).cross_attn.weights(q, own))
+            found.append(cast(CrossAttentionLayer, layer).cross_attn.weights(q, own))
             q = layer(q, own)
         return torch.stack(found).mean(0)
 
