@@ -288,6 +288,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     from cluster.machines.session import planned
     from cluster.work.estimate import estimate
     from czsl.data.table import open_data
+    from czsl.gpus import own_device
+    from czsl.precision import check_precision
     from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
@@ -300,6 +302,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
+    if placement.gpu and not asked["address"]:
+        check_precision(config.precision, own_device())
     plan = estimate(config, data, method, placement)
     labels = partial_labels_of(config, data)
     if labels is not None:

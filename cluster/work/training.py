@@ -16,7 +16,7 @@ from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
-from cluster.work.memory import out_of_memory
+from cluster.work.memory import holders, out_of_memory
 from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
 from cluster.work.source import Source, autocast
@@ -193,7 +193,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     try:
         return _train_step(t, rows_B)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world) from None
+        raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world, holders(t.device)) from None
 
 
 def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
