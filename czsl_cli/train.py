@@ -304,8 +304,8 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
     if placement.gpu and not asked["address"]:
         check_precision(config.precision, own_device())
-    plan = estimate(config, data, method, placement)
     labels = partial_labels_of(config, data)
+    plan = estimate(config, data, method, placement, labels)
     if labels is not None:
         plan = {"candidates_an_image": round(float(labels.sizes.mean()), 2), **plan}
     where = {
@@ -324,3 +324,5 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]
     rows += [[f"placement: {k}", str(v)] for k, v in where.items() if v != ""]
     print_table(["dry run", ""], rows, err=True)
+    if method.steps and method.trains and "activations" not in memory:
+        warn(f"activations are not counted: the training step of {config.method} depends on values")

@@ -184,9 +184,9 @@ def test_a_tile_that_is_computed_again_draws_the_same_dropout(make, images, monk
     monkeypatch.setattr(traction, "TILE_ELEMENTS", 1)
     method, results = make().train(), []
     pairs = torch.from_numpy(method.space.train_pairs.copy())
-    again = traction.checkpoint
-    for wrapper in (again, lambda f, *args, use_reentrant: f(*args)):
-        monkeypatch.setattr(traction, "checkpoint", wrapper)
+    again = traction.recomputed
+    for wrapper in (again, lambda f, *args: f(*args)):
+        monkeypatch.setattr(traction, "recomputed", wrapper)
         torch.manual_seed(7)
         logits = method.logits(method.encode_images({"images": images}), method.encode_compositions(pairs))
         results.append(([x.detach() for x in logits], gradients(method, logits)))
