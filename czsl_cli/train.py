@@ -286,10 +286,11 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     import yaml
 
     from cluster.machines.session import planned
-    from cluster.work.estimate import estimate
+    from cluster.work.estimate import check_training, estimate
+    from cluster.work.memory import GpuMemoryError
     from czsl.data.table import open_data
     from czsl.gpus import own_device
-    from czsl.precision import check_precision
+    from czsl.precision import check_precision, fitting
     from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
@@ -302,9 +303,15 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     most = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], most, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
-    if placement.gpu and not asked["address"]:
-        check_precision(config.precision, own_device())
     labels = partial_labels_of(config, data)
+    if placement.gpu and not asked["address"]:
+        device = own_device()
+        check_precision(config.precision, device)
+        precision = fitting(device) if config.precision == "auto" else config.precision
+        try:
+            check_training(config, precision, device, method, placement.workers, labels)
+        except GpuMemoryError as error:
+            warn(f"it would not fit: {error.what}; {error.why}; {error.fix}")
     plan = estimate(config, data, method, placement, labels)
     if labels is not None:
         plan = {"candidates_an_image": round(float(labels.sizes.mean()), 2), **plan}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cluster.work.kept import step_bytes
+import torch
+
 from cluster.work.labels import make_weights
+from cluster.work.memory import check_room
 from cluster.work.placement import Placement
 from czsl.data.batches import steps_per_epoch, stratified
 from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset
+from czsl.precision import fitting
 from czsl.runs.config import RunConfig
 from methods.method import Method
 
@@ -54,6 +57,8 @@ def memory_of(
         return {"clip": clip, "total": clip}
     weights = None if labels is None else make_weights(labels, config, method, method.clip.device)
     try:
+        from cluster.work.kept import step_bytes  # needs a part of torch that may change between versions
+
         found = step_bytes(method, config, precision, workers, weights)
     except Exception as error:
         log.info("the memory of a step of %s cannot be counted from shapes: %s", method.name, error)
@@ -68,3 +73,15 @@ def memory_of(
         "activations": found.activations,
     }
     return {**memory, "total": sum(memory.values())}
+
+
+def check_training(
+    config: RunConfig, precision: str, device: torch.device, method: Method, workers: int = 1, labels: PartialLabels | None = None
+) -> None:
+    """Compare what a worker of a training needs with the free memory of its GPU; errors as of :func:`cluster.work.memory.check_room`.
+
+    The method is still on the CPU.
+    """
+    if device.type == "cuda" and precision != "float64":
+        needed = lambda c, p: memory_of(c, method, p, workers, labels)["total"]  # noqa: E731
+        check_room(config, precision, device, needed, fitting(device) == "bfloat16")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -154,7 +154,7 @@ class _Share(Communicator):
 class _Numbers(TorchFunctionMode):
     """Zeros in the place of numbers that are read back from tensors without values; they must not decide about shapes."""
 
-    READ = {Tensor.item: 0, Tensor.__int__: 0, Tensor.__float__: 0.0, Tensor.__bool__: False}
+    READ: ClassVar[dict[Any, Any]] = {Tensor.item: 0, Tensor.__int__: 0, Tensor.__float__: 0.0, Tensor.__bool__: False}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.READ and isinstance(args[0], FakeTensor):

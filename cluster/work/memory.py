@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from cluster.work.comm import Group
 from czsl.errors import CzslError
 from czsl.runs.config import RunConfig
 
@@ -79,6 +80,18 @@ def check_room(
         holders(device),
         "; ".join(ways),
     )
+
+
+def agreed_room(check: Callable[[], None], comm: Group) -> None:
+    """Check the memory of all workers; if one of them has too little, all raise its error, and none waits for another."""
+    fault = None
+    try:
+        check()
+    except GpuMemoryError as error:
+        fault = (error.what, error.why, error.fix)
+    for found in comm.gather_objects(fault):
+        if found is not None:
+            raise GpuMemoryError(*found)
 
 
 def smaller(config: RunConfig, precision: str, bfloat16: bool) -> Iterator[tuple[str, RunConfig, str]]:

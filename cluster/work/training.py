@@ -15,8 +15,9 @@ import torch
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
+from cluster.work.estimate import check_training
 from cluster.work.labels import disambiguation, hard_labels, make_weights, read_labels, start_weights
-from cluster.work.memory import holders, out_of_memory
+from cluster.work.memory import agreed_room, holders, out_of_memory
 from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
 from cluster.work.source import Source, autocast
@@ -51,6 +52,8 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
 
     Raises
     ------
+    GpuMemoryError
+        If the GPU of a worker has too little free memory, before anything is computed, or if a step does not fit.
     NonFiniteLossError
         If the loss is not finite; names the step and images of the batch. The last checkpoint is unchanged.
     """
@@ -124,7 +127,10 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
-    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[precision])
+    method = build(config.method, data.space, clip, config.model)
+    room = lambda: check_training(config, precision, device, method, comm.world, labels)  # noqa: E731
+    agreed_room(room, comm)
+    method = method.to(device).to(DTYPES[precision])
     clip.compute_in(precision)
     method.comm, comm.parts = comm, config.accumulate
     check_loop(config, method.frozen_images, method.trains)

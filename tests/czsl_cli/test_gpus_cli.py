@@ -130,3 +130,13 @@ def test_memory_that_runs_out_in_a_command_is_exit_code_4(czsl, monkeypatch):
     assert "the GPU's memory ran out" in shown.stderr
     assert "Tried to allocate 2.00 GiB" in shown.stderr
     assert "nvidia-smi" in shown.stderr
+
+
+def test_a_dry_run_says_what_would_not_fit_and_what_would(czsl, monkeypatch):
+    pretend(monkeypatch, 1, free=0.1, total=80)
+    shown = czsl("train", "--method", "clusPro", "--dry-run", "batch=256")
+    words = " ".join(shown.stderr.split())
+    assert "it would not fit: the GPU has 102 MiB free" in words
+    assert "this would fit: " in words
+    pretend(monkeypatch, 1, free=70, total=80)
+    assert "would not fit" not in czsl("train", "--method", "clusPro", "--dry-run", "batch=256").stderr

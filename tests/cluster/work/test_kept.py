@@ -52,9 +52,7 @@ def counted(method, config, precision="float32", workers=1):
     method.comm = _Share(workers, config.batch, config.accumulate)
     method.clip.compute_in(precision)
     method.begin_epoch(0)
-    weights = {
-        t.untyped_storage().data_ptr() for owner in (method, method.clip) for t in (*owner.parameters(), *owner.buffers())
-    }
+    weights = {t.untyped_storage().data_ptr() for owner in (method, method.clip) for t in (*owner.parameters(), *owner.buffers())}
     share = method.comm.share(config.batch)
     batch, kept, held = batch_of(method, config, share.stop - share.start), {}, []
 
@@ -65,9 +63,9 @@ def counted(method, config, precision="float32", workers=1):
             held.append(storage)
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            out = method.training_step(batch)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), cast:
+        out = method.training_step(batch)
     assert all(torch.isfinite(x) for x in out.values())
     return sum(kept.values())
 
@@ -128,7 +126,9 @@ def test_parts_and_recomputed_blocks_keep_less(name):
     assert both < blocks < whole
 
 
-@pytest.mark.parametrize("settings", [{"accumulate": 3}, {"checkpoint_blocks": True}, {"accumulate": 2, "checkpoint_blocks": True}])
+@pytest.mark.parametrize(
+    "settings", [{"accumulate": 3}, {"checkpoint_blocks": True}, {"accumulate": 2, "checkpoint_blocks": True}]
+)
 def test_parts_are_counted_as_in_a_real_step(settings):
     """The same counter on real tensors: parts are then computed as they are counted, one after the other."""
     method, config = method_of("clusPro"), config_of("clusPro", **settings)
