@@ -25,6 +25,7 @@ log = logging.getLogger("czsl")
 
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and both below Windows
 NVIDIA_CARD = "/dev/nvidia0"
+SLICES = "/dev/nvidia-caps"  # where slices of cards (MIG) are made known
 LISTING_S = 20.0
 NONE_OF_THEM = ("", "-1", "NoDevFiles", "none")  # values of CUDA_VISIBLE_DEVICES that hide all GPUs
 ON_CPU = "to compute on the CPU: set CUDA_VISIBLE_DEVICES= (empty)"
@@ -85,7 +86,11 @@ def gpus() -> int:
 
     What the user should know about them is logged once. SetupError as of :func:`own_device`.
     """
-    if not any(Path(p).exists() for p in ACCELERATORS) and not shutil.which("nvidia-smi") and not _asked():
+    if (
+        not any(Path(p).exists() for p in ACCELERATORS)
+        and not shutil.which("nvidia-smi")
+        and not _named(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    ):
         return 0
     found = find()
     if found.broken:
@@ -111,7 +116,7 @@ def find() -> Gpus:
             what = f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use this machine's GPU"
             why = trouble if "Error" not in pattern else trouble[at.start() :]
             return Gpus(0, what, why, f"{fix}; {ON_CPU}", broken=True)
-    asked = _asked()
+    asked = _named(wish)
     slices = [x for x in asked if x.startswith("MIG-")]
     if len(asked) > count and not (slices and count):
         cards = "; ".join(cards_there()) or "nvidia-smi lists no GPU"
@@ -143,7 +148,7 @@ def _with_cpu_build(version: str) -> Gpus:
         return Gpus(0)
     if _card():
         return Gpus(0, "this machine has an NVIDIA GPU, but the CPU is used", f"torch {version} is a build for CPUs", BUILDS)
-    if _asked():
+    if _named(wish):
         return Gpus(0, f"{name}={wish} names a GPU, but the CPU is used", f"torch {version} is a build for CPUs", BUILDS)
     return Gpus(0)
 
@@ -152,7 +157,8 @@ def _slice(count: int, asked: list[str]) -> Gpus:
     """Say which slice is used if a GPU is divided (MIG): CUDA gives a process one of them, however many it may see."""
     import torch
 
-    names = [torch.cuda.get_device_name(i) for i in range(count)] if count else []
+    may_be = count and (asked or Path(SLICES).is_dir())  # names cost a look at each card
+    names = [torch.cuda.get_device_name(i) for i in range(count)] if may_be else []
     if not asked and not any(" MIG " in name for name in names):
         return Gpus(count)
     used = f"{names[0]}, {asked[0]}" if asked else names[0]
@@ -187,9 +193,9 @@ def _wish() -> tuple[str, str | None]:
     return name, None if value is None else value.strip()
 
 
-def _asked() -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; a negative number ends the list."""
-    value = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+def _named(value: str | None) -> list[str]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names; a negative number ends the list."""
+    value = (value or "").strip()
     names = [] if value in NONE_OF_THEM else [x.strip() for x in value.split(",")]
     end = next((i for i, x in enumerate(names) if x.startswith("-")), len(names))
     return names[:end]

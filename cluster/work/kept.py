@@ -58,7 +58,7 @@ def step_bytes(
     precision : str
         ``float32``, ``bfloat16`` or ``float64``.
     workers : int, default 1
-        The last of so many is counted: no other has a larger share.
+        Number of workers; the last one is counted, as no other has a larger share.
     weights : CandidateWeights, optional
         Of a training on candidate labels.
 

@@ -132,6 +132,15 @@ def test_of_several_slices_the_used_one_is_named(monkeypatch, caplog, visible, r
     assert ("MIG-aaaaaaaa" in said) == (visible is not None)
 
 
+def test_amd_has_a_variable_of_its_own(monkeypatch):
+    pretend(monkeypatch, 1, build=None, card=False, name="AMD Instinct MI300X")
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
+    assert gpus.find() == gpus.Gpus(1)
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1,9")
+    assert gpus.find().what == "HIP_VISIBLE_DEVICES=1,9 names GPUs that are not there"
+
+
 def test_a_card_that_refuses_the_first_contact_is_an_error(monkeypatch):
     pretend(monkeypatch)
 

@@ -74,6 +74,7 @@ def pretend(
         (torch.cuda, "mem_get_info", lambda device=0: (int(free * GiB), int(total * GiB))),
         (torch.cuda, "memory_reserved", lambda device=0: 0),
         (gpus, "NVIDIA_CARD", "/dev/null" if card else "/no/such/card"),
+        (gpus, "SLICES", "/dev" if " MIG " in name else "/no/such/folder"),
         (gpus, "ACCELERATORS", ("/dev/null",) if card else ()),
         (shutil, "which", which),
         (subprocess, "run", run),
