@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from cluster.work.calibration import Calibration, choose_point, find_point
 from cluster.work.comm import Group
 from cluster.work.progress import Progress, quiet
 from cluster.work.threads import cpu_threads
 from czsl.errors import SetupError
 from czsl.evaluation.operating import OperatingPoint
+from czsl.gpus import own_device
 from czsl.runs.run import Run
 from methods.adaptation.plan import Plan
 from methods.loading import load, point_for, stored_point
@@ -70,5 +69,5 @@ def ensure_point(
 
 
 def _method(run: Run, checkpoint: str) -> Callable[[], Method]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     return lambda: load(run, checkpoint).to(device)

@@ -14,6 +14,7 @@ from cluster.work.progress import Progress, quiet
 from czsl.data.batches import stratified
 from czsl.data.table import Split, open_data
 from czsl.errors import DataError, UsageError
+from czsl.gpus import own_device
 from czsl.runs.run import Run
 from methods.clus_pro.gallery import PrimitiveGallery, count_scores, gallery
 from methods.clus_pro.model import ClusPro
@@ -70,7 +71,7 @@ def inspect_prototypes(
     config = run.config
     if run.threads:
         torch.set_num_threads(run.threads)
-    method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    method = load(run, checkpoint).to(own_device())
     if not isinstance(method, ClusPro):
         raise UsageError(f"{config.method} has no prototypes", "only ClusPro learns prototypes", "give a run of clusPro")
     data = open_data(config.data, config.decode)

@@ -35,6 +35,18 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def emulated(precision: str, device: torch.device) -> str:
+    """A warning about a finished run in bfloat16 on a GPU that does not support it; empty otherwise."""
+    if precision != "bfloat16" or device.type != "cuda" or _capability(device)[0] >= BFLOAT16_FROM:
+        return ""
+    import torch
+
+    return (
+        f"the run computes in bfloat16, which {torch.cuda.get_device_name(device)} does not have: it is emulated and slow; "
+        "to compute on the CPU: set CUDA_VISIBLE_DEVICES= (empty)"
+    )
+
+
 def allow_tf32(device: torch.device, setting: str) -> None:
     """Let float32 products of a GPU run in TF32 in this process if the setting is ``auto``, and in full float32 otherwise.
 

@@ -62,8 +62,12 @@ def _bench(as_json: bool) -> None:
     import torch
 
     from czsl.errors import SetupError
+    from czsl.gpus import find, own_device
 
-    if not torch.cuda.is_available():
+    device = own_device()
+    if device.type == "cpu":
+        if (gpus := find()).what:
+            raise SetupError("--bench needs a GPU, and the CPU would be used", f"{gpus.what}: {gpus.why}", gpus.fix)
         build = f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch is a build for CPUs"
         raise SetupError(
             "this machine has no GPU",
@@ -73,7 +77,6 @@ def _bench(as_json: bool) -> None:
     from cluster.work.device_bench import bench
     from cluster.work.device_checks import checks
 
-    device = torch.device("cuda")
     found, rows = [], []
     for check in checks(device):
         found.append(check)

@@ -195,9 +195,8 @@ def _untrained(name, overrides, data, pairs, classes, clip, clip_weights) -> Sub
 
 def _candidates(subject: Subject, texts: tuple[str, ...]):
     """The method, on its device and with new words if given, its candidates, and the compositions given by name."""
-    import torch
-
     from czsl.compositions import index_pairs
+    from czsl.gpus import own_device
     from czsl.spaces import space_from_json
     from czsl_cli.predict import names_in, tell_new_words
     from czsl_cli.runs import tell_unknown_words
@@ -214,7 +213,7 @@ def _candidates(subject: Subject, texts: tuple[str, ...]):
         if (new.attributes, new.objects) != (space.attributes, space.objects):
             method = method.for_space(new)
         pairs = index_pairs(named, new.attributes, new.objects)
-    return method.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval(), pairs, asked
+    return method.to(own_device()).eval(), pairs, asked
 
 
 # -- what is printed -------------------------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ def _explain(error: Exception, debug: bool) -> int:
         near = error.object[max(0, error.start - 40) : error.end + 40]
         lines = [f"a name is not UTF-8: {near!r}", "it is written to a file that holds text", "rename the file or folder"]
         code = 2
+    elif isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # of torch, which is loaded then
+        from cluster.work.memory import too_full
+
+        full = too_full(error)
+        lines, code = [full.what, full.why, full.fix], full.exit_code
     else:
         lines = [f"unexpected {type(error).__name__}: {error}", "this is a defect of czsl", "run again with: czsl --debug ..."]
         code = 1

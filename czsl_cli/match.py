@@ -164,11 +164,10 @@ def _clip_of(run: Path, options: dict[str, Any]) -> tuple[str, str | None]:
 
 def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
     """The matcher for the options, on the GPU if there is one."""
-    import torch
-
     from czsl.clip.loading import load_clip
     from czsl.data.files.regions import read_regions
     from czsl.errors import UsageError
+    from czsl.gpus import own_device
     from methods.comclip.algebra import Rule
     from methods.comclip.matching import Matcher
 
@@ -179,7 +178,7 @@ def make_matcher(options: dict[str, Any], progress: Any) -> Matcher:
         raise UsageError("--regions file needs its file", "regions are read from it", "add --regions-file FILE")
     kind = regions or ("file" if file else "patch")
     clip = load_clip(options["clip"] or "tiny", options["clip_weights"], features=kind not in ("patch", "superpixel"))
-    clip = clip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    clip = clip.to(own_device())
     table = read_regions(file) if file else None
     rule = Rule(mode=options["mode"], beta=options["beta"])
     return Matcher(clip, kind, rule, options["fill"], options["relation"], table, progress=progress)

@@ -124,18 +124,17 @@ def explain_images(
     """Write a page of ``czsl explain`` for each image of the gallery; their addresses by row, relative to the report."""
     from urllib.parse import quote
 
-    import torch
-
     from cluster.explain import explain, training_images
     from czsl.data.images import BadImage, decode
     from czsl.errors import CzslError
+    from czsl.gpus import own_device
     from czsl_cli.explain import Subject, write_explanation
     from methods.loading import load
 
     assert found.data is not None
     run, split = found.run, found.data.split(found.eval_config.split)
     folder = page.with_name(f"{page.stem}.files")
-    method = load(run, checkpoint).to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    method = load(run, checkpoint).to(own_device()).eval()
     subject = Subject(method, run, f"{run.config.method}, run {run.path.name}")
     training, why = training_images(method, run, progress)
     links: dict[int, str] = {}

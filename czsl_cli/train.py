@@ -286,8 +286,11 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     import yaml
 
     from cluster.machines.session import planned
-    from cluster.work.estimate import estimate
+    from cluster.work.estimate import check_training, estimate
+    from cluster.work.memory import GpuMemoryError
     from czsl.data.table import open_data
+    from czsl.gpus import own_device
+    from czsl.precision import check_precision, fitting
     from czsl_cli.runs import tell_unknown_words
     from methods.building import build, clip_for
 
@@ -300,8 +303,16 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     tell_unknown_words(config.clip, (*data.space.attributes, *data.space.objects))
     nodes = asked["nodes"][-1] if isinstance(asked["nodes"], tuple) else asked["nodes"]
     placement = planned(asked["address"], nodes, asked["workers_per_node"], config.threads, asked["gpus_per_node"])
-    plan = estimate(config, data, method, placement)
     labels = partial_labels_of(config, data)
+    if placement.gpu and not asked["address"]:
+        device = own_device()
+        check_precision(config.precision, device)
+        precision = fitting(device) if config.precision == "auto" else config.precision
+        try:
+            check_training(config, precision, device, method, placement.workers, labels)
+        except GpuMemoryError as error:
+            warn(f"it would not fit: {error.what}; {error.why}; {error.fix}")
+    plan = estimate(config, data, method, placement, labels)
     if labels is not None:
         plan = {"candidates_an_image": round(float(labels.sizes.mean()), 2), **plan}
     where = {
@@ -320,3 +331,5 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]
     rows += [[f"placement: {k}", str(v)] for k, v in where.items() if v != ""]
     print_table(["dry run", ""], rows, err=True)
+    if method.steps and method.trains and "activations" not in memory:
+        warn(f"activations are not counted: the training step of {config.method} depends on values")

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from benchmark_clus_pro import space_of, vit_l_14
 
-from cluster.work.estimate import KEPT_PER_BLOCK, KEPT_PER_PROMPT
 from czsl.clip.loading import load_clip
 from czsl.data.batches import PixelCache, epoch_batches
 from czsl.data.table import open_data
@@ -140,13 +139,13 @@ def kept_for_backward(precision: str) -> None:
             images_kept.append(bytes_kept(method, lambda: method.image_features(batch)))  # noqa: B023
     tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
     block = (images_kept[1] - images_kept[0]) / (4 * tokens * clip.visual.width * word)
-    row(f"kept by an image's block, {precision}, in streams", f"{block:.1f} (--dry-run takes {KEPT_PER_BLOCK})")
+    row(f"kept by an image's block, {precision}, in streams", f"{block:.1f}")
     space, pairs = method.space, method.train_pairs
     prompts = len(pairs) + space.num_attributes + space.num_objects
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         text = bytes_kept(method, lambda: method.encode_compositions(pairs))
     per_prompt = text / (prompts * len(clip.text.blocks) * clip.text.width * word)
-    row(f"kept by a prompt's block, {precision}, in widths", f"{per_prompt:.1f} (--dry-run takes {KEPT_PER_PROMPT})")
+    row(f"kept by a prompt's block, {precision}, in widths", f"{per_prompt:.1f}")
 
 
 def main() -> None:

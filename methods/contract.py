@@ -227,6 +227,12 @@ class Contract(nn.Module):
         """Called before the first step of an epoch (from 0), or of what is left of it."""
         self.train()
 
+    def without_values(self) -> None:
+        """Make the training steps of this copy independent of values: its tensors have shapes only, and its memory is counted.
+
+        A method overrides it if a step reads numbers back from tensors (``tolist``, ``int``) to choose the shapes of others.
+        """
+
     def metrics(self) -> dict[str, float]:
         """Figures of the method's own state, cheap enough to be logged once an epoch."""
         return {}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict, replace
 
-import torch
-
 from czsl.clip.towers import Towers
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.candidates import Candidates
 from czsl.evaluation.operating import OperatingPoint, candidates_sha256, point_file, seen_names
+from czsl.gpus import own_device
 from czsl.precision import fitting
 from czsl.reading import PathLike
 from czsl.runs import checkpoint
@@ -59,8 +58,7 @@ def load(run: PathLike | Run, which: str = "best", clip: Towers | None = None, p
     method.operating_point, method.stale_point = stored_point(run, which)
     method.trained_on = seen_names(method.space)
     method = method.to(clip.device).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clip.compute_in(run.precision or precision or fitting(device))
+    clip.compute_in(run.precision or precision or fitting(own_device()))
     return method
 
 

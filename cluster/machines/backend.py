@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class _CheckedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         assert backend_config.placement is not None
         shared = Shared(Path(backend_config.folder) / "preflight")
         words = shared.offer()
-        n = len(worker_group)
-        reports = _ask(worker_group, [(inspect, (i, str(shared.folder), words, backend_config.requirements)) for i in range(n)])
+        n, requirements = len(worker_group), replace(backend_config.requirements, gpu=backend_config.placement.gpu)
+        reports = _ask(worker_group, [(inspect, (i, str(shared.folder), words, requirements)) for i in range(n)])
         check(reports, backend_config.placement)
         unseen = _ask(worker_group, [(unread, (str(shared.folder), words, n))])[0]
         if unseen:

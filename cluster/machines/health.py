@@ -18,6 +18,7 @@ from cluster.machines.nodes import call_every_node
 from cluster.machines.preflight import INTERFACE, versions
 from cluster.machines.session import prepare_environment, session, token_file
 from czsl.errors import CzslError
+from czsl.gpus import find as find_gpus
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 ROOM_BYTES = 5 * 2**30  # below it a cache of features or the checkpoints of a few runs may not fit
@@ -156,15 +157,23 @@ def _torch() -> Iterator[Finding]:
     from czsl.clip.compat import import_open_clip
 
     import_open_clip()
-    card = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
-    yield _bfloat16()
-    if not torch.cuda.is_available():
-        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-        fix = "install a torch with CUDA, or a driver that fits it (nvidia-smi)" if card else ""
-        yield Finding(WARN if card else OK, "GPU", f"none usable ({build} of torch); work runs on the CPU", fix)
+    gpus = find_gpus()
+    if gpus.broken:
+        yield Finding(FAIL, "GPU", f"{gpus.what}: {gpus.why}", gpus.fix)
         return
-    for i in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(i)
+    if gpus.what:
+        yield Finding(WARN if gpus.fix else OK, "GPU", f"{gpus.what}: {gpus.why}" if gpus.why else gpus.what, gpus.fix)
+    elif not gpus.count:
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+        yield Finding(OK, "GPU", f"none usable ({build} of torch); work runs on the CPU")
+    yield _bfloat16()
+    for i in range(gpus.count):
+        try:
+            free, total = torch.cuda.mem_get_info(i)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            yield Finding(FAIL, f"GPU {i}", f"cannot be used: {reason}", "nvidia-smi shows whether other processes hold it")
+            continue
         found = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}"
         low = free < GPU_BYTES
         yield Finding(WARN if low else OK, f"GPU {i}", found, "other work uses it: nvidia-smi" if low else "")
@@ -172,10 +181,11 @@ def _torch() -> Iterator[Finding]:
 
 def _bfloat16() -> Finding:
     """Report what ``precision=auto`` means on this machine, and what bfloat16 costs on its processor."""
-    from cluster.machines.here import own_device
+    import torch
+
     from czsl.precision import cpu_has_bfloat16, fitting
 
-    device = own_device()
+    device = torch.device("cuda" if find_gpus().count else "cpu")
     found = f"auto is {fitting(device)} on this machine's {'GPU' if device.type == 'cuda' else 'processor'}"
     if device.type == "cuda" or cpu_has_bfloat16():
         return Finding(OK, "precision", found)

@@ -5,29 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from czsl.gpus import gpus, own_device
 
-ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and both below Windows
+__all__ = ["cpus", "gpus", "own_device"]
+
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def own_device() -> torch.device:
-    """The device of the one worker of this machine."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def gpus() -> int:
-    """GPUs that torch can use here; where the machine has none this is known without torch."""
-    if not any(Path(p).exists() for p in ACCELERATORS):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def cpus() -> int:

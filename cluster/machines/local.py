@@ -148,11 +148,13 @@ def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from cluster.work.comm import Group
+    from cluster.work.memory import memory_errors
 
     check_packages()
     torch.set_num_threads(job["threads"])
     function = getattr(importlib.import_module(job["module"]), job["function"])
-    function(job["config"], Group(), own_device())
+    with memory_errors():
+        function(job["config"], Group(), own_device())
     return {}
 
 

@@ -62,7 +62,14 @@ class RayEngine:
 
         name = f"attempt-{time.time_ns()}"
         attempt = attempts_folder(folder) / name
-        settings = {"config": config, "function": function, "threads": placement.threads, "folder": str(folder), "attempt": name}
+        settings = {
+            "config": config,
+            "function": function,
+            "threads": placement.threads,
+            "gpu": placement.gpu,
+            "folder": str(folder),
+            "attempt": name,
+        }
         trainer = _trainer(settings, attempt, placement, requirements)
         try:
             trainer.fit()
@@ -136,14 +143,20 @@ def _on_worker(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    from cluster.work.cards import check_own_cards
     from cluster.work.comm import Group
+    from cluster.work.memory import memory_errors
 
     folder, context = Path(settings["folder"]), ray.train.get_context()
     check_packages()
     torch.set_num_threads(settings["threads"])
     group = Group(context.get_world_rank(), context.get_world_size())
     try:
-        settings["function"](settings["config"], group, ray.train.torch.get_device())
+        # Without GPUs of its own a worker would be given the first one.
+        device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
+        check_own_cards(group, device)
+        with memory_errors():
+            settings["function"](settings["config"], group, device)
     except CzslError as error:
         kept = attempts_folder(folder) / settings["attempt"] / f"error-{group.rank}.json"
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 from cluster.work.placement import Placement
 from czsl.errors import CzslError, SetupError
+from czsl.gpus import find
 
 MIN_FREE_BYTES = 64 * 2**20  # of the run folder's file system
 READ_AGAIN_S = 10.0  # network file systems show a new file late
@@ -32,11 +33,12 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @dataclass(frozen=True)
 class Requirements:
-    """Data and CLIP of a run, which must be equal on all workers; empty if a job needs none."""
+    """Data and CLIP of a run, which must be equal on all workers; empty if a job needs none. ``gpu``: each worker needs a GPU."""
 
     data: str = ""
     clip: str = ""
     clip_weights: str | None = None
+    gpu: bool = False
 
 
 class Shared:
@@ -69,7 +71,7 @@ def inspect(rank: int, folder: str, words: str, requirements: Requirements) -> d
     context = ray.get_runtime_context()
     facts: dict[str, Any] = {"rank": rank, "node": context.get_node_id(), "versions": versions(), "errors": []}
     facts |= network(ray.util.get_node_ip_address())
-    for look in (lambda: _storage(rank, Path(folder), words), lambda: _same_inputs(requirements)):
+    for look in (lambda: _storage(rank, Path(folder), words), lambda: _same_inputs(requirements), lambda: _gpu(requirements)):
         try:
             facts |= look()
         except CzslError as error:
@@ -192,6 +194,16 @@ def _same_inputs(requirements: Requirements) -> dict[str, Any]:
             why = error.strerror or str(error)
             raise SetupError(f"cannot read the CLIP weights {weights}", why, "put the file where all nodes see it") from None
     return facts
+
+
+def _gpu(requirements: Requirements) -> dict[str, Any]:
+    """Look for the GPU that Ray gave this worker: Ray counts cards by the driver's library, and torch may be unable to use them."""
+    if requirements.gpu:
+        found = find()
+        if not found.count:
+            why = f"{found.what}: {found.why}" if found.what else "torch finds none in this worker"
+            raise SetupError("a worker has no GPU that torch can use", why, found.fix or "look at: czsl doctor --cluster")
+    return {}
 
 
 def check(reports: list[dict[str, Any]], placement: Placement) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.work.placement import Placement
 from czsl.errors import SetupError
+from czsl.gpus import gpus
 
 OBJECT_STORE_BYTES = 300 * 2**20  # nothing large travels through it: images are read where they are needed
 WORKER_START_TIMEOUT_S = 300
@@ -83,6 +84,8 @@ def session(address: str | None = None) -> Iterator[Any]:
         return
     try:
         _connect(ray, address)
+    except SetupError:
+        raise
     except Exception as error:  # Ray raises many kinds here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = f"the Ray cluster at {address}" if address else "a local Ray"
@@ -103,7 +106,8 @@ def _connect(ray: Any, address: str | None) -> None:
         return
     for attempt in range(LOCAL_STARTS):
         try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # Ray would count cards by the driver's library, torch may be unable to use them.
+            ray.init(address="local", num_gpus=gpus(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
             return
         except Exception as error:
             # Ray gives its own processes half a minute, which a machine that is busy with other work may need twice.
@@ -201,9 +205,7 @@ def planned(
     if joins(address):
         with session(address) as ray:
             return place(ray, nodes, workers_per_node, threads, gpus_per_node)
-    import torch
-
-    here = {"": {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}}
+    here = {"": {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus())}}
     fitting = list(usable(here, gpus_per_node, workers_per_node).values())
     return _choose(fitting, nodes, workers_per_node, threads, gpus_per_node)
 
@@ -215,16 +217,18 @@ def _choose(
         wish = f"with {gpus_per_node} GPUs" if gpus_per_node else "with a CPU"
         raise SetupError(f"no node {wish} in the cluster", "none has joined, or none is alive", "look at: czsl cluster status")
     used = sorted(fitting, key=lambda r: (r.get("GPU", 0), r["CPU"]), reverse=True)[:nodes]
-    gpus = int(min(r.get("GPU", 0) for r in used))
+    cards = int(min(r.get("GPU", 0) for r in used))
     cpus = int(min(r["CPU"] for r in used))
-    per_node = gpus_per_node or workers_per_node or max(gpus, 1)
+    per_node = gpus_per_node or workers_per_node or max(cards, 1)
     if per_node > cpus:
         raise SetupError(
             f"{per_node} workers per node, but a node has {cpus} CPUs", "each worker needs a CPU", "use fewer --workers-per-node"
         )
     note = ""
+    if 0 < cards < per_node:
+        note = f"{per_node} workers per node on the CPU: a node has {cards} GPU{'' if cards == 1 else 's'}, and each worker needs its own"
     if len(used) < nodes:
-        kind = " with a GPU" if gpus else ""
+        kind = " with a GPU" if cards else ""
         asked, there = f"{nodes} nodes{kind} asked", f"{len(used)} in the cluster"
-        note = f"{asked}, {there}: running on {len(used)}; the global batch stays the same"
-    return Placement(len(used), per_node, gpus >= per_node, threads or max(1, cpus // per_node), len(used) > 1, note)
+        note = "; ".join(filter(None, [f"{asked}, {there}: running on {len(used)}; the global batch stays the same", note]))
+    return Placement(len(used), per_node, cards >= per_node, threads or max(1, cpus // per_node), len(used) > 1, note)

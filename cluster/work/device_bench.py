@@ -1,10 +1,11 @@
-"""Throughput and memory of a device at the size of a real model with random weights: training steps and image encoding."""
+"""Throughput and memory of a device at the size of a real model with random weights: encoding, evaluation and training steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.work.comm import Group
+from cluster.work.scoring import reduce_split
 from czsl.clip.backbone import Clip
 from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import CzslError
+from czsl.evaluation import Candidates
 from czsl.precision import fitting
 from czsl.runs.optimizers import make_optimizer
 from methods.building import build
+from methods.features import TextFeatures
 
 # Attributes, objects and training pairs of the published datasets, and the images of a step.
 SPACES = {"mit-states": (115, 245, 1262, 64), "cgqa": (413, 674, 5592, 16)}
@@ -26,6 +31,7 @@ METHODS = ("csp", "clusPro", "troika", "msci")
 # Dense bfloat16 peaks in operations a second, from the makers' data sheets (SXM where there are several).
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "L4": 121e12}
 REPEATS = 3
+EVALUATED, EVAL_BATCH = 256, 64  # images of the measured evaluation, and of a batch of it
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,27 @@ def step_on(method: Any, device: torch.device, images: int, precision: str) -> C
     return step
 
 
+def evaluation_on(method: Any, device: torch.device, images: int) -> Callable[[], None]:
+    """An evaluation of images with kept features against all compositions (open world), ready to be called.
+
+    Scores are computed in tiles and reduced to a few numbers per image, as ``czsl evaluate --open-world`` does; random features.
+    """
+    space = method.space
+    candidates = Candidates.build(space, open_world=True)
+    torch.manual_seed(0)
+    texts_PD, images_BD = (nn.functional.normalize(torch.randn(n, method.clip.dim), dim=-1).to(device) for n in
+                           (len(candidates.pairs), images))  # fmt: skip
+    text = TextFeatures(torch.from_numpy(candidates.pairs[candidates.order]).to(device), texts_PD)
+    labels = space.train_pairs[np.arange(images) % len(space.train_pairs)]
+    split = SimpleNamespace(pairs=labels, name="random")
+    source: Any = SimpleNamespace(split=split, image_features=lambda rows: images_BD[torch.from_numpy(rows).to(device)])
+
+    def evaluate() -> None:
+        reduce_split(method, source, candidates, np.arange(images), min(images, EVAL_BATCH), Group(), text=text)
+
+    return evaluate
+
+
 def measure(work: str, images: int, action: Callable[[], None], device: torch.device) -> Row:
     """Time an action after a warm-up, count what one call starts, and note the largest memory."""
     cuda = device.type == "cuda"
@@ -120,7 +147,10 @@ def _counted(action: Callable[[], None]) -> tuple[int, ...]:
 
 
 def bench(device: torch.device, model: str = "ViT-L-14", clip: Clip | None = None) -> Iterator[Row]:
-    """Rows for image encoding and for each method's training step on each label space; what does not fit is a row with an error."""
+    """Rows for image encoding, for an open-world evaluation on each label space, and for each method's training step there.
+
+    What does not fit is a row with an error.
+    """
     precision = fitting(device)
     own = clip
     if own is None:
@@ -136,6 +166,12 @@ def bench(device: torch.device, model: str = "ViT-L-14", clip: Clip | None = Non
         own.visual(own.normalise(batch))
 
     todo: list[tuple[str, int, Callable[[], Callable[[], None]]]] = [("encoding images", images, lambda: encode)]
+    for space_name in SPACES:
+
+        def make_evaluation(space_name: str = space_name) -> Callable[[], None]:
+            return evaluation_on(build("csp", space_of(space_name), own, {}).to(device), device, EVALUATED)
+
+        todo.append((f"evaluation, open world, {space_name}", EVALUATED, make_evaluation))
     for space_name, (*_, count) in SPACES.items():
         for name in METHODS:
 

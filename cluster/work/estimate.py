@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import torch
+
+from cluster.work.labels import make_confidences
+from cluster.work.memory import check_room
 from cluster.work.placement import Placement
-from czsl.clip.backbone import Clip
 from czsl.data.batches import steps_per_epoch, stratified
+from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset
+from czsl.precision import fitting
 from czsl.runs.config import RunConfig
 from methods.method import Method
 
-# Numbers that a transformer block keeps for the backward pass, counted from autograd's saved tensors
-# (examples/benchmark_training.py prints the counts).
-KEPT_PER_BLOCK = 11  # of a token's width in the image tower, when only parallel adapters are trained
-KEPT_PER_PROMPT = 40  # of the text width; tokens that prompts share are computed once
+log = logging.getLogger("czsl")
+
+MOMENTS = 2  # numbers that both optimizers keep per trained weight
 
 
-def estimate(config: RunConfig, data: Dataset, method: Method, placement: Placement) -> dict[str, Any]:
-    """Counts and bytes of a training, by part; memory is per worker and rough: heads, traction and scores are not counted."""
-    space, clip = data.space, method.clip
+def estimate(
+    config: RunConfig, data: Dataset, method: Method, placement: Placement, labels: PartialLabels | None = None
+) -> dict[str, Any]:
+    """Counts and bytes of a training, by part; memory is per worker, see :func:`memory_of`."""
+    space = data.space
     train = data.split("train")
     images = len(stratified(train.attr, train.obj, config.train_per_pair, config.seed))
     steps = steps_per_epoch(images, config.batch)
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     # Only the workers can resolve `auto`; on a GPU it is most probably bfloat16.
     precision = config.precision if config.precision != "auto" else "bfloat16" if placement.gpu else "float32"
-    word = 8 if precision == "float64" else 4
-    half = 2 if precision == "bfloat16" else word
-    share = -(-config.batch // placement.workers)
-    parts = min(config.accumulate, share)
-    image_bytes = text_bytes = 0
-    if isinstance(clip, Clip):  # nothing is trained through towers of other kinds
-        tokens = (clip.image_size // int(clip.architecture["patch"])) ** 2 + 1
-        stream = -(-share // parts) * tokens * clip.visual.width * half
-        layers = len(clip.visual.blocks)
-        if not method.frozen_images:
-            image_bytes = stream * (layers + KEPT_PER_BLOCK if config.checkpoint_blocks else layers * KEPT_PER_BLOCK)
-        prompts = -(-(len(space.train_pairs) + space.num_attributes + space.num_objects) // placement.workers)
-        text_bytes = -(-prompts // parts) * clip.text.width * len(clip.text.blocks) * KEPT_PER_PROMPT * half
-    memory = {
-        "clip": sum(p.numel() for p in clip.parameters()) * half,
-        "trained_with_adam": trained * word * 4,
-        "image_activations": image_bytes,
-        "text_activations": text_bytes,
-    }
     return {
         "train_images": images,
         "train_pairs": len(space.train_pairs),
         "val_images": len(data.split("val")),
         "steps_per_epoch": steps if method.trains else 0,
         "steps": steps * config.epochs if method.trains else 0,
-        "trainable_parameters": trained,
-        "memory_bytes_per_worker": {**memory, "total": sum(memory.values())},
+        "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "memory_bytes_per_worker": memory_of(config, method, precision, placement.workers, labels),
     }
+
+
+def memory_of(
+    config: RunConfig, method: Method, precision: str, workers: int = 1, labels: PartialLabels | None = None
+) -> dict[str, int]:
+    """Bytes of a worker in a training step, by part, and their ``total``.
+
+    ``activations`` are those kept for the backward pass (:mod:`cluster.work.kept`). What an operation needs while it runs, the gradients
+    of activations and the driver's own memory come on top of them. A method without steps has only weights. Activations are missing if
+    a method's steps depend on values, and so cannot be counted from shapes.
+    """
+    clip, trained = (sum(p.numel() * p.element_size() for p in owner.parameters()) for owner in (method.clip, method))
+    if not (method.trains and method.steps):
+        return {"clip": clip, "total": clip}
+    confidences = None if labels is None else make_confidences(labels, config, method, method.clip.device)
+    try:
+        from cluster.work.kept import step_bytes  # needs a part of torch that may change between versions
+
+        found = step_bytes(method, config, precision, workers, confidences)
+    except Exception as error:
+        log.info("the memory of a step of %s cannot be counted from shapes: %s", method.name, error)
+        return {"clip": clip, "trained_with_optimizer": trained * (2 + MOMENTS), "total": clip + trained * (2 + MOMENTS)}
+    memory = {
+        "clip": found.clip,
+        "trained": found.trained,
+        "gradients": found.trained,
+        "optimizer": MOMENTS * found.trained,
+        "other_state": found.buffers,
+        "batch": found.batch,
+        "activations": found.activations,
+    }
+    return {**memory, "total": sum(memory.values())}
+
+
+def check_training(
+    config: RunConfig, precision: str, device: torch.device, method: Method, workers: int = 1, labels: PartialLabels | None = None
+) -> None:
+    """Compare what a worker of a training needs with the free memory of its GPU; errors as of :func:`cluster.work.memory.check_room`.
+
+    The method is still on the CPU.
+    """
+    if device.type == "cuda" and precision != "float64":
+        needed = lambda c, p: memory_of(c, method, p, workers, labels)["total"]  # noqa: E731
+        check_room(config, precision, device, needed, fitting(device) == "bfloat16")

@@ -15,9 +15,10 @@ import torch
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
+from cluster.work.estimate import check_training
 from cluster.work.feature_loader import FeatureLoader, autocast
 from cluster.work.labels import disambiguation, hard_labels, make_confidences, read_labels, start_confidences
-from cluster.work.memory import out_of_memory
+from cluster.work.memory import agreed_room, holders, out_of_memory
 from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
 from cluster.work.trainer import Trainer
@@ -51,6 +52,8 @@ def train_worker(run: Run, comm: Group, device: torch.device) -> str:
 
     Raises
     ------
+    GpuMemoryError
+        If the GPU of a worker has too little free memory, before anything is computed, or if a step does not fit.
     NonFiniteLossError
         If the loss is not finite; names the step and images of the batch. The last checkpoint is unchanged.
     """
@@ -124,7 +127,10 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     data = open_data(config.data, config.decode)
     labels = read_labels(run, data, comm)
     clip = clip_for(config.method, config.model, config.clip, config.clip_weights)
-    method = build(config.method, data.space, clip, config.model).to(device).to(DTYPES[precision])
+    method = build(config.method, data.space, clip, config.model)
+    room = lambda: check_training(config, precision, device, method, comm.world, labels)  # noqa: E731
+    agreed_room(room, comm)
+    method = method.to(device).to(DTYPES[precision])
     clip.compute_in(precision)
     method.comm, comm.parts = comm, config.accumulate
     check_loop(config, method.frozen_images, method.trains)
@@ -193,7 +199,7 @@ def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     try:
         return _train_step(t, rows_B)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world) from None
+        raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world, holders(t.device)) from None
 
 
 def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:

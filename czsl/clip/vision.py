@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.towers import own_precision
+from czsl.recompute import recomputed
 
 # (index, stream [B, L, V], sum [B, L, V]) -> sum + addition; indices 0..n-1 are parallel to the attentions, n..2n-1 to the MLPs.
 Adapter = Callable[[int, Tensor, Tensor], Tensor]
@@ -179,7 +179,7 @@ class VisionTower(nn.Module):
         for i in range(len(self.blocks)):
             alone = class_only and i == last
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.block, i, x, adapter, alone, use_reentrant=False)
+                x = recomputed(self.block, i, x, adapter, alone)
             else:
                 x = self.block(i, x, adapter, alone)
             yield x

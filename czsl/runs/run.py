@@ -17,7 +17,8 @@ import yaml
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
-from czsl.precision import fitting
+from czsl.gpus import tell_once
+from czsl.precision import emulated, fitting
 from czsl.reading import PathLike, json_records, read_json, read_yaml
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
@@ -231,6 +232,7 @@ class Run:
 
     def precision_on(self, device: torch.device) -> str:
         """The format of its products: :attr:`precision`, or what fits the device if nothing has begun."""
+        tell_once(emulated(self.precision, device))
         return self.precision or fitting(device)
 
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from czsl.clip.vision import attention
+from czsl.recompute import recomputed
 
 AFTER = ("attention", "mlp")  # the two sub-layers of a layer
 MIXTURE = "mixture"
@@ -83,7 +83,7 @@ class TowerAdapters(nn.Module):
         """Tokens [B, L, V] after layers start..stop-1; ``recompute`` keeps no activations for the backward pass."""
         for i in range(start, stop):
             if recompute and torch.is_grad_enabled():
-                x_BLV = checkpoint(self.layer, blocks[i], i, concept, x_BLV, causal, use_reentrant=False)
+                x_BLV = recomputed(self.layer, blocks[i], i, concept, x_BLV, causal)
             else:
                 x_BLV = self.layer(blocks[i], i, concept, x_BLV, causal)
         return x_BLV

@@ -181,6 +181,10 @@ class ClusPro(Method):
                 self.prototypes.remember(hidden_2BD, attr_B, obj_B, labels_2B)
         return terms
 
+    def without_values(self) -> None:
+        """See the contract: the batch chooses no prototypes."""
+        self.prototypes.without_values = True
+
     def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
         """Prototypes after the second MLPs (before dropout), one row each [M, D], and each image's own row [2, B]."""
         K, B = self.config.num_prototypes, labels_2B.shape[1]

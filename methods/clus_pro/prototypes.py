@@ -68,6 +68,7 @@ class Prototypes(nn.Module):
         super().__init__()
         self.config, self.num_attributes = config, num_attributes
         self._sizes: Sizes | None = None  # of the last step
+        self.without_values = False  # a copy whose tensors have shapes only: all prototypes are in use, an image has the first
         C, K = num_attributes + num_objects, config.num_prototypes
         self.register_buffer("bank", torch.zeros(C, K, dim))
         self.register_buffer("seeded", torch.tensor(config.proto_init == "zeros"))
@@ -148,6 +149,10 @@ class Prototypes(nn.Module):
         int64 [2, B]
             Prototype (0..K-1) of each image's attribute and object.
         """
+        if self.without_values:
+            A = self.num_attributes
+            self._sizes = Sizes(1, 1, False, A, len(self.bank) - A)
+            return attr_B.new_zeros(2, len(attr_B))
         g_MD = hidden_2BD.detach().flatten(0, 1)
         ids_M = self.ids(attr_B, obj_B)
         self._sizes = self.sizes(ids_M)
@@ -254,6 +259,8 @@ class Prototypes(nn.Module):
     @torch.no_grad()
     def remember(self, hidden_2BD: Tensor, attr_B: Tensor, obj_B: Tensor, labels_2B: Tensor) -> None:
         """Write features into the ring buffers of their prototypes, in the order of the batch."""
+        if self.without_values:
+            return
         ids_M = self.ids(attr_B, obj_B).tolist()
         rows = zip(hidden_2BD.detach().flatten(0, 1), ids_M, labels_2B.flatten().tolist(), strict=True)
         for g_D, c, j in rows:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from czsl.recompute import recomputed
 
 
 class Communicator:
@@ -73,4 +74,4 @@ class Communicator:
         # The generators and the precision that are kept for the second computation are those of the arguments' device.
         anchor = torch.empty(0, device=device)
         slices = [slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
-        return torch.cat([checkpoint(lambda part, _: work(part), part, anchor, use_reentrant=False) for part in slices])
+        return torch.cat([recomputed(lambda part, _: work(part), part, anchor) for part in slices])

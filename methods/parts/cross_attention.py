@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from czsl.clip.lean import QuickGELU
+from czsl.recompute import recomputed
 
 HEAD_WIDTH = 64
 # Numbers in one tile of image-dependent texts [B, n, D]; a layer needs about ten such tiles at a time.
@@ -156,5 +156,5 @@ def branch_cosines(images: Sequence[Tensor], texts: Sequence[Tensor], move: Call
     for start in range(0, max(1, len(text_nD)), width):
         counts = [max(0, min(end, start + width) - max(end - n, start)) for end, n in zip(ends, lengths, strict=True)]
         tile = text_nD[start : start + width]
-        out.append(checkpoint(cosines, tile, counts, use_reentrant=False) if again else cosines(tile, counts))
+        out.append(recomputed(cosines, tile, counts) if again else cosines(tile, counts))
     return list(torch.cat(out, dim=1).split(lengths, dim=1))

@@ -91,3 +91,12 @@ def test_a_system_without_that_file_is_asked_otherwise(cpu_info, monkeypatch):
     monkeypatch.setattr(precision.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(precision, "_apple_has_bfloat16", lambda: True)
     assert precision.cpu_has_bfloat16()
+
+
+def test_a_finished_run_in_bfloat16_may_be_used_on_a_card_that_emulates_it(card):
+    card(7, 5)
+    assert "a card does not have" in precision.emulated("bfloat16", CUDA)
+    assert "CUDA_VISIBLE_DEVICES=" in precision.emulated("bfloat16", CUDA)
+    assert not precision.emulated("float32", CUDA) and not precision.emulated("bfloat16", CPU)
+    card(8, 0)
+    assert not precision.emulated("bfloat16", CUDA)

@@ -184,9 +184,9 @@ def test_a_tile_that_is_computed_again_draws_the_same_dropout(make, images, monk
     monkeypatch.setattr(cross_attention, "TILE_ELEMENTS", 1)
     method, results = make().train(), []
     pairs = torch.from_numpy(method.space.train_pairs.copy())
-    again = cross_attention.checkpoint
-    for wrapper in (again, lambda f, *args, use_reentrant: f(*args)):
-        monkeypatch.setattr(cross_attention, "checkpoint", wrapper)
+    again = cross_attention.recomputed
+    for wrapper in (again, lambda f, *args: f(*args)):
+        monkeypatch.setattr(cross_attention, "recomputed", wrapper)
         torch.manual_seed(7)
         logits = method.logits(method.encode_images({"images": images}), method.encode_compositions(pairs))
         results.append(([x.detach() for x in logits], gradients(method, logits)))

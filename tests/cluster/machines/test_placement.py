@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from pretended import pretend
 
 from cluster.machines import nodes as nodes_module
 from cluster.machines import session
@@ -85,8 +86,10 @@ def test_gpu_nodes_are_preferred_and_the_poorest_chosen_node_sets_the_workers():
     assert place(Described(*nodes), nodes=2).per_node == 2
 
 
-def test_more_workers_than_gpus_run_on_cpus():
-    assert place(Described((True, {"CPU": 8.0, "GPU": 1.0})), nodes=1, workers_per_node=4).gpu is False
+def test_more_workers_than_gpus_run_on_cpus_and_say_so():
+    chosen = place(Described((True, {"CPU": 8.0, "GPU": 1.0})), nodes=1, workers_per_node=4)
+    assert chosen.gpu is False
+    assert "4 workers per node on the CPU: a node has 1 GPU, and each worker needs its own" in chosen.note
 
 
 @pytest.mark.parametrize("nodes", [[], [(True, {"CPU": 0.0})], [(True, {"memory": 1.0})]])
@@ -116,10 +119,8 @@ def test_some_of_each_nodes_gpus():
 
 
 def test_a_plan_for_this_machine_names_the_missing_gpus(monkeypatch):
-    import torch
-
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    pretend(monkeypatch, 1)
     assert session.planned(None, 1).gpu
     with pytest.raises(SetupError, match="no node with 2 GPUs"):
         session.planned(None, 1, gpus_per_node=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from pretended import pretend
 
 from cluster.machines import preflight
 from cluster.machines.preflight import Requirements, Shared, check, interfaces, network, unread, versions
@@ -155,3 +156,14 @@ def test_the_interface_of_an_address_of_this_machine():
 
     assert network("127.0.0.1")["interface"] == "lo"
     assert network("203.0.113.9")["interface"] is None
+
+
+def test_a_worker_to_which_ray_gave_a_gpu_that_torch_cannot_use(monkeypatch):
+    pretend(monkeypatch, 0, build=None)
+    assert preflight._gpu(Requirements()) == {}
+    with pytest.raises(SetupError) as error:
+        preflight._gpu(Requirements(gpu=True))
+    assert "no GPU that torch can use" in error.value.what
+    assert "is a build for CPUs" in error.value.why
+    pretend(monkeypatch, 1)
+    assert preflight._gpu(Requirements(gpu=True)) == {}

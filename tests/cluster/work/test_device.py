@@ -71,8 +71,25 @@ def test_measurements_at_a_small_size(monkeypatch):
     monkeypatch.setattr(device_bench, "SPACES", {"few": (6, 5, 20, 4)})
     monkeypatch.setattr(device_bench, "METHODS", ("csp", "clusPro"))
     rows = list(bench(CPU, clip=small_clip()))
-    assert [r.work for r in rows] == ["encoding images", "training step, csp, few", "training step, clusPro, few"]
+    assert [r.work for r in rows] == [
+        "encoding images",
+        "evaluation, open world, few",
+        "training step, csp, few",
+        "training step, clusPro, few",
+    ]
     assert all(r.images_per_s and r.images_per_s > 0 and not r.error for r in rows)
+
+
+def test_the_measured_evaluation_is_that_of_a_split(monkeypatch):
+    """It goes through the scoring of `czsl evaluate`, tile by tile, over all compositions and images."""
+    seen = []
+
+    real = device_bench.reduce_split
+    monkeypatch.setattr(device_bench, "reduce_split", lambda *a, **k: seen.append(real(*a, **k)[0]))
+    method = device_checks.method_on("csp", CPU, "float32")
+    device_bench.evaluation_on(method, CPU, 70)()
+    (extremes,) = seen
+    assert len(extremes) == 70
 
 
 def test_what_does_not_fit_is_a_row(monkeypatch):
