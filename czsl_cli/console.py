@@ -84,6 +84,16 @@ def signs_of_life() -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def continued_with(how: Callable[[], str]) -> Iterator[None]:
+    """If the block is interrupted, print how to continue and end with exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; {how()}")
+        sys.exit(130)
+
+
 def say(text: str = "") -> None:
     """Print a line on stderr."""
     _life.heard()
