@@ -288,7 +288,7 @@ def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Fi
     from czsl.evaluation import Curve
     from czsl.evaluation.at_point import accuracies
     from czsl.evaluation.curve import harmonic_mean
-    from czsl_cli.pages import COLOURS
+    from czsl_cli.pages import COLOURS, legend_below
 
     figure = Figure(figsize=(6.4, 5.2))
     axes = figure.add_subplot()
@@ -309,8 +309,15 @@ def curves_figure(runs: Sequence[dict[str, Any]], extremes: Sequence[Any]) -> Fi
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     marks = "dot: best harmonic mean" + ("; diamond: operating point" if any("op_bias" in run for run in runs) else "")
-    axes.legend(frameon=False, title=marks, fontsize="small", title_fontsize="small")
+    legend_below(axes, 1 if len(runs) < 5 else 2, marks)
     return figure
+
+
+def curves_in_words(runs: Sequence[dict[str, Any]]) -> str:
+    """Return what :func:`curves_figure` shows, for those who do not see it."""
+    words = {"auc": "area", "seen": "best seen", "unseen": "best unseen", "hm": "best harmonic mean"}
+    each = [f"{run['name']}: " + ", ".join(f"{word} {percent(run[k])}" for k, word in words.items()) for run in runs]
+    return f"Accuracy on unseen pairs over accuracy on seen pairs, in percent. {'; '.join(each)}."
 
 
 def _write(result: dict[str, Any], figure: Figure, html: Path | None, plot: Path | None) -> None:
@@ -326,7 +333,8 @@ def _write(result: dict[str, Any], figure: Figure, html: Path | None, plot: Path
         overview, differences, compositions = (
             Table(title[0].upper() + title[1:], columns, rows) for title, columns, rows in _tables(result)
         )
-        curves = Plot("Seen and unseen accuracy over all calibration biases", plot_svg(figure))
+        alt = curves_in_words(result["runs"])
+        curves = Plot("Seen and unseen accuracy over all calibration biases", plot_svg(figure), alt=alt)
         intro = [
             "All runs saw the same images. A difference holds if its interval does not contain 0.",
             *result.get("warnings", []),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,9 @@ import click
 from czsl.printable import printable, printable_json
 
 WIDE_ENOUGH = 200  # columns if stdout is not a terminal: a table in a file is not wrapped
-
+# Numbers with their units, and what may stand between several: "51.2 ± 0.3", "36.4 to 45.9", "+2.3 [+0.3, +4.2] / -1.0".
+_NUMBER = re.compile(r"[<>]?\s?[-+−]?(?:\d[\d,.:]*|\.\d+)(?:e[-+]?\d+)?(?:\s?(?:%|[KMG]iB|ms|s|min|h|px)(?!\w))?")
+_BETWEEN = re.compile(r"(?:[\s±/\[\](),×-]|to|of|seeds|from)*")
 
 FIRST_LINE_S, LAST_LINE_S = 10.0, 45.0  # without a terminal: longest silence at the start, and of a command that has run for long
 
@@ -81,6 +84,16 @@ def signs_of_life() -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def continued_with(how: Callable[[], str]) -> Iterator[None]:
+    """If the block is interrupted, print how to continue and end with exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; {how()}")
+        sys.exit(130)
+
+
 def say(text: str = "") -> None:
     """Print a line on stderr."""
     _life.heard()
@@ -126,6 +139,16 @@ def print_json_line(content: Any) -> None:
     click.echo(printable_json(content))
 
 
+def numeric(column: Sequence[Any]) -> bool:
+    """Return whether the cells of a column are numbers, also with units, deviations or intervals; empty cells and "-" do not count."""
+    cells = [cell for cell in column if cell not in ("", "-", None)]
+    return bool(cells) and all(isinstance(cell, int | float) or _is_numeric(str(cell)) for cell in cells)
+
+
+def _is_numeric(text: str) -> bool:
+    return bool(_NUMBER.match(text) and _BETWEEN.fullmatch(_NUMBER.sub("", text)))
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None, err: bool = False) -> None:
     """A table; numbers stand to the right."""
     from rich import box
@@ -134,10 +157,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, name in enumerate(columns):
-        numeric = all(
-            isinstance(row[i], int | float) or str(row[i])[:1] in "0123456789-+." for row in rows if row[i] not in ("", None)
-        )
-        table.add_column(printable(name), justify="right" if numeric and rows else "left", overflow="fold")
+        right = numeric([row[i] for row in rows])
+        table.add_column(printable(name), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     stream = sys.stderr if err else sys.stdout

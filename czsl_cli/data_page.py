@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from czsl_cli.pages import COLOURS, Card, Gallery, Plot, Table, picture, plot_svg, write_page
+from czsl_cli.pages import COLOURS, Card, Gallery, Plot, Table, legend_below, picture, plot_svg, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +79,7 @@ def _spread(values: dict[str, Any] | None, cells: bool = False) -> Any:
 def counts_figure(data: Dataset) -> Figure:
     """Draw the images per composition (or class) of each split, sorted, in logarithmic scale."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.add_subplot()
@@ -87,7 +88,10 @@ def counts_figure(data: Dataset) -> Figure:
         axes.plot(np.arange(1, len(counts) + 1), counts, color=COLOURS[i], label=split.name, drawstyle="steps-mid", linewidth=1.6)
     axes.set(xlabel=f"{data.space.nouns}, sorted", ylabel="images", yscale="log")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x == round(x) else "")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    legend_below(axes, 3)
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import duration, print_json, print_table, say, short
+from czsl_cli.console import continued_with, duration, print_json, print_table, say, short
 from czsl_cli.options import placement_options, where_of
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -61,15 +61,16 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
       czsl experiment table.yaml --data mydata --clip ViT-L-14 --seeds 0,1,2 precision=bfloat16
 
     Runs that are finished and unchanged are not trained again, interrupted ones continue, so the same command can be repeated. A row
-    whose settings changed is trained in a new folder; the old one stays. On one machine runs follow each other; on a cluster (--address,
-    RAY_ADDRESS, --nodes) they share it through Ray Tune. KEY=VALUE changes a setting of all rows.
+    whose settings changed is trained in a new folder; the old one stays. Ctrl-C saves a checkpoint and exits with 130. On one machine
+    runs follow each other; on a cluster (--address, RAY_ADDRESS, --nodes) they share it through Ray Tune. KEY=VALUE changes a setting of
+    all rows.
 
     A difference holds if the 95 % interval of a paired bootstrap over the test images excludes 0, with every seed and in the same
     direction. Exit code 6: some runs failed; the table names them.
     """
     from czsl.errors import UsageError
     from czsl_cli.experiment_file import read_experiment
-    from czsl_cli.experiment_runs import measure, planned, train_missing
+    from czsl_cli.experiment_runs import measure, planned, train_missing, what_is_left
     from czsl_cli.published import check_dataset
 
     where = where_of(options)
@@ -87,13 +88,11 @@ def experiment(file, overrides, dry_run, as_json, **options) -> None:
         _dry_run(plans, as_json)
         return
     began = time.monotonic()
-    failures, stopped = train_missing(plans, data, where, out, options["max_concurrent"])
-    if stopped:
-        say("stopped with a checkpoint; the same command continues")
-        sys.exit(130)
-    result = measure(asked, plans, data, failures, where)
-    result |= {"experiment": str(file), "out": str(out.resolve()), "seconds": round(time.monotonic() - began, 1)}
-    _show(result, data, file, options, as_json)
+    with continued_with(lambda: what_is_left(plans)):
+        failures = train_missing(plans, data, where, out, options["max_concurrent"])
+        result = measure(asked, plans, data, failures, where)
+        result |= {"experiment": str(file), "out": str(out.resolve()), "seconds": round(time.monotonic() - began, 1)}
+        _show(result, data, file, options, as_json)
     if failures:
         sys.exit(6)
 

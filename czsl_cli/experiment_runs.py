@@ -59,8 +59,14 @@ def _not_adaptable() -> tuple[str, str]:
 # -- training --------------------------------------------------------------------------------------------------------------
 def train_missing(
     plans: list[Any], data: dict[str, Any], where: dict[str, Any], out: Path, at_once: int | None
-) -> tuple[dict[str, str], bool]:
-    """Train what is missing; why runs failed, by folder, and whether someone asked to stop."""
+) -> dict[str, str]:
+    """Train what is missing; return why runs failed, by folder.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A signal asked to stop; what was being trained has a checkpoint if it had begun.
+    """
     from cluster.experiment import make_run
     from cluster.machines.nodes import NodeRequest
 
@@ -74,13 +80,24 @@ def train_missing(
         make_run(p, data[p.data])
     todo = [p for p in todo if p.trains]
     if not todo:
-        return {}, False
+        return {}
     if NodeRequest.of(**where).local:
         return _one_by_one(todo, where)
     return _together(todo, where, out, at_once)
 
 
-def _one_by_one(todo: list[Any], where: dict[str, Any]) -> tuple[dict[str, str], bool]:
+def what_is_left(plans: list[Any]) -> str:
+    """Return how many runs are finished, where begun ones continue, and that the same command does it."""
+    from czsl.runs import checkpoint
+
+    trained = [p for p in plans if p.trains]
+    done = sum(p.state == "done" for p in trained)
+    found = {p.path.name: checkpoint.newest_valid(p.run.checkpoints) for p in trained if p.state not in ("done", "missing")}
+    begun = "".join(f", {name} continues at step {checkpoint.step_of(path)}" for name, path in found.items() if path)
+    return f"{done} of {len(trained)} trainings are finished{begun}; repeat the command to continue"
+
+
+def _one_by_one(todo: list[Any], where: dict[str, Any]) -> dict[str, str]:
     from cluster.experiment import reason_of, train_one
     from czsl.errors import CzslError
     from czsl_cli.train_watch import TrainingWatcher
@@ -104,11 +121,11 @@ def _one_by_one(todo: list[Any], where: dict[str, Any]) -> tuple[dict[str, str],
                 warn(f"{planned.path.name} failed: {failures[planned.path.name]}")
                 continue
             if status == "stopped":
-                return failures, True
-    return failures, False
+                raise KeyboardInterrupt
+    return failures
 
 
-def _together(todo: list[Any], where: dict[str, Any], out: Path, at_once: int | None) -> tuple[dict[str, str], bool]:
+def _together(todo: list[Any], where: dict[str, Any], out: Path, at_once: int | None) -> dict[str, str]:
     from cluster.experiment import failure_of, train_all
 
     nodes = where["nodes"][-1] if isinstance(where["nodes"], tuple) else where["nodes"]
@@ -140,7 +157,9 @@ def _together(todo: list[Any], where: dict[str, Any], out: Path, at_once: int | 
             on_stop=lambda: say("stopping all runs with checkpoints; once more ends at once and without them"),
         )
     failures = {p.path.name: failure_of(p.run) or f"it is {p.state}" for p in todo if p.state != "done"}
-    return failures, status == "stopped"
+    if status == "stopped":
+        raise KeyboardInterrupt
+    return failures
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------------

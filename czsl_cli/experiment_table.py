@@ -280,7 +280,7 @@ def write_tables(result: Mapping[str, Any], shown: Sequence[Block], files: Mappi
         if kind == "html":
             from czsl_cli.pages import Table, write_page
 
-            sections = [Table(block.title, block.columns, block.rows, " ".join(block.notes)) for block in shown]
+            sections = [Table(block.title, block.columns, block.rows, "\n".join(block.notes)) for block in shown]
             intro = ["A difference holds if its interval does not contain 0, with every seed and in the same direction."]
             write_page(path, title, sections, intro)
         else:

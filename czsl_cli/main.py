@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -99,9 +104,12 @@ def main(args: list[str] | None = None) -> None:
     if not debug:
         for noisy in ("ray", "PIL", "urllib3", "httpx", "huggingface_hub", "matplotlib", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+    code: Any
     try:
-        with signs_of_life():
+        with signs_of_life(), _terminated_as_interrupted():
             code = cli.main(args=args, prog_name="czsl", standalone_mode=False)
+    except SystemExit as end:
+        code = end.code
     except click.exceptions.Abort:
         say("interrupted")
         code = 130
@@ -117,7 +125,27 @@ def main(args: list[str] | None = None) -> None:
         code = 0
     except Exception as error:
         code = _explain(error, debug)
+    if code == 130 and args is None:  # the process ends; one more signal ends it at once, with the same exit code
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: os._exit(130))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is open is closed, workers are ended, and the exit code is 130."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _share_cores() -> None:

@@ -30,7 +30,7 @@ def write_match_page(path: Path, questions: list[dict[str, Any]], matcher: Match
         columns = ["rank", "sentence" if by_image else "image", "ComCLIP", "CLIP", "CLIP's rank"]
         sections.append(Table(question["title"], columns, rows, about))
         for a in [a for a in question["answers"] if a["match"]][:EXPLAINED]:
-            sections.append(_gallery(a, load(a["image"]).convert("RGB"), matcher))
+            sections.append(_gallery(a, load(a["image"]).convert("RGB"), matcher, by_image))
     intro = [
         f"CLIP {matcher.clip.name}, regions {matcher.regions}, mode {matcher.rule.mode}. Scores are cosines.",
         "Each word has a part of the image; it is added to the image with the weight below it. The whole image always weighs 1.",
@@ -38,12 +38,13 @@ def write_match_page(path: Path, questions: list[dict[str, Any]], matcher: Match
     write_page(path, "Sentences and images", sections, intro)
 
 
-def _gallery(answer: dict[str, Any], image: Image.Image, matcher: Matcher) -> Gallery:
+def _gallery(answer: dict[str, Any], image: Image.Image, matcher: Matcher, by_image: bool) -> Gallery:
     cards = [Card(picture(image, SIZE), "the image", "weight 1")]
     cards += [_card(word, image, matcher) for word in answer["match"].words]
     sentence = f"{answer['sentence'].sentence} ({parse_in_words(answer['sentence'])})"
     text = "No word fits any part of the image: the score is plain CLIP's." if answer["match"].guarded else sentence
-    return Gallery(f"{answer['rank']}. {answer['image']}: {answer['match'].score:.4f}", cards, text, SIZE)
+    name = answer["sentence"].sentence if by_image else answer["image"]
+    return Gallery(f"{answer['rank']}. {name}: {answer['match'].score:.4f}", cards, text, SIZE)
 
 
 def _card(word: Word, image: Image.Image, matcher: Matcher) -> Card:

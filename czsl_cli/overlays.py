@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 480  # pixels of the longer side of what is drawn on
 OPACITY = 0.6
+MARK = 22  # pixels of the square with the number of a box
 COLOURS = "viridis"
 BOX_COLOURS = {
     "red": "#e6194b",
@@ -64,18 +65,18 @@ def draw_heat(image: Image.Image, values_hw: np.ndarray, extent: Sequence[float]
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Image.Image:
     """Outlines with their numbers from 1, in the colours that :func:`box_colour` names."""
-    from PIL import ImageDraw
+    from PIL import ImageDraw, ImageFont
 
-    base = canvas(image)
+    base, font = canvas(image), ImageFont.load_default(size=MARK - 6)
     pen = ImageDraw.Draw(base)
     for i, box in enumerate(boxes):
         left, top, right, bottom = _scaled(box, image.size, base.size)
         colour = BOX_COLOURS[box_colour(i)]
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=3)
         # Numbers side by side: boxes of several phrases are often the same.
-        place = (left + 6 + 16 * i, top + 4)
-        pen.rectangle((place[0] - 3, place[1] - 1, place[0] + 11, place[1] + 13), fill=colour)
-        pen.text(place, str(i + 1), fill="black")
+        x, y = min(left + MARK * i, base.width - MARK), min(top, base.height - MARK)
+        pen.rectangle((x, y, x + MARK - 2, y + MARK - 2), fill=colour)
+        pen.text((x + MARK / 2 - 1, y + MARK / 2 - 1), str(i + 1), fill="black", font=font, anchor="mm")
     return base
 
 

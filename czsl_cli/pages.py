@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import DictLoader, Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from czsl.printable import printable
 from czsl.runs.files import write_atomically
+from czsl_cli.console import numeric
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by the colour-blind too
 THUMBNAIL = 160  # pixels of the longer side
+OPEN_UP_TO = 12  # sections in the list at the top of a page; a longer list is folded up
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; numbers stand to the right. ``sortable``: a click on a column sorts, if the browser runs scripts."""
+    """Rows under column names; columns of numbers stand to the right. Without rows only the text is shown.
+
+    ``sortable``: a click on a column sorts, if the browser runs scripts.
+    """
 
     title: str
     columns: Sequence[str]
@@ -61,6 +68,11 @@ class Table:
     text: str = ""
     sortable: bool = False
     kind: str = field(default="table", init=False)
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Return for each column whether it holds numbers only."""
+        return [numeric([row[i] for row in self.rows]) for i in range(len(self.columns))]
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,12 @@ class Plot:
     alt: str = ""
     kind: str = field(default="plot", init=False)
 
+    @property
+    def width(self) -> str:
+        """Return the width of the drawing as CSS: on a narrow screen it shrinks only as far as its labels can be read."""
+        found = re.search(r'<svg[^>]*? width="([\d.]+)pt"', self.svg[:2000])
+        return f"{found[1]}pt" if found else "0"
+
 
 def picture(image: Image.Image, size: int = THUMBNAIL) -> str:
     """A data URI of the image, shrunk to ``size`` pixels on its longer side."""
@@ -81,6 +99,14 @@ def picture(image: Image.Image, size: int = THUMBNAIL) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def legend_below(axes: Axes, columns: int, title: str | None = None) -> None:
+    """Draw the legend below the axes, so that it never lies on the curves."""
+    axes.legend(
+        frameon=False, fontsize="small", title=title, title_fontsize="small", ncols=columns,
+        loc="upper center", bbox_to_anchor=(0.5, -0.16),
+    )  # fmt: skip
 
 
 def plot_svg(figure: Figure) -> Markup:
@@ -96,16 +122,18 @@ def plot_svg(figure: Figure) -> Markup:
 
 def render(title: str, sections: Sequence[Gallery | Table | Plot], intro: Sequence[str] = ()) -> str:
     """Return the page as text: everything is inside, and only tables that can be sorted bring a script."""
-    script = _script() if any(getattr(s, "sortable", False) for s in sections) else ""
+    script = asset("tables.js") if any(getattr(s, "sortable", False) for s in sections) else ""
     policy = f"; script-src {script_hash(script)}" if script else ""
-    return _templates.get_template("page").render(
-        title=title, intro=intro, sections=sections, numeric=_numeric, script=Markup(script), policy=Markup(policy)
-    )
+    style = Markup(asset("base.css") + asset("page.css"))
+    page = _templates().get_template("page")
+    about = {"title": title, "intro": intro, "sections": sections, "open_up_to": OPEN_UP_TO}
+    return page.render(**about, style=style, script=Markup(script), policy=Markup(policy))
 
 
 @cache
-def _script() -> str:
-    return (files("czsl_cli") / "assets" / "tables.js").read_text(encoding="utf-8")
+def asset(name: str) -> str:
+    """Return the text of a file in ``czsl_cli/assets``."""
+    return (files("czsl_cli") / "assets" / name).read_text(encoding="utf-8")
 
 
 def script_hash(text: str) -> str:
@@ -119,72 +147,9 @@ def write_page(path: Path, title: str, sections: Sequence[Gallery | Table | Plot
     write_atomically(path, render(title, sections, intro).encode())
 
 
-def _numeric(cell: Any) -> bool:
-    return isinstance(cell, int | float) or (str(cell)[:1] in set("0123456789-+.") and str(cell) != "")
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{{ policy }}">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #2e8b57; --bad: #c0392b; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-p { margin: .2rem 0; opacity: .8; overflow-wrap: anywhere; }
-.gallery { display: flex; flex-wrap: wrap; gap: 14px; margin-top: .6rem; }
-figure { margin: 0; width: var(--size); }
-figure img { width: var(--size); height: var(--size); object-fit: contain; background: var(--soft); }
-figure img { border-radius: 6px; display: block; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; } .note { opacity: .65; }
-.good img { outline: 3px solid var(--good); } .bad img { outline: 3px solid var(--bad); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin-top: .6rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-.number { text-align: right; } td.number { white-space: nowrap; } tbody th { font-weight: normal; }
-nav { margin: .6rem 0; } nav a { margin-right: .8rem; }
-.plot svg { max-width: 100%; height: auto; background: white; border-radius: 6px; }
-.pick { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
-.pick:hover { text-decoration: underline; } [aria-sort=ascending] .pick::after { content: " \\2191"; }
-[aria-sort=descending] .pick::after { content: " \\2193"; }
-@media (prefers-color-scheme: dark) { .plot svg { filter: invert(.9) hue-rotate(180deg); } }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for line in intro %}<p>{{ line }}</p>
-{% endfor %}
-{% if sections|length > 6 %}<nav aria-label="Sections">{% for section in sections %}<a href="#s{{ loop.index }}">{{ section.title }}</a>
-{% endfor %}</nav>{% endif %}
-{% for section in sections %}
-<section>
-<h2 id="s{{ loop.index }}">{{ section.title }}</h2>
-{% for line in section.text.splitlines() %}<p>{{ line }}</p>{% endfor %}
-{% if section.kind == "gallery" %}<div class="gallery" style="--size: {{ section.size }}px">
-{% for card in section.cards %}<figure class="{{ card.tone }}">{% if card.link %}<a href="{{ card.link }}">{% endif -%}
-<img src="{{ card.picture }}" alt="{{ card.caption }}">{% if card.link %}</a>{% endif %}
-
-<figcaption>{{ card.caption }}{% if card.note %} <span class="note">{{ card.note }}</span>{% endif %}</figcaption></figure>
-{% endfor %}</div>
-{% elif section.kind == "table" %}<div class="wide" tabindex="0" role="region" aria-labelledby="s{{ loop.index }}">
-<table aria-labelledby="s{{ loop.index }}"{% if section.sortable %} class="sortable"{% endif %}><thead><tr>
-{% for column in section.columns %}{% set i = loop.index0 %}
-<th scope="col"{% if i and section.rows and numeric(section.rows[0][i] or "") %} class="number"{% endif %}>{{ column }}</th>
-{% endfor %}</tr></thead><tbody>
-{% for row in section.rows %}<tr>{% for cell in row %}
-{% if loop.first %}<th scope="row"{% if cell is number %} class="number"{% endif %}>{{ cell }}</th>
-{% else %}<td{% if numeric(cell) %} class="number"{% endif %}>{{ cell }}</td>
-{% endif %}{% endfor %}</tr>{% endfor %}</tbody></table></div>
-{% else %}<div class="plot" role="img" aria-label="{{ section.alt or section.title }}">{{ section.svg }}</div>{% endif %}
-</section>
-{% endfor %}
-{% if script %}<script>{{ script }}</script>{% endif %}
-
-</body>
-</html>
-"""
+def _code(text: str) -> Markup:
+    """Return text with what stands between backticks as code."""
+    return Markup(re.sub("`([^`<>]+)`", r"<code>\1</code>", str(escape(_safe(text)))))
 
 
 def _safe(value: Any) -> Any:
@@ -192,4 +157,8 @@ def _safe(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
-_templates = Environment(loader=DictLoader({"page": _PAGE}), autoescape=True, trim_blocks=True, finalize=_safe)
+@cache
+def _templates() -> Environment:
+    made = Environment(loader=DictLoader({"page": asset("page.html")}), autoescape=True, trim_blocks=True, finalize=_safe)
+    made.filters["code"] = _code
+    return made

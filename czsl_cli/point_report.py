@@ -78,6 +78,8 @@ def reliability_figure(result: dict[str, Any]) -> Figure:
     """Accuracy over mean confidence, before and after."""
     from matplotlib.figure import Figure
 
+    from czsl_cli.pages import legend_below
+
     figure = Figure(figsize=(4.8, 4.4))
     axes = figure.add_subplot()
     axes.plot([0, 100], [0, 100], color="#888888", linewidth=0.8)
@@ -88,13 +90,19 @@ def reliability_figure(result: dict[str, Any]) -> Figure:
         axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2, label=f"{name} (ECE {percent(ece)} %)")
     axes.set(xlabel="mean probability of the named label (%)", ylabel="right names (%)", xlim=(0, 100), ylim=(0, 100))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small")
+    legend_below(axes, 2)
     return figure
+
+
+def reliability_in_words(result: dict[str, Any]) -> str:
+    """Return what :func:`reliability_figure` shows, for those who do not see it."""
+    before, after = (percent(result[key]) for key in ("ece_before", "ece"))
+    return f"Accuracy over mean probability. Expected calibration error {before} percent before and {after} percent after calibration."
 
 
 def write_report_page(path: Path, name: str, result: dict[str, Any], extremes: Extremes | None) -> None:
     """A page of one evaluation: tables, the seen/unseen curve with the operating point, the reliability curve."""
-    from czsl_cli.compare import curves_figure
+    from czsl_cli.compare import curves_figure, curves_in_words
     from czsl_cli.pages import Plot, Table, plot_svg, write_page
 
     shown = {"AUC": "auc", "best HM": "hm", "best seen": "seen", "best unseen": "unseen"}
@@ -104,8 +112,10 @@ def write_report_page(path: Path, name: str, result: dict[str, Any], extremes: E
         sections.append(Table(title[0].upper() + title[1:], columns, rows))
     if extremes is not None:
         run = {"name": name, "auc": result["auc"], "hm": result["hm"], "op_bias": result.get("op_bias")}
-        sections.append(Plot("Seen and unseen accuracy over all calibration biases", plot_svg(curves_figure([run], [extremes]))))
+        svg = plot_svg(curves_figure([run], [extremes]))
+        sections.append(Plot("Seen and unseen accuracy over all calibration biases", svg, alt=curves_in_words([result | run])))
     if "reliability" in result:
         text = f"Each point is one of {result['ece_bins']} groups of equally many images. On the line a probability means what it says."
-        sections.append(Plot("Reliability of the probabilities", plot_svg(reliability_figure(result)), text))
+        svg = plot_svg(reliability_figure(result))
+        sections.append(Plot("Reliability of the probabilities", svg, text, reliability_in_words(result)))
     write_page(path, f"Evaluation of {name}", sections, [*point_lines(result), *result.get("warnings", [])])

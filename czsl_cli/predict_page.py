@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from czsl.errors import UsageError
 from czsl.runs.files import write_atomically
 from czsl_cli.answers import candidate_words, doubt, percentage
 from czsl_cli.console import printable
-from czsl_cli.pages import script_hash
+from czsl_cli.pages import asset, script_hash
 
 SIZE = 192  # pixels of a thumbnail's longer side
 LIST_IMAGES = 200  # of a plain list
@@ -211,13 +210,8 @@ def _script_json(content: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-@cache
-def _asset(name: str) -> str:
-    return (files("czsl_cli") / "assets" / name).read_text(encoding="utf-8")
-
-
 def _render(name: str, **values: Any) -> str:
-    style, script = _asset("predictions.css"), _asset("predictions.js")
+    style, script = asset("base.css") + asset("predictions.css"), asset("predictions.js")
     policy = f"default-src 'none'; img-src 'self' file:; style-src {script_hash(style)}"
     if name == "page":
         policy += f"; script-src {script_hash(script)}"
@@ -226,5 +220,5 @@ def _render(name: str, **values: Any) -> str:
 
 @cache
 def _templates() -> Environment:
-    sources = {name: _asset(f"predictions-{name}.html") for name in ("page", "list")}
+    sources = {name: asset(f"predictions-{name}.html") for name in ("page", "list")}
     return Environment(loader=DictLoader(sources), autoescape=True, trim_blocks=True, lstrip_blocks=True)

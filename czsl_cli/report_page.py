@@ -169,6 +169,8 @@ def write_report(page: Path, found: Material, links: dict[int, str], notes: list
 
 def write_figures(plots: dict[str, Figure], folder: Path) -> list[Path]:
     """Write each plot as SVG and PDF, the same bytes for the same plot; returns the paths."""
+    import matplotlib
+
     from czsl.runs.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,8 @@ def write_figures(plots: dict[str, Figure], folder: Path) -> list[Path]:
     for name, figure in plots.items():
         svg, pdf = (folder / f"{name}.{kind}" for kind in ("svg", "pdf"))
         write_atomically(svg, str(plot_svg(figure)).encode())
-        figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Producer": None})
+        with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: conferences refuse the default
+            figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Producer": None})
         written += [svg, pdf]
     return written
 
@@ -201,8 +204,8 @@ def _about(found: Material) -> Table:
 
 
 def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
-    from czsl_cli.compare import curves_figure
-    from czsl_cli.point_report import point_lines, point_table, reliability_figure
+    from czsl_cli.compare import curves_figure, curves_in_words
+    from czsl_cli.point_report import point_lines, point_table, reliability_figure, reliability_in_words
 
     result, sections = found.result, list[Any]()
     if result is None:
@@ -220,16 +223,13 @@ def _numbers(found: Material, plots: dict[str, Figure]) -> list[Any]:
     if found.saved is not None and result.get("auc") is not None:
         run = {"name": found.run.path.name, "auc": result["auc"], "hm": result["hm"], "op_bias": result.get("op_bias")}
         plots["seen-unseen"] = curves_figure([run], [found.saved.extremes])
-        alt = (
-            f"Curve of accuracy on unseen pairs over accuracy on seen pairs. Area {percent(result['auc'])} percent; best seen "
-            f"{percent(result['seen'])}, best unseen {percent(result['unseen'])}, best harmonic mean {percent(result['hm'])} percent."
-        )
+        alt = curves_in_words([result | run])
         sections.append(Plot("Seen and unseen accuracy over all calibration biases", plot_svg(plots["seen-unseen"]), alt=alt))
     if "reliability" in result:
         plots["reliability"] = reliability_figure(result)
         text = f"Each point is one of {result['ece_bins']} groups of equally many images. On the line a probability means what it says."
-        alt = f"Accuracy over mean probability. Expected calibration error {percent(result['ece'])} percent with the run's temperature."
-        sections.append(Plot("Reliability of the probabilities", plot_svg(plots["reliability"]), text, alt))
+        svg = plot_svg(plots["reliability"])
+        sections.append(Plot("Reliability of the probabilities", svg, text, reliability_in_words(result)))
     return sections
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from czsl_cli.console import print_json, print_table, print_text, say, warn
+from czsl_cli.console import continued_with, print_json, print_table, print_text, say, warn
 from czsl_cli.experiment import Numbers
 from czsl_cli.options import placement_options, where_of
 from czsl_cli.published import COLUMNS, REF20, size_notes
@@ -79,16 +78,16 @@ def reproduce(method, dataset, overrides, dry_run, as_json, out, **options) -> N
         warn(f"the numbers are those of {expected.records[0].backbone}: --clip {options['clip']} must be that model")
     if overrides:
         warn(f"not as published: {' '.join(overrides)}")
-    from czsl_cli.experiment_runs import measure, planned, train_missing
+    from czsl_cli.experiment_runs import measure, planned, train_missing, what_is_left
 
     plans, data = planned(asked, out)
-    failures, stopped = train_missing(plans, data, where, out, None)
-    if stopped:
-        say("stopped with a checkpoint; the same command continues")
-        sys.exit(130)
-    if failures:
-        raise CzslError("training failed", "; ".join(f"{k}: {v}" for k, v in failures.items()), "the same command tries again")
-    result = _judged(expected, measure(asked, plans, data, {}, where), plans)
+    with continued_with(lambda: what_is_left(plans)):
+        failures = train_missing(plans, data, where, out, None)
+        if failures:
+            raise CzslError(
+                "training failed", "; ".join(f"{k}: {v}" for k, v in failures.items()), "the same command tries again"
+            )
+        result = _judged(expected, measure(asked, plans, data, {}, where), plans)
     _write(out, result)
     _show(result, out, as_json)
     wrong = [n for n in result["numbers"] if n["verdict"] in ("below", "undefined")]

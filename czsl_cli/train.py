@@ -12,6 +12,7 @@ import click
 
 from czsl_cli.checked import checked, loop_notes, partial_labels_of
 from czsl_cli.console import (
+    continued_with,
     duration,
     percent,
     print_json,
@@ -110,7 +111,7 @@ def train(overrides, config_file, out, name, resume, source, max_failures, dry_r
         from czsl_cli.runs import tell_precision
 
         tell_precision(run)
-        with progress_bar() as bar:
+        with continued_with(lambda: f"continue with: czsl train --resume {short(run.path)}"), progress_bar() as bar:
             watcher = TrainingWatcher(run.config.epochs, bar)
             placed = lambda p: watcher.placed(p, run.path)  # noqa: E731
             status = train_run(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from czsl_cli.pages import COLOURS
+from czsl_cli.pages import COLOURS, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,9 @@ def losses(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             x,
             np.array([np.nanmean(values[p]) if np.isfinite(values[p]).any() else np.nan for p in parts]),
         )
+    terms = [y for name, (_, y) in found.items() if name != "loss"]
+    if len(terms) == 1 and "loss" in found and np.array_equal(terms[0], found["loss"][1], equal_nan=True):
+        return {"loss": found["loss"]}  # the only term is the loss itself
     return found
 
 
@@ -68,7 +71,7 @@ def loss_figure(run: Run) -> Figure | None:
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()
     for i, (name, (x, y)) in enumerate(curves.items()):
-        label = "loss, all terms" if name == "loss" else name.replace("_", " ")
+        label = "loss, all terms" if name == "loss" and len(curves) > 1 else name.replace("_", " ")
         axes.plot(x, y, color=COLOURS[i % len(COLOURS)], linewidth=2.0 if name == "loss" else 1.1, label=label)
     return _finished(figure, axes, "epoch", "loss")
 
@@ -116,7 +119,7 @@ def _finished(figure: Figure, axes: Any, x: str, y: str) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small")
+    legend_below(axes, 4)
     return figure
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from czsl.runs.search import Domain, Space
 
 COLUMNS = 3
+LETTERS_OF_A_PANEL, MOST_LETTERS = 42, 24  # that fit below a panel; of one choice
 BEST, OTHER, PRUNED, FAILED = "#c0392b", "#2c6fbb", "#9aa7b5", "#e0a030"
 NAMES = {"val_auc": "validation AUC, %", "val_hm": "validation HM, %"}
 
@@ -56,7 +57,7 @@ def plot_trials(
         values = [r["values"][name] for r in good]
         if domain.kind == "choice":
             places = list(domain.args)
-            axis.set_xticks(range(len(places)), [str(p) for p in places])
+            _choices(axis, [str(p) for p in places])
             axis.set_xlim(-0.5, len(places) - 0.5)
             values = [places.index(v) for v in values]
         else:
@@ -67,6 +68,13 @@ def plot_trials(
     for axis in axes[panels:]:
         axis.set_visible(False)
     write_atomically(path, plot_svg(figure).encode())
+
+
+def _choices(axis: Axes, names: list[str]) -> None:
+    """One tick per choice; names that would lie over each other are slanted."""
+    shown = [(name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 3] + "...").replace("$", r"\$") for name in names]
+    slanted = len(names) * max(map(len, shown)) > LETTERS_OF_A_PANEL
+    axis.set_xticks(range(len(names)), shown, rotation=30 if slanted else 0, ha="right" if slanted else "center")
 
 
 def _range(axis: Axes, domain: Domain) -> None:

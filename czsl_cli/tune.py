@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
-from czsl_cli.console import duration, percent, print_json, print_lines, print_table, progress_bar, say, short, warn
+from czsl_cli.console import (
+    continued_with,
+    duration,
+    percent,
+    print_json,
+    print_lines,
+    print_table,
+    progress_bar,
+    say,
+    short,
+    warn,
+)
 from czsl_cli.options import settings_options
 from czsl_cli.tune_watch import NAMES, SearchWatcher, shown, shown_all
 
@@ -195,7 +206,7 @@ def _run(search, address: str | None, as_json: bool) -> None:
     from cluster.tuning.tune import tune as tune_search
 
     began = time.monotonic()
-    with progress_bar() as bar:
+    with continued_with(lambda: f"continue with: czsl tune --resume {short(search.path)}"), progress_bar() as bar:
         watcher = SearchWatcher(search, bar)
         callbacks: dict[str, Any] = {
             "on_share": watcher.share,

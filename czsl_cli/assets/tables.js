@@ -5,6 +5,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const value = (row, place) => row.cells[place].textContent.trim();
   const number = (text) => Number(text.replace(/[,\u00a0 %]/g, ""));
   heads.forEach((head, place) => {
+    if (!head.textContent.trim()) return;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "pick";

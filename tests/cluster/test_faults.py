@@ -150,6 +150,32 @@ def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on_bit_for_bit
     assert_same_result(broken, whole)
 
 
+SCHEDULED = {"schedule": "cosine", "warmup": 2.5, "accumulate": 3, "lr": 0.01, "batch": 12, "method": "csp"}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 40}, {"epochs": 400, "stop_after": 12}], ids=["a cosine to its end", "stopped by stop_after"]
+)
+def test_a_killed_training_with_a_schedule_in_parts_goes_on_bit_for_bit(make_run, settings):
+    """Warm-up, cosine, accumulation and the waiting of ``stop_after`` depend on nothing that a killed process takes along."""
+    whole, broken = (make_run(**SCHEDULED, **settings) for _ in range(2))
+    assert train_worker(whole, Group(), torch.device("cpu")) == "done"
+    for epochs in (1, 4):  # within the warm-up, and on the cosine
+        with czsl("train", "--resume", broken.path, "--engine", "local") as driver:
+            wait_until(lambda epochs=epochs: sum(1 for _ in broken.metrics("epoch")) >= epochs)
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        wait_until(lambda: not is_running(pid_of(broken)), 60)
+        assert not list(broken.metrics("end"))
+    with czsl("train", "--resume", broken.path, "--engine", "local") as driver:
+        _, err = driver.communicate()
+        assert driver.returncode == 0, err
+    assert_same_result(broken, whole)
+    if "stop_after" in settings:
+        assert learned(whole)[-1]["epoch"] < settings["epochs"] - 1
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("harm", ["truncate", "delete"])
 def test_a_damaged_newest_checkpoint_is_passed_over(make_run, monkeypatch, harm):

@@ -8,6 +8,7 @@ import pytest
 
 from czsl.data.table import Record, open_data, write_dataset
 from czsl.data.toy import dataset as toy
+from czsl_cli.data_page import counts_figure
 
 
 def test_a_page_has_counts_samples_and_nothing_from_outside(czsl, dataset, tmp_path):
@@ -32,6 +33,20 @@ def test_identical_images_are_problems(czsl, tmp_path):
     write_dataset(tmp_path / "twins", toy.space(), records, "twins")
     czsl("data", "stats", "twins", "--html", "t.html", "--samples", 0)
     assert "twin.png" in (tmp_path / "t.html").read_text()
+
+
+def test_counts_are_labelled_as_whole_images(dataset):
+    figure = counts_figure(open_data(dataset))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    labels = {
+        y: text.get_text().replace(",", "")
+        for y, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        if low <= y <= high
+    }
+    assert any(labels.values())
+    assert all(text in ("", f"{y:.0f}") and (not text or y == round(y)) for y, text in labels.items())
 
 
 @pytest.mark.parametrize("name", ["nowhere"])

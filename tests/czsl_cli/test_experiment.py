@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from czsl.runs import checkpoint
 from czsl.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -239,3 +245,72 @@ def test_rows_that_cannot_be_adapted_are_refused_before_anything_runs(experiment
 def test_an_evaluation_of_all_rows_has_no_adaptation(experiment):
     text = "rows: {csp: {train: --method csp}}\nevaluate: [{world: closed, adapt: tomcat}]\n"
     assert "an adaptation belongs to a row" in experiment(text=text, expect=2).stderr
+
+
+STOPPED = "common: epochs=30 batch=12 threads=1\nresamples: 20\nrows:\n  csp: {train: {method: csp, lr: 1e-2}}\n"
+WEIGHTS = ("method.safetensors", "optimizer.safetensors", "state.json")
+
+
+def newest_step(run: Path) -> int:
+    found = checkpoint.newest_valid(run / "checkpoints") if run.exists() else None
+    return checkpoint.step_of(found) if found else -1
+
+
+@pytest.mark.fault
+def test_signals_cost_nothing_that_is_finished_and_the_same_command_continues_bit_for_bit(experiment, dataset, tmp_path):
+    experiment("--out", "whole", text=STOPPED)
+    first, second = (tmp_path / "broken" / f"csp-seed{seed}" for seed in (0, 1))
+    command = [Path(sys.executable).parent / "czsl", "experiment", "table.yaml", "--data", dataset, "--out", "broken"]
+
+    def interrupted(run: Path, signals: list[int]) -> str:
+        """Give signals after the next checkpoint of a run; the first ones come while a worker does not answer."""
+        before = newest_step(run)
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            end = time.monotonic() + 120
+            while newest_step(run) <= before:
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.02)
+            worker = json.loads((run / "worker-0.json").read_text())["pid"]
+            for number in signals[:-1]:
+                os.kill(worker, signal.SIGSTOP)
+                process.send_signal(number)
+                while not Run(run).stop_file.exists():
+                    time.sleep(0.02)
+            process.send_signal(signals[-1])
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        assert not out
+        assert "Traceback" not in err
+        return err.splitlines()[-1]
+
+    said = interrupted(first, [signal.SIGINT])
+    step = newest_step(first)
+    assert (
+        said == f"interrupted; 0 of 2 trainings are finished, csp-seed0 continues at step {step}; repeat the command to continue"
+    )
+    assert not list(second.glob("checkpoints/step-*"))
+    assert "csp-seed0 continues at step" in interrupted(first, [signal.SIGINT, signal.SIGINT])
+    said = interrupted(second, [signal.SIGTERM])
+    assert "1 of 2 trainings are finished, csp-seed1 continues at step" in said
+    finished = {p: p.stat().st_mtime_ns for p in first.rglob("*")}
+
+    [table] = json.loads(experiment("--out", "broken", "--json", text=STOPPED).stdout)["tables"]
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert (starts(first), starts(second)) == (3, 2)
+    [whole] = json.loads(experiment("--out", "whole", "--json", text=STOPPED).stdout)["tables"]
+    assert table["rows"][0]["reports"] == whole["rows"][0]["reports"]
+    for run in (first, second):
+        ours, theirs = (checkpoint.find(folder / "checkpoints", "last") for folder in (run, tmp_path / "whole" / run.name))
+        assert ours.name == theirs.name
+        assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in WEIGHTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_says_how_to_continue(experiment, monkeypatch, number):
+    import cluster.experiment
+
+    monkeypatch.setattr(cluster.experiment, "measured", lambda *args, **more: os.kill(os.getpid(), number))
+    before = signal.getsignal(signal.SIGTERM)
+    done = experiment("--seeds", "0", expect=130)
+    assert done.stderr.splitlines()[-1] == "interrupted; 1 of 1 trainings are finished; repeat the command to continue"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from methods.published.records import published
 
 
@@ -19,6 +21,13 @@ def test_the_command_lists_them(czsl):
     assert "no such number" in czsl("published", "--method", "tomcat").stderr
     assert "did you mean 'ut-zappos'" in czsl("published", "zapos", expect=2).stderr
     assert "did you mean 'ClusPro'" in czsl("published", "--method", "clustpro", expect=2).stderr
+
+
+@pytest.mark.parametrize("method", sorted({r.paper.ours for r in published().records if r.paper.ours}))
+def test_the_commands_of_a_card_run(czsl, method):
+    rows = json.loads(czsl("published", "--method", method, "--json").stdout)
+    assert len(rows) == len(published().select(None, method, None)) > 0
+    assert "plan" in czsl("reproduce", method, "mit-states", "--dry-run").stdout
 
 
 def test_an_evaluation_stands_above_what_papers_report(czsl, dataset):

@@ -66,7 +66,9 @@ def test_a_page_has_all_parts_and_needs_nothing_from_outside(czsl, run, tmp_path
     assert all((folder / link).is_file() for link in explained)
     plots = {p.name for p in (tmp_path / "plots").iterdir()}
     assert {"losses.svg", "losses.pdf", "seen-unseen.pdf", "confusion-attributes.svg"} <= plots
-    assert (tmp_path / "plots/losses.pdf").read_bytes().startswith(b"%PDF")
+    pdf = (tmp_path / "plots/losses.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf
+    assert ">pair<" not in (tmp_path / "plots/losses.svg").read_text()  # csp's only term is the loss itself, drawn once
     czsl("report", run, "--gallery", 2, "--html", "again.html", "--figures", "more")
     for name in plots:
         assert (tmp_path / "plots" / name).read_bytes() == (tmp_path / "more" / name).read_bytes()

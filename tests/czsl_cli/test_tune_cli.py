@@ -138,6 +138,12 @@ def test_the_plot_has_a_panel_for_each_setting(tmp_path):
     plot_trials(rows, curves, space, "val_auc", tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text
     plot_trials(rows[3:], {}, space, "val_auc", tmp_path / "empty.svg")  # nothing but failures
+    long = {"k": Domain("choice", ("a choice with $5 and $6 and more", "another choice of many words", "five"))}
+    plot_trials(rows, curves, long, "val_auc", tmp_path / "long.svg")
+    text = (tmp_path / "long.svg").read_text()
+    words = ["".join(e.itertext()).strip() for e in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a choice with $5 and ...", "another choice of man...", "five"} <= set(words)
+    assert text.count("rotate(-30)") == 3
 
 
 @pytest.mark.slow
