@@ -12,6 +12,8 @@ from czsl.evaluation.report import evaluate, reduce_scores, report, threshold_ro
 from czsl.evaluation.scores_file import ScoreFile, read_scores, read_space, write_scores
 from czsl.evaluation.thresholds import at_threshold, choose_threshold
 
+Reduction = SavedEvaluation  # its name before; scripts of users load saved evaluations by it
+
 __all__ = [
     "Aim",
     "Candidates",
@@ -19,6 +21,7 @@ __all__ = [
     "Extremes",
     "ExtremesAccumulator",
     "OperatingPoint",
+    "Reduction",
     "SavedEvaluation",
     "ScoreFile",
     "at_threshold",
