@@ -34,7 +34,7 @@ from methods.building import build
 
 # Attributes, objects, training pairs and the images of a step.
 SPACES = {"mit-states": (115, 245, 1262, 64), "ut-zappos": (16, 12, 83, 128), "cgqa": (413, 674, 5592, 16)}
-METHODS = ("clusPro", "troika", "msci", "csp")
+METHODS = ("clusPro", "troika", "msci", "csp", "caila")
 WIDTH = 64
 
 # Operations that start no kernel of their own on a GPU. torch's dropout is one kernel there and three operations on a CPU.

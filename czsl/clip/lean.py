@@ -101,3 +101,14 @@ def _copies(tensors: Sequence[Tensor], formats: Sequence[torch.dtype]) -> tuple[
 def converted(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return trained tensors in another format, with gradients in their own: the values of ``x.to(dtype)`` for each, in one operation."""
     return cast(tuple[Tensor, ...], _Converted.apply(dtype, *tensors))
+
+
+def under_autocast(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Return trained weights as autocast wants them, converted together; outside of autocast as they are.
+
+    Autocast itself converts them one by one: a kernel for each, forward and backward.
+    """
+    device = weights[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return converted(torch.get_autocast_dtype(device), *weights)
+    return weights

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from czsl.runs.tracker_names import PACKAGES
 LEFT_OUT = ("event", "time", "step")
 PROJECT = "czsl"
 MAX_SETTING_LENGTH = 500  # characters; MLflow takes no more
+MAX_START_S = 120.0  # for the process of Weights & Biases; its own 30 s are short on a busy machine
+MAX_CLOSE_S = 10.0  # for files of an earlier process
 
 
 class Tracker(Protocol):
@@ -161,9 +164,9 @@ class Wandb:
 
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         if mode == "offline":
-            shutil.rmtree(path / "wandb", ignore_errors=True)
+            _remove(path / "wandb")
         name = re.sub(r"[^\w.-]", "-", path.name)[:64]
-        quiet = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True)
+        quiet = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_service_wait=MAX_START_S)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=name,
@@ -182,8 +185,17 @@ class Wandb:
             self._run.log({**numbers, "time": time}, step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Hand over what is left; the package's own process writes the last of it a little later."""
         self._run.finish()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which the process of an earlier tracker may still be closing its files."""
+    end = time.monotonic() + MAX_CLOSE_S
+    while folder.exists() and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            time.sleep(0.1)
 
 
 _MAKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from czsl.clip.lean import under_autocast
 from czsl.clip.vision import attention
 from czsl.recompute import recomputed
 
@@ -28,13 +30,9 @@ class TransformerAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def latent(self, x: Tensor) -> Tensor:
-        """[..., V] -> [..., r]."""
-        return self.activation(self.down(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Addition to a sub-layer's output, in the shape of ``x``."""
-        return self.up(self.latent(x))
+# Weights of adapters for one pass: of layer, sub-layer and concept down [r, V], its bias [r], up [V, r], its bias [V].
+Weights = dict[tuple[int, str, str], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 class TowerAdapters(nn.Module):
@@ -63,35 +61,64 @@ class TowerAdapters(nn.Module):
             sets = {after: nn.ModuleDict({c: TransformerAdapter(width, rank, activation) for c in here}) for after in AFTER}
             self.layers.append(nn.ModuleDict(sets))
 
-    def addition(self, i: int, after: str, concept: str, h: Tensor) -> Tensor:
+    def for_pass(self, *concepts: str) -> Weights:
+        """Return the weights of concepts for one pass; under autocast all are converted here, together."""
+        wanted = {*concepts, *(MIXED if MIXTURE in concepts else ())}
+        found = {
+            (i, after, concept): cast(TransformerAdapter, adapter)
+            for i, layer in enumerate(self.layers)
+            for after in AFTER
+            for concept, adapter in cast(nn.ModuleDict, cast(nn.ModuleDict, layer)[after]).items()
+            if concept in wanted
+        }
+        flat = under_autocast(*(w for a in found.values() for w in (a.down.weight, a.down.bias, a.up.weight, a.up.bias)))
+        return {key: cast(Any, flat[4 * n : 4 * n + 4]) for n, key in enumerate(found)}
+
+    def addition(self, i: int, after: str, concept: str, h: Tensor, weights: Weights) -> Tensor:
         """Return the addition of layer i to the output h of one of its sub-layers.
 
         For a mixture, the latents of three adapters are averaged before the mixture's way up, and its result with theirs.
         """
         adapters = cast(nn.ModuleDict, cast(nn.ModuleDict, self.layers[i])[after])
+
+        def latent(name: str) -> Tensor:
+            down, bias, _, _ = weights[i, after, name]
+            return cast(TransformerAdapter, adapters[name]).activation(F.linear(h, down, bias))
+
+        def up(name: str, z: Tensor) -> Tensor:
+            return F.linear(z, *weights[i, after, name][2:])
+
         if concept != MIXTURE:
-            return adapters[concept](h)
-        mixture = cast(TransformerAdapter, adapters[MIXTURE])
-        others = [cast(TransformerAdapter, adapters[c]) for c in MIXED]
-        latents = [adapter.latent(h) for adapter in others]
-        up = mixture.up(torch.stack([mixture.latent(h), *latents]).mean(0))
-        return torch.stack([up, *(adapter.up(z) for adapter, z in zip(others, latents, strict=True))]).mean(0)
+            return up(concept, latent(concept))
+        latents = [latent(c) for c in MIXED]
+        mixed = up(MIXTURE, torch.stack([latent(MIXTURE), *latents]).mean(0))
+        return torch.stack([mixed, *(up(c, z) for c, z in zip(MIXED, latents, strict=True))]).mean(0)
 
     def run(
-        self, blocks: Any, start: int, stop: int, concept: str, x_BLV: Tensor, causal: bool = False, recompute=False
+        self,
+        blocks: Any,
+        layers: range,
+        concept: str,
+        x_BLV: Tensor,
+        weights: Weights,
+        causal: bool = False,
+        recompute: bool = False,
     ) -> Tensor:
-        """Tokens [B, L, V] after layers start..stop-1; ``recompute`` keeps no activations for the backward pass."""
-        for i in range(start, stop):
+        """Tokens [B, L, V] after some layers; ``recompute`` keeps no activations for the backward pass."""
+        for i in layers:
             if recompute and torch.is_grad_enabled():
-                x_BLV = recomputed(self.layer, blocks[i], i, concept, x_BLV, causal)
+                x_BLV = recomputed(self.layer, blocks[i], i, concept, x_BLV, weights, causal)
             else:
-                x_BLV = self.layer(blocks[i], i, concept, x_BLV, causal)
+                x_BLV = self.layer(blocks[i], i, concept, x_BLV, weights, causal)
         return x_BLV
 
-    def layer(self, block: Any, i: int, concept: str, x_BLV: Tensor, causal: bool) -> Tensor:
-        """One layer: each sub-layer's output passes its adapter and joins the stream with what the adapter adds."""
+    def layer(self, block: Any, i: int, concept: str, x_BLV: Tensor, weights: Weights, causal: bool) -> Tensor:
+        """One layer: each sub-layer's output passes its adapter and joins the stream with what the adapter adds.
+
+        ``weights``: what :meth:`for_pass` returned for the concept.
+        """
         kv = block.ln_1(x_BLV)
         h = block.ls_1(attention(block.attn, kv, kv, causal=causal))
-        x_BLV = x_BLV + h + self.addition(i, "attention", concept, h)
+        x_BLV = x_BLV + h + self.addition(i, "attention", concept, h, weights)
         h = block.ls_2(block.mlp(block.ln_2(x_BLV)))
-        return x_BLV + h + self.addition(i, "mlp", concept, h)
+        return x_BLV + h + self.addition(i, "mlp", concept, h, weights)

@@ -92,12 +92,13 @@ class CAILA(Method):
         last, recompute = len(visual.blocks), visual.checkpointing
         embedded_BLV, L = visual.embed(images_B3SS), 0
         halfway, tops = [], []
+        below, above, weights = range(F_), range(F_, last), self.vision.for_pass(*CONCEPTS, MIXTURE)
         for concept in CONCEPTS:
-            x_BLV = self.vision.run(visual.blocks, 0, F_, concept, embedded_BLV, recompute=recompute)
+            x_BLV = self.vision.run(visual.blocks, below, concept, embedded_BLV, weights, recompute=recompute)
             halfway.append(x_BLV)
-            tops.append(self.vision.run(visual.blocks, F_, last, concept, x_BLV, recompute=recompute)[:, 0])
+            tops.append(self.vision.run(visual.blocks, above, concept, x_BLV, weights, recompute=recompute)[:, 0])
             L = x_BLV.shape[1]
-        fused = self.vision.run(visual.blocks, F_, last, MIXTURE, torch.cat(halfway, dim=1), recompute=recompute)
+        fused = self.vision.run(visual.blocks, above, MIXTURE, torch.cat(halfway, dim=1), weights, recompute=recompute)
         tops.insert(0, (fused[:, 0] + fused[:, L]) / 2)
         return visual.project(torch.stack(tops, dim=1))
 
@@ -143,7 +144,8 @@ class CAILA(Method):
             return text.encode_embeddings(x_nTW, end_n)
         with own_precision(self.clip.device, text.precision):
             x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
-            x_nTW = self.text.run(text.blocks, 0, len(text.blocks), concept, x_nTW, causal=True)
+            layers, weights = range(len(text.blocks)), self.text.for_pass(concept)
+            x_nTW = self.text.run(text.blocks, layers, concept, x_nTW, weights, causal=True)
             return text.project(x_nTW[torch.arange(len(x_nTW)), end_n])
 
     # -- scores and training ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from czsl.clip.lean import converted
+from czsl.clip.lean import under_autocast
 from czsl.clip.towers import Towers
 from czsl.clip.vision import Adapter
 
@@ -43,14 +43,8 @@ class BlockAdapters(nn.ModuleList):
         super().__init__(Bottleneck(width, rank, dropout) for _ in range(2 * layers))
 
     def for_pass(self) -> Adapter:
-        """Return the additions for one pass; under autocast all weights are converted here, together.
-
-        Autocast would convert them one by one: 16 kernels per block, forward and backward.
-        """
-        weights: tuple[Tensor, ...] = tuple(self.parameters())
-        device = weights[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            weights = converted(torch.get_autocast_dtype(device), *weights)
+        """Return the additions for one pass; under autocast all weights are converted here, together."""
+        weights = under_autocast(*self.parameters())
         dropouts = [cast(Bottleneck, bottleneck).dropout for bottleneck in self]
 
         def add(index: int, x: Tensor, onto: Tensor) -> Tensor:

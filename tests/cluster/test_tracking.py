@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sqlite3
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -95,14 +96,29 @@ def test_wandb_writes_one_offline_run(make_run, offline):
     written(run)
     for _ in range(2):
         assert export(run, ["wandb"], pytest.fail) == 4
-    (file,) = (
-        (run.path / "wandb" / "wandb").glob("offline-run-*/*.wandb")
-        if (run.path / "wandb" / "wandb").is_dir()
-        else (run.path / "wandb").glob("offline-run-*/*.wandb")
-    )
-    content = file.read_bytes()
+    root = run.path / "wandb"
+    (file,) = (root / "wandb" if (root / "wandb").is_dir() else root).glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 60  # wandb's own process writes the last lines after finish() has returned
+    while b"val/auc" not in (content := file.read_bytes()) and time.monotonic() < end:
+        time.sleep(0.05)
     assert content.count(b"train/loss") >= 3
     assert b"val/auc" in content
+
+
+def test_the_folder_of_an_earlier_tracker_goes_although_its_process_still_writes(tmp_path, monkeypatch):
+    (tmp_path / "wandb/offline-run-1").mkdir(parents=True)
+    rmtree, tries = trackers.shutil.rmtree, []
+
+    def disturbed(folder, ignore_errors):
+        tries.append(folder)
+        rmtree(folder, ignore_errors=ignore_errors)
+        if len(tries) < 3:  # a log that appears meanwhile
+            (folder / "offline-run-1/logs").mkdir(parents=True)
+
+    monkeypatch.setattr(trackers.shutil, "rmtree", disturbed)
+    trackers._remove(tmp_path / "wandb")
+    assert not (tmp_path / "wandb").exists()
+    assert len(tries) == 3
 
 
 def test_a_tracker_that_fails_is_left_out_with_one_warning_and_training_ends_well(make_run, monkeypatch):

@@ -6,7 +6,10 @@ import torch
 from caila_states import BASE, LARGE, SMALL, Plain, random_state
 from PIL import Image
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from czsl.clip.loading import load_clip
+from czsl.data.toy import dataset as toy
 from czsl.errors import UsageError
 from methods import from_reference
 from methods.building import build
@@ -43,11 +46,11 @@ def test_one_layer_of_each_concept_is_plain_arithmetic(imported):
     method, plain = imported
     x = torch.randn(1, 9, 128, generator=torch.Generator().manual_seed(2))
     for i, mode, concept in ((0, "attr", "attribute"), (1, "obj", "object"), (3, "mixture", "mixture")):
-        got = method.vision.layer(method.clip.visual.blocks[i], i, concept, x, False)[0]
+        got = method.vision.layer(method.clip.visual.blocks[i], i, concept, x, method.vision.for_pass(concept), False)[0]
         torch.testing.assert_close(got, plain.layer("vision", i, mode, x[0]), atol=1e-5, rtol=1e-5)
     if method.text is not None:
         x = x[..., :64]
-        got = method.text.layer(method.clip.text.blocks[2], 2, "pair", x, True)[0]
+        got = method.text.layer(method.clip.text.blocks[2], 2, "pair", x, method.text.for_pass("pair"), True)[0]
         torch.testing.assert_close(got, plain.layer("text", 2, "pair", x[0]), atol=1e-5, rtol=1e-5)
 
 
@@ -193,3 +196,38 @@ def test_recomputed_layers_give_the_same_gradients(small_space, small_clip):
         grads.append([p.grad.clone() for p in method.vision.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_converted_together_give_the_digits_of_autocast_that_converts_one_by_one(monkeypatch):
+    clip = load_clip("tiny")
+    clip.compute_in("bfloat16")
+    method = build("caila", toy.space(), clip, {}).train()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in [*method.vision.parameters(), *method.text.parameters()]:
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    images = torch.randint(0, 256, (2, 3, clip.image_size, clip.image_size), dtype=torch.uint8, generator=generator)
+    found = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr("methods.caila.adapters.under_autocast", lambda *weights: weights)
+        method.zero_grad()
+        with Casts() as casts:
+            side = method.encode_compositions(torch.tensor([[0, 0], [1, 2]]))
+            loss = method.image_features({"images": images}).sin().sum() + side.pair.sin().sum()
+            loss.backward()
+        found.append((loss.item(), {n: p.grad for n, p in method.named_parameters() if p.grad is not None}, casts.count))
+    (one, grads, together), (other, expected, apart) = found
+    assert one == other
+    assert grads.keys() == expected.keys()
+    assert all(torch.equal(grads[name], expected[name]) for name in grads)
+    assert together < apart / 2
+
+
+class Casts(TorchDispatchMode):
+    """Counts conversions to another format that are done one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))

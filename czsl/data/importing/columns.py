@@ -26,7 +26,7 @@ NAMES = {
 ROLES = tuple(NAMES)
 # A label that may be a class, an object next to an attribute, or hold attribute and object.
 UNCLEAR = ("label", "labels", "choice", "tag", "target", "caption", "text", "txt", "groundtruth")
-LONGEST_NAME = 1000  # characters of a column's name that is looked at
+MAX_NAME_LENGTH = 1000  # characters of a column's name that is looked at
 ID = "czsl_id"  # written by `czsl data export` for names that a file cannot have
 
 SPLIT_NAMES = {
@@ -214,4 +214,4 @@ def ambiguous(role: str, found: Sequence[str], where: str) -> DataError:
 
 def _plain(name: str) -> str:
     """The name without case, spaces and signs; a whole line that was read as one name has no role."""
-    return re.sub(r"[\W_]+", "", name.casefold()) if len(name) <= LONGEST_NAME else ""
+    return re.sub(r"[\W_]+", "", name.casefold()) if len(name) <= MAX_NAME_LENGTH else ""
