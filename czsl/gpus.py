@@ -29,7 +29,10 @@ SLICES = "/dev/nvidia-caps"  # where slices of cards (MIG) are made known
 LISTING_S = 20.0
 NONE_OF_THEM = ("", "-1", "NoDevFiles", "none")  # values of CUDA_VISIBLE_DEVICES that hide all GPUs
 ON_CPU = "to compute on the CPU: set CUDA_VISIBLE_DEVICES= (empty)"
-BUILDS = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128 (https://pytorch.org lists the builds)"
+BUILDS = (
+    "install a CUDA build: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128 "
+    "(https://pytorch.org lists them)"
+)
 # What torch says about a driver that does not work, and what to do about it.
 DRIVER_TROUBLES = {
     r"driver on your system is too old": "update the NVIDIA driver, or install a torch build for an older CUDA (https://pytorch.org)",
