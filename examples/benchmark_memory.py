@@ -30,7 +30,7 @@ from methods.building import build
 from methods.method import Method
 
 METHODS = ("csp", "coop", "troika", "clusPro", "msci", "dfsp", "caila", "vp-cmjl", "clip-pzsl")
-SPACES = {200: (20, 30), 800: (40, 60)}  # attributes and objects of spaces with so many training pairs
+SPACES = {200: (20, 30), 800: (40, 60)}  # attributes and objects of spaces with this many training pairs
 BATCHES = (8, 32)
 PRECISIONS = ("float32", "bfloat16")
 

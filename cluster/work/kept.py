@@ -60,7 +60,7 @@ def step_bytes(
     workers : int, default 1
         Number of workers; the last one is counted, as no other has a larger share.
     confidences : LabelConfidences, optional
-        Of a training on candidate labels.
+        Those of a training on candidate labels.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def test_other_nodes_are_refused(czsl, text):
 
 def test_two_ways_to_say_how_many_workers(czsl):
     shown = czsl("train", "--gpus-per-node", 2, "--workers-per-node", 2, expect=2)
-    assert "leave out --workers-per-node" in shown.stderr
+    assert "cannot be combined with --workers-per-node" in shown.stderr
 
 
 @pytest.mark.parametrize("option", ["--clip", "--clip-weights"])
