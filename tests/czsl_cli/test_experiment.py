@@ -309,7 +309,7 @@ def test_signals_cost_nothing_that_is_finished_and_the_same_command_continues_bi
 def test_an_interrupted_evaluation_says_how_to_continue(experiment, monkeypatch, number):
     import cluster.experiment
 
-    monkeypatch.setattr(cluster.experiment, "measured", lambda *args, **more: os.kill(os.getpid(), number))
+    monkeypatch.setattr(cluster.experiment, "measured", lambda *args, **more: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
     done = experiment("--seeds", "0", expect=130)
     assert done.stderr.splitlines()[-1] == "interrupted; 1 of 1 trainings are finished; repeat the command to continue"
