@@ -72,7 +72,7 @@ def check_room(
     asked = needed(config, precision)
     if asked <= free * MARGIN:
         return
-    fits = next((words for words, c, p in smaller(config, precision, bfloat16) if needed(c, p) * MARGIN <= free), "")
+    fits = largest_that_fits(config, precision, bfloat16, lambda c, p: needed(c, p) * MARGIN <= free)
     ways = ["end the other processes (nvidia-smi lists them) or use another GPU"] if total - free > total / 20 else []
     ways += [f"this would fit: {fits}" if fits else "no smaller setting fits: use a GPU with more memory, or a smaller CLIP"]
     raise GpuMemoryError(
@@ -94,27 +94,39 @@ def agreed_room(check: Callable[[], None], comm: Group) -> None:
             raise GpuMemoryError(*found)
 
 
-def smaller(config: RunConfig, precision: str, bfloat16: bool) -> Iterator[tuple[str, RunConfig, str]]:
-    """Settings that need less memory, as words, settings and precision; those first that change no result most."""
-    parts = [n for n in (2, 4, 8, 16, 32) if config.accumulate < n <= config.batch]
-    blocks = [False] if config.checkpoint_blocks else [False, True]
+def largest_that_fits(config: RunConfig, precision: str, bfloat16: bool, fits: Callable[[RunConfig, str], bool]) -> str:
+    """Return smaller settings that fit, as words, those first that change no result most; empty if none fits.
+
+    Each estimate takes seconds for a large model. More parts, recomputed blocks and bfloat16 need less memory, so a group of settings
+    is passed over if its smallest member does not fit.
+    """
     formats = [precision, "bfloat16"] if bfloat16 and precision == "float32" else [precision]
+    blocks = [True] if config.checkpoint_blocks else [False, True]
     batches = [config.batch // n for n in (1, 2, 4, 8, 16) if config.batch // n]
-    for batch in batches:
-        for p in formats:
-            for recompute in blocks:
-                for accumulate in [config.accumulate, *parts]:
-                    if accumulate > batch:
-                        continue
-                    words = [f"checkpoint_blocks={'true' * recompute}"] if recompute else []
-                    words += [f"accumulate={accumulate}"] if accumulate != config.accumulate else []
-                    words += [f"precision={p}"] if p != precision else []
-                    words += [f"batch={batch}"] if batch != config.batch else []
-                    if words:
-                        changed = replace(
-                            config, batch=batch, accumulate=accumulate, checkpoint_blocks=config.checkpoint_blocks or recompute
-                        )
-                        yield " ".join(words), changed, p
+    known: dict[tuple[int, str, bool, int], bool] = {}
+
+    def parts(batch: int) -> list[int]:
+        more = [n for n in (2, 4, 8, 16, 32) if config.accumulate < n <= batch]
+        return [config.accumulate, *more] if config.accumulate <= batch else more or [batch]
+
+    def fit(batch: int, p: str, recompute: bool, accumulate: int) -> bool:
+        key = (batch, p, recompute, accumulate)
+        if key not in known:
+            changed = replace(config, batch=batch, accumulate=accumulate, checkpoint_blocks=recompute)
+            known[key] = fits(changed, p)
+        return known[key]
+
+    if not fit(batches[-1], formats[-1], blocks[-1], parts(batches[-1])[-1]):
+        return ""
+    batch = next(b for b in batches if fit(b, formats[-1], blocks[-1], parts(b)[-1]))
+    groups = [(p, recompute) for p in formats for recompute in blocks]
+    p, recompute = next(group for group in groups if fit(batch, *group, parts(batch)[-1]))
+    accumulate = next(n for n in parts(batch) if fit(batch, p, recompute, n))
+    words = ["checkpoint_blocks=true"] if recompute and not config.checkpoint_blocks else []
+    words += [f"accumulate={accumulate}"] if accumulate != config.accumulate else []
+    words += [f"precision={p}"] if p != precision else []
+    words += [f"batch={batch}"] if batch != config.batch else []
+    return " ".join(words)
 
 
 def holders(device: torch.device) -> str:

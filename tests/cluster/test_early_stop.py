@@ -19,6 +19,7 @@ def last(run):
     return checkpoint.load(checkpoint.find(run.checkpoints, "last"))
 
 
+@pytest.mark.slow
 def test_training_ends_after_so_many_epochs_without_a_better_one_also_when_interrupted(make_run):
     # A learning rate of 0 changes nothing, so that no epoch is better than the first.
     settings = {"method": "csp", "lr": 0.0, "epochs": 9, "stop_after": 2}

@@ -155,8 +155,12 @@ def rates(method, value=None):
     return dict.fromkeys(RATES[method], 0.0 if value is None else value)
 
 
-@pytest.mark.parametrize("method", LOOPS)
-@pytest.mark.parametrize("dropout", [pytest.param(None, marks=pytest.mark.slow), 0.3], ids=["no-dropout", "same-masks"])
+def slowly(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("method", ["csp", "clusPro", *slowly("troika", "msci")])
+@pytest.mark.parametrize("dropout", [*slowly(None), 0.3], ids=["no-dropout", "same-masks"])
 def test_ten_steps_are_those_of_the_public_loop(method, dropout, make_run, monkeypatch):
     monkeypatch.setattr(branches, "REFERENCE_CHUNK", 16)  # only the public *test* programs repeat primitives with chunks of pairs
     sides = Sides(method, make_run, monkeypatch, **rates(method, dropout))
@@ -165,7 +169,7 @@ def test_ten_steps_are_those_of_the_public_loop(method, dropout, make_run, monke
     assert [steps[0]["lr"], steps[-1]["lr"]] == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("method", ["troika", pytest.param("msci", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", slowly("troika", "msci"))
 def test_the_correct_mode_leaves_the_public_trajectory_after_the_first_validation(method, make_run, monkeypatch):
     """Otherwise the test above would not tell the modes apart: batch norm alone does, without any dropout."""
     sides = Sides(method, make_run, monkeypatch, train_mode="correct", **rates(method))

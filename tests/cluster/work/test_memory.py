@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pretended import pretend
 
 from cluster.work.comm import Group
 from cluster.work.estimate import check_training, memory_of
-from cluster.work.memory import GpuMemoryError, agreed_room, check_room, holders, smaller, too_full
+from cluster.work.memory import GpuMemoryError, agreed_room, check_room, holders, largest_that_fits, too_full
 from cluster.work.training import prepare
 from czsl.runs.config import RunConfig
 from methods.building import build, clip_for
@@ -68,17 +69,39 @@ def test_a_card_that_is_too_small_by_itself(monkeypatch):
     assert "nvidia-smi" not in error.value.fix
 
 
-def test_smaller_settings_are_valid_and_different():
-    config = replace(CONFIG, batch=6, accumulate=2)
-    found = list(smaller(config, "float32", True))
-    assert len({words for words, _, _ in found}) == len(found)
-    for words, changed, precision in found:
-        assert 1 <= changed.accumulate <= changed.batch <= 6
-        assert (changed, precision) != (config, "float32")
-        assert words
-    assert found[0][0] == "accumulate=4"
-    assert all(p == "float32" for _, _, p in smaller(config, "float32", False))
-    assert all("checkpoint" not in w for w, _, _ in smaller(replace(config, checkpoint_blocks=True), "float32", True))
+def plain(config, precision, bfloat16, fits):
+    """The same settings one after another, each of them tried."""
+    parts = [n for n in (2, 4, 8, 16, 32) if config.accumulate < n]
+    for batch in [config.batch // n for n in (1, 2, 4, 8, 16) if config.batch // n]:
+        for p in [precision, "bfloat16"] if bfloat16 and precision == "float32" else [precision]:
+            for recompute in [True] if config.checkpoint_blocks else [False, True]:
+                for accumulate in [n for n in (config.accumulate, *parts) if n <= batch] or [batch]:
+                    changed = replace(config, batch=batch, accumulate=accumulate, checkpoint_blocks=recompute)
+                    if fits(changed, p):
+                        words = ["checkpoint_blocks=true"] if recompute and not config.checkpoint_blocks else []
+                        words += [f"accumulate={accumulate}"] if accumulate != config.accumulate else []
+                        words += [f"precision={p}"] if p != precision else []
+                        return " ".join(words + ([f"batch={batch}"] if batch != config.batch else []))
+    return ""
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("change", [{}, {"batch": 6, "accumulate": 2}, {"batch": 1}, {"checkpoint_blocks": True}])
+def test_the_first_setting_that_fits_is_found_with_few_estimates(change, bfloat16):
+    config, found = replace(CONFIG, **change), set()
+    for room in np.linspace(8, needed(config, "float32") / GiB - 1e-3, 150):
+        tried = []
+
+        def fits(c, p, room=room, tried=tried):
+            assert 1 <= c.accumulate <= c.batch <= config.batch
+            tried.append((c, p))
+            return needed(c, p) <= room * GiB
+
+        words = largest_that_fits(config, "float32", bfloat16, fits)
+        assert words == plain(config, "float32", bfloat16, fits=lambda c, p, room=room: needed(c, p) <= room * GiB)
+        assert len(tried) <= 13
+        found.add(words)
+    assert len(found) > 1 or config.batch == 1
 
 
 def test_all_workers_raise_the_error_of_one():
