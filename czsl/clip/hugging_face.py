@@ -210,7 +210,7 @@ def preprocessing(folder: PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         return {}
     found = {"mean": content.get("image_mean"), "std": content.get("image_std")}
-    found["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(content.get("resample", 3), "bicubic")
+    found["interpolation"] = "bilinear" if content.get("resample") == 2 else "bicubic"  # Pillow's numbers
     if content.get("do_center_crop") is False:
         found["resize_mode"] = "squash"
     return {key: value for key, value in found.items() if value is not None}

@@ -31,11 +31,13 @@ def typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        A value of the wrong type, or none of the choices.
+        A name that the dataclass does not have, a value of the wrong type, or one that is no choice.
     """
     hints = get_type_hints(cls)
     out = {}
     for key, value in settings.items():
+        if key not in hints:
+            raise UsageError(f"unknown setting {key!r}", did_you_mean(str(key), hints), "remove it, or correct its name")
         hint = hints[key]
         if get_origin(hint) is Literal:
             if value not in get_args(hint):

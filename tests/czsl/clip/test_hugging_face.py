@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.hugging_face import preprocessing
 from czsl.clip.loading import load_clip, sketch_clip
 from czsl.clip.weights import find_weights
 from czsl.errors import SetupError, UsageError
@@ -103,6 +104,12 @@ def test_the_features_are_those_of_openais_form(folder, open_clip_model, form):
     agree(clip, open_clip_model)
     same = load_clip(str(folder)).sha256
     assert clip.sha256 == same
+
+
+@pytest.mark.parametrize("resample", [{}, [2], "2", None, 7, 2, 3])
+def test_only_pillows_number_of_bilinear_is_bilinear(tmp_path, resample):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": resample}))
+    assert preprocessing(tmp_path)["interpolation"] == ("bilinear" if resample == 2 else "bicubic")
 
 
 def test_a_split_model_needs_all_of_its_parts(folder, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
+from czsl.runs.settings import typed
 
 
 def test_the_learning_rate_falls_by_steps():
@@ -53,3 +54,9 @@ def test_every_field_is_documented_and_can_be_set():
     assert described == {f.name for f in fields(RunConfig)}
     assert set(RunConfig.field_names()) == described - {"model"}
     assert list(RunConfig().to_dict()) == [f.name for f in fields(RunConfig)]
+
+
+@pytest.mark.parametrize("name", ["", "x", 3, "batchs", (1, 2)])
+def test_a_name_that_no_setting_has_is_an_error_of_the_file(name):
+    with pytest.raises(UsageError, match="unknown setting"):
+        typed({"batch": 3, name: 1}, RunConfig)
