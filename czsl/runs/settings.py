@@ -37,7 +37,9 @@ def typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
     out = {}
     for key, value in settings.items():
         if key not in hints:
-            raise UsageError(f"unknown setting {str(key)[:80]!r}", did_you_mean(str(key)[:80], hints), "remove it, or correct its name")
+            raise UsageError(
+                f"unknown setting {str(key)[:80]!r}", did_you_mean(str(key)[:80], hints), "remove it, or correct its name"
+            )
         hint = hints[key]
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
