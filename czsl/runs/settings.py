@@ -31,7 +31,7 @@ def typed(settings: dict[str, Any], cls: type) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        A name that the dataclass does not have, a value of the wrong type, or one that is no choice.
+        A name that the dataclass does not have, a value of the wrong type, or one outside the choices.
     """
     hints = get_type_hints(cls)
     out = {}

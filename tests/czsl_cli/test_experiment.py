@@ -311,6 +311,10 @@ def test_an_interrupted_evaluation_says_how_to_continue(experiment, monkeypatch,
 
     monkeypatch.setattr(cluster.experiment, "measured", lambda *args, **more: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
-    done = experiment("--seeds", "0", expect=130)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        done = experiment("--seeds", "0", expect=130)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert done.stderr.splitlines()[-1] == "interrupted; 1 of 1 trainings are finished; repeat the command to continue"
     assert signal.getsignal(signal.SIGTERM) == before
