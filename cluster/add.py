@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from cluster.calibrate import calibrate_run
-from cluster.machines.here import own_device
 from cluster.work.calibration import Calibration
 from cluster.work.feature_loader import autocast
 from cluster.work.progress import Progress, quiet
@@ -33,6 +32,7 @@ from czsl.data.importing.tree import read_labelled_tree
 from czsl.data.table import open_data
 from czsl.errors import CzslError, DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, point_file
+from czsl.gpus import own_device
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
 from czsl.runs.files import changed

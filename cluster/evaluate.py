@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.here import own_device
 from cluster.machines.jobs import on_workers
 from cluster.machines.nodes import NodeRequest
 from cluster.work.comm import Group
@@ -18,6 +17,7 @@ from cluster.work.evaluation import EvalConfig, evaluate, saved_evaluation, save
 from cluster.work.progress import Notice, Progress, kept, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
 from czsl.evaluation import SavedEvaluation
+from czsl.gpus import own_device
 from czsl.reading import read_json
 from czsl.runs.run import Run
 

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cluster.machines.here import own_device
 from cluster.machines.jobs import on_workers
 from cluster.machines.nodes import NodeRequest
 from cluster.work.comm import Group
 from cluster.work.indexing import IndexConfig, compute, folder_of, parts_folder
 from cluster.work.progress import Notice, Progress, kept, quiet, unnoticed
 from cluster.work.threads import cpu_threads, threads_for
+from czsl.gpus import own_device
 from czsl.runs.run import Run
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cluster.machines.dealing import PredictionJob, dealt_out, encoded_out
-from cluster.machines.here import own_device
 from cluster.machines.launch import check_packages
 from cluster.machines.nodes import NodeRequest
 from cluster.work.predictor import BATCH, PredictConfig, Predictor
@@ -21,6 +20,7 @@ from czsl import __version__
 from czsl.clip.weights import is_folder, weight_files
 from czsl.data.files.predictions import Partial, inputs_sha256
 from czsl.data.inputs import ImageSource, as_source
+from czsl.gpus import own_device
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
 from methods.loading import point_for

@@ -64,7 +64,7 @@ def tell_unknown_words(clip: str, texts: Iterable[str]) -> None:
 
 def tell_precision(run: Run) -> None:
     """Warn about bfloat16 on a processor without it, if this machine has no GPU."""
-    from cluster.machines.here import gpus
+    from czsl.gpus import gpus
     from czsl.precision import slow_on_cpu
 
     if (slow := slow_on_cpu(run.precision)) and not gpus():

@@ -246,7 +246,7 @@ def _new_run(config, out: Path, name: str | None, source: Path | None):
 
 def _fitting(run) -> str:
     """The precision that a run without training begins with: its own, or with ``auto`` what fits this machine."""
-    from cluster.machines.here import gpus, own_device
+    from czsl.gpus import gpus, own_device
 
     if run.config.precision != "auto" or not gpus():
         return "float32" if run.config.precision == "auto" else run.config.precision
@@ -329,7 +329,7 @@ def _dry_run(config, asked: dict[str, Any], as_json: bool) -> None:
     print_lines(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
     memory = plan.pop("memory_bytes_per_worker")
     rows = [[k.replace("_", " "), f"{v:,}"] for k, v in plan.items()]
-    rows += [[f"memory a worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]
+    rows += [[f"memory per worker: {k.replace('_', ' ')}", f"{v / 2**20:,.0f} MiB"] for k, v in memory.items()]
     rows += [[f"placement: {k}", str(v)] for k, v in where.items() if v != ""]
     print_table(["dry run", ""], rows, err=True)
     if method.steps and method.trains and "activations" not in memory:

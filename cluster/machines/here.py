@@ -1,14 +1,10 @@
-"""Resources of this machine for one worker; found without torch on a machine without accelerator."""
+"""CPU cores of this machine for one worker. Its GPUs are in :mod:`czsl.gpus`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
-
-from czsl.gpus import gpus, own_device
-
-__all__ = ["cpus", "gpus", "own_device"]
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

@@ -17,11 +17,12 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.machines.here import cpus, gpus, own_device
+from cluster.machines.here import cpus
 from cluster.machines.launch import WorkerFunction, check_packages, error_from_words, error_in_words, log_crash
 from cluster.machines.preflight import Requirements, check_storage
 from cluster.work.placement import Placement
 from czsl.errors import CzslError
+from czsl.gpus import gpus, own_device
 from czsl.runs.files import FULL, no_space
 
 START = """import json, sys

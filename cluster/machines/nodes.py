@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cluster.machines.here import gpus
 from cluster.machines.session import alive_nodes, joins, place, usable
 from cluster.work.placement import Placement
 from czsl.errors import SetupError, UsageError
+from czsl.gpus import gpus
 
 POLL_S = 1.0
 GROWTH_S = 15.0  # an elastic run that has its minimum waits this long for more

@@ -39,7 +39,7 @@ def out_of_memory(
     said = "; ".join(filter(None, [held, _first(error)]))
     return GpuMemoryError(
         f"the GPU's memory is too small for step {step}",
-        f"{share} images a worker in {precision}: {said}",
+        f"{share} images per worker in {precision}: {said}",
         f"start a new run with {', '.join(ways)}; czsl train --dry-run estimates the memory; the last checkpoint is kept",
     )
 

@@ -54,7 +54,7 @@ def test_a_step_that_does_not_fit_says_what_would_and_keeps_the_checkpoint(make_
         train_step(trainer, np.arange(24))
     assert error.value.exit_code == 4
     assert "step 1" in error.value.what
-    assert "24 images a worker in float32" in error.value.why
+    assert "24 images per worker in float32" in error.value.why
     for way in ("checkpoint_blocks=true", "precision=bfloat16", "batch=12", "more workers"):
         assert way in error.value.fix
     assert checkpoint.newest_valid(trainer.run.checkpoints) == kept

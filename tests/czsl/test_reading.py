@@ -5,6 +5,8 @@ import json
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -12,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from czsl.data.columns import read_column
+from czsl.data.importing.importers import import_dataset
+from czsl.data.table import open_shard
 from czsl.errors import DataError, SetupError, UsageError
 from czsl.reading import (
     json_records,
@@ -197,3 +202,12 @@ def test_a_mutated_file_gives_its_content_or_the_documented_error(whole, tmp_pat
     except (DataError, UsageError) as error:
         assert str(path) in error.what
         assert error.fix
+
+
+@pytest.mark.parametrize("read", [import_dataset, open_shard, read_column])
+def test_a_parquet_column_whose_name_is_not_text(tmp_path, read):
+    file = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": ["a.png"], "attr": ["red"], "obj": ["ball"]}), file, store_schema=False)
+    file.write_bytes(file.read_bytes().replace(b"image", b"\x86mage"))
+    with pytest.raises(DataError, match=r"cannot read|damaged"):
+        read(file, *([tmp_path / "out"] if read is import_dataset else []))

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from czsl.data.columns import read_column
 from czsl.data.importing.classnames import ClassNames
 from czsl.data.importing.importers import ImportOptions, TooManyBadError, import_dataset
-from czsl.data.table import Dataset, open_shard
+from czsl.data.table import Dataset
 from czsl.errors import DataError, UsageError
 from tests.czsl.data.conftest import LENIENT, encode, kinds, labels, problem
 
@@ -352,15 +351,6 @@ def test_tables_that_cannot_be_read(folder, tmp_path, name, content, message):
         imported(folder / name, tmp_path)
     assert message in str(error.value)
     assert len(str(error.value)) < 3000
-
-
-@pytest.mark.parametrize("read", [import_dataset, open_shard, read_column])
-def test_a_parquet_column_whose_name_is_no_text(folder, tmp_path, read):
-    pq.write_table(pa.table({"image": ["a.png"], "attr": ["red"], "obj": ["ball"]}), folder / "t.parquet", store_schema=False)
-    file = folder / "t.parquet"
-    file.write_bytes(file.read_bytes().replace(b"image", b"\x86mage"))
-    with pytest.raises(DataError, match=r"cannot read|damaged"):
-        read(file, *([tmp_path / "out"] if read is import_dataset else []))
 
 
 def test_parquet_tables(folder, tmp_path, wanted):
