@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -48,8 +49,45 @@ COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """The reader of stdout went away, as in ``czsl ... | head``; that is not an error of the command."""
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    """Raise `_ReaderGoneError` in place of a broken pipe: click and rich would end the process with exit code 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        if _reader_is_gone():
+            raise _ReaderGoneError from None
+        raise
+    except SystemExit as end:  # rich ends the process after it has put another file in the place of stdout
+        if isinstance(end.__context__, BrokenPipeError):
+            raise _ReaderGoneError from None
+        raise
+
+
+def _reader_is_gone() -> bool:
+    """Return whether stdout or stderr is a pipe without a reader, so that no other broken pipe is taken for one of them."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 class LazyGroup(click.Group):
     """Commands whose modules are imported on use: ``czsl --help`` stays quick."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments; ``--help`` prints here."""
+        with _while_read():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _while_read():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of a first session."""
@@ -120,8 +158,10 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except BrokenPipeError:  # the reader of stdout went away (`czsl ... | head`)
-        sys.stderr.close()
+    except _ReaderGoneError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is still buffered
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
         code = 0
     except Exception as error:
         code = _explain(error, debug)

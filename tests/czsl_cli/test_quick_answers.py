@@ -1,8 +1,10 @@
 """What can be refused or listed at once is, without the seconds that torch and Ray need to load."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,29 @@ def test_it_answers_without_loading_torch_or_ray(call, places, tmp_path):
     assert code == (0 if call[0] == "methods" else 2), done.stderr
     assert code == 0 or done.stderr.startswith(("error: ", "Error", "Usage")), done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+@pytest.mark.parametrize(
+    "arguments", [["methods", "clusPro"], ["methods", "--json"], ["--help"], ["published", "mit-states"]], ids=" ".join
+)
+def test_a_reader_that_went_away_is_not_an_error(arguments, both):
+    read, write = os.pipe()
+    os.close(read)
+    command = [str(Path(sys.executable).parent / "czsl"), *arguments]
+    done = subprocess.run(command, stdout=write, stderr=write if both else subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 0
+    assert not done.stderr
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    from czsl_cli import main
+
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(main.importlib, "import_module", lambda name: broken())
+    with pytest.raises(SystemExit) as end:
+        main.main(["methods"])
+    assert end.value.code == 1
