@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 COLUMNS = 3
 LETTERS_OF_A_PANEL, MOST_LETTERS = 42, 24  # that fit below a panel; of one choice
 BEST, OTHER, PRUNED, FAILED = "#c0392b", "#2c6fbb", "#9aa7b5", "#e0a030"
+LINE, STYLES = "#555555", ("--", ":")
 NAMES = {"val_auc": "validation AUC, %", "val_hm": "validation HM, %"}
 
 
 def plot_trials(
-    rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Sequence[tuple[int, float]]], space: Space, metric: str, path: Path
+    rows: Sequence[Mapping[str, Any]],
+    curves: Mapping[int, Sequence[tuple[int, float]]] | None,
+    space: Space,
+    metric: str,
+    path: Path,
+    marks: Mapping[str, float] | None = None,
 ) -> None:
     """Write the picture as SVG.
 
@@ -29,20 +35,23 @@ def plot_trials(
     ----------
     rows : sequence of mappings
         One a trial, as :meth:`czsl.runs.trials.Trial.summary` makes them.
-    curves : mapping
-        Trial number -> (epoch, metric) of each of its epochs.
+    curves : mapping, optional
+        Trial number -> (epoch, metric) of each of its epochs. None: trials without epochs, and no panel of them.
     space : Space
         The searched settings, one panel each.
     metric : str
     path : Path
         File of the plot.
+    marks : mapping, optional
+        Name -> metric of what the trials are compared with, as a line across each panel.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from czsl_cli.pages import plot_svg
 
-    panels = len(space) + 1
+    first = int(curves is not None)
+    panels = len(space) + first
     lines = math.ceil(panels / COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 3.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
@@ -52,8 +61,9 @@ def plot_trials(
     # The best trial last, so that it lies on top.
     good.sort(key=lambda r: r is best)
     colours = [_colour(r, best) for r in good]
-    _curves(axes[0], good, colours, curves, metric)
-    for axis, (name, domain) in zip(axes[1:panels], space.items(), strict=True):
+    if curves is not None:
+        _curves(axes[0], good, colours, curves, metric)
+    for axis, (name, domain) in zip(axes[first:panels], space.items(), strict=True):
         values = [r["values"][name] for r in good]
         if domain.kind == "choice":
             places = list(domain.args)
@@ -64,6 +74,11 @@ def plot_trials(
             _range(axis, domain)
         axis.scatter(values, [100 * r[metric] for r in good], c=colours, s=36, alpha=0.85, edgecolors="white", linewidths=0.6)
         axis.set_xlabel(name)
+        for style, (label, value) in zip(STYLES, (marks or {}).items(), strict=False):
+            axis.axhline(100 * value, color=LINE, ls=style, lw=1, label=label, zorder=0)
+        if curves is None and axis is axes[0]:
+            axis.set_ylabel(NAMES[metric])
+            axis.legend(frameon=False, fontsize=8)
         _tidy(axis)
     for axis in axes[panels:]:
         axis.set_visible(False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from czsl_cli.adapt_options import adapt_option, stream_seed_option
 from czsl_cli.console import (
     continued_with,
     duration,
@@ -22,16 +23,22 @@ from czsl_cli.console import (
     short,
     warn,
 )
-from czsl_cli.options import settings_options
+from czsl_cli.options import named_run, settings_options
+from czsl_cli.tune_adapt import TRIALS, check_options, new_search, resumed_search, run_search
+from czsl_cli.tune_adapt import dry_run as show_search
 from czsl_cli.tune_watch import NAMES, SearchWatcher, shown, shown_all
 
-TRIALS = 16
 ON_RESUME = {"resume", "trials", "max_concurrent", "address", "as_json"}
 
 
 @click.command()
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@named_run(others="overrides", default="with --adapt the newest in runs/")
+@click.argument("overrides", nargs=-1, metavar="[RUN] [KEY=VALUE]...")
 @settings_options
+@adapt_option
+@stream_seed_option("0, 1 and 2", several=True)
+@click.option("--open-world", is_flag=True, help="--adapt: let all attribute-object pairs compete.")
+@click.option("--checkpoint", default="best", show_default=True, help="--adapt: best, last or a step.")
 @click.option(
     "--search",
     "search_file",
@@ -86,6 +93,7 @@ def tune(ctx: click.Context, resume: Path | None, dry_run: bool, as_json: bool, 
       czsl tune --method clusPro --data mydata --trials 16
       czsl tune --method csp --search space.yaml --algorithm grid epochs=10
       czsl tune --resume runs/tune-clusPro-mydata-20260101-120000
+      czsl tune RUN --adapt tomcat --trials 32
 
     \b
     A search file names settings of the run or the method (`czsl methods NAME` lists them) and their values:
@@ -95,11 +103,29 @@ def tune(ctx: click.Context, resume: Path | None, dry_run: bool, as_json: bool, 
 
     KEY=VALUE fixes a setting for all trials. Ctrl-C stops all trials with checkpoints and exits with 130. The table of trials is printed on
     stdout.
+
+    With --adapt nothing is trained: the trials are settings of an adaptation of RUN. They are compared on its validation images, over
+    several orders of the stream (--stream-seed), next to RUN without adaptation. One process of this machine scores them.
     """
+    from czsl.runs.adaptation_search import AdaptationSearch
     from czsl.runs.trials import Search
 
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    given = [name for name in given if name != "run_option"] + ["run"] * (options["run"] is not None)
+    if resume and AdaptationSearch.is_one(resume):
+        run_search(resumed_search(given, resume, options["trials"]), as_json)
+        return
+    if not resume:
+        check_options(given, options["adapt"])
+    if options["adapt"] and not resume:
+        adapting = new_search(options)
+        if dry_run:
+            show_search(adapting, as_json)
+        else:
+            run_search(AdaptationSearch.create(adapting, options["out"], options["name"]), as_json)
+        return
     if resume:
-        search = _resumed(ctx, resume, options)
+        search = _resumed(given, resume, options)
     else:
         config = _settings(options)
         if dry_run:
@@ -121,6 +147,8 @@ def _settings(options: dict[str, Any]):
     from czsl.runs.trials import SearchConfig
     from czsl_cli.config import fix_paths, parse_overrides, resolve
     from czsl_cli.runs import tell_unknown_words
+    from czsl_cli.search_space import chosen_space
+    from methods.presets import load_search
     from methods.registry import check_labels, config_class
 
     named = ("method", "data", "clip", "clip_weights", "preset", "recipe", "epochs", "batch", "seed")
@@ -148,47 +176,21 @@ def _settings(options: dict[str, Any]):
     fixed = {k for k, v in chosen.items() if v is not None} | set(parse_overrides(options["overrides"]))
     own = {f.name: options[f.name] for f in fields(SearchConfig) if options.get(f.name) is not None}
     own |= {"seed": base.seed, "grace": options["grace"] or max(1, base.epochs // 8), "trials": options["trials"] or TRIALS}
-    config = SearchConfig(_space(base.method, options["search_file"], fixed), base.to_dict(), **own)
-    space = space_of(config)
+    space = chosen_space(load_search(base.method), options["search_file"], fixed, base.method)
+    config = SearchConfig(space, base.to_dict(), **own)
     if config.algorithm == "grid":
-        points = len(grid(space, config.seed))
+        points = len(grid(space_of(config), config.seed))
         config = dataclasses.replace(config, trials=min(options["trials"] or points, points))
     proposals(config, [])
     return config
 
 
-def _space(method: str, file: Path | None, fixed: set[str]) -> dict[str, Any]:
-    """Search space as plain data: a file's content, or the method's suggestion without what the command line fixes."""
-    from czsl.errors import UsageError
-    from czsl.reading import read_yaml
-    from methods.presets import load_search
-
-    if file is None:
-        suggested = load_search(method)
-        if not suggested:
-            raise UsageError(
-                f"{method} suggests nothing to search",
-                "its presets hold no search space",
-                "write a search file and give it with --search",
-            )
-        return {k: v for k, v in suggested.items() if k not in fixed}
-    content = read_yaml(
-        file, error=UsageError, head="{path} is not YAML", fix="write for example  lr: {loguniform: [1e-5, 1e-2]}"
-    )
-    if isinstance(content, dict):
-        content = content["search"] if set(content) == {"search"} else content
-        if both := fixed & set(content):
-            raise UsageError(f"{', '.join(sorted(both))}: fixed and searched", f"{file} searches it", "drop one of the two")
-    return content
-
-
-def _resumed(ctx: click.Context, path: Path, options: dict[str, Any]):
+def _resumed(given: list[str], path: Path, options: dict[str, Any]):
     from cluster.tuning.tune import space_of
     from czsl.errors import UsageError
     from czsl.runs.search import grid
     from czsl.runs.trials import Search
 
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if changed := [name for name in given if name not in ON_RESUME]:
         what = ", ".join(name.removesuffix("_file").replace("_", "-") for name in changed)
         raise UsageError("a resumed search keeps its settings", f"given: {what}", "drop these, or start a new search")

@@ -19,6 +19,13 @@ class Proposals(Protocol):
         """Take note of the end of a trial: the best metric of its epochs, None if it failed."""
 
 
+def proposals_of(algorithm: str, space: Space, seed: int, tried: Iterable[tuple[dict[str, Any], float | None]] = ()) -> Proposals:
+    """The source of trials of an algorithm: ``random``, ``grid`` or ``optuna``; ``tried`` as :class:`Tpe` takes it."""
+    if algorithm == "grid":
+        return Gridded(space, seed)
+    return Drawn(space, seed) if algorithm == "random" else Tpe(space, seed, tried)
+
+
 class Drawn:
     """Random values: a function of (seed, number)."""
 

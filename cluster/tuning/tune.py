@@ -10,7 +10,7 @@ from typing import Any
 from cluster.machines.session import node_resources, place, session
 from cluster.train import TrainingFailedError
 from cluster.tuning.driving import drive, prepare_ray
-from cluster.tuning.proposals import Drawn, Gridded, Proposals, Tpe
+from cluster.tuning.proposals import Proposals, proposals_of
 from czsl.data.table import open_data
 from czsl.errors import DataError, SetupError
 from czsl.runs.files import held
@@ -85,13 +85,9 @@ def space_of(config: SearchConfig) -> Space:
 
 def proposals(config: SearchConfig, tried: list[Trial]) -> Proposals:
     """The search algorithm, with the trials that have ended."""
-    space = space_of(config)
-    if config.algorithm == "grid":
-        return Gridded(space, config.seed)
-    if config.algorithm == "random":
-        return Drawn(space, config.seed)
     rows = [(t, t.summary(config.metric)) for t in tried if t.status() in OVER]
-    return Tpe(space, config.seed, [(t.values, None if r["status"] == "failed" else r[config.metric]) for t, r in rows])
+    results = [(t.values, None if r["status"] == "failed" else r[config.metric]) for t, r in rows]
+    return proposals_of(config.algorithm, space_of(config), config.seed, results)
 
 
 def tune(

@@ -42,6 +42,7 @@ from czsl.runs import checkpoint
 from czsl.runs.run import Run
 from czsl.spaces import load_space
 from methods.adaptation.plan import Plan
+from methods.features import TextFeatures
 from methods.fingerprint import fingerprint
 from methods.loading import load
 from methods.method import Method
@@ -108,10 +109,37 @@ class EvalConfig:
         return f"{self.split}-{'open' if self.open_world else 'closed'}{part}{f'-{self.adapt.key}' if self.adapt else ''}"
 
 
-def evaluate(
-    run: Run, eval_config: EvalConfig, comm: Group, device: torch.device, progress: Progress = quiet
-) -> tuple[dict[str, Any], SavedEvaluation]:
-    """The report and what it follows from, computed by the workers of ``comm`` together."""
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs of an evaluation: the method on its device, the images' dataset, the pairs that compete and their text features.
+
+    additions : what ``czsl add`` put into the run since it was trained
+    everything : images of the split before ``per_pair``
+    """
+
+    method: Method
+    data: Dataset
+    candidates: Candidates
+    text: TextFeatures
+    additions: Any
+    everything: int
+
+    def loader(self, run: Run, split: str, comm: Group, progress: Progress = quiet) -> FeatureLoader:
+        """Image features of a split."""
+        how = (run.config.eval_batch, progress, self.method.clip.precision)
+        return FeatureLoader(self.method, self.data, split, comm, *how, pixels=run.config.pixels)
+
+
+def prepare(run: Run, eval_config: EvalConfig, comm: Group, device: torch.device) -> Prepared:
+    """Load the run and the data of an evaluation.
+
+    Raises
+    ------
+    DataError
+        The split has no images.
+    UsageError
+        A method that the adaptation cannot adapt.
+    """
     allow_tf32(device, run.config.precision)
     method = load(run, eval_config.checkpoint, precision=run.precision_on(device)).to(device)
     method.comm = comm
@@ -135,11 +163,18 @@ def evaluate(
         feasibility=_feasibility(eval_config, method, data, comm),
         threshold=eval_config.threshold,
     )
-    text = encode_candidates(method, candidates)
+    return Prepared(method, data, candidates, encode_candidates(method, candidates), additions, everything)
+
+
+def evaluate(
+    run: Run, eval_config: EvalConfig, comm: Group, device: torch.device, progress: Progress = quiet
+) -> tuple[dict[str, Any], SavedEvaluation]:
+    """The report and what it follows from, computed by the workers of ``comm`` together."""
+    ready = prepare(run, eval_config, comm, device)
+    method, data, candidates, text, additions = ready.method, ready.data, ready.candidates, ready.text, ready.additions
 
     def reduced(split: str, collectors: Any = ()) -> tuple[Extremes, list[list[Any]]]:
-        how = (run.config.eval_batch, progress, run.precision_on(device))
-        loader = FeatureLoader(method, data, split, comm, *how, pixels=run.config.pixels)
+        loader = ready.loader(run, split, comm, progress)
         rest: Any = (run.config.eval_batch, comm, progress, eval_config.topk, text, collectors)
         if eval_config.adapt:
             return reduce_stream(method, eval_config.adapt, loader, candidates, *rest)
@@ -183,7 +218,7 @@ def evaluate(
     hashes = {"data_sha256": data.sha256, "checkpoint_sha256": fingerprint(run, eval_config.checkpoint)}
     result = {**about, data.space.nouns: int(candidates.allowed.sum()), **numbers, **hashes}
     if eval_config.per_pair:
-        result["subset"] = {"per_pair": eval_config.per_pair, "seed": SUBSET_SEED, "of_images": everything}
+        result["subset"] = {"per_pair": eval_config.per_pair, "seed": SUBSET_SEED, "of_images": ready.everything}
     facts = {**about, **hashes}
     if eval_config.adapt:
         result["adaptation"] = eval_config.adapt.to_json()

@@ -83,6 +83,7 @@ class FeatureLoader:
         self._progress = progress
         self.features: Tensor | None = None  # [n, D] of the n rows in use
         self.copies: list[Tensor] = []  # the same of augmented images
+        self._held_ND: Tensor | None = None
         self._pixels: PixelCache | StreamedPixels | None = None
         self._pixel_setting = pixels
         self._rows_n = np.arange(len(self.split)) if rows is None else rows
@@ -126,6 +127,11 @@ class FeatureLoader:
         """Cache features of ``copies`` augmentations: copy c has the draws of epoch c and is used in the epochs c, c + copies, ..."""
         self.copies = [self._kept(eval_batch, (seed, copy)) for copy in range(copies)]
 
+    def hold(self, eval_batch: int) -> None:
+        """Encode all images now and keep what the tower gives in memory, for a split that is scored many times with the same weights."""
+        if self.features is None:
+            self._held_ND = self.encode(np.arange(len(self.split)), eval_batch)
+
     @property
     def pixels(self) -> PixelCache | StreamedPixels:
         """The decoded images: from the cache, decoded into it now, or decoded for each batch."""
@@ -145,6 +151,8 @@ class FeatureLoader:
     @torch.inference_mode()
     def encode(self, rows_N: np.ndarray, eval_batch: int) -> Tensor:
         """Image features [N, D] of these rows: whole batches are distributed over the workers, the results gathered on every worker."""
+        if self._held_ND is not None:
+            return self._held_ND[torch.from_numpy(rows_N)]
         features_ND: list[Tensor] = []
 
         def write(first: int, features_BD: np.ndarray) -> None:
@@ -188,6 +196,8 @@ class FeatureLoader:
 
     def image_features(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> Tensor:
         """Features [B, D] of these rows as the method uses them; the tower computes in the run's precision."""
+        if self._held_ND is not None and augmentation is None:
+            return self._held_ND[torch.from_numpy(rows_B)].to(self.method.clip.device, self.method.clip.mean.dtype)
         with autocast(self.method.clip.device, self.precision):
             return self.method.image_features(self.batch(rows_B, augmentation))
 

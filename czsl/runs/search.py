@@ -94,7 +94,7 @@ class Domain:
 Space = dict[str, Domain]
 
 
-def parse_space(content: Any, method: str, config: type) -> Space:
+def parse_space(content: Any, method: str, config: type, of_runs: bool = True) -> Space:
     """A search space from what YAML gives: ``{setting: {kind: arguments}}``, or the same below ``search:``.
 
     Parameters
@@ -102,9 +102,11 @@ def parse_space(content: Any, method: str, config: type) -> Space:
     content : any
         As ``yaml.safe_load`` returned it.
     method : str
-        For messages.
+        Name of a method or an adaptation, for messages.
     config : type
-        The method's dataclass; its fields and those of :class:`RunConfig` can be searched.
+        Its dataclass, whose fields can be searched.
+    of_runs : bool
+        Whether those of :class:`RunConfig` can be searched too.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def parse_space(content: Any, method: str, config: type) -> Space:
             "a mapping of settings to their values is expected",
             f"write for example  lr: {{{KINDS['loguniform']}}}",
         )
-    owners = {**dict.fromkeys(RunConfig.field_names(), RunConfig), **{f.name: config for f in fields(config)}}
+    owners = dict.fromkeys(RunConfig.field_names() if of_runs else (), RunConfig) | {f.name: config for f in fields(config)}
     check_known(map(str, content), owners, method)
     return {name: _domain(name, content[name], owners[name]) for name in content}
 

@@ -260,12 +260,17 @@ class Search:
         best = self.best(rows)
         report = {**facts, "metric": self.config.metric, "best": best, "trials": list(rows)}
         write_json(self.path / "report.json", report)
-        table = io.StringIO()
-        flat = [{k: v for k, v in {**row, **row["values"]}.items() if k != "values"} for row in rows]
-        writer = csv.DictWriter(table, list(dict.fromkeys(k for row in flat for k in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-        write_atomically(self.path / "trials.csv", table.getvalue().encode())
+        write_trials_csv(self.path / "trials.csv", rows)
         if best:
             write_atomically(self.path / "best.yaml", (Path(best["run"]) / "config.yaml").read_bytes())
         return report
+
+
+def write_trials_csv(path: PathLike, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as a table with a column for each searched setting in ``values``."""
+    table = io.StringIO()
+    flat = [{k: v for k, v in {**row, **row["values"]}.items() if k != "values"} for row in rows]
+    writer = csv.DictWriter(table, list(dict.fromkeys(k for row in flat for k in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_atomically(path, table.getvalue().encode())

@@ -1,0 +1,159 @@
+"""The folder of a search for an adaptation's settings: ``adapt.yaml``, and ``trials.jsonl`` with a line per trial that is over."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from czsl.errors import UsageError
+from czsl.reading import PathLike, json_records, read_yaml
+from czsl.runs.files import write_atomically, write_json
+from czsl.runs.run import MAX_CONFIG
+from czsl.runs.settings import check_known, typed
+from czsl.runs.trials import write_trials_csv
+
+SETTINGS, TRIALS = "adapt.yaml", "trials.jsonl"
+NONE, GIVEN = "none", "given"  # the two further rows: without adaptation, and with the settings that trials start from
+
+
+@dataclass
+class AdaptationSearchConfig:
+    """Settings of a search; ``adapt.yaml`` holds them in full.
+
+    run: folder of the run that is adapted.
+    adapt: name of the adaptation.
+    space: settings to search, as in a search file: ``{setting: {kind: arguments}}``.
+    given: settings of every trial where the search does not change them.
+    checkpoint: ``best``, ``last`` or a step.
+    checkpoint_sha256: of the weights; a search does not continue with others.
+    open_world: all attribute-object pairs compete; each trial is compared at its best feasibility threshold.
+    orders: seeds of the orders of the stream whose mean counts; nothing (null) for the order of the split.
+    trials: how many to try.
+    algorithm: ``random``, ``grid`` or ``optuna`` (TPE).
+    metric: ``val_auc`` or ``val_hm``: exact, on the validation split.
+    seed: of the trials' values.
+    """
+
+    run: str
+    adapt: str
+    space: dict[str, Any]
+    given: dict[str, Any]
+    checkpoint: str = "best"
+    checkpoint_sha256: str = ""
+    open_world: bool = False
+    orders: list = field(default_factory=lambda: [0, 1, 2])
+    trials: int = 16
+    algorithm: Literal["random", "grid", "optuna"] = "random"
+    metric: Literal["val_auc", "val_hm"] = "val_auc"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.orders or any(o is not None and (type(o) is not int or not 0 <= o < 2**32) for o in self.orders):
+            raise UsageError(
+                f"orders={self.orders!r}", "each is a seed from 0 on, or nothing", "give for example orders: [0, 1, 2]"
+            )
+
+
+@dataclass
+class AdaptationSearch:
+    """A folder ``runs/tune-<adaptation>-<run>-<time>/``.
+
+    Raises
+    ------
+    UsageError
+        If it holds no readable ``adapt.yaml``.
+    """
+
+    path: Path
+    config: AdaptationSearchConfig = field(init=False)
+
+    def __post_init__(self):
+        self.path = Path(self.path).resolve()
+        file = self.path / SETTINGS
+        error_texts: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
+        content = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
+        try:
+            if not isinstance(content, dict):
+                raise TypeError(f"it holds a {type(content).__name__}, not settings")
+            check_known(content, (f.name for f in fields(AdaptationSearchConfig)), "NAME")
+            self.config = AdaptationSearchConfig(**typed(content, AdaptationSearchConfig))
+        except (TypeError, UsageError) as error:
+            raise UsageError(error_texts["head"], str(error).splitlines()[0], error_texts["fix"]) from None
+
+    @classmethod
+    def create(cls, config: AdaptationSearchConfig, out: PathLike, name: str | None = None) -> AdaptationSearch:
+        """Make the folder and write ``adapt.yaml``; an existing search is never overwritten."""
+        path = Path(out) / (name or f"tune-{config.adapt}-{Path(config.run).name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(f"{path} exists", "a search is never overwritten", "choose another --name, or --resume it") from None
+        return cls._write(path, config)
+
+    @classmethod
+    def _write(cls, path: Path, config: AdaptationSearchConfig) -> AdaptationSearch:
+        write_atomically(path / SETTINGS, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode())
+        return cls(path)
+
+    def write(self) -> None:
+        """Write ``adapt.yaml`` again, with other settings."""
+        self._write(self.path, self.config)
+
+    @staticmethod
+    def is_one(path: PathLike) -> bool:
+        """Return whether a folder is a search for an adaptation's settings."""
+        return (Path(path) / SETTINGS).is_file()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row that is over."""
+        with (self.path / TRIALS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows that are over: NONE, GIVEN, then trials by number; half-written lines are left out.
+
+        ``trial`` is NONE, GIVEN or a number, ``values`` its settings, ``val_auc`` and ``val_hm`` means over the orders and None for a
+        failed trial, ``auc_range`` the least and the largest AUC, ``seconds``, ``status`` (``done`` or ``failed``), ``reason``.
+        """
+        places = {NONE: -2, GIVEN: -1} | {n: n for n in range(self.config.trials)}
+        known = {r["trial"]: r for r in json_records(self.path / TRIALS) if _is_row(r) and r["trial"] in places}
+        return sorted(known.values(), key=lambda r: places[r["trial"]])
+
+    def clean(self) -> None:
+        """Drop what a killed process left of a line; call it only while no row is being added."""
+        if (self.path / TRIALS).exists():
+            write_atomically(self.path / TRIALS, "".join(json.dumps(row) + "\n" for row in self.rows()).encode())
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether all trials are over."""
+        return len(self.rows()) == self.config.trials + 2
+
+    def best(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """The adapted row with the highest metric; the earlier one of equals."""
+        good = [r for r in rows if r["trial"] != NONE and r["status"] == "done"]
+        return max(good, key=lambda r: r[self.config.metric], default=None)
+
+    def write_results(self, rows: Sequence[dict[str, Any]], **facts: Any) -> dict[str, Any]:
+        """Write ``trials.csv`` and ``report.json``."""
+        report = {**facts, "metric": self.config.metric, "best": self.best(rows), "trials": list(rows)}
+        write_json(self.path / "report.json", report)
+        write_trials_csv(self.path / "trials.csv", rows)
+        return report
+
+
+def _is_row(record: dict[str, Any]) -> bool:
+    """Return whether a line of ``trials.jsonl`` is what :meth:`AdaptationSearch.add` wrote."""
+    if not isinstance(record.get("trial"), int | str) or not isinstance(record.get("values"), dict):
+        return False
+    if record.get("status") == "failed":
+        return isinstance(record.get("reason"), str)
+    numbers = [record.get("val_auc"), record.get("val_hm"), record.get("seconds")]
+    return record.get("status") == "done" and all(isinstance(n, float) and math.isfinite(n) for n in numbers)
