@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 COLUMNS = {"seen": "seen", "unseen": "unseen", "hm": "HM", "auc": "AUC"}
 REF20 = {key: f"{key}_ref20" for key in COLUMNS}  # the field's evaluator: 20 bins
-MARKS = {"specification": "notes", "memory": "memory"}
+MARKS = {"paper": "paper", "specification": "notes", "memory": "memory"}
+FROM_PAPER = "`paper`: read in the table of the named source."
 FROM_MEMORY = "`memory`: written down from memory and compared with nothing; verify before you cite."
 FROM_NOTES = "`notes`: taken from notes about the paper, its repository or another paper's table; verify before you cite."
 EVALUATOR = (
@@ -41,7 +42,7 @@ def published(dataset, method, world, form) -> None:
       czsl published mit-states --world closed
       czsl published --method clusPro --md
 
-    Numbers are percent. The column `checked` names their origin: from notes about the paper, or from memory. A paper may report
+    Numbers are percent. The column `checked` names their origin: the table of the source, notes about it, or memory. A paper may report
     more than is here. `czsl reproduce METHOD DATASET` trains and compares.
     """
     from methods.published.records import WORLDS
@@ -72,10 +73,6 @@ def published(dataset, method, world, form) -> None:
         say("the file has no such number; the papers may have it")
     for note in notes_of(found):
         say(note)
-    chosen = known.paper(method).key if method else None
-    for key, why in known.unverified.items():
-        if chosen in (None, key):
-            say(f"{known.papers[key].method} ({known.papers[key].citation}): {why}")
 
 
 def _block(title: str, records: Sequence[Record]) -> Block:
@@ -97,7 +94,7 @@ def _number(record: Record, key: str) -> str:
 
 def notes_of(records: Sequence[Record]) -> list[str]:
     """Return what the column `checked` means, as far as it occurs."""
-    texts = {"specification": FROM_NOTES, "memory": FROM_MEMORY}
+    texts = {"paper": FROM_PAPER, "specification": FROM_NOTES, "memory": FROM_MEMORY}
     return [text for key, text in texts.items() if any(r.checked == key for r in records)]
 
 

@@ -105,7 +105,7 @@ def from_papers(method: str, dataset: str, worlds: tuple[str, ...], tolerance: f
     if not found:
         raise UsageError(
             f"no published numbers of {known.paper(method).method} on {benchmark} in the {' or '.join(worlds)} world are known here",
-            known.unverified.get(known.paper(method).key, "the file of published numbers has no such row"),
+            "the file of published numbers has no such row",
             "give the numbers in a file of your own: --expect FILE (docs/reproduce.md); czsl published lists those that are known",
         )  # fmt: skip
     chosen = nearest(backbone, have, "backbone") if backbone else "ViT-L/14" if "ViT-L/14" in have else have[0]

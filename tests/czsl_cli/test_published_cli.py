@@ -18,12 +18,15 @@ def test_the_command_lists_them(czsl):
     assert len(rows) == len(published().select(world="open"))
     assert czsl("published", "ut-zappos", "--csv").stdout.count("\n") == 1 + len(published().select("ut-zappos"))
     assert "| CSP | ViT-L/14 | 64.2 |" in czsl("published", "ut-zappos", "--method", "csp", "--md").stdout
-    assert "no such number" in czsl("published", "--method", "tomcat").stderr
+    adapted = czsl("published", "mit-states", "--method", "tomcat")
+    assert adapted.stdout.count("adapted to the unlabelled") == 2
+    assert "read in the table of the named source" in adapted.stderr
+    assert "no such number" in czsl("published", "vaw-czsl", "--method", "csp").stderr
     assert "did you mean 'ut-zappos'" in czsl("published", "zapos", expect=2).stderr
     assert "did you mean 'ClusPro'" in czsl("published", "--method", "clustpro", expect=2).stderr
 
 
-@pytest.mark.parametrize("method", sorted({r.paper.ours for r in published().records if r.paper.ours}))
+@pytest.mark.parametrize("method", ["tomcat", *sorted({r.paper.ours for r in published().records if r.paper.ours})])
 def test_the_commands_of_a_card_run(czsl, method):
     rows = json.loads(czsl("published", "--method", method, "--json").stdout)
     assert len(rows) == len(published().select(None, method, None)) > 0

@@ -140,7 +140,7 @@ def test_missing_and_other_data_say_what_to_do(czsl, reproduce, dataset, tmp_pat
     [
         (("clustpro", "mit-states"), "clusPro"),
         (("clusPro", "mit-stats"), "did you mean 'mit-states'"),
-        (("tomcat", "ut-zappos"), "--expect FILE"),
+        (("tomcat", "vaw-czsl"), "--expect FILE"),
         (("csp", "cgqa"), "has no recipe for cgqa"),
         (("lazsl", "mit-states"), "lazsl"),
         (("caila", "mit-states", "--backbone", "ViT-B/16"), "did you mean 'ViT-"),
