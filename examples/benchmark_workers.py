@@ -71,11 +71,11 @@ def measured_worker(config: dict[str, Any], group: Group, device: torch.device) 
     """The training loop of one worker with clocks around its steps and their collectives."""
     train_step, found = worker.train_step, []
 
-    def step(trainer: worker.Trainer, rows_B: Any) -> Any:
+    def step(trainer: worker.Trainer, rows_B: Any, prepared: Any) -> Any:
         spent = dict.fromkeys(PARTS, 0.0)
         began = time.perf_counter()
         with timed_collectives(spent):
-            out = train_step(trainer, rows_B)
+            out = train_step(trainer, rows_B, prepared)
         found.append({**spent, "step": time.perf_counter() - began, "images": len(rows_B)})
         return out
 

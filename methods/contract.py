@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from czsl.clip.backbone import Clip
 from czsl.clip.lean import unit
-from czsl.clip.towers import Towers, onto
+from czsl.clip.towers import Towers
 from czsl.compositions import CompositionSpace, prompt_name
 from czsl.data.photographs import AS_SHOWN, DecodeOptions
+from czsl.gpus import onto
 from methods.config import MethodConfig
 from methods.explanation import Explained, Explanation, ScoredImage, branch_figures
 from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures, primitives_of

@@ -18,11 +18,11 @@ from torch import Tensor
 from czsl.clip import lean
 from czsl.clip.prompt_tree import PromptTree, parts_of
 from czsl.clip.text import TextTower
-from czsl.clip.towers import onto
 from czsl.compositions import CompositionSpace, index_pairs, prompt_name
 from czsl.data.images import decode, read_image_file
 from czsl.errors import DataError, UsageError
 from czsl.evaluation.operating import OperatingPoint, seen_names, unseen_mask
+from czsl.gpus import onto
 from methods.contract import Contract
 from methods.explanation import Explained, ScoredImage
 from methods.features import Targets, TextFeatures

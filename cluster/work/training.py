@@ -7,11 +7,14 @@ import os
 import resource
 import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 
+from cluster.work.ahead import prepared_ahead, side_of
 from cluster.work.augmentation import check_loop
 from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
@@ -179,14 +182,22 @@ def train_epoch(t: Trainer) -> bool:
     t.method.begin_epoch(t.epoch)
     if t.method.confidences is not None:
         t.method.confidences.frozen = t.epoch < t.config.label_warmup
-    seconds, images = 0.0, 0
     batches = epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)
-    for rows_B in batches[t.place :]:
-        lr = t.config.learning_rate(t.step, len(batches))
+    left = [t.rows[rows_B] for rows_B in batches[t.place :]]
+    coming = closing(prepared_ahead(lambda rows_B: own_batch(t, rows_B), left, side_of(t.device)))
+    with coming as prepared:
+        return _train_batches(t, left, prepared, len(batches))
+
+
+def _train_batches(t: Trainer, batches: Sequence[Any], prepared: Iterator[dict[str, Any]], steps: int) -> bool:
+    """Train on batches, given as rows and as this worker's prepared images; ``steps`` of the whole epoch."""
+    seconds, images = 0.0, 0
+    for rows_B in batches:
+        lr = t.config.learning_rate(t.step, steps)
         for group in t.optimizer.param_groups:
             group["lr"] = lr
         began = time.perf_counter()
-        losses, stop = train_step(t, t.rows[rows_B])
+        losses, stop = train_step(t, rows_B, prepared)
         seconds, images = seconds + time.perf_counter() - began, images + len(rows_B)
         t.log(event="step", epoch=t.epoch, lr=lr, **losses, images_per_s=round(images / seconds, 1))
         if stop:
@@ -194,25 +205,32 @@ def train_epoch(t: Trainer) -> bool:
     return False
 
 
-def train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
-    """One optimizer step on a global batch; if the GPU runs out of memory, the error names settings that need less."""
+def own_batch(t: Trainer, rows_B: Any) -> dict[str, Any]:
+    """Prepare this worker's images of a global batch, with their labels."""
+    own = rows_B[t.comm.share(len(rows_B))]
+    batch = t.train.batch(own, (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None)
+    if t.method.confidences is None:  # else the step gets no labels: candidate labels are found by an image's index in the split
+        split = t.train.split
+        pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
+        batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
+    return batch
+
+
+def train_step(t: Trainer, rows_B: Any, prepared: Iterator[dict[str, Any]] | None = None) -> tuple[dict[str, float], bool]:
+    """One optimizer step on a global batch; if the GPU runs out of memory, the error names settings that need less.
+
+    ``prepared`` gives what :func:`own_batch` makes of the rows, if that is made ahead.
+    """
     try:
-        return _train_step(t, rows_B)
+        return _train_step(t, rows_B, own_batch(t, rows_B) if prepared is None else next(prepared))
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, t.config, t.precision, t.step, t.comm.world, holders(t.device)) from None
 
 
-def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
+def _train_step(t: Trainer, rows_B: Any, batch: dict[str, Any]) -> tuple[dict[str, float], bool]:
     """One optimizer step on a global batch: return its loss terms, and whether all workers agreed to stop after it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
-    own = rows_B[t.comm.share(len(rows_B))]
-    augmentation = (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None
-    batch = t.train.batch(own, augmentation)
-    split = t.train.split
-    if t.method.confidences is None:  # else the step gets no labels: candidate labels are found by an image's index in the split
-        pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
-        batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
     with autocast(t.device, t.precision):
         terms = t.method.training_step(batch)
     terms_n = torch.stack(list(terms.values()))
@@ -221,7 +239,7 @@ def _train_step(t: Trainer, rows_B: Any) -> tuple[dict[str, float], bool]:
     numbers = torch.cat([loss[None], terms_n]).detach().tolist()
     values = dict(zip(("loss", *(f"loss_{k}" for k in terms)), numbers, strict=True))
     if not math.isfinite(values["loss"]):
-        named = ", ".join(split.ids[r] for r in rows_B[:3])
+        named = ", ".join(t.train.split.ids[r] for r in rows_B[:3])
         terms_text = ", ".join(f"{k} {v:g}" for k, v in values.items())
         raise NonFiniteLossError(
             f"the loss is not a number at step {t.step} (epoch {t.epoch})",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from czsl.data.pixels import Pixels
+from czsl.gpus import onto
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -103,13 +104,6 @@ class Towers(nn.Module):
     def biased(self, logits: Tensor) -> Tensor:
         """Scaled cosines plus the model's bias, if it has one: the sigmoid of the sum is SigLIP's probability of a match."""
         return logits if self.logit_bias is None else logits + self.logit_bias
-
-
-def onto(x: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; copies from the host's memory to a GPU are asynchronous."""
-    if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
 
 
 def own_precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from czsl.gpus import onto
+
 DISTORTION, MAX_DEGREES = 0.5, 5.0
 VERSION = 1  # part of the name of kept features of augmented images: counts changes of what :func:`augment` gives
 DRAWS = 11  # flip, perspective, angle, eight corner shifts
@@ -69,7 +71,7 @@ def augment(images_B3SS: Tensor, keys_B: np.ndarray, seed: int, epoch: int) -> T
     if not len(images_B3SS):
         return images_B3SS
     size = images_B3SS.shape[-1]
-    map_B33 = torch.from_numpy(_homographies(uniforms(keys_B, seed, epoch)).astype(np.float32)).to(images_B3SS.device)
+    map_B33 = onto(torch.from_numpy(_homographies(uniforms(keys_B, seed, epoch)).astype(np.float32)), images_B3SS.device)
     centre = (torch.arange(size, device=images_B3SS.device, dtype=torch.float32) * 2 + 1) / size - 1
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     points_N3 = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)

@@ -28,6 +28,7 @@ from czsl.data.images import decode
 from czsl.data.paths import cache_folder
 from czsl.data.table import Split
 from czsl.errors import DataError
+from czsl.gpus import onto
 from czsl.reading import PathLike, read_array
 from czsl.runs.files import whole_file
 
@@ -143,7 +144,7 @@ class PixelCache:
         self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None, device: torch.device | str = "cpu"
     ) -> Tensor:
         """uint8 images [B, 3, S, S] on a device; ``augmentation`` is (seed, epoch)."""
-        images = torch.from_numpy(np.ascontiguousarray(self.pixels[rows_B])).to(device)
+        images = onto(torch.from_numpy(np.ascontiguousarray(self.pixels[rows_B])), device)
         return images if augmentation is None else augment(images, self.keys[rows_B], *augmentation)
 
 

@@ -26,6 +26,7 @@ from czsl.data.batches import PixelCache, kept_array, pixel_file, save_array, sp
 from czsl.data.images import decode
 from czsl.data.paths import cache_folder
 from czsl.data.table import Split, open_shard
+from czsl.gpus import onto
 
 KEPT_BYTES = 64 * 2**30  # of a split's pixels; more is streamed
 Prepare = Callable[[Image.Image, str], dict[str, Tensor]]
@@ -100,7 +101,7 @@ class StreamedPixels:
             list(pool.map(fill, first.tolist()))
         if len(rows) < len(rows_B):  # the last batch of an evaluation repeats its last image
             out[:] = out[first[back.reshape(-1)]]
-        images = torch.from_numpy(out).to(device)
+        images = onto(torch.from_numpy(out), device)
         return images if augmentation is None else augment(images, self.keys[rows_B], *augmentation)
 
 
