@@ -86,9 +86,9 @@ def own_device() -> torch.device:
 
 def onto(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Return a tensor on a device; a copy from the host's memory to a GPU goes through pinned memory, and the host does not wait for it."""
-    if not str(device).startswith("cuda"):
-        return x.to(device)
-    return (x if x.is_cuda or x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+    if str(device).startswith("cuda") and not x.is_cuda and not x.is_pinned():
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def gpus() -> int:

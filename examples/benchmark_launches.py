@@ -10,6 +10,7 @@ Letters: B images, P pairs, A attributes, O objects, D joint width.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -172,6 +173,89 @@ def transport_in_one_kernel() -> None:
     prototypes.structured_plan = solved
 
 
+# -- torch.compile -------------------------------------------------------------------------------------------------
+PLACES = ("czsl.clip.vision", "czsl.clip.text", "methods.parts.adapters")
+COMPILED = ("attended", "fed_forward", "before_attention", "rest_of_block", "added")
+# Kernels of the operations that compiled code calls; the rest of it is fused.
+CALLED = {
+    "aten::mm": 1,
+    "aten::addmm": 1,
+    "aten::bmm": 1,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": 1,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": 3,
+    "aten::bernoulli_": 1,
+}
+
+
+def saved_by_compiling(action: Callable[[], Any]) -> int:
+    """Return the kernels that compiling what is compilable saves an action, forward and backward.
+
+    Each function is counted plain and compiled with the arguments that the action gives it, once for each kind of call.
+    """
+    calls: Counter[Any] = Counter()
+    examples: dict[Any, Any] = {}
+    modules = [importlib.import_module(place) for place in PLACES]
+
+    def noting(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            kind = (function.__name__, *(_kind(a) for a in args), *sorted(options.items()))
+            calls[kind] += 1
+            if kind not in examples:
+                kept = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
+                examples[kind] = (function, kept, options, torch.is_autocast_enabled("cpu"))
+            return function(*args, **options)
+
+        return call
+
+    originals = [(m, name, getattr(m, name)) for m in modules for name in COMPILED if hasattr(m, name)]
+    for module, name, function in originals:
+        setattr(module, name, noting(function))
+    try:
+        action()
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+    return sum(n * _saved_by_one(*examples[kind]) for kind, n in calls.items())
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.requires_grad, argument.dtype
+    return type(argument).__name__ if isinstance(argument, nn.Module) else argument
+
+
+def _saved_by_one(function: Any, args: list[Any], options: dict[str, Any], autocast: bool) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    from czsl.clip.compiled import compiled_functions
+
+    def call() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = function(*args, **options)
+        if out.requires_grad:
+            out.backward(seed)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        seed = torch.ones_like(function(*args, **options))
+    leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+
+    def fresh() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        call()
+
+    fresh()
+    plain = count(fresh).launches
+    torch._inductor.config.cpp.enable_kernel_profile = True
+    with compiled_functions():
+        fresh()
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            fresh()
+    names = Counter(event.name for event in found.events())
+    fused = sum(n for name, n in names.items() if name.startswith("graph_") and "fused" in name)
+    return plain - fused - sum(names[name] * kernels for name, kernels in CALLED.items())
+
+
 # -- the step ------------------------------------------------------------------------------------------------------
 def narrow_clip(vision_layers: int = 24, text_layers: int = 12) -> Clip:
     """ViT-L/14's layers at a small width."""
@@ -200,8 +284,11 @@ def batch_of(space: CompositionSpace, B: int, size: int) -> dict[str, Any]:
     return {"images": images, "attr": pairs[:, 0], "obj": pairs[:, 1], "pair": torch.from_numpy(rows), "index": torch.arange(B)}
 
 
-def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, Counts]:
-    """Counts of a whole step, and of its parts: image tower and text (forward and backward), transport, optimizer."""
+def steps(name: str, space_name: str, clip: Clip, precision: str, compiling: bool = False) -> dict[str, Counts]:
+    """Counts of a whole step, and of its parts: image tower and text (forward and backward), transport, optimizer.
+
+    ``compiling`` adds ``compiled``, the kernels of a step with ``compile=auto``.
+    """
     from czsl.runs.optimizers import make_optimizer
 
     space, B = space_of(space_name), SPACES[space_name][3]
@@ -247,15 +334,17 @@ def steps(name: str, space_name: str, clip: Clip, precision: str) -> dict[str, C
         hidden = torch.randn(2, B, clip.dim)
         out["transport"] = count(lambda: prototypes.step(hidden, batch["attr"], batch["obj"]))
     out["optimizer"] = count(optimizer.step)
+    if compiling:
+        out["compiled"] = Counts(out["step"].launches - saved_by_compiling(step))
     return out
 
 
-def counted(methods: Iterable[str], spaces: Iterable[str], precision: str) -> list[dict[str, Any]]:
+def counted(methods: Iterable[str], spaces: Iterable[str], precision: str, compiling: bool = False) -> list[dict[str, Any]]:
     """A record for each method and label space."""
     clip, records = narrow_clip(), []
     for space in spaces:
         for name in methods:
-            parts = steps(name, space, clip, precision)
+            parts = steps(name, space, clip, precision, compiling)
             whole = parts["step"]
             records.append({
                 "method": name, "dataset": space, **{part: c.launches for part, c in parts.items()},
@@ -272,12 +361,13 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all")
     parser.add_argument("--space", action="append", choices=tuple(SPACES), help="default: all")
     parser.add_argument("--plain-transport", action="store_true", help="count the transport as a GPU without Triton does it")
+    parser.add_argument("--compiled", action="store_true", help="count a step with compile=auto too (needs a C++ compiler)")
     parser.add_argument("--json", action="store_true", help="print every operation and wait as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.plain_transport:
         transport_in_one_kernel()
-    after = counted(options.method or METHODS, options.space or SPACES, options.precision)
+    after = counted(options.method or METHODS, options.space or SPACES, options.precision, options.compiled)
     before: list[dict[str, Any]] = []
     if options.before:
         chosen = [x for kind in ("method", "space") for value in getattr(options, kind) or () for x in (f"--{kind}", value)]
@@ -295,6 +385,7 @@ def main() -> None:
 def table(after: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
     """Print a Markdown table; with figures of before as ``before -> after``."""
     columns = ["step", "images", "text", "transport", "optimizer", "waits", "converted"]
+    columns += ["compiled"] * ("compiled" in after[0])
     print("| dataset | method | " + " | ".join(columns) + " |")
     print("| --- " * (len(columns) + 2) + "|")
     for i, now in enumerate(after):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.work.comm import Group
 from cluster.work.scoring import reduce_split
 from czsl.clip.backbone import Clip
+from czsl.clip.compiled import can_compile, compiled_functions
 from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import CzslError
@@ -58,8 +60,8 @@ def space_of(name: str) -> CompositionSpace:
     return CompositionSpace(tuple(f"attribute{i}" for i in range(A)), tuple(f"object{i}" for i in range(O)), pairs, none, none)
 
 
-def step_on(method: Any, device: torch.device, images: int, precision: str) -> Callable[[], None]:
-    """A training step with its optimizer, ready to be called."""
+def step_on(method: Any, device: torch.device, images: int, precision: str, compiled: bool = False) -> Callable[[], None]:
+    """A training step with its optimizer, ready to be called; ``compiled`` as ``compile=auto`` has it."""
     space, size = method.space, method.clip.image_size
     rows = np.arange(images) % len(space.train_pairs)
     pairs = torch.from_numpy(space.train_pairs[rows].copy())
@@ -79,7 +81,7 @@ def step_on(method: Any, device: torch.device, images: int, precision: str) -> C
     optimizer = make_optimizer("adam", [p for p in method.parameters() if p.requires_grad], 1e-4, 1e-5)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), compiled_functions(compiled):
             loss = torch.stack(list(method.training_step(batch).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -175,12 +177,16 @@ def bench(device: torch.device, model: str = "ViT-L-14", clip: Clip | None = Non
     for space_name, (*_, count) in SPACES.items():
         for name in METHODS:
 
-            def make(name: str = name, space_name: str = space_name, count: int = count) -> Callable[[], None]:
+            def make(
+                name: str = name, space_name: str = space_name, count: int = count, compiled: bool = False
+            ) -> Callable[[], None]:
                 method = build(name, space_of(space_name), own, {}).to(device)
                 own.compute_in(precision)
-                return step_on(method, device, count, precision)
+                return step_on(method, device, count, precision, compiled)
 
             todo.append((f"training step, {name}, {space_name}", count, make))
+            if name == "clusPro" and device.type == "cuda" and can_compile(device):
+                todo.append((f"training step, {name}, {space_name}, compile=auto", count, functools.partial(make, compiled=True)))
     for work, count, make_action in todo:
         try:
             yield measure(work, count, make_action(), device)

@@ -16,10 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cluster.work.ahead import prepared_ahead, side_of
 from czsl.clip.backbone import Clip
 from czsl.clip.compat import import_open_clip
+from czsl.clip.compiled import can_compile, compiled_functions
 from czsl.compositions import CompositionSpace
+from czsl.data.augment import augment, id_keys
 from czsl.errors import CzslError
+from czsl.gpus import onto
 from czsl.precision import fitting
 from czsl.runs import checkpoint
 from czsl.runs.checkpoint import Checkpoint
@@ -98,12 +102,12 @@ def batch_of(method: Method) -> dict[str, Tensor]:
     return {**{key: torch.stack([p[key] for p in prepared]) for key in prepared[0]}, **labels}
 
 
-def step_of(name: str, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+def step_of(name: str, device: torch.device, precision: str, compiled: bool = False) -> tuple[Tensor, Tensor]:
     """Loss terms [n] and the gradient of all that is trained, flat, of one training step; on the CPU in float32."""
     method = method_on(name, device, precision)
     method.begin_epoch(0)
     method.comm.batch = BATCH
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), compiled_functions(compiled):
         terms = torch.stack(list(method.training_step(batch_of(method)).values()))
     terms.sum().backward()
     gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
@@ -141,6 +145,38 @@ def check_method(name: str, device: torch.device, precision: str) -> Check:
     words = ", ".join(f"{k} {v:.1e}" for k, v in found.items())
     return Check("fail" if bad else "ok", f"{name}, {precision}", f"{words} (at most {most:g}; gradient {most_gradient:g})",
                  NEWER if bad else "")  # fmt: skip
+
+
+def check_compile(device: torch.device) -> Check:
+    """ClusPro's step with compiled parts (``compile=auto``) against the same step without, on the device, in float32."""
+    if not can_compile(device):
+        return Check("skip", "compiled step", "torch.compile does not work here: compile=auto leaves the step as it is")
+    (terms, gradient), (plain_terms, plain_gradient) = (step_of("clusPro", device, "float32", c) for c in (True, False))
+    cosine = float(torch.nn.functional.cosine_similarity(gradient.double(), plain_gradient.double(), dim=0))
+    most, most_gradient = TOLERANCE["float32"]
+    words = f"loss terms {off_by(terms, plain_terms):.1e} (at most {most:g}), gradient, 1 - cosine {1 - cosine:.1e} ({most_gradient:g})"
+    good = off_by(terms, plain_terms) <= most and 1 - cosine <= most_gradient
+    return Check("ok" if good else "fail", "compiled step", words, "" if good else "train with compile=off")
+
+
+def check_ahead(device: torch.device) -> Check:
+    """Batches that are copied and augmented on a stream of their own, while the device computes, against the CPU's."""
+    images = torch.randint(0, 256, (4, BATCH, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    keys = id_keys([str(i) for i in range(BATCH)])
+
+    def prepared(n: int, on: torch.device) -> dict[str, Tensor]:
+        return {"images": augment(onto(images[n], on), keys, 0, n)}
+
+    busy, found = torch.randn(512, 512, device=device), []
+    for batch in prepared_ahead(lambda n: prepared(n, device), range(len(images)), side_of(device)):
+        for _ in range(20):
+            busy = (busy @ busy).tanh()
+        found.append(batch["images"].clone())
+    differ = [(one.cpu().int() - prepared(n, CPU)["images"].int()).abs() for n, one in enumerate(found)]
+    share = float(torch.stack(differ).ne(0).float().mean())
+    good = share < 0.01 and int(torch.stack(differ).max()) <= 1  # a value in the middle of two may be rounded either way
+    return Check("ok" if good else "fail", "batches made ahead", f"{100 * share:.2f} % of the values differ, by 1 at most",
+                 "" if good else NEWER)  # fmt: skip
 
 
 def check_optimizer(device: torch.device) -> Check:
@@ -243,6 +279,8 @@ def checks(device: torch.device) -> Iterator[Check]:
     for precision in precisions:
         todo += [(f"{n}, {precision}", lambda n=n, p=precision: check_method(n, device, p)) for n in METHODS]  # type: ignore[misc]
     todo += [
+        ("compiled step", lambda: check_compile(device)),
+        ("batches made ahead", lambda: check_ahead(device)),
         ("optimizers", lambda: check_optimizer(device)),
         ("checkpoint and resume", lambda: check_resume(device)),
         ("FAISS on the GPU", lambda: check_faiss(device)),

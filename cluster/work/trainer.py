@@ -38,6 +38,7 @@ class Trainer:
     labels: PartialLabels | None  # candidate labels, which training has instead of labels
     progress: Progress
     precision: str  # float32, bfloat16 or float64
+    compiled: bool = False  # repeated parts of the towers run as torch.compile makes them
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch

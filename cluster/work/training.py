@@ -26,6 +26,7 @@ from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
 from cluster.work.trainer import Trainer
 from cluster.work.validation import LOGGED, figure_of, judged, validation
+from czsl.clip.compiled import compiled_functions, use_of
 from czsl.data.batches import epoch_batches, stratified
 from czsl.data.table import open_data
 from czsl.errors import CzslError
@@ -174,7 +175,13 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             partial_labels_sha256=labels.sha256 if labels else None,
             started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
-    return Trainer(run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress, precision)
+    compiled, note = use_of(config.compile, device, config.checkpoint_blocks or config.accumulate > 1)
+    compiled = all(comm.gather_objects(compiled))  # all workers compute in the same form
+    if note and comm.rank == 0:
+        run.log({"event": "note", "note": note, "step": 0})
+    return Trainer(
+        run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress, precision, compiled
+    )
 
 
 def train_epoch(t: Trainer) -> bool:
@@ -231,7 +238,7 @@ def _train_step(t: Trainer, rows_B: Any, batch: dict[str, Any]) -> tuple[dict[st
     """One optimizer step on a global batch: return its loss terms, and whether all workers agreed to stop after it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
-    with autocast(t.device, t.precision):
+    with autocast(t.device, t.precision), compiled_functions(t.compiled):
         terms = t.method.training_step(batch)
     terms_n = torch.stack(list(terms.values()))
     loss = terms_n.sum()

@@ -12,12 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from czsl.clip.compiled import compilable
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.prompt_tree import Pass, PromptTree
-from czsl.clip.vision import attention, in_own_precision
+from czsl.clip.vision import attended, fed_forward, in_own_precision
 from czsl.errors import DataError
 
 START, END = "<start_of_text>", "<end_of_text>"
+
+
+@compilable
+def before_attention(block: Any, x_NW: Tensor) -> Tensor:
+    """Queries, keys and values [N, 3 W] of a block's tokens [N, W]."""
+    return F.linear(block.ln_1(x_NW), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+@compilable
+def rest_of_block(block: Any, x_NW: Tensor, mixed_NW: Tensor) -> Tensor:
+    """The stream [N, W] after a block, from what its tokens attended to."""
+    x_NW = x_NW + block.ls_1(block.attn.out_proj(mixed_NW))
+    return x_NW + block.ls_2(block.mlp(block.ln_2(x_NW)))
 
 
 class TextTower(nn.Module):
@@ -90,9 +104,7 @@ class TextTower(nn.Module):
         """
         x_PTW = x_PTW + self.positional_embedding[: x_PTW.shape[1]]
         for blk in self.blocks:
-            kv = blk.ln_1(x_PTW)
-            x_PTW = x_PTW + blk.ls_1(attention(blk.attn, kv, kv, causal=True))
-            x_PTW = x_PTW + blk.ls_2(blk.mlp(blk.ln_2(x_PTW)))
+            x_PTW = fed_forward(blk, attended(blk, x_PTW, causal=True))
         pooled_PW = x_PTW[torch.arange(len(x_PTW), device=x_PTW.device), end_P.to(x_PTW.device)]
         return self.ln_final(pooled_PW) @ self.text_projection
 
@@ -134,10 +146,7 @@ class TextTower(nn.Module):
         """The stream [N, W] of a pass after the last block."""
         x_NW = work.embeddings(self.positional_embedding)
         for blk in self.blocks:
-            attn = blk.attn
-            mixed_NW = work.attention(F.linear(blk.ln_1(x_NW), attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
-            x_NW = x_NW + blk.ls_1(attn.out_proj(mixed_NW))
-            x_NW = x_NW + blk.ls_2(blk.mlp(blk.ln_2(x_NW)))
+            x_NW = rest_of_block(blk, x_NW, work.attention(before_attention(blk, x_NW), blk.attn.num_heads))
         return x_NW
 
     def cut(self, prompts: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from czsl.clip.compiled import compilable
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.towers import own_precision
 from czsl.recompute import recomputed
@@ -46,6 +47,21 @@ def attention(attn: nn.MultiheadAttention, q_BQW: Tensor, kv_BTW: Tensor, causal
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+
+@compilable
+def attended(block: Any, x_BLV: Tensor, first_B1V: Tensor | None = None, causal: bool = False) -> Tensor:
+    """The first half of a block: the stream [B, L, V] plus its attention; with the stream's first token, the same for this token only."""
+    kv = block.ln_1(x_BLV)
+    if first_B1V is not None:
+        return first_B1V + block.ls_1(attention(block.attn, kv[:, :1], kv))
+    return x_BLV + block.ls_1(attention(block.attn, kv, kv, causal))
+
+
+@compilable
+def fed_forward(block: Any, x_BLV: Tensor) -> Tensor:
+    """The second half of a block: the stream plus its MLP, in the shape of the stream."""
+    return x_BLV + block.ls_2(block.mlp(block.ln_2(x_BLV)))
 
 
 def in_own_precision(method: Callable[..., T]) -> Callable[..., T]:
@@ -97,12 +113,11 @@ class VisionTower(nn.Module):
     def block(self, i: int, x_BLV: Tensor, adapter: Adapter | None, class_only: bool = False) -> Tensor:
         """Block i; adapters run parallel to both sub-layers, on the un-normalised stream. ``class_only``: only the class token."""
         blk, n = self.blocks[i], len(self.blocks)
-        q_BQV = x_BLV[:, :1] if class_only else x_BLV
-        kv = blk.ln_1(x_BLV)
-        y = q_BQV + blk.ls_1(attention(blk.attn, kv[:, :1] if class_only else kv, kv))
+        first_B1V = x_BLV[:, :1] if class_only else None
+        y = attended(blk, x_BLV, first_B1V)
         if adapter is not None:
-            y = adapter(i, q_BQV, y)
-        out = y + blk.ls_2(blk.mlp(blk.ln_2(y)))
+            y = adapter(i, x_BLV if first_B1V is None else first_B1V, y)
+        out = fed_forward(blk, y)
         if adapter is not None:
             out = adapter(n + i, y, out)
         return out

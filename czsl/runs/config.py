@@ -13,6 +13,7 @@ from czsl.runs.tracker_names import tracker_names
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 PIXELS = ("auto", "kept", "streamed")
+COMPILE = ("off", "auto")
 OPTIMIZERS = ("adam", "adamw")
 LABEL_INITS = ("clip", "uniform", "multihot")
 SELECTIONS = ("auc", "auc20", "hm", "accuracy", "last")
@@ -60,6 +61,7 @@ class RunConfig:
     pixels: decoded images: ``kept`` in a file of the cache folder (150 KB per image at 224 px), ``streamed`` (read and decoded for each
         batch), or ``auto``: kept up to 64 GiB per split and half of the free disk. Results are equal.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
+    compile: ``auto`` lets torch.compile make fewer kernels of what towers repeat, on a GPU, without recomputed activations; ``off``.
     orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
     background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
         default as the dataset remembers it.
@@ -104,6 +106,7 @@ class RunConfig:
     precision: str = "auto"
     pixels: str = "auto"
     checkpoint_blocks: bool = False
+    compile: str = "off"
     orientation: str | None = None
     background: str | None = None
     threads: int = 0
@@ -158,6 +161,12 @@ class RunConfig:
                 f"unknown way of pixels {self.pixels!r}",
                 "pixels are kept or streamed; auto chooses by the size of a split",
                 f"choose one of {', '.join(PIXELS)}",
+            )
+        if self.compile not in COMPILE:
+            raise UsageError(
+                f"unknown way to compile {self.compile!r}",
+                "a step is compiled where it helps, or not",
+                f"choose one of {', '.join(COMPILE)}",
             )
         if self.accumulate > self.batch:
             raise UsageError(

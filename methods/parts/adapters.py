@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from czsl.clip.compiled import compilable
 from czsl.clip.lean import under_autocast
 from czsl.clip.towers import Towers
 from czsl.clip.vision import Adapter
@@ -36,6 +37,15 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(parameter)
 
 
+@compilable
+def added(x: Tensor, onto: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, dropout: float) -> Tensor:
+    """``onto`` [..., V] plus what a bottleneck makes of x [..., V], with its weights down [r, V] and up [V, r]."""
+    hidden = F.linear(x, down, down_bias).relu()
+    if dropout:
+        hidden = F.dropout(hidden, dropout)
+    return torch.add(onto, F.linear(hidden, up, up_bias), alpha=SCALE)
+
+
 class BlockAdapters(nn.ModuleList):
     """2n bottlenecks for n blocks: indices 0..n-1 at the attentions, n..2n-1 at the MLPs (`Adapters` of the tower)."""
 
@@ -49,8 +59,8 @@ class BlockAdapters(nn.ModuleList):
 
         def add(index: int, x: Tensor, onto: Tensor) -> Tensor:
             down, down_bias, up, up_bias = weights[4 * index : 4 * index + 4]
-            hidden = dropouts[index](F.linear(x, down, down_bias).relu())
-            return torch.add(onto, F.linear(hidden, up, up_bias), alpha=SCALE)
+            dropout = dropouts[index]
+            return added(x, onto, down, down_bias, up, up_bias, dropout.p if dropout.training else 0.0)
 
         return add
 

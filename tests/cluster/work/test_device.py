@@ -36,7 +36,7 @@ def test_the_cpu_agrees_with_itself(name, precision):
 def test_all_checks_pass_on_the_cpu():
     found = list(checks(CPU))
     assert [c for c in found if c.level == "fail"] == []
-    assert len(found) == 2 * len(device_checks.METHODS) + 4
+    assert len(found) == 2 * len(device_checks.METHODS) + 6
 
 
 def test_wrong_scores_and_lost_digits_are_failures(monkeypatch):
