@@ -31,6 +31,7 @@ def prepare(root: Path) -> list[Case]:
     from PIL import Image
     from safetensors.torch import save_file
 
+    from cluster.tuning.adapting import search_adaptation
     from czsl.clip.loading import load_clip
     from czsl.data.files.ambiguity import make_partial_labels
     from czsl.data.files.partial_labels import write_partial_labels
@@ -39,12 +40,14 @@ def prepare(root: Path) -> list[Case]:
     from czsl.data.toy import dataset as toy
     from czsl.evaluation import SavedEvaluation, write_scores
     from czsl.retrieval.index import CompositionIndex
+    from czsl.runs.adaptation_search import AdaptationSearch, AdaptationSearchConfig
     from czsl.runs.checkpoint import Checkpoint, mark_best, save
     from czsl.runs.files import sha256_file, write_json
     from czsl.runs.run import Run
     from czsl.runs.trials import Search, SearchConfig
     from czsl_cli.config import resolve
     from methods.building import build
+    from methods.fingerprint import fingerprint
 
     root.mkdir(parents=True, exist_ok=True)
     os.environ["CZSL_CACHE"], os.environ["CZSL_HOME"] = str(root / "cache"), str(root / "home")
@@ -181,6 +184,11 @@ def prepare(root: Path) -> list[Case]:
             one.curve("val_auc")
             one.reports("val_auc")
 
+    adapting = AdaptationSearchConfig(str(plain.path), "tda", {"shots": {"choice": [1, 2]}}, {}, trials=1, orders=[0])
+    adapting.checkpoint_sha256 = fingerprint(plain, "best")
+    adapted = AdaptationSearch.create(adapting, root / "tunes", "a")
+    search_adaptation(adapted)
+
     def metrics(path: Path) -> None:
         run = Run(trained.path)
         list(run.metrics("end"))
@@ -251,6 +259,10 @@ def prepare(root: Path) -> list[Case]:
         *(Case(f"checkpoint {p.name}, signed", p, args, signed) for p in parts for args in by_run[:2]),
         Case("best", trained.checkpoints / "best.json", by_run[0]),
         Case("metrics", trained.metrics_file, metrics),
+        *(
+            Case(f"adaptation search {p.name}", p, ["tune", "--resume", str(adapted.path)])
+            for p in sorted(adapted.path.glob("*.*l"))
+        ),
         Case("finished metrics", trained.metrics_file, lambda path: _resume(trained.path)),
         Case("reduction", trained.path / "extremes-test-closed.npz", ["compare", str(trained.path), str(plain.path)]),
         Case("reduction alone", trained.path / "extremes-test-closed.npz", lambda path: SavedEvaluation.load(str(path))),
