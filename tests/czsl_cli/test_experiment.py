@@ -305,6 +305,41 @@ def test_signals_cost_nothing_that_is_finished_and_the_same_command_continues_bi
         assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in WEIGHTS)
 
 
+@pytest.mark.fault
+def test_a_signal_stops_all_trainings_that_share_a_cluster_and_the_same_command_continues(experiment, dataset, tmp_path):
+    """Both trainings run through Ray Tune; each is stopped with a checkpoint and ends with the weights of an uninterrupted one."""
+    experiment("--out", "whole", text=STOPPED)
+    runs = [tmp_path / "broken" / f"csp-seed{seed}" for seed in (0, 1)]
+    command = [
+        Path(sys.executable).parent / "czsl",
+        "experiment",
+        "table.yaml",
+        "--data",
+        dataset,
+        "--out",
+        "broken",
+        "--engine",
+        "ray",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 240
+        while max(map(newest_step, runs)) < 0:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 130, err
+    assert not out
+    assert "Traceback" not in err
+    assert "repeat the command to continue" in err.splitlines()[-1]
+    assert any(newest_step(run) >= 0 for run in runs)
+    experiment("--out", "broken", "--engine", "ray", "--json", text=STOPPED)
+    for run in runs:
+        ours, theirs = (checkpoint.find(folder / "checkpoints", "last") for folder in (run, tmp_path / "whole" / run.name))
+        assert ours.name == theirs.name
+        assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in WEIGHTS)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_evaluation_says_how_to_continue(experiment, monkeypatch, number):
     import cluster.experiment
