@@ -287,7 +287,7 @@ def batch_of(space: CompositionSpace, B: int, size: int) -> dict[str, Any]:
 def steps(name: str, space_name: str, clip: Clip, precision: str, compiling: bool = False) -> dict[str, Counts]:
     """Counts of a whole step, and of its parts: image tower and text (forward and backward), transport, optimizer.
 
-    ``compiling`` adds ``compiled``, the kernels of a step with ``compile=auto``.
+    ``compiling`` adds ``compiled``, the kernels of a step with ``compile=auto``, and those of its image tower and text.
     """
     from czsl.runs.optimizers import make_optimizer
 
@@ -335,7 +335,8 @@ def steps(name: str, space_name: str, clip: Clip, precision: str, compiling: boo
         out["transport"] = count(lambda: prototypes.step(hidden, batch["attr"], batch["obj"]))
     out["optimizer"] = count(optimizer.step)
     if compiling:
-        out["compiled"] = Counts(out["step"].launches - saved_by_compiling(step))
+        for part, action, name in (("step", step, ""), ("images", images, " images"), ("text", text, " text")):
+            out[f"compiled{name}"] = Counts(out[part].launches - saved_by_compiling(action))
     return out
 
 

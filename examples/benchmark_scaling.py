@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from benchmark_clus_pro import SPACES, D, K, random_batch, space_of, vit_l_14
-from benchmark_launches import transport_in_one_kernel
+from benchmark_launches import narrow_clip, transport_in_one_kernel
+from benchmark_launches import steps as launches_of
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work.comm import Group
@@ -38,6 +38,7 @@ from methods.parts.comm import Communicator
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
 ADAM_LAUNCHES = 2  # of the fused optimizer, as benchmark_launches.py counts them
+GATHERING_LAUNCHES = 2  # buffer and copy of a gathering
 
 
 # -- bytes on the wire ---------------------------------------------------------------------------------------------
@@ -186,29 +187,17 @@ def count(workers: int = 2) -> None:
 # -- work of a step, counted ---------------------------------------------------------------------------------------
 @dataclass
 class Work:
-    """Floating point operations of matrix products, and operations that start a kernel."""
+    """Floating point operations of matrix products, and kernels started."""
 
     flops: float = 0.0
     launches: int = 0
 
 
-class Launches(TorchDispatchMode):
-    """Counts operations that are not mere views."""
-
-    def __init__(self):
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += not (func.is_view or "empty" in func.__name__ or func.__name__.startswith("detach"))
-        return func(*args, **(kwargs or {}))
-
-
 def work_of(action: Callable[[], Any]) -> Work:
-    """Count the work of an action."""
-    with FlopCounterMode(display=False) as flops, Launches() as launches:
+    """Count the operations of an action."""
+    with FlopCounterMode(display=False) as flops:
         action()
-    return Work(flops.get_total_flops(), launches.number)
+    return Work(flops.get_total_flops())
 
 
 class OneOf(Communicator):
@@ -218,7 +207,7 @@ class OneOf(Communicator):
         self.world = world
 
     def gather(self, x: Tensor, rows: int) -> Tensor:
-        """All rows, those of the other workers zero; two launches, as many as a gathering's buffer and copy."""
+        """All rows, those of the other workers zero."""
         return x if self.world == 1 else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 
@@ -333,11 +322,24 @@ def predicted(step: Step, name: str, workers: int, machine: Machine, network: Ne
     }
 
 
-def predict(machine: Machine) -> None:
-    """Tables of counted work, of predicted milliseconds and of predicted efficiency."""
+def count_kernels(steps: dict[str, Step], compiled: bool) -> None:
+    """Write into each step the kernels that `benchmark_launches.py` counts in a real one, with or without ``compile=auto``."""
     transport_in_one_kernel()
+    narrow, suffix = narrow_clip(), "compiled " if compiled else ""
+    for name, step in steps.items():
+        found = {part: c.launches for part, c in launches_of("clusPro", name, narrow, "bfloat16", compiled).items()}
+        images, text = found[f"{suffix}images"], found[f"{suffix}text"]
+        step.image.launches, step.transport.launches = images, found["transport"]
+        for workers, work in step.text.items():
+            work.launches = text + GATHERING_LAUNCHES * (workers > 1)
+        step.repeated.launches = found["step"] - found["images"] - found["text"] - found["optimizer"]
+
+
+def predict(machine: Machine, compiled: bool = False) -> None:
+    """Tables of counted work, of predicted milliseconds and of predicted efficiency."""
     clip, small = without_memory(), vit_l_14(vision_layers=1)
     steps = {name: work_of_a_step(name, clip, small) for name in BATCHES}
+    count_kernels(steps, compiled)
     one = next(iter(steps.values())).image
     print(f"an image, forward and backward: {one.flops / 1e12:.3f} TFLOP; launches of the image tower: {one.launches}\n")
     head = [
@@ -373,12 +375,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", help="wire, count, predict; default: all")
     parser.add_argument("--launch-us", type=float, default=5.0, help="assumed microseconds of a kernel's start in `predict`")
+    parser.add_argument("--compiled", action="store_true", help="`predict` with compile=auto (needs a C++ compiler)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = {
         "wire": wire,
         "count": count,
-        "predict": lambda: predict(Machine(launch_s=options.launch_us * 1e-6)),
+        "predict": lambda: predict(Machine(launch_s=options.launch_us * 1e-6), options.compiled),
     }
     for which in options.which or parts:
         if which not in parts:
