@@ -16,7 +16,6 @@ from czsl_cli.console import (
     duration,
     percent,
     print_json,
-    print_lines,
     print_table,
     progress_bar,
     say,
@@ -263,30 +262,10 @@ def _print_trials(rows: list[dict[str, Any]], names: list[str], metric: str) -> 
 
 
 def _dry_run(config, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    import yaml
-
-    from cluster.tuning.tune import proposals, space_of
-    from czsl.errors import UsageError
+    from cluster.tuning.tune import proposals
     from czsl.runs.search import with_values
+    from czsl_cli.search_space import show_trials
     from methods.registry import config_class
 
-    source = proposals(config, [])
-    rows: list[dict[str, Any]] = []
-    known = config.algorithm != "optuna"  # which proposes a trial from the results before it
-    for number in range(config.trials if known else 0):
-        values, reason = source.ask(number), ""
-        try:
-            with_values(config.base, values, config_class(config.base.method))
-        except UsageError as error:
-            reason = " ".join(str(error).split())
-        rows.append({"trial": number, "values": values, "reason": reason})
-    if as_json:
-        print_json({"search": asdict(config), "trials": rows})
-        return
-    print_lines(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end="")
-    names = list(space_of(config))
-    if rows:
-        lines = [[r["trial"], *(shown(r["values"][n]) for n in names), r["reason"]] for r in rows]
-        print_table(["trial", *names, ""], lines, "trials", err=True)
+    method = config_class(config.base.method)
+    show_trials(config, proposals(config, []), lambda values: with_values(config.base, values, method), as_json)

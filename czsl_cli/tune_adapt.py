@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from czsl_cli.adapt_options import TRANSDUCTIVE
-from czsl_cli.console import continued_with, duration, percent, print_json, print_lines, print_table, progress_bar, say, short
+from czsl_cli.console import continued_with, duration, percent, print_json, print_table, progress_bar, say, short
 from czsl_cli.tune_watch import NAMES, shown, shown_all
 
 if TYPE_CHECKING:
@@ -114,28 +114,10 @@ def resumed_search(given: Sequence[str], path: Path, trials: int | None) -> Adap
 
 def dry_run(config: AdaptationSearchConfig, as_json: bool) -> None:
     """Print the settings and the trials; write nothing."""
-    import yaml
-
     from cluster.tuning.adapting import adaptation_proposals, plan_with
-    from czsl.errors import UsageError
+    from czsl_cli.search_space import show_trials
 
-    source = adaptation_proposals(config, [])
-    rows: list[dict[str, Any]] = []
-    known = config.algorithm != "optuna"  # which proposes a trial from the results before it
-    for number in range(config.trials if known else 0):
-        values, reason = source.ask(number), ""
-        try:
-            plan_with(config, values)
-        except UsageError as error:
-            reason = " ".join(str(error).split())
-        rows.append({"trial": number, "values": values, "reason": reason})
-    if as_json:
-        print_json({"search": dataclasses.asdict(config), "trials": rows})
-        return
-    print_lines(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True), end="")
-    lines = [[r["trial"], *(shown(r["values"][n]) for n in config.space), r["reason"]] for r in rows]
-    if rows:
-        print_table(["trial", *config.space, ""], lines, "trials", err=True)
+    show_trials(config, adaptation_proposals(config, []), lambda values: plan_with(config, values), as_json)
 
 
 def run_search(search: AdaptationSearch, as_json: bool) -> None:

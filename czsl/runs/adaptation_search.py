@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from czsl.errors import UsageError
-from czsl.reading import PathLike, json_records, read_yaml
+from czsl.reading import PathLike, json_records
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.run import MAX_CONFIG
-from czsl.runs.settings import check_known, typed
-from czsl.runs.trials import write_trials_csv
+from czsl.runs.trials import new_folder, read_settings, stamp, write_settings, write_trials_csv
 
 SETTINGS, TRIALS = "adapt.yaml", "trials.jsonl"
 NONE, GIVEN = "none", "given"  # the two further rows: without adaptation, and with the settings that trials start from
@@ -76,30 +71,16 @@ class AdaptationSearch:
 
     def __post_init__(self):
         self.path = Path(self.path).resolve()
-        file = self.path / SETTINGS
-        error_texts: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
-        content = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
-        try:
-            if not isinstance(content, dict):
-                raise TypeError(f"it holds a {type(content).__name__}, not settings")
-            check_known(content, (f.name for f in fields(AdaptationSearchConfig)), "NAME")
-            self.config = AdaptationSearchConfig(**typed(content, AdaptationSearchConfig))
-        except (TypeError, UsageError) as error:
-            raise UsageError(error_texts["head"], str(error).splitlines()[0], error_texts["fix"]) from None
+        self.config = read_settings(self.path / SETTINGS, AdaptationSearchConfig)
 
     @classmethod
     def create(cls, config: AdaptationSearchConfig, out: PathLike, name: str | None = None) -> AdaptationSearch:
         """Make the folder and write ``adapt.yaml``; an existing search is never overwritten."""
-        path = Path(out) / (name or f"tune-{config.adapt}-{Path(config.run).name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise UsageError(f"{path} exists", "a search is never overwritten", "choose another --name, or --resume it") from None
-        return cls._write(path, config)
+        return cls._write(new_folder(out, name or f"tune-{config.adapt}-{Path(config.run).name}-{stamp()}"), config)
 
     @classmethod
     def _write(cls, path: Path, config: AdaptationSearchConfig) -> AdaptationSearch:
-        write_atomically(path / SETTINGS, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode())
+        write_settings(path / SETTINGS, config)
         return cls(path)
 
     def write(self) -> None:

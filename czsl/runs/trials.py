@@ -11,10 +11,10 @@ import io
 import itertools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -28,6 +28,7 @@ from czsl.runs.settings import check_known, typed
 from czsl.runs.states import seconds_of_work
 
 METRICS = {"val_auc": "auc", "val_hm": "hm"}  # name for users -> key in the metrics of a run
+Config = TypeVar("Config")
 OVER = ("done", "pruned", "failed")
 
 
@@ -158,37 +159,19 @@ class Search:
         file = self.path / "tune.yaml"
         if not file.is_file():
             raise UsageError(f"{self.path} is not a search", "it has no tune.yaml", "give a folder that czsl tune wrote")
-        error_texts: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
-        content = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
-        try:
-            if not isinstance(content, dict):
-                raise TypeError(f"it holds a {type(content).__name__}, not settings")
-            check_known(content, (f.name for f in fields(SearchConfig)), "NAME")
-            self.config = SearchConfig(**typed(content, SearchConfig))
-            check_known(self.config.config, [*RunConfig.field_names(), "model"], "NAME")
-            typed(self.config.config, RunConfig)
-            RunConfig(**self.config.config)
-        except (TypeError, ValueError, UsageError) as error:
-            raise UsageError(error_texts["head"], str(error).splitlines()[0], error_texts["fix"]) from None
+        self.config = read_settings(file, SearchConfig, _check_base)
 
     @classmethod
     def create(cls, config: SearchConfig, out: PathLike, name: str | None = None) -> Search:
         """Make the folder and write ``tune.yaml``; an existing search is never overwritten."""
-        out = Path(out)
         base = config.base
-        path = out / (name or f"tune-{base.method}-{Path(base.data).name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise UsageError(f"{path} exists", "a search is never overwritten", "choose another --name, or --resume it") from None
-        search = cls._write(path, config)
+        search = cls._write(new_folder(out, name or f"tune-{base.method}-{Path(base.data).name}-{stamp()}"), config)
         search.folder.mkdir()
         return search
 
     @classmethod
     def _write(cls, path: Path, config: SearchConfig) -> Search:
-        text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-        write_atomically(path / "tune.yaml", text.encode())
+        write_settings(path / "tune.yaml", config)
         return cls(path)
 
     def write(self) -> None:
@@ -264,6 +247,55 @@ class Search:
         if best:
             write_atomically(self.path / "best.yaml", (Path(best["run"]) / "config.yaml").read_bytes())
         return report
+
+
+# -- folders of searches -----------------------------------------------------------------------------------------------
+def read_settings(file: Path, kind: type[Config], check: Callable[[Config], Any] = lambda config: None) -> Config:
+    """Return the settings that a search's YAML file holds, as a dataclass; ``check`` raises for what else is wrong with them.
+
+    Raises
+    ------
+    UsageError
+        The file is damaged or was edited.
+    """
+    error_texts: dict[str, Any] = {"head": f"{file} cannot be read", "fix": "was it edited by hand?"}
+    content = read_yaml(file, error=UsageError, max_bytes=MAX_CONFIG, **error_texts)
+    try:
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not settings")
+        check_known(content, (f.name for f in fields(kind)), "NAME")  # type: ignore[arg-type]
+        config = kind(**typed(content, kind))
+        check(config)
+    except (TypeError, ValueError, UsageError) as error:
+        raise UsageError(error_texts["head"], str(error).splitlines()[0], error_texts["fix"]) from None
+    return config
+
+
+def _check_base(config: SearchConfig) -> None:
+    """Raise UsageError unless the settings of the trials are those of a run."""
+    check_known(config.config, [*RunConfig.field_names(), "model"], "NAME")
+    typed(config.config, RunConfig)
+    RunConfig(**config.config)
+
+
+def write_settings(file: Path, config: Any) -> None:
+    """Write the settings of a search, a dataclass, as YAML."""
+    write_atomically(file, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode())
+
+
+def stamp() -> str:
+    """Return the time as names of folders have it."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def new_folder(out: PathLike, name: str) -> Path:
+    """Make the folder of a new search; UsageError if it exists."""
+    path = Path(out) / name
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(f"{path} exists", "a search is never overwritten", "choose another --name, or --resume it") from None
+    return path
 
 
 def write_trials_csv(path: PathLike, rows: Sequence[dict[str, Any]]) -> None:

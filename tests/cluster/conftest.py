@@ -90,6 +90,30 @@ def make_run(tmp_path, dataset, clip_file):
     return make
 
 
+@pytest.fixture
+def stopped_after(monkeypatch):
+    """Trains a run in this process until it is stopped after a step, and makes it ready to go on."""
+    import torch
+
+    from cluster.work.comm import Group
+    from cluster.work.training import train_worker
+
+    def train_until(run, step):
+        log = run.log
+
+        def stop_soon(record):
+            log(record)
+            if record.get("event") == "step" and record["step"] == step:
+                run.stop_file.touch()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "log", stop_soon)
+            assert train_worker(run, Group(), torch.device("cpu")) == "stopped"
+        run.stop_file.unlink()
+
+    return train_until
+
+
 @pytest.fixture(scope="module")
 def source(dataset, clip_file, tmp_path_factory):
     """A CSP run of three epochs."""

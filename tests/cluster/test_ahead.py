@@ -93,23 +93,13 @@ def test_a_stream_hands_over_without_a_wait_of_the_host(monkeypatch):
 
 
 @pytest.mark.parametrize("pixels", ["kept", "streamed"])
-def test_training_with_batches_made_ahead_is_the_same_bit_for_bit(make_run, monkeypatch, pixels):
+def test_training_with_batches_made_ahead_is_the_same_bit_for_bit(make_run, stopped_after, monkeypatch, pixels):
     """With dropout and augmentation; one of the runs is stopped in the middle of an epoch, while a batch is being made."""
     settings = {"method": "clusPro", "adapter_dim": 8, "epochs": 2, "batch": 24, "pixels": pixels}
     plain, early = make_run(**settings), make_run(**settings)
     assert training.train_worker(plain, Group(), CPU) == "done"
     monkeypatch.setattr(training, "side_of", lambda device: Thread())
-    log = early.log
-
-    def stop_soon(record):
-        log(record)
-        if record.get("event") == "step" and record["step"] == 2:
-            early.stop_file.touch()
-
-    monkeypatch.setattr(early, "log", stop_soon)
-    assert training.train_worker(early, Group(), CPU) == "stopped"
-    early.stop_file.unlink()
-    monkeypatch.setattr(early, "log", log)
+    stopped_after(early, 2)
     assert training.train_worker(early, Group(), CPU) == "done"
     assert [r["loss"] for r in early.metrics("step")] == [r["loss"] for r in plain.metrics("step")]
     ends = [checkpoint.load(checkpoint.find(run.checkpoints, "last")) for run in (plain, early)]

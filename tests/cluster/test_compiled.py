@@ -89,7 +89,7 @@ def test_a_compiled_step_is_the_plain_one(name):
 
 
 @pytest.mark.slow
-def test_a_compiled_training_draws_the_same_and_goes_on_bit_for_bit(make_run, monkeypatch):
+def test_a_compiled_training_draws_the_same_and_goes_on_bit_for_bit(make_run, stopped_after, monkeypatch):
     """With dropout and augmentation; stopped in the middle of an epoch; its losses are those of a plain training."""
     if not can_compile(CPU):
         pytest.skip("torch.compile does not work here")
@@ -98,17 +98,7 @@ def test_a_compiled_training_draws_the_same_and_goes_on_bit_for_bit(make_run, mo
     assert training.train_worker(plain, Group(), CPU) == "done"
     monkeypatch.setattr(training, "use_of", lambda setting, *_: (setting == "auto", ""))
     assert training.train_worker(whole, Group(), CPU) == "done"
-    log = broken.log
-
-    def stop_soon(record):
-        log(record)
-        if record.get("event") == "step" and record["step"] == 2:
-            broken.stop_file.touch()
-
-    monkeypatch.setattr(broken, "log", stop_soon)
-    assert training.train_worker(broken, Group(), CPU) == "stopped"
-    broken.stop_file.unlink()
-    monkeypatch.setattr(broken, "log", log)
+    stopped_after(broken, 2)
     torch._dynamo.reset()  # a new process compiles anew, and meets the sizes in another order
     assert training.train_worker(broken, Group(), CPU) == "done"
     losses = [[r["loss"] for r in run.metrics("step")] for run in (plain, whole, broken)]

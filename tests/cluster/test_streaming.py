@@ -44,21 +44,11 @@ def test_streamed_training_is_that_on_kept_pixels(make_run, tmp_path, monkeypatc
     assert [p.name for p in (own / "pixels").iterdir() if "places" not in p.name] == []
 
 
-def test_an_interrupted_streamed_run_goes_on_as_a_whole_one_on_kept_pixels(make_run, monkeypatch):
+def test_an_interrupted_streamed_run_goes_on_as_a_whole_one_on_kept_pixels(make_run, stopped_after):
     whole, broken = make_run(**SETTINGS, pixels="kept"), make_run(**SETTINGS, pixels="streamed")
     assert train_worker(whole, Group(), CPU) == "done"
-    log = broken.log
-
-    def stop_soon(record):
-        log(record)
-        if record.get("event") == "step" and record["step"] == 2:
-            broken.stop_file.touch()
-
-    monkeypatch.setattr(broken, "log", stop_soon)
-    assert train_worker(broken, Group(), CPU) == "stopped"
+    stopped_after(broken, 2)
     assert checkpoint.load(checkpoint.find(broken.checkpoints, "last")).state["place"] > 0
-    broken.stop_file.unlink()
-    monkeypatch.setattr(broken, "log", log)
     assert train_worker(broken, Group(), CPU) == "done"
     assert_equal(whole, broken)
 
