@@ -12,7 +12,7 @@ from typing import Any, Literal
 from czsl.errors import UsageError
 from czsl.reading import PathLike, json_records
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.trials import new_folder, read_settings, stamp, write_settings, write_trials_csv
+from czsl.runs.search_folder import new_folder, read_settings, stamp, write_settings, write_trials_csv
 
 SETTINGS, TRIALS = "adapt.yaml", "trials.jsonl"
 NONE, GIVEN = "none", "given"  # the two further rows: without adaptation, and with the settings that trials start from
