@@ -38,11 +38,9 @@ class Bottleneck(nn.Module):
 
 
 @compilable
-def added(x: Tensor, onto: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, dropout: float) -> Tensor:
+def added(x: Tensor, onto: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, dropout: nn.Module) -> Tensor:
     """``onto`` [..., V] plus what a bottleneck makes of x [..., V], with its weights down [r, V] and up [V, r]."""
-    hidden = F.linear(x, down, down_bias).relu()
-    if dropout:
-        hidden = F.dropout(hidden, dropout)
+    hidden = dropout(F.linear(x, down, down_bias).relu())
     return torch.add(onto, F.linear(hidden, up, up_bias), alpha=SCALE)
 
 
@@ -59,8 +57,7 @@ class BlockAdapters(nn.ModuleList):
 
         def add(index: int, x: Tensor, onto: Tensor) -> Tensor:
             down, down_bias, up, up_bias = weights[4 * index : 4 * index + 4]
-            dropout = dropouts[index]
-            return added(x, onto, down, down_bias, up, up_bias, dropout.p if dropout.training else 0.0)
+            return added(x, onto, down, down_bias, up, up_bias, dropouts[index])
 
         return add
 

@@ -97,9 +97,10 @@ def test_a_compiled_training_draws_the_same_and_goes_on_bit_for_bit(make_run, st
     plain, whole, broken = make_run(**settings), make_run(**settings, compile="auto"), make_run(**settings, compile="auto")
     assert training.train_worker(plain, Group(), CPU) == "done"
     monkeypatch.setattr(training, "use_of", lambda setting, *_: (setting == "auto", ""))
+    torch._dynamo.reset()  # each process compiles anew, here one that trains from start to end
     assert training.train_worker(whole, Group(), CPU) == "done"
     stopped_after(broken, 2)
-    torch._dynamo.reset()  # a new process compiles anew, and meets the sizes in another order
+    torch._dynamo.reset()  # and one that resumes, which meets the sizes in another order
     assert training.train_worker(broken, Group(), CPU) == "done"
     losses = [[r["loss"] for r in run.metrics("step")] for run in (plain, whole, broken)]
     assert losses[1] == losses[2]
