@@ -56,7 +56,7 @@ def plot_trials(
     figure = Figure(figsize=(4 * COLUMNS, 3.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, COLUMNS, squeeze=False).flat
-    good = [r for r in rows if r[metric] is not None]
+    good = [r for r in rows if r[metric] is not None and all(domain.holds(r["values"].get(n)) for n, domain in space.items())]
     best = max((r for r in good if r["status"] != "failed"), key=lambda r: r[metric], default=None)
     # The best trial last, so that it lies on top.
     good.sort(key=lambda r: r is best)

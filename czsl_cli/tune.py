@@ -106,7 +106,7 @@ def tune(ctx: click.Context, resume: Path | None, dry_run: bool, as_json: bool, 
     With --adapt nothing is trained: the trials are settings of an adaptation of RUN. They are compared on its validation images, over
     several orders of the stream (--stream-seed), next to RUN without adaptation. One process of this machine scores them.
     """
-    from czsl.runs.adaptation_search import AdaptationSearch
+    from cluster.tuning.adaptation_search import AdaptationSearch
     from czsl.runs.trials import Search
 
     given = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]

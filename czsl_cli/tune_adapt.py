@@ -13,7 +13,7 @@ from czsl_cli.console import continued_with, duration, percent, print_json, prin
 from czsl_cli.tune_watch import NAMES, shown, shown_all
 
 if TYPE_CHECKING:
-    from czsl.runs.adaptation_search import AdaptationSearch, AdaptationSearchConfig
+    from cluster.tuning.adaptation_search import AdaptationSearch, AdaptationSearchConfig
 
 TRIALS, ORDERS = 16, (0, 1, 2)
 # Options of `czsl tune` that have a meaning with --adapt, and those that have one only with it.
@@ -42,13 +42,13 @@ def check_options(given: Sequence[str], adapt: str | None) -> None:
 
 def new_search(options: dict[str, Any]) -> AdaptationSearchConfig:
     """The settings of a new search; what can be wrong with them is found here, before torch is imported."""
-    from czsl.runs.adaptation_search import AdaptationSearchConfig
-    from czsl.runs.search import grid, parse_space
+    from cluster.tuning.adaptation_search import AdaptationSearchConfig
+    from czsl.runs.search import grid
     from czsl_cli.config import parse_overrides
     from czsl_cli.runs import chosen_run, usable_checkpoint
     from czsl_cli.search_space import chosen_space
     from methods.adaptation.plan import Plan
-    from methods.adaptation.registry import adaptation_config, adaptation_search, canonical_adaptation
+    from methods.adaptation.registry import adaptation_search, canonical_adaptation
     from methods.fingerprint import fingerprint
     from methods.registry import check_adaptable
 
@@ -59,7 +59,6 @@ def new_search(options: dict[str, Any]) -> AdaptationSearchConfig:
     given = parse_overrides(words)
     Plan.of(name, given)
     space = chosen_space(adaptation_search(name), options["search_file"], set(given) - {"recipe"}, name)
-    domains = parse_space(space, name, adaptation_config(name), of_runs=False)
     run = chosen_run(options["run"])
     check_adaptable(run.config.method)
     usable_checkpoint(run, options["checkpoint"])
@@ -76,6 +75,7 @@ def new_search(options: dict[str, Any]) -> AdaptationSearchConfig:
         seed=options["seed"] or 0,
         **{key: options[key] for key in ("checkpoint", "open_world", "algorithm", "metric")},
     )
+    domains = config.parsed
     if config.algorithm == "grid":
         points = len(grid(domains, config.seed))
         config = dataclasses.replace(config, trials=min(options["trials"] or points, points))
@@ -94,20 +94,18 @@ def _check_validation(run: Any) -> None:
 
 def resumed_search(given: Sequence[str], path: Path, trials: int | None) -> AdaptationSearch:
     """A search that was interrupted; ``trials`` may ask for more."""
+    from cluster.tuning.adaptation_search import AdaptationSearch
     from czsl.errors import UsageError
-    from czsl.runs.adaptation_search import AdaptationSearch
-    from czsl.runs.search import grid, parse_space
-    from methods.adaptation.registry import adaptation_config
+    from czsl.runs.search import grid
 
     if changed := [name for name in given if name not in ON_RESUME]:
         what = ", ".join(name.removesuffix("_file").replace("_", "-") for name in changed)
         raise UsageError("a resumed search keeps its settings", f"given: {what}", "drop these, or start a new search")
     search = AdaptationSearch(path)
     config = search.config
-    space = parse_space(config.space, config.adapt, adaptation_config(config.adapt), of_runs=False)
     config.trials = trials or config.trials
     if config.algorithm == "grid":
-        config.trials = min(config.trials, len(grid(space, config.seed)))
+        config.trials = min(config.trials, len(grid(search.space, config.seed)))
     search.write()
     return search
 
@@ -150,8 +148,8 @@ def _tell(row: dict[str, Any], metric: str) -> None:
 
 
 def _finish(search: AdaptationSearch, seconds: float, as_json: bool) -> None:
+    from cluster.tuning.adaptation_search import NONE
     from czsl.errors import CzslError
-    from czsl.runs.adaptation_search import NONE
 
     config, rows = search.config, search.rows()
     report = search.write_results(rows, run=config.run, adaptation=config.adapt, seconds=round(seconds, 1))
@@ -177,7 +175,7 @@ def _finish(search: AdaptationSearch, seconds: float, as_json: bool) -> None:
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], names: list[str], metric: str) -> None:
-    from czsl.runs.adaptation_search import NONE
+    from cluster.tuning.adaptation_search import NONE
 
     ordered = sorted(rows, key=lambda r: (r["status"] == "failed", -(r[metric] or 0.0)))
     reasons = any(r["reason"] for r in rows)
@@ -191,11 +189,10 @@ def _print_rows(rows: Sequence[dict[str, Any]], names: list[str], metric: str) -
 
 
 def _plot(search: AdaptationSearch, rows: Sequence[dict[str, Any]]) -> None:
-    from cluster.tuning.adapting import adaptation_space
-    from czsl.runs.adaptation_search import GIVEN, NONE
+    from cluster.tuning.adaptation_search import GIVEN, NONE
     from czsl_cli.trials_plot import plot_trials
 
     config = search.config
     marks = {ROWS[r["trial"]]: r[config.metric] for r in rows if r["trial"] in (NONE, GIVEN)}
     trials = [r for r in rows if r["trial"] not in (NONE, GIVEN)]
-    plot_trials(trials, None, adaptation_space(config), config.metric, search.path / "trials.svg", marks)
+    plot_trials(trials, None, search.space, config.metric, search.path / "trials.svg", marks)

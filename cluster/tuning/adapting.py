@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.tuning.adaptation_search import GIVEN, NONE, AdaptationSearch, AdaptationSearchConfig
 from cluster.tuning.proposals import Proposals, proposals_of
 from cluster.work.adapting import reduce_stream
 from cluster.work.comm import Group
@@ -24,26 +25,18 @@ from cluster.work.threads import cpu_threads
 from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates, Curve, Extremes, threshold_rows
 from czsl.gpus import own_device
-from czsl.runs.adaptation_search import GIVEN, NONE, AdaptationSearch, AdaptationSearchConfig
 from czsl.runs.files import held
 from czsl.runs.run import Run
-from czsl.runs.search import Space, parse_space
 from methods.adaptation.plan import Plan
-from methods.adaptation.registry import adaptation_config
 from methods.fingerprint import fingerprint
 
 OnRow = Callable[[dict[str, Any]], None]
 
 
-def adaptation_space(config: AdaptationSearchConfig) -> Space:
-    """The parsed search space."""
-    return parse_space(config.space, config.adapt, adaptation_config(config.adapt), of_runs=False)
-
-
 def adaptation_proposals(config: AdaptationSearchConfig, rows: list[dict[str, Any]]) -> Proposals:
     """The search algorithm, with the trials that are over."""
     tried = [(r["values"], r[config.metric]) for r in rows if r["trial"] not in (NONE, GIVEN)]
-    return proposals_of(config.algorithm, adaptation_space(config), config.seed, tried)
+    return proposals_of(config.algorithm, config.parsed, config.seed, tried)
 
 
 def plan_with(config: AdaptationSearchConfig, values: Mapping[str, Any], order: int | None = 0) -> Plan:

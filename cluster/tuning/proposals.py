@@ -79,6 +79,8 @@ class Tpe:
         sampler = optuna.samplers.TPESampler(seed=seed + len(tried))
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         for values, value in tried:
+            if not all(domain.holds(values.get(name)) for name, domain in space.items()):
+                continue  # a record that was edited
             state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
             kept = optuna.trial.create_trial(
                 params=self._params(values), distributions=self._distributions, value=value, state=state

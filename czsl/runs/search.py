@@ -52,6 +52,13 @@ class Domain:
             return self.rounded(math.exp(rng.uniform(math.log(low), math.log(high))))
         return self.value(int(rng.integers(self.count)))
 
+    def holds(self, value: Any) -> bool:
+        """Return whether a value is one that this domain gives."""
+        if self.kind == "choice":
+            return value in self.args
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.args[0] <= value <= self.args[1]
+
     def rounded(self, value: float) -> float:
         """A number between the ends with few digits."""
         low, high = self.args[:2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from czsl.reading import PathLike, read_json
 from czsl.runs.config import RunConfig
 from czsl.runs.files import write_atomically, write_json
 from czsl.runs.run import Run, well_formed
-from czsl.runs.search_folder import new_folder, read_settings, stamp, write_settings, write_trials_csv
+from czsl.runs.search_folder import SearchFolder, write_trials_csv
 from czsl.runs.settings import check_known, typed
 from czsl.runs.states import seconds_of_work
 
@@ -136,42 +136,25 @@ class Trial:
         }
 
 
-@dataclass
-class Search:
-    """A folder ``runs/tune-<method>-<data>-<time>/``.
+class Search(SearchFolder):
+    """A folder ``runs/tune-<method>-<data>-<time>/``; UsageError if it holds no readable ``tune.yaml``."""
 
-    Raises
-    ------
-    UsageError
-        If it holds no readable ``tune.yaml``.
-    """
-
-    path: Path
-    config: SearchConfig = field(init=False)
-
-    def __post_init__(self):
-        self.path = Path(self.path).resolve()
-        file = self.path / "tune.yaml"
-        if not file.is_file():
-            raise UsageError(f"{self.path} is not a search", "it has no tune.yaml", "give a folder that czsl tune wrote")
-        self.config = read_settings(file, SearchConfig, _check_base)
+    settings, kind = "tune.yaml", SearchConfig
+    config: SearchConfig
 
     @classmethod
     def create(cls, config: SearchConfig, out: PathLike, name: str | None = None) -> Search:
         """Make the folder and write ``tune.yaml``; an existing search is never overwritten."""
         base = config.base
-        search = cls._write(new_folder(out, name or f"tune-{base.method}-{Path(base.data).name}-{stamp()}"), config)
+        search = cls.new(config, out, name, f"{base.method}-{Path(base.data).name}")
         search.folder.mkdir()
         return search
 
-    @classmethod
-    def _write(cls, path: Path, config: SearchConfig) -> Search:
-        write_settings(path / "tune.yaml", config)
-        return cls(path)
-
-    def write(self) -> None:
-        """Write ``tune.yaml`` again, with other settings."""
-        self._write(self.path, self.config)
+    def check(self) -> None:
+        """Raise UsageError unless the settings of the trials are those of a run."""
+        check_known(self.config.config, [*RunConfig.field_names(), "model"], "NAME")
+        typed(self.config.config, RunConfig)
+        RunConfig(**self.config.config)
 
     @property
     def folder(self) -> Path:
@@ -242,10 +225,3 @@ class Search:
         if best:
             write_atomically(self.path / "best.yaml", (Path(best["run"]) / "config.yaml").read_bytes())
         return report
-
-
-def _check_base(config: SearchConfig) -> None:
-    """Raise UsageError unless the settings of the trials are those of a run."""
-    check_known(config.config, [*RunConfig.field_names(), "model"], "NAME")
-    typed(config.config, RunConfig)
-    RunConfig(**config.config)

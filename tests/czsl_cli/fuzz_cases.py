@@ -31,6 +31,7 @@ def prepare(root: Path) -> list[Case]:
     from PIL import Image
     from safetensors.torch import save_file
 
+    from cluster.tuning.adaptation_search import AdaptationSearch, AdaptationSearchConfig
     from cluster.tuning.adapting import search_adaptation
     from czsl.clip.loading import load_clip
     from czsl.data.files.ambiguity import make_partial_labels
@@ -40,7 +41,6 @@ def prepare(root: Path) -> list[Case]:
     from czsl.data.toy import dataset as toy
     from czsl.evaluation import SavedEvaluation, write_scores
     from czsl.retrieval.index import CompositionIndex
-    from czsl.runs.adaptation_search import AdaptationSearch, AdaptationSearchConfig
     from czsl.runs.checkpoint import Checkpoint, mark_best, save
     from czsl.runs.files import sha256_file, write_json
     from czsl.runs.run import Run

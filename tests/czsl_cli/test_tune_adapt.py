@@ -11,13 +11,14 @@ import torch
 
 from cluster.evaluate import evaluate_run
 from cluster.tuning import adapting
+from cluster.tuning.adaptation_search import TRIALS, AdaptationSearch, AdaptationSearchConfig
 from cluster.work.evaluation import EvalConfig
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError
-from czsl.runs.adaptation_search import SETTINGS, TRIALS, AdaptationSearch, AdaptationSearchConfig
 from czsl.runs.run import Run
 from czsl.runs.search import Domain, sample
 from czsl_cli.config import resolve
+from czsl_cli.trials_plot import plot_trials
 from methods.adaptation.plan import Plan
 
 SPACE = "alpha: {uniform: [0, 4]}\nshots: {choice: [1, 3]}\n"
@@ -198,10 +199,39 @@ def test_validation_images_of_seen_pairs_alone_are_refused(run, tmp_path, monkey
 def test_a_damaged_search_is_an_error(run, tmp_path, text):
     config = AdaptationSearchConfig(str(run.path), "tda", {"shots": {"choice": [1, 2]}}, {})
     search = AdaptationSearch.create(config, tmp_path / "runs", "s")
-    kept = (search.path / SETTINGS).read_text()
+    kept = (search.path / search.settings).read_text()
     content = text if text[0] in "[-!" else "\n".join([ln for ln in kept.splitlines() if not ln.startswith(text[:5])] + [text])
     if text.startswith("orders"):
         content = kept[: kept.index("orders:")] + text + "\n" + kept[kept.index("trials:") :]
-    (search.path / SETTINGS).write_text(content)
+    (search.path / search.settings).write_text(content)
     with pytest.raises(UsageError, match="cannot be read"):
         AdaptationSearch(search.path)
+
+
+def test_rows_that_were_edited_are_scored_again(tune, czsl, tmp_path):
+    tune("--adapt", "tda", "--trials", 2, "--stream-seed", 0, "--name", "s")
+    search = AdaptationSearch(tmp_path / "runs/s")
+    whole = [_numbers(row) for row in search.rows()]
+    for key, value in [
+        ("auc_range", None), ("auc_range", [None]), ("auc_range", "x"), ("values", {}), ("values", {"alpha": 1.0, "shots": 77}),
+        ("values", {"alpha": "x", "shots": 1}), ("values", {"alpha": True, "shots": 1}), ("trial", True), ("trial", 0.0), ("trial", 7),
+        ("val_auc", None), ("val_auc", "0.3"), ("val_hm", float("nan")), ("seconds", None), ("status", "failed"), ("status", []),
+        ("more", 1),
+    ]:  # fmt: skip
+        rows = search.rows()
+        rows[2][key] = value
+        (search.path / TRIALS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert "3 of 4 rows are over" in czsl("tune", "--resume", "runs/s").stderr, (key, value)
+        assert [_numbers(row) for row in search.rows()] == whole
+    rows = search.rows()
+    (search.path / TRIALS).write_text("".join(json.dumps({**row, "status": "failed", "reason": "x"}) + "\n" for row in rows))
+    czsl("tune", "--resume", "runs/s")  # the two rows without values cannot fail, so they are scored again
+    assert [_numbers(row) for row in search.rows()] == whole
+
+
+def test_a_plot_leaves_out_values_that_no_setting_has(tmp_path):
+    rows = [
+        {"trial": n, "status": "done", "values": v, "val_auc": 0.3} for n, v in enumerate([{"k": 3}, {"k": 9}, {}, {"k": None}])
+    ]
+    plot_trials(rows, None, {"k": Domain("choice", (3, 5))}, "val_auc", tmp_path / "t.svg")
+    assert ElementTree.parse(tmp_path / "t.svg").getroot().tag.endswith("svg")

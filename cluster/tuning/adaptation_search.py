@@ -12,9 +12,12 @@ from typing import Any, Literal
 from czsl.errors import UsageError
 from czsl.reading import PathLike, json_records
 from czsl.runs.files import write_atomically, write_json
-from czsl.runs.search_folder import new_folder, read_settings, stamp, write_settings, write_trials_csv
+from czsl.runs.search import Space, parse_space
+from czsl.runs.search_folder import SearchFolder, write_trials_csv
+from methods.adaptation.registry import adaptation_config
 
-SETTINGS, TRIALS = "adapt.yaml", "trials.jsonl"
+TRIALS = "trials.jsonl"
+ROW = ("trial", "status", "values", "val_auc", "val_hm", "auc_range", "seconds", "reason")
 NONE, GIVEN = "none", "given"  # the two further rows: without adaptation, and with the settings that trials start from
 
 
@@ -55,42 +58,27 @@ class AdaptationSearchConfig:
                 f"orders={self.orders!r}", "each is a seed from 0 on, or nothing", "give for example orders: [0, 1, 2]"
             )
 
+    @property
+    def parsed(self) -> Space:
+        """The parsed search space; UsageError if it is not valid."""
+        return parse_space(self.space, self.adapt, adaptation_config(self.adapt), of_runs=False)
 
-@dataclass
-class AdaptationSearch:
-    """A folder ``runs/tune-<adaptation>-<run>-<time>/``.
 
-    Raises
-    ------
-    UsageError
-        If it holds no readable ``adapt.yaml``.
-    """
+class AdaptationSearch(SearchFolder):
+    """A folder ``runs/tune-<adaptation>-<run>-<time>/``; UsageError if it holds no readable ``adapt.yaml``."""
 
-    path: Path
-    config: AdaptationSearchConfig = field(init=False)
-
-    def __post_init__(self):
-        self.path = Path(self.path).resolve()
-        self.config = read_settings(self.path / SETTINGS, AdaptationSearchConfig)
+    settings, kind = "adapt.yaml", AdaptationSearchConfig
+    config: AdaptationSearchConfig
+    space: Space
 
     @classmethod
     def create(cls, config: AdaptationSearchConfig, out: PathLike, name: str | None = None) -> AdaptationSearch:
         """Make the folder and write ``adapt.yaml``; an existing search is never overwritten."""
-        return cls._write(new_folder(out, name or f"tune-{config.adapt}-{Path(config.run).name}-{stamp()}"), config)
+        return cls.new(config, out, name, f"{config.adapt}-{Path(config.run).name}")
 
-    @classmethod
-    def _write(cls, path: Path, config: AdaptationSearchConfig) -> AdaptationSearch:
-        write_settings(path / SETTINGS, config)
-        return cls(path)
-
-    def write(self) -> None:
-        """Write ``adapt.yaml`` again, with other settings."""
-        self._write(self.path, self.config)
-
-    @staticmethod
-    def is_one(path: PathLike) -> bool:
-        """Return whether a folder is a search for an adaptation's settings."""
-        return (Path(path) / SETTINGS).is_file()
+    def check(self) -> None:
+        """Parse the search space; UsageError if it is not valid."""
+        self.space = self.config.parsed
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row that is over."""
@@ -104,8 +92,21 @@ class AdaptationSearch:
         failed trial, ``auc_range`` the least and the largest AUC, ``seconds``, ``status`` (``done`` or ``failed``), ``reason``.
         """
         places = {NONE: -2, GIVEN: -1} | {n: n for n in range(self.config.trials)}
-        known = {r["trial"]: r for r in json_records(self.path / TRIALS) if _is_row(r) and r["trial"] in places}
+        known = {r["trial"]: r for r in json_records(self.path / TRIALS) if self._wrote(r) and r["trial"] in places}
         return sorted(known.values(), key=lambda r: places[r["trial"]])
+
+    def _wrote(self, row: dict[str, Any]) -> bool:
+        """Return whether a row is what :meth:`add` writes: any other is scored again."""
+        if row.keys() != set(ROW) or type(row["trial"]) not in (int, str) or not isinstance(row["values"], dict):
+            return False
+        space = self.space if type(row["trial"]) is int else {}
+        if row["values"].keys() != space.keys() or not all(space[name].holds(v) for name, v in row["values"].items()):
+            return False
+        numbers = (row["val_auc"], row["val_hm"])
+        if row["status"] == "failed":
+            return bool(space) and numbers == (None, None) and isinstance(row["reason"], str) and _finite(row["seconds"])
+        spread = row["auc_range"]
+        return row["status"] == "done" and _finite(*numbers, row["seconds"], *(spread if isinstance(spread, list) else [None]))
 
     def clean(self) -> None:
         """Drop what a killed process left of a line; call it only while no row is being added."""
@@ -130,11 +131,5 @@ class AdaptationSearch:
         return report
 
 
-def _is_row(record: dict[str, Any]) -> bool:
-    """Return whether a line of ``trials.jsonl`` is what :meth:`AdaptationSearch.add` wrote."""
-    if not isinstance(record.get("trial"), int | str) or not isinstance(record.get("values"), dict):
-        return False
-    if record.get("status") == "failed":
-        return isinstance(record.get("reason"), str)
-    numbers = [record.get("val_auc"), record.get("val_hm"), record.get("seconds")]
-    return record.get("status") == "done" and all(isinstance(n, float) and math.isfinite(n) for n in numbers)
+def _finite(*values: Any) -> bool:
+    return all(isinstance(v, float) and math.isfinite(v) for v in values)
