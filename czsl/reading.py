@@ -376,12 +376,13 @@ def read_torch(
     except OSError as problem:
         refuse(problem)
     except Exception as problem:  # torch raises many kinds here; all mean the same to the user
-        refuse(f"only plain tensors are accepted, nothing is unpickled ({_unpickler_line(problem)})")
+        refuse(f"only tensors and plain data are accepted, nothing is unpickled ({_unpickler_line(problem)})")
 
 
 def _unpickler_line(error: Exception) -> str:
     """Error of torch's restricted unpickler, without its advice to switch the restriction off."""
-    found = re.search(r"WeightsUnpickler error: ([^\n]+?)(?: was not an allowed global| Please|$)", str(error), re.MULTILINE)
+    refused = r"(?:WeightsUnpickler error: |Trying to load )([^\n]+?)(?: was not an allowed global| whose module| Please|$)"
+    found = re.search(refused, str(error), re.MULTILINE)
     return found[1][:200] if found else "no pickle of tensors" if "weights_only" in str(error) else reason(error)
 
 

@@ -7,7 +7,6 @@ once and serves all blocks.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,15 +21,14 @@ from czsl.gpus import tell_once
 P = ParamSpec("P")
 T = TypeVar("T")
 
-log = logging.getLogger("czsl")
 _asked: ContextVar[bool] = ContextVar("compiled", default=False)
 
 
 def compilable(function: Callable[P, T]) -> Callable[P, T]:
     """Mark a function of tensors and modules, which :func:`compiled_functions` compiles where gradients are computed.
 
-    One form serves all sizes (``dynamic``), so that a result does not depend on which sizes came before. Draws are those of the plain
-    form (``fallback_random``).
+    One form serves all sizes (``dynamic``): a last, smaller batch needs no form of its own. Draws are those of the plain form
+    (``fallback_random``).
     """
     form: list[Callable[P, T]] = []
 

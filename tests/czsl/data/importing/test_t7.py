@@ -75,3 +75,11 @@ def test_damaged_files_are_named(tmp_path, name):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             read_metadata(tmp_path / name)
+
+
+def test_an_archive_that_unfolds_beyond_the_memory_is_not_opened(tmp_path, monkeypatch):
+    path = save(tmp_path / "m.t7", RECORDS)
+    assert len(read_metadata(path)) == 1
+    monkeypatch.setattr("czsl.reading.memory_bytes", lambda: 100)
+    with pytest.raises(DataError, match="unfolds to"):
+        read_metadata(path)
