@@ -175,7 +175,7 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             partial_labels_sha256=labels.sha256 if labels else None,
             started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
-    compiled, note = use_of(config.compile, device, config.checkpoint_blocks or config.accumulate > 1)
+    compiled, note = use_of(str(config.compile), device, config.checkpoint_blocks or config.accumulate > 1)
     compiled = all(comm.gather_objects(compiled))  # all workers compute in the same form
     if note and comm.rank == 0:
         run.log({"event": "note", "note": note, "step": 0})

@@ -106,7 +106,7 @@ class RunConfig:
     precision: str = "auto"
     pixels: str = "auto"
     checkpoint_blocks: bool = False
-    compile: str = "off"
+    compile: str | bool = "off"
     orientation: str | None = None
     background: str | None = None
     threads: int = 0
@@ -162,6 +162,8 @@ class RunConfig:
                 "pixels are kept or streamed; auto chooses by the size of a split",
                 f"choose one of {', '.join(PIXELS)}",
             )
+        if self.compile is False:  # YAML reads the word off so
+            self.compile = "off"
         if self.compile not in COMPILE:
             raise UsageError(
                 f"unknown way to compile {self.compile!r}",

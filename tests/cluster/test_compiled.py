@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work import training
@@ -15,8 +16,15 @@ from czsl.errors import UsageError
 from czsl.gpus import tell_once
 from czsl.runs import checkpoint
 from czsl.runs.config import RunConfig
+from czsl_cli.config import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def czsl_config():
+    """Settings from words of the command line."""
+    return lambda words: resolve({"method": "csp"}, words)
 
 
 @pytest.fixture
@@ -60,6 +68,19 @@ def test_auto_is_for_gpus_and_activations_that_are_kept(monkeypatch):
     with pytest.raises(UsageError, match="unknown way to compile"):
         RunConfig(compile="yes")
     assert RunConfig().compile == "off"
+
+
+@pytest.mark.parametrize("word", ["off", "auto"])
+def test_the_setting_is_typed_as_the_guide_has_it(czsl_config, word):
+    config = czsl_config([f"compile={word}"])
+    assert config.compile == word
+    assert RunConfig.from_file(yaml.safe_load(yaml.safe_dump(config.to_dict()))).compile == word
+
+
+def test_other_words_are_refused_with_the_choices(czsl_config):
+    for word in ("yes", "on", "fast"):
+        with pytest.raises(UsageError, match="choose one of off, auto"):
+            czsl_config([f"compile={word}"])
 
 
 def test_a_compiler_that_fails_is_told_once_and_leaves_the_step_as_it_is(monkeypatch, caplog):
