@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -29,14 +30,14 @@ class Side(Protocol):
 
 
 class SideStream:
-    """A stream of a GPU next to the one on which the step computes."""
+    """A stream of a GPU next to the one on which the step computes; it is not used while another thread holds ``quiet``."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.stream = device, torch.cuda.Stream(device)
+    def __init__(self, device: torch.device, quiet: Lock | None = None):
+        self.device, self.stream, self.quiet = device, torch.cuda.Stream(device), quiet or Lock()
 
     def prepared(self, prepare: Callable[[Rows], Batch], rows: Rows) -> tuple[Batch, Any]:
         """See :class:`Side`."""
-        with torch.cuda.stream(self.stream):
+        with self.quiet, torch.cuda.stream(self.stream):
             return prepare(rows), self.stream.record_event()
 
     def handed_over(self, batch: Batch, mark: Any) -> Batch:
@@ -49,9 +50,9 @@ class SideStream:
         return batch
 
 
-def side_of(device: torch.device) -> Side | None:
+def side_of(device: torch.device, quiet: Lock | None = None) -> Side | None:
     """Return a GPU's side stream; None on a CPU, whose cores are the same for both kinds of work."""
-    return SideStream(device) if device.type == "cuda" else None
+    return SideStream(device, quiet) if device.type == "cuda" else None
 
 
 def prepared_ahead(prepare: Callable[[Rows], Batch], batches: Sequence[Rows], side: Side | None) -> Generator[Batch]:

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.work.comm import Group
 from cluster.work.scoring import reduce_split
 from czsl.clip.backbone import Clip
-from czsl.clip.compiled import can_compile, compiled_functions
+from czsl.clip.captured import Graphs, replayed_passes
+from czsl.clip.compiled import PLAIN, Use, compiled_functions, use_of
 from czsl.clip.loading import load_clip
 from czsl.compositions import CompositionSpace
 from czsl.errors import CzslError
@@ -60,8 +61,8 @@ def space_of(name: str) -> CompositionSpace:
     return CompositionSpace(tuple(f"attribute{i}" for i in range(A)), tuple(f"object{i}" for i in range(O)), pairs, none, none)
 
 
-def step_on(method: Any, device: torch.device, images: int, precision: str, compiled: bool = False) -> Callable[[], None]:
-    """A training step with its optimizer, ready to be called; ``compiled`` as ``compile=auto`` has it."""
+def step_on(method: Any, device: torch.device, images: int, precision: str, use: Use = PLAIN) -> Callable[[], None]:
+    """A training step with its optimizer, ready to be called; ``use``: what ``compile=auto`` does in it."""
     space, size = method.space, method.clip.image_size
     rows = np.arange(images) % len(space.train_pairs)
     pairs = torch.from_numpy(space.train_pairs[rows].copy())
@@ -79,9 +80,11 @@ def step_on(method: Any, device: torch.device, images: int, precision: str, comp
     method.begin_epoch(0)
     method.comm.batch = images
     optimizer = make_optimizer("adam", [p for p in method.parameters() if p.requires_grad], 1e-4, 1e-5)
+    graphs = Graphs(device) if use.replayed else None
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), compiled_functions(compiled):
+        faster = compiled_functions(use.compiled), replayed_passes(graphs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), faster[0], faster[1]:
             loss = torch.stack(list(method.training_step(batch).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -112,11 +115,11 @@ def evaluation_on(method: Any, device: torch.device, images: int) -> Callable[[]
 
 
 def measure(work: str, images: int, action: Callable[[], None], device: torch.device) -> Row:
-    """Time an action after a warm-up, count what one call starts, and note the largest memory."""
+    """Time an action after two calls that warm it up, count what one call starts, and note the largest memory."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    with FlopCounterMode(display=False) as flops:  # warms up as well
+    with FlopCounterMode(display=False) as flops:
         action()
     action()
 
@@ -159,6 +162,7 @@ def bench(device: torch.device, model: str = "ViT-L-14", clip: Clip | None = Non
         own = load_clip(model, "random")
     own = own.to(device)
     own.compute_in(precision)
+    faster = use_of("auto", device, recomputes=False)
     size = own.image_size
     images = 64
     batch = torch.zeros(images, 3, size, size, dtype=torch.uint8, device=device)
@@ -177,16 +181,14 @@ def bench(device: torch.device, model: str = "ViT-L-14", clip: Clip | None = Non
     for space_name, (*_, count) in SPACES.items():
         for name in METHODS:
 
-            def make(
-                name: str = name, space_name: str = space_name, count: int = count, compiled: bool = False
-            ) -> Callable[[], None]:
+            def make(name: str = name, space_name: str = space_name, count: int = count, use: Use = PLAIN) -> Callable[[], None]:
                 method = build(name, space_of(space_name), own, {}).to(device)
                 own.compute_in(precision)
-                return step_on(method, device, count, precision, compiled)
+                return step_on(method, device, count, precision, use)
 
             todo.append((f"training step, {name}, {space_name}", count, make))
-            if name == "clusPro" and device.type == "cuda" and can_compile(device):
-                todo.append((f"training step, {name}, {space_name}, compile=auto", count, functools.partial(make, compiled=True)))
+            if name == "clusPro" and faster.replayed:
+                todo.append((f"training step, {name}, {space_name}, compile=auto", count, functools.partial(make, use=faster)))
     for work, count, make_action in todo:
         try:
             yield measure(work, count, make_action(), device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cluster.work.ahead import prepared_ahead, side_of
 from czsl.clip.backbone import Clip
+from czsl.clip.captured import Graphs, replayed_passes
 from czsl.clip.compat import import_open_clip
 from czsl.clip.compiled import can_compile, compiled_functions
 from czsl.compositions import CompositionSpace
@@ -159,6 +160,32 @@ def check_compile(device: torch.device) -> Check:
     return Check("ok" if good else "fail", "compiled step", words, "" if good else "train with compile=off")
 
 
+def check_replay(device: torch.device, graphs: Graphs | None = None) -> Check:
+    """Steps of ClusPro whose passes through the towers are CUDA graphs (``compile=auto``) against plain steps, in float32."""
+    graphs = graphs or Graphs(device)
+    found, plain = _losses(device, graphs), _losses(device, None)
+    if not graphs.count:
+        return Check("skip", "replayed passes", "CUDA graphs do not work here (see the log): compile=auto starts each kernel")
+    off, most = off_by(found, plain), TOLERANCE["float32"][0]
+    words = f"{graphs.count} passes are replayed; losses of {len(found)} steps off by {off:.1e} (at most {most:g})"
+    return Check("ok" if off <= most else "fail", "replayed passes", words, "" if off <= most else "train with compile=off")
+
+
+def _losses(device: torch.device, graphs: Graphs | None) -> Tensor:
+    """The losses of five steps of ClusPro, each on another batch; the second one records the passes."""
+    method, optimizer = _begin(device, "clusPro")
+    losses, batch = [], batch_of(method)
+    for step in range(5):
+        rolled = {key: value.roll(step, 0) if key == "images" else value for key, value in batch.items()}
+        with replayed_passes(graphs):
+            loss = torch.stack(list(method.training_step(rolled).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
+
+
 def check_ahead(device: torch.device) -> Check:
     """Batches that are copied and augmented on a stream of their own, while the device computes, against the CPU's."""
     images = torch.randint(0, 256, (4, BATCH, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -234,8 +261,8 @@ def _three_steps(device: torch.device, resume: bool) -> dict[str, Tensor]:
     return {key: value.detach().cpu() for key, value in method.state_dict().items()}
 
 
-def _begin(device: torch.device) -> tuple[Method, torch.optim.Optimizer]:
-    method = method_on("csp", device, "float32")
+def _begin(device: torch.device, name: str = "csp") -> tuple[Method, torch.optim.Optimizer]:
+    method = method_on(name, device, "float32")
     method.begin_epoch(0)
     method.comm.batch = BATCH
     return method, make_optimizer("adam", method.parameters(), 1e-2, 0.0)
@@ -280,6 +307,7 @@ def checks(device: torch.device) -> Iterator[Check]:
         todo += [(f"{n}, {precision}", lambda n=n, p=precision: check_method(n, device, p)) for n in METHODS]  # type: ignore[misc]
     todo += [
         ("compiled step", lambda: check_compile(device)),
+        ("replayed passes", lambda: check_replay(device)),
         ("batches made ahead", lambda: check_ahead(device)),
         ("optimizers", lambda: check_optimizer(device)),
         ("checkpoint and resume", lambda: check_resume(device)),

@@ -12,6 +12,7 @@ from torch import nn
 from cluster.work.comm import Group
 from cluster.work.feature_loader import FeatureLoader
 from cluster.work.progress import Progress
+from czsl.clip.captured import Graphs
 from czsl.data.batches import steps_per_epoch
 from czsl.data.files.partial_labels import PartialLabels
 from czsl.data.table import Dataset
@@ -39,6 +40,7 @@ class Trainer:
     progress: Progress
     precision: str  # float32, bfloat16 or float64
     compiled: bool = False  # repeated parts of the towers run as torch.compile makes them
+    graphs: Graphs | None = None  # passes through the towers that are replayed
     step: int = 0
     epoch: int = 0
     place: int = 0  # batches done in this epoch

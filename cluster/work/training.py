@@ -26,6 +26,7 @@ from cluster.work.precision import agreed_precision
 from cluster.work.saving import restore, save
 from cluster.work.trainer import Trainer
 from cluster.work.validation import LOGGED, figure_of, judged, validation
+from czsl.clip.captured import Graphs, replayed_passes
 from czsl.clip.compiled import compiled_functions, use_of
 from czsl.data.batches import epoch_batches, stratified
 from czsl.data.table import open_data
@@ -175,12 +176,28 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
             partial_labels_sha256=labels.sha256 if labels else None,
             started_from=checkpoint.load(start).state["from"] if (start := checkpoint.newest_valid(run.start)) else None,
         )  # fmt: skip
-    compiled, note = use_of(str(config.compile), device, config.checkpoint_blocks or config.accumulate > 1)
-    compiled = all(comm.gather_objects(compiled))  # all workers compute in the same form
-    if note and comm.rank == 0:
-        run.log({"event": "note", "note": note, "step": 0})
+    use = use_of(str(config.compile), device, config.checkpoint_blocks or config.accumulate > 1)
+    compiled = all(comm.gather_objects(use.compiled))  # all workers compute in the same form
+    if use.note and comm.rank == 0:
+        run.log({"event": "note", "note": use.note, "step": 0})
+    graphs = Graphs(device) if use.replayed else None
     return Trainer(
-        run, config, comm, device, data, method, optimizer, train, val, rows, val_rows, labels, progress, precision, compiled
+        run,
+        config,
+        comm,
+        device,
+        data,
+        method,
+        optimizer,
+        train,
+        val,
+        rows,
+        val_rows,
+        labels,
+        progress,
+        precision,
+        compiled,
+        graphs,
     )
 
 
@@ -191,7 +208,8 @@ def train_epoch(t: Trainer) -> bool:
         t.method.confidences.frozen = t.epoch < t.config.label_warmup
     batches = epoch_batches(t.config.seed, t.epoch, len(t.rows), t.config.batch)
     left = [t.rows[rows_B] for rows_B in batches[t.place :]]
-    coming = closing(prepared_ahead(lambda rows_B: own_batch(t, rows_B), left, side_of(t.device)))
+    side = side_of(t.device, None if t.graphs is None else t.graphs.quiet)
+    coming = closing(prepared_ahead(lambda rows_B: own_batch(t, rows_B), left, side))
     with coming as prepared:
         return _train_batches(t, left, prepared, len(batches))
 
@@ -238,7 +256,7 @@ def _train_step(t: Trainer, rows_B: Any, batch: dict[str, Any]) -> tuple[dict[st
     """One optimizer step on a global batch: return its loss terms, and whether all workers agreed to stop after it."""
     # Draws are a function of (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
     t.comm.step_seed, t.comm.batch = t.config.seed * 1_000_000_007 + t.step, len(rows_B)
-    with autocast(t.device, t.precision), compiled_functions(t.compiled):
+    with autocast(t.device, t.precision), compiled_functions(t.compiled), replayed_passes(t.graphs):
         terms = t.method.training_step(batch)
     terms_n = torch.stack(list(terms.values()))
     loss = terms_n.sum()

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -66,13 +66,29 @@ def can_compile(device: torch.device) -> bool:
             _sample(layer, x).sum().backward()
     except Exception as error:  # a compiler can fail in any way, and eager execution is always there
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        tell_once(f"compile=auto: torch.compile does not work here ({why}); the step is not compiled")
+        tell_once(f"compile=auto: torch.compile does not work here ({why}); nothing is compiled")
         return False
     return True
 
 
-def use_of(setting: str, device: torch.device, recomputes: bool) -> tuple[bool, str]:
-    """Return whether a run's step is compiled, and the reason if ``auto`` does not compile it.
+class Use(NamedTuple):
+    """The means that ``compile=auto`` uses in a run; see :func:`use_of`.
+
+    compiled : repeated functions are compiled (:func:`compiled_functions`)
+    replayed : passes through towers are recorded and replayed (`czsl.clip.captured`)
+    note : what is not done, and the reason
+    """
+
+    compiled: bool = False
+    replayed: bool = False
+    note: str = ""
+
+
+PLAIN = Use()
+
+
+def use_of(setting: str, device: torch.device, recomputes: bool) -> Use:
+    """Return what of a run's step is compiled and replayed.
 
     Parameters
     ----------
@@ -82,9 +98,13 @@ def use_of(setting: str, device: torch.device, recomputes: bool) -> tuple[bool, 
         Activations are computed again in the backward pass, which must be done in the same form.
     """
     if setting == "off":
-        return False, ""
+        return PLAIN
     if device.type != "cuda":
-        return False, "compile=auto compiles on a GPU only: on a CPU kernels cost no start"
+        return Use(note="compile=auto is for GPUs: on a CPU kernels cost no start")
     if recomputes:
-        return False, "compile=auto: not with checkpoint_blocks or accumulate, which compute activations again"
-    return (True, "") if can_compile(device) else (False, "compile=auto: torch.compile does not work here; see the log")
+        return Use(note="compile=auto: not with checkpoint_blocks or accumulate, which compute activations again")
+    if can_compile(device):
+        return Use(True, True)
+    return Use(
+        replayed=True, note="compile=auto: torch.compile does not work here (see the log); passes are replayed as CUDA graphs"
+    )

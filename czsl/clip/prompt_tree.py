@@ -39,6 +39,11 @@ class PromptTree:
         return len(self.ends)
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of a tree in the order in which it takes them."""
+        return self.trunk, self.branches, self.tokens, self.ends, self.parents
+
+    @property
     def leaves(self) -> Tensor:
         """The last tokens of each prompt, [P, Q, W]."""
         return self.tokens[self.ends]

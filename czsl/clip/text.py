@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from czsl.clip.captured import replayed
 from czsl.clip.compiled import compilable
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.prompt_tree import Pass, PromptTree
@@ -125,17 +126,26 @@ class TextTower(nn.Module):
         pass per tree; to use less, encode parts of the trees (`czsl.clip.prompt_tree.parts_of`).
         """
         P, Q = sum(map(len, trees)), trees[0].ends.shape[1]
-        x_NW = self._tree_stream(Pass(trees))
-        return self.project(x_NW[len(x_NW) - P * Q :].unflatten(0, (P, Q))[:, -1])
+
+        def features(*tensors: Tensor) -> Tensor:
+            x_NW = self._tree_stream(Pass([PromptTree(*five) for five in zip(*[iter(tensors)] * 5, strict=True)]))
+            return self.project(x_NW[len(x_NW) - P * Q :].unflatten(0, (P, Q))[:, -1])
+
+        return replayed((self, len(trees)), features, [x for tree in trees for x in tree.tensors])
 
     @in_own_precision
     def tree_tokens(self, tree: PromptTree) -> Tensor:
         """All tokens [P, T, W] of the prompts of a tree after the last block, before the final norm; shared ones computed once."""
-        F_, M, (P, Q), work = len(tree.trunk), len(tree.branches), tree.ends.shape, Pass([tree])
-        x_NW, at = self._tree_stream(work), work.bones.branch_at[0]
-        middle = [x_NW[at : at + M][tree.parents][:, None]] if M else []
-        leaves = x_NW[work.bones.leaves_at :].unflatten(0, (P, Q))
-        return torch.cat([x_NW[:F_].expand(P, -1, -1), *middle, leaves], dim=1)
+        F_, M, (P, Q) = len(tree.trunk), len(tree.branches), tree.ends.shape
+
+        def tokens(*tensors: Tensor) -> Tensor:
+            work = Pass([PromptTree(*tensors)])
+            x_NW, at = self._tree_stream(work), work.bones.branch_at[0]
+            middle = [x_NW[at : at + M][tensors[-1]][:, None]] if M else []
+            leaves = x_NW[work.bones.leaves_at :].unflatten(0, (P, Q))
+            return torch.cat([x_NW[:F_].expand(P, -1, -1), *middle, leaves], dim=1)
+
+        return replayed((self, "tokens"), tokens, tree.tensors)
 
     @in_own_precision
     def project(self, x_PW: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ Letters: B images, L visual tokens (class token first), V visual width, D joint 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from czsl.clip.captured import replayed
 from czsl.clip.compiled import compilable
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.towers import own_precision
@@ -28,6 +29,10 @@ class Adapters(Protocol):
 
     def for_pass(self) -> Adapter:
         """Return the additions for one pass through the tower; what its blocks share is computed here, once."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """The trained weights. The additions depend on them and on the stream, and on nothing else that changes."""
         ...
 
 
@@ -74,6 +79,10 @@ def in_own_precision(method: Callable[..., T]) -> Callable[..., T]:
             return method(self, *args, **options)
 
     return run
+
+
+def _weights(adapters: Adapters | None) -> tuple[nn.Parameter, ...]:
+    return () if adapters is None else tuple(p for p in adapters.parameters() if p.requires_grad)
 
 
 class VisionTower(nn.Module):
@@ -140,10 +149,14 @@ class VisionTower(nn.Module):
         tokens : bool, default False
             False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
         """
-        for x in self._stream(images_B3SS, adapters, not tokens):  # noqa: B007
-            pass
-        x = self._output(x)
-        return x if tokens else x[:, 0]
+
+        def features(images_B3SS: Tensor) -> Tensor:
+            for x in self._stream(images_B3SS, adapters, not tokens):  # noqa: B007
+                pass
+            x = self._output(x)
+            return x if tokens else x[:, 0]
+
+        return replayed((self, adapters, tokens), features, [images_B3SS], _weights(adapters))
 
     @in_own_precision
     def unprojected(self, images_B3SS: Tensor) -> Tensor:
@@ -158,8 +171,12 @@ class VisionTower(nn.Module):
 
         The final norm and projection are applied to each of these blocks.
         """
-        streams = enumerate(self._stream(images_B3SS, adapters))
-        return {i: self._output(x) for i, x in streams if i in blocks}
+
+        def features(images_B3SS: Tensor) -> dict[int, Tensor]:
+            streams = enumerate(self._stream(images_B3SS, adapters))
+            return {i: self._output(x) for i, x in streams if i in blocks}
+
+        return replayed((self, adapters, frozenset(blocks)), features, [images_B3SS], _weights(adapters))
 
     @in_own_precision
     def dense(self, images_B3SS: Tensor, residual_ffn: bool = False) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,11 @@ class TowerAdapters(nn.Module):
             sets = {after: nn.ModuleDict({c: TransformerAdapter(width, rank, activation) for c in here}) for after in AFTER}
             self.layers.append(nn.ModuleDict(sets))
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that are trained."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def for_pass(self, *concepts: str) -> Weights:
         """Return the weights of concepts for one pass; under autocast all are converted here, together."""
         wanted = {*concepts, *(MIXED if MIXTURE in concepts else ())}

@@ -5,7 +5,7 @@ Letters: B images, P pairs, A attributes, O objects, L visual tokens, T text tok
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from czsl.clip.backbone import Clip
+from czsl.clip.captured import replayed
 from czsl.clip.lean import unit
 from czsl.clip.towers import own_precision
 from czsl.compositions import CompositionSpace
@@ -85,7 +86,8 @@ class CAILA(Method):
     def image_features(self, batch) -> Tensor:
         """Un-normalised features of the fused, the attribute and the object stream, [B, 3, D]."""
         with own_precision(self.clip.device, self.clip.visual.precision):
-            return self._streams(self.clip.normalise(batch["images"])).to(self.clip.mean.dtype)
+            images_B3SS = self.clip.normalise(batch["images"])
+            return replayed((self, "images"), self._streams, [images_B3SS], self.vision.trained).to(self.clip.mean.dtype)
 
     def _streams(self, images_B3SS: Tensor) -> Tensor:
         visual, F_ = self.clip.visual, self.fusion_start
@@ -142,11 +144,18 @@ class CAILA(Method):
         x_nTW = text.embed_tokens(ids_nT)
         if self.text is None:
             return text.encode_embeddings(x_nTW, end_n)
+        end_n = end_n.to(x_nTW.device)
         with own_precision(self.clip.device, text.precision):
-            x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
-            layers, weights = range(len(text.blocks)), self.text.for_pass(concept)
-            x_nTW = self.text.run(text.blocks, layers, concept, x_nTW, weights, causal=True)
-            return text.project(x_nTW[torch.arange(len(x_nTW)), end_n])
+            return replayed((self, concept), partial(self._texts, concept), [x_nTW, end_n], self.text.trained)
+
+    def _texts(self, concept: str, x_nTW: Tensor, end_n: Tensor) -> Tensor:
+        """The tower with adapters: token embeddings without positions -> features at the end tokens."""
+        assert self.text is not None
+        text = self.clip.text
+        layers, weights = range(len(text.blocks)), self.text.for_pass(concept)
+        x_nTW = x_nTW + text.positional_embedding[: x_nTW.shape[1]]
+        x_nTW = self.text.run(text.blocks, layers, concept, x_nTW, weights, causal=True)
+        return text.project(x_nTW[torch.arange(len(x_nTW), device=x_nTW.device), end_n])
 
     # -- scores and training ---------------------------------------------------------------------------------------
     def logits(self, images: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:

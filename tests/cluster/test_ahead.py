@@ -98,7 +98,7 @@ def test_training_with_batches_made_ahead_is_the_same_bit_for_bit(make_run, stop
     settings = {"method": "clusPro", "adapter_dim": 8, "epochs": 2, "batch": 24, "pixels": pixels}
     plain, early = make_run(**settings), make_run(**settings)
     assert training.train_worker(plain, Group(), CPU) == "done"
-    monkeypatch.setattr(training, "side_of", lambda device: Thread())
+    monkeypatch.setattr(training, "side_of", lambda device, quiet: Thread())
     stopped_after(early, 2)
     assert training.train_worker(early, Group(), CPU) == "done"
     assert [r["loss"] for r in early.metrics("step")] == [r["loss"] for r in plain.metrics("step")]
@@ -115,7 +115,7 @@ def test_memory_that_runs_out_while_a_batch_is_made_is_the_same_error(make_run, 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(training, "side_of", lambda device: Thread())
+    monkeypatch.setattr(training, "side_of", lambda device, quiet: Thread())
     monkeypatch.setattr(training, "own_batch", full)
     with pytest.raises(GpuMemoryError):
         training.train_epoch(trainer)

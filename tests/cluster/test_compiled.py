@@ -11,7 +11,7 @@ from cluster.work import training
 from cluster.work.comm import Group
 from cluster.work.device_checks import step_of
 from czsl.clip import compiled
-from czsl.clip.compiled import can_compile, compilable, compiled_functions, use_of
+from czsl.clip.compiled import PLAIN, Use, can_compile, compilable, compiled_functions, use_of
 from czsl.errors import UsageError
 from czsl.gpus import tell_once
 from czsl.runs import checkpoint
@@ -61,10 +61,12 @@ def test_a_function_is_plain_unless_a_block_asks_and_gradients_are_computed(note
 
 def test_auto_is_for_gpus_and_activations_that_are_kept(monkeypatch):
     monkeypatch.setattr(compiled, "can_compile", lambda device: True)
-    assert use_of("auto", CUDA, recomputes=False) == (True, "")
-    assert use_of("off", CUDA, recomputes=False) == (False, "")
-    assert "GPU only" in use_of("auto", CPU, recomputes=False)[1]
-    assert "checkpoint_blocks" in use_of("auto", CUDA, recomputes=True)[1]
+    assert use_of("auto", CUDA, recomputes=False) == Use(True, True)
+    assert use_of("off", CUDA, recomputes=False) == PLAIN
+    assert "for GPUs" in use_of("auto", CPU, recomputes=False).note
+    assert "checkpoint_blocks" in use_of("auto", CUDA, recomputes=True).note
+    monkeypatch.setattr(compiled, "can_compile", lambda device: False)
+    assert use_of("auto", CUDA, recomputes=False)[:2] == (False, True)
     with pytest.raises(UsageError, match="unknown way to compile"):
         RunConfig(compile="yes")
     assert RunConfig().compile == "off"
@@ -95,7 +97,7 @@ def test_a_compiler_that_fails_is_told_once_and_leaves_the_step_as_it_is(monkeyp
     assert not can_compile(CPU)
     assert [r.getMessage().count("cannot find a C compiler") for r in caplog.records] == [1]
     assert torch.equal(torch.get_rng_state(), state)
-    assert use_of("auto", CUDA, recomputes=False)[0] is False
+    assert not use_of("auto", CUDA, recomputes=False).compiled
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ def test_a_compiled_training_draws_the_same_and_goes_on_bit_for_bit(make_run, st
     settings = {"method": "troika", "adapter_dim": 8, "epochs": 2, "batch": 24}
     plain, whole, broken = make_run(**settings), make_run(**settings, compile="auto"), make_run(**settings, compile="auto")
     assert training.train_worker(plain, Group(), CPU) == "done"
-    monkeypatch.setattr(training, "use_of", lambda setting, *_: (setting == "auto", ""))
+    monkeypatch.setattr(training, "use_of", lambda setting, *_: Use(compiled=setting == "auto"))
     torch._dynamo.reset()  # each process compiles anew, here one that trains from start to end
     assert training.train_worker(whole, Group(), CPU) == "done"
     stopped_after(broken, 2)

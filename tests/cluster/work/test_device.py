@@ -15,11 +15,14 @@ from cluster.work.device_checks import (
     check_memory,
     check_method,
     check_optimizer,
+    check_replay,
     check_resume,
     checks,
     off_by,
     small_clip,
 )
+from czsl.clip.captured import Graphs
+from tests.recorded import make_recorded_callable
 
 CPU = torch.device("cpu")
 
@@ -36,7 +39,7 @@ def test_the_cpu_agrees_with_itself(name, precision):
 def test_all_checks_pass_on_the_cpu():
     found = list(checks(CPU))
     assert [c for c in found if c.level == "fail"] == []
-    assert len(found) == 2 * len(device_checks.METHODS) + 6
+    assert len(found) == 2 * len(device_checks.METHODS) + 7
 
 
 def test_wrong_scores_and_lost_digits_are_failures(monkeypatch):
@@ -53,6 +56,18 @@ def test_optimizer_resume_and_memory():
     for check in (check_optimizer(CPU), check_resume(CPU), check_memory(CPU)):
         assert check.level == "ok", check
     assert check_resume(CPU).found == "bit-equal"
+
+
+def test_replayed_passes_are_compared_over_steps():
+    assert check_replay(CPU, Graphs(CPU, make_recorded_callable)).level == "ok"
+    assert check_replay(CPU).level == "skip"  # torch has no CUDA graphs on a CPU
+
+    def stale(function, samples, allow_unused_input):
+        return lambda *args: function(*samples) + 0 * function(*args)
+
+    check = check_replay(CPU, Graphs(CPU, stale))
+    assert check.level == "fail", check
+    assert check.fix == "train with compile=off"
 
 
 def test_a_check_that_stumbles_is_a_failure_and_hides_no_other(monkeypatch):
