@@ -317,12 +317,14 @@ def steps(name: str, space_name: str, clip: Clip, precision: str, compiling: boo
         optimizer.step()
 
     def images() -> None:
+        optimizer.zero_grad()  # else each gradient would be added to the one before
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             features = method.image_features(batch)
         if features.requires_grad:
             features.sum().backward()
 
     def text() -> None:
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             text = method.encode_compositions(pairs)
         sum(x.sum() for x in (text.pair, text.attribute, text.object) if x is not None).backward()

@@ -187,10 +187,11 @@ def count(workers: int = 2) -> None:
 # -- work of a step, counted ---------------------------------------------------------------------------------------
 @dataclass
 class Work:
-    """Floating point operations of matrix products, and kernels started."""
+    """Floating point operations of matrix products, and kernels started; ``replayed``: by two CUDA graphs, forward and backward."""
 
     flops: float = 0.0
     launches: int = 0
+    replayed: bool = False
 
 
 def work_of(action: Callable[[], Any]) -> Work:
@@ -270,6 +271,8 @@ class Machine:
     flops_32: float = 0.4 * 67e12  # float32, for what is repeated
     memory: float = 3.35e12
     launch_s: float = 5e-6
+    graph_s: float = 10e-6  # start of a CUDA graph
+    in_graph_s: float = 1.5e-6  # from one small kernel of a graph to the next
     per_node: int = 8
     nvlink: float = 0.8 * 450e9  # a GPU, one direction
     collective_s: float = 20e-6  # start of a collective
@@ -277,7 +280,8 @@ class Machine:
 
     def seconds(self, work: Work, times: float = 1.0, rate: float | None = None) -> float:
         """The longer of computing and starting kernels; no work takes no time."""
-        return max(work.flops * times / (rate or self.flops), work.launches * self.launch_s) if times else 0.0
+        starts = 2 * self.graph_s + work.launches * self.in_graph_s if work.replayed else work.launches * self.launch_s
+        return max(work.flops * times / (rate or self.flops), starts) if times else 0.0
 
 
 @dataclass
@@ -313,33 +317,35 @@ def predicted(step: Step, name: str, workers: int, machine: Machine, network: Ne
     optimizer = max(step.trainables * 4 * 7 / machine.memory, ADAM_LAUNCHES * machine.launch_s)
     if workers > 1:  # gradients are joined, divided and copied back
         optimizer += max(3 * step.trainables * 4 * 2 / machine.memory, 3 * machine.launch_s)
+    gathering = GATHERING_LAUNCHES * machine.launch_s if workers > 1 else 0.0
     return {
         "images": machine.seconds(step.image, share),
-        "text": machine.seconds(step.text[workers]),
+        "text": machine.seconds(step.text[workers]) + gathering,
         "repeated": machine.seconds(step.repeated, rate=machine.flops_32),
         "optimizer": optimizer,
         "communication": communication(step, name, workers, machine, network),
     }
 
 
-def count_kernels(steps: dict[str, Step], compiled: bool) -> None:
+def count_kernels(steps: dict[str, Step], auto: bool) -> None:
     """Write into each step the kernels that `benchmark_launches.py` counts in a real one, with or without ``compile=auto``."""
     transport_in_one_kernel()
-    narrow, suffix = narrow_clip(), "compiled " if compiled else ""
+    narrow, suffix = narrow_clip(), "compiled " if auto else ""
     for name, step in steps.items():
-        found = {part: c.launches for part, c in launches_of("clusPro", name, narrow, "bfloat16", compiled).items()}
+        found = {part: c.launches for part, c in launches_of("clusPro", name, narrow, "bfloat16", auto).items()}
         images, text = found[f"{suffix}images"], found[f"{suffix}text"]
-        step.image.launches, step.transport.launches = images, found["transport"]
-        for workers, work in step.text.items():
-            work.launches = text + GATHERING_LAUNCHES * (workers > 1)
+        step.image.launches, step.image.replayed = images, auto
+        step.transport.launches = found["transport"]
+        for work in step.text.values():
+            work.launches, work.replayed = text, auto
         step.repeated.launches = found["step"] - found["images"] - found["text"] - found["optimizer"]
 
 
-def predict(machine: Machine, compiled: bool = False) -> None:
+def predict(machine: Machine, auto: bool = False) -> None:
     """Tables of counted work, of predicted milliseconds and of predicted efficiency."""
     clip, small = without_memory(), vit_l_14(vision_layers=1)
     steps = {name: work_of_a_step(name, clip, small) for name in BATCHES}
-    count_kernels(steps, compiled)
+    count_kernels(steps, auto)
     one = next(iter(steps.values())).image
     print(f"an image, forward and backward: {one.flops / 1e12:.3f} TFLOP; launches of the image tower: {one.launches}\n")
     head = [
@@ -375,13 +381,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", help="wire, count, predict; default: all")
     parser.add_argument("--launch-us", type=float, default=5.0, help="assumed microseconds of a kernel's start in `predict`")
-    parser.add_argument("--compiled", action="store_true", help="`predict` with compile=auto (needs a C++ compiler)")
+    parser.add_argument(
+        "--in-graph-us", type=float, default=1.5, help="assumed microseconds from kernel to kernel in a CUDA graph"
+    )
+    parser.add_argument("--auto", action="store_true", help="`predict` with compile=auto (needs a C++ compiler)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = {
         "wire": wire,
         "count": count,
-        "predict": lambda: predict(Machine(launch_s=options.launch_us * 1e-6), options.compiled),
+        "predict": lambda: predict(
+            Machine(launch_s=options.launch_us * 1e-6, in_graph_s=options.in_graph_us * 1e-6), options.auto
+        ),
     }
     for which in options.which or parts:
         if which not in parts:

@@ -16,8 +16,9 @@ from czsl.clip.backbone import Clip
 from czsl.clip.lean import unit
 from czsl.compositions import CompositionSpace
 from methods.clus_pro.config import ClusProConfig
+from methods.clus_pro.contrast import prototype_contrast
 from methods.clus_pro.explain import prototype_parts
-from methods.clus_pro.losses import normalised_hsic, prototype_contrast
+from methods.clus_pro.hsic import normalised_hsic
 from methods.clus_pro.prototypes import Prototypes, effective_count, mean_cosine
 from methods.explanation import Explanation, ScoredImage, branch_figures
 from methods.features import ImageFeatures, RetrievalQuery, Targets, TextFeatures
@@ -206,11 +207,11 @@ class ClusPro(Method):
 
     def _decorrelation(self, z_2BD: Tensor, own_2BD: Tensor) -> Tensor:
         """HSIC of attribute features with object prototypes and the reverse; the prototypes are the images' own."""
-        c, total = self.config, z_2BD.new_zeros(())
-        for this, other, weight in ((0, 1, c.pdl_terms[0]), (1, 0, c.pdl_terms[1])):
-            against = own_2BD[other] if c.pdl_mix == "none" else (own_2BD[other] + z_2BD[other]) / 2
-            total = total + weight * normalised_hsic(z_2BD[this], against, c.pdl_estimator)
-        return total
+        c, against_2BD = self.config, own_2BD.flip(0)
+        if c.pdl_mix == "half":
+            against_2BD = (against_2BD + z_2BD.flip(0)) / 2
+        attribute, obj = normalised_hsic(z_2BD, against_2BD, c.pdl_estimator)
+        return c.pdl_terms[0] * attribute + c.pdl_terms[1] * obj
 
     def clustered_features(self, features_ND: Tensor) -> Tensor:
         """Image features in the prototypes' space [2, N, D], attribute branch first: what is clustered."""

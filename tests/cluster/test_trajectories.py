@@ -22,7 +22,7 @@ from czsl.data.table import open_data
 from czsl.runs import checkpoint
 from methods import from_reference
 from methods.building import build
-from methods.clus_pro import losses as clus_pro_losses
+from methods.clus_pro import contrast as clus_pro_contrast
 from methods.clus_pro.prototypes import Prototypes
 from methods.method import Method
 from methods.parts import branches
@@ -127,7 +127,7 @@ class Sides:
 
         self.monkeypatch.setattr(Trainer, "log", attached(Trainer.log))
         self.monkeypatch.setattr(Method, "training_step", training_step)
-        self.monkeypatch.setattr(clus_pro_losses, "masks", kept)
+        self.monkeypatch.setattr(clus_pro_contrast, "masks", kept)
         self.monkeypatch.setattr(Prototypes, "gumbel", lambda bank, plan: draws.gumbel(plan.shape))
         assert train_worker(self.run, Group(), torch.device("cpu")) == "done"
         return list(self.run.metrics("step")), list(self.run.metrics("epoch"))

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from clus_pro_fixtures import PRESETS, clustered, preset
+from hsic_plain import plain_hsic, plain_kernel
 from torch.nn import functional as F
 
 from czsl.compositions import CompositionSpace
 from czsl.errors import UsageError
 from czsl.runs.config import RunConfig
-from methods.clus_pro import losses
-from methods.clus_pro.losses import normalised_hsic, prototype_contrast
+from methods.clus_pro import contrast
+from methods.clus_pro.contrast import prototype_contrast
+from methods.clus_pro.hsic import normalised_hsic
 from methods.clus_pro.model import ClusPro, ClusProConfig
 from methods.parts.heads import Disentangler
 
@@ -72,13 +74,13 @@ def contrast_by_copies(z, rows, targets, tau, keep):
 
 @pytest.mark.parametrize("chunk", [10**9, 800])
 def test_contrast_with_dropout_is_that_of_copies_under_their_own_masks(chunk, monkeypatch):
-    monkeypatch.setattr(losses, "MASKED_ELEMENTS", {"cpu": chunk})
+    monkeypatch.setattr(contrast, "MASKED_ELEMENTS", {"cpu": chunk})
     draw = torch.Generator().manual_seed(0)
     z, rows = torch.randn(2, 6, 40, generator=draw), torch.randn(9, 40, generator=draw).relu()
     targets = torch.randint(9, (2, 6), generator=draw)
     inputs = [x.double().requires_grad_() for x in (z, rows, z, rows)]
     torch.manual_seed(4)
-    keep = torch.cat([kept for _, kept in losses.masks(6, inputs[1], 0.5, int(torch.randint(2**62, ())))])
+    keep = torch.cat([kept for _, kept in contrast.masks(6, inputs[1], 0.5, int(torch.randint(2**62, ())))])
     assert keep.shape == (6, 9, 40)
     torch.manual_seed(4)
     ours = prototype_contrast(inputs[0], inputs[1], targets, 0.1, 0.5)
@@ -92,18 +94,18 @@ def test_contrast_with_dropout_is_that_of_copies_under_their_own_masks(chunk, mo
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_dropout_masks_keep_their_share_and_nothing_repeats(dropout):
-    kept = torch.cat([m for _, m in losses.masks(300, torch.ones(9, 40), dropout, seed=3)])
+    kept = torch.cat([m for _, m in contrast.masks(300, torch.ones(9, 40), dropout, seed=3)])
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert float(kept.mean()) == pytest.approx(1 - dropout, abs=0.005)
     for axis in (0, 1, 2):  # independent along images, rows and elements
         a, b = kept.narrow(axis, 0, kept.shape[axis] - 1), kept.narrow(axis, 1, kept.shape[axis] - 1)
         assert float((a * b).mean()) == pytest.approx((1 - dropout) ** 2, abs=0.01)
-    assert torch.equal(kept, torch.cat([m for _, m in losses.masks(300, torch.ones(9, 40), dropout, seed=3)]))
+    assert torch.equal(kept, torch.cat([m for _, m in contrast.masks(300, torch.ones(9, 40), dropout, seed=3)]))
 
 
 def test_an_image_that_keeps_nothing_of_a_row_has_no_gradient_through_it():
     z, rows = torch.ones(1, 2, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
-    cosines = losses.MaskedCosines.apply(z, rows, 0.5, 0)
+    cosines = contrast.MaskedCosines.apply(z, rows, 0.5, 0)
     cosines.sum().backward()
     assert torch.equal(cosines, torch.zeros(1, 2, 4))
     assert z.grad.isfinite().all()
@@ -112,7 +114,7 @@ def test_an_image_that_keeps_nothing_of_a_row_has_no_gradient_through_it():
 
 def test_unbiased_hsic_is_the_mean_over_quadruples_of_images():
     x, y = (torch.randn(6, 4, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
-    k, l = losses._kernel(x), losses._kernel(y)
+    k, l = plain_kernel(x), plain_kernel(y)
 
     def over_quadruples(k, l):
         from itertools import permutations
@@ -122,6 +124,30 @@ def test_unbiased_hsic_is_the_mean_over_quadruples_of_images():
 
     expected = over_quadruples(k, l) / (over_quadruples(k, k) * over_quadruples(l, l)).sqrt()
     torch.testing.assert_close(normalised_hsic(x, y, "unbiased"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 5, 9, 24])
+def test_hsic_and_its_gradients_are_those_of_the_plain_form(images, estimator, dtype):
+    """Several dependencies at once; some with equal images, some constant, some with images of zeros."""
+    draw = torch.Generator().manual_seed(images)
+    x, y = (torch.randn(5, images, 7, generator=draw, dtype=dtype) for _ in range(2))
+    x[1, images // 2 :] = x[1, 0]
+    y[2] = 1.0
+    y[4] = 2 * x[4]
+    if images > 3:  # of fewer images the value does not depend on the features, and gradients are rounding errors
+        x[3, 0] = 0.0
+    weights = torch.randn(5, generator=draw, dtype=dtype)
+    found, plain = ([t.clone().requires_grad_() for t in (x, y)] for _ in range(2))
+    values = normalised_hsic(*found, estimator)
+    expected = torch.stack([plain_hsic(a, b, estimator) for a, b in zip(*plain, strict=True)])
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-9}
+    torch.testing.assert_close(values, expected, **close)
+    (values * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **close)
 
 
 def test_hsic_of_independent_and_equal_features():

@@ -8,7 +8,7 @@ import torch
 from clus_pro_fixtures import own_noise, public_method, public_state
 
 from czsl.errors import UsageError
-from methods.clus_pro.losses import normalised_hsic
+from methods.clus_pro.hsic import normalised_hsic
 from methods.clus_pro.reference import PUBLIC
 from methods.parts.prompts import SoftPrompts
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 import methods
 from methods.adaptation.config import TdaConfig
 from methods.building import build
-from methods.clus_pro.losses import normalised_hsic, prototype_contrast
+from methods.clus_pro.contrast import prototype_contrast
+from methods.clus_pro.hsic import normalised_hsic
 from methods.gde import directions
 from methods.parts.transport import structured_plan
 

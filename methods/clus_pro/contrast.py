@@ -1,11 +1,11 @@
-"""Losses of ClusPro: prototype contrast and decorrelation of the branches.
+"""The prototype contrast, a loss of ClusPro.
 
 Letters: S branches, B images, M prototypes (all primitives), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from czsl.clip.lean import unit
 
 # Elements of one chunk of prototypes under per-image dropout masks: what a CPU's cache holds, what fills a GPU.
 MASKED_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-MIN_BANDWIDTH, MIN_SELF = 0.01, 1e-8
 
 
 def prototype_contrast(z_SBD: Tensor, rows_MD: Tensor, targets_SB: Tensor, tau: float, dropout: float) -> Tensor:
@@ -97,72 +96,3 @@ class MaskedCosines(torch.autograd.Function):
             grad_rows += grad_bMD.mul_(kept_bMD).sum(0)
             grad_z[:, some] = torch.bmm(products_bSM, kept_bMD.mul_(rows_MD)).transpose(0, 1)
         return grad_z, grad_rows, None, None
-
-
-def normalised_hsic(x_BD: Tensor, y_BD: Tensor, estimator: str) -> Tensor:
-    """Dependence of two sets of features of the same images: HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), a scalar.
-
-    Rows are L2-normalised; the kernel is exp(-d^2 / (2 m^2)) with m the median of the squared distances (as in the public program).
-
-    Parameters
-    ----------
-    estimator : {"biased", "unbiased"}
-        ``biased`` is the public form; in small batches it is near 1 for independent features. ``unbiased`` (Song et al., JMLR 2012,
-        eq. 5) is 0 for them on average and can be negative. It needs four images; with fewer the term is 0.
-    """
-    B = len(x_BD)
-    minimum = 4 if estimator == "unbiased" else 2
-    if minimum > B:
-        return (x_BD.sum() + y_BD.sum()) * 0.0
-    prepare, h = ESTIMATORS[estimator]
-    x, y = prepare(_kernel(x_BD)), prepare(_kernel(y_BD))
-    xx, yy, xy = h(x, x), h(y, y), h(x, y)
-    # Where one side hardly varies (all images at one prototype, say) there is nothing to decorrelate.
-    varies = torch.minimum(xx, yy) > (MIN_SELF if estimator == "unbiased" else 0.0)
-    return torch.where(varies, xy / torch.where(varies, xx * yy, 1.0).sqrt(), 0.0).to(x_BD.dtype)
-
-
-def _kernel(x_BD: Tensor) -> Tensor:
-    x_BD = unit(x_BD.double())  # the estimator takes small differences of large sums
-    square_B = (x_BD * x_BD).sum(1)
-    distance_BB = (square_B[:, None] + square_B - 2 * x_BD @ x_BD.T).abs()
-    m = _bandwidth(distance_BB.detach())
-    return (-distance_BB / (2 * m**2)).exp()
-
-
-def _bandwidth(distance_BB: Tensor) -> Tensor:
-    """Median of the distances within the images stacked twice (so each pair counts four times and each image once with itself)."""
-    B = len(distance_BB)
-    low = distance_BB[torch.tril_indices(B, B, -1).unbind()]
-    values, _ = torch.cat([low.repeat(4), distance_BB.diagonal()]).sort()
-    median = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-    median = torch.where(median > 0, median, values.mean())
-    return median.clamp(min=MIN_BANDWIDTH)
-
-
-def _centred(k: Tensor) -> Tensor:
-    return k - k.mean(1, keepdim=True)
-
-
-def _biased(k: Tensor, l: Tensor) -> Tensor:
-    return (k * l.T).mean()
-
-
-def _without_diagonal(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A kernel without its diagonal, the sums of its columns, and the sum of all."""
-    k = k * (1 - torch.eye(len(k), dtype=k.dtype, device=k.device))
-    return k, k.sum(0), k.sum()
-
-
-def _unbiased(x: tuple[Tensor, Tensor, Tensor], y: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    (k, k_columns, k_sum), (l, l_columns, l_sum) = x, y
-    n = len(k)
-    total = (k * l).sum() + k_sum * l_sum / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k_columns @ l_columns)
-    return total / (n * (n - 3))
-
-
-# How a kernel is prepared, and the estimate from two prepared kernels.
-ESTIMATORS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any, Any], Tensor]]] = {
-    "biased": (_centred, _biased),
-    "unbiased": (_without_diagonal, _unbiased),
-}
