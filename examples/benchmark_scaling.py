@@ -67,10 +67,9 @@ def messages(
     def gathered(what: str, rows: int, row_bytes: int) -> Message:
         return Message(what, (workers - 1) * -(-rows // workers) * row_bytes)
 
-    labels = [gathered("labels", B, 8) for _ in range(3)]
     text = gathered("text", pairs + attributes + objects, dim * text_word)
     flag = 1  # the request to stop travels with the gradients
-    return [gathered("image features", B, dim * 4), *labels, text, Message("gradients", 4 * (trainables + flag), reduces=True)]
+    return [gathered("image features", B, dim * 4), text, Message("gradients", 4 * (trainables + flag), reduces=True)]
 
 
 class Model(NamedTuple):
@@ -114,7 +113,7 @@ def wire() -> None:
             rows.append(
                 [name, B, f"{trainables:,}", workers, *(f"{v:.4f}" if v < 0.01 else f"{v:.2f}" for v in (*parts.values(), total))]
             )
-    table(["dataset", "batch", "trainables", "workers", "image features, MB", "labels", "text", "gradients", "together"], rows)
+    table(["dataset", "batch", "trainables", "workers", "image features, MB", "text", "gradients", "together"], rows)
 
 
 # -- the same counted ----------------------------------------------------------------------------------------------
@@ -158,10 +157,12 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
 
     dist.all_gather, dist.all_reduce = count_gather, count_reduce
     own = group.share(B)
-    pairs = torch.from_numpy(method.space.train_pairs[np.arange(B) % COUNTED["pairs"]])[own]
-    batch = {"images": torch.randint(0, 256, (len(pairs), 3, 32, 32), dtype=torch.uint8), "attr": pairs[:, 0], "obj": pairs[:, 1]}
+    pair = torch.arange(B) % COUNTED["pairs"]
+    attr, obj = torch.from_numpy(method.space.train_pairs)[pair].T
+    images = torch.randint(0, 256, (own.stop - own.start, 3, 32, 32), dtype=torch.uint8)
     with autocast(torch.device("cpu"), precision):
-        loss = torch.stack(list(method.training_step({**batch, "pair": torch.arange(B)[own] % COUNTED["pairs"]}).values())).sum()
+        terms = method.training_step({"images": images, "attr": attr, "obj": obj, "pair": pair})
+    loss = torch.stack(list(terms.values())).sum()
     loss.backward()
     trained = [p for p in method.parameters() if p.requires_grad and p.grad is not None]
     group.average_gradients(trained)

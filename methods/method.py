@@ -30,6 +30,7 @@ from methods.parts.renaming import renamed_pairs
 
 # Prompts encoded at a time outside training: fixed, because the last bits of a matrix product change with its number of rows.
 TEXT_CHUNK = 512
+LABELS = ("attr", "obj", "pair", "index")  # of a batch: what is known of the images of all workers
 
 
 def _encode_part(text: TextTower, prompts: PromptTree, rows: slice) -> Tensor:
@@ -112,18 +113,18 @@ class Method(Contract):
         return self._train_pairs
 
     def training_step(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss terms of a global batch, of which ``batch`` holds this worker's rows.
+        """Loss terms of a global batch, of which ``batch`` holds this worker's images and the labels of all.
 
-        With labels these come with their ``attr``, ``obj`` and ``pair``; with candidate labels their ``index`` in the split is enough, and
-        the label confidences are updated after the step.
+        The labels are ``attr``, ``obj`` and ``pair``; with candidate labels the ``index`` of each image in the split is enough, and the
+        label confidences are updated after the step. Each worker knows the labels of all images, so nobody sends them.
         """
         self.comm.seed_own()
         features_BD = self.comm.gather(self._own_features(batch), self.comm.batch)
         if self.confidences is None:
-            attr_B, obj_B, pair_B = (self._whole(batch[k]) for k in ("attr", "obj", "pair"))
+            attr_B, obj_B, pair_B = (onto(batch[k], self.clip.device) for k in ("attr", "obj", "pair"))
             targets = Targets(attr_B, obj_B, pair_B)
         else:
-            rows_B = self._whole(batch["index"])
+            rows_B = onto(batch["index"], self.clip.device)
             targets = self.confidences.targets(rows_B)
         self.comm.seed_common()
         text, images = self.encode_compositions(self.train_pairs), self.embed_images(features_BD)
@@ -136,14 +137,11 @@ class Method(Contract):
 
     def _own_features(self, batch: Mapping[str, Any]) -> Tensor:
         """Image features [b, ...] of this worker's rows, in the parts that ``accumulate`` sets."""
-        rows = len(next(iter(batch.values())))
+        own = {key: value for key, value in batch.items() if key not in LABELS}
+        rows = len(next(iter(own.values())))
         return self.comm.in_parts(
-            lambda part: self.image_features({key: value[part] for key, value in batch.items()}), rows, self.clip.device
+            lambda part: self.image_features({key: value[part] for key, value in own.items()}), rows, self.clip.device
         )
-
-    def _whole(self, x_b: Tensor) -> Tensor:
-        """Gather what belongs to this worker's images for the global batch."""
-        return self.comm.gather(onto(x_b, self.clip.device), self.comm.batch)
 
     # -- other label spaces ----------------------------------------------------------------------------------------
     def for_space(self, space: CompositionSpace) -> Self:

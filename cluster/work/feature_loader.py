@@ -202,12 +202,12 @@ class FeatureLoader:
             return self.method.image_features(self.batch(rows_B, augmentation))
 
     def batch(self, rows_B: np.ndarray, augmentation: tuple[int, int] | None = None) -> dict[str, Any]:
-        """A prepared batch of these rows: ``ids`` and ``index``, and ``features`` or the method's inputs (``images`` by default).
+        """A prepared batch of these rows: ``ids``, and ``features`` or the method's inputs (``images`` by default).
 
         ``augmentation`` is (seed, epoch); it selects one of the cached copies if any exist. Only images of CLIP's own pipeline are
         augmented.
         """
-        out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B], "index": torch.from_numpy(rows_B)}
+        out: dict[str, Any] = {"ids": [self.split.ids[r] for r in rows_B]}
         place_B = torch.from_numpy(self._place_N[rows_B])
         if self.copies and augmentation is not None:
             out["features"] = self.copies[augmentation[1] % len(self.copies)][place_B]

@@ -192,7 +192,7 @@ def _without_values(method: Method, mode: FakeTensorMode, precision: str) -> Met
 
 
 def _batch(twin: Method, config: RunConfig) -> dict[str, Any]:
-    """The last worker's rows of a step, as the training loop hands them to the method."""
+    """The last worker's images of a step and all labels, as the training loop hands them to the method."""
     share = twin.comm.share(config.batch)
     rows = share.stop - share.start
     prepared = twin.prepare(Image.new("RGB", (twin.clip.image_size,) * 2), "0")
@@ -201,8 +201,8 @@ def _batch(twin: Method, config: RunConfig) -> dict[str, Any]:
         with torch.no_grad():
             batch = {"features": twin.image_features(batch)}
     if twin.confidences is None:
-        batch |= {key: torch.zeros(rows, dtype=torch.long) for key in ("attr", "obj", "pair")}
-    return {**batch, "index": torch.arange(rows)}
+        batch |= {key: torch.zeros(config.batch, dtype=torch.long) for key in ("attr", "obj", "pair")}
+    return {**batch, "index": torch.arange(config.batch)}
 
 
 def _bytes(tensors: Any) -> int:

@@ -231,14 +231,14 @@ def _train_batches(t: Trainer, batches: Sequence[Any], prepared: Iterator[dict[s
 
 
 def own_batch(t: Trainer, rows_B: Any) -> dict[str, Any]:
-    """Prepare this worker's images of a global batch, with their labels."""
+    """Prepare this worker's images of a global batch, with the labels of all its images."""
     own = rows_B[t.comm.share(len(rows_B))]
     batch = t.train.batch(own, (t.config.seed, t.epoch) if t.config.augments(t.method.frozen_images) else None)
-    if t.method.confidences is None:  # else the step gets no labels: candidate labels are found by an image's index in the split
-        split = t.train.split
-        pair = t.data.space.locate(split.pairs[own], t.data.space.train_pairs)
-        batch |= {k: torch.from_numpy(v) for k, v in (("attr", split.attr[own]), ("obj", split.obj[own]), ("pair", pair))}
-    return batch
+    if t.method.confidences is not None:  # the step gets no labels: candidate labels are found by an image's index in the split
+        return {**batch, "index": torch.from_numpy(rows_B)}
+    split = t.train.split
+    pair = t.data.space.locate(split.pairs[rows_B], t.data.space.train_pairs)
+    return batch | {k: torch.from_numpy(v) for k, v in (("attr", split.attr[rows_B]), ("obj", split.obj[rows_B]), ("pair", pair))}
 
 
 def train_step(t: Trainer, rows_B: Any, prepared: Iterator[dict[str, Any]] | None = None) -> tuple[dict[str, float], bool]:

@@ -7,7 +7,6 @@ Letters: S dependencies, N sets of features, B images, D width.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -95,17 +94,11 @@ class _Kernels(torch.autograd.Function):
         return (torch.addcmul(grad_u, along, u, value=-1) / length_NB1).to(ctx.dtype), None
 
 
-@lru_cache(maxsize=8)
-def _below_diagonal(B: int, device: torch.device) -> Tensor:
-    """Places of the pairs of images in a flat [B, B]."""
-    return torch.ones(B, B, dtype=torch.bool).tril(-1).flatten().nonzero()[:, 0].to(device)
-
-
 def _bandwidths(distance_NBB: Tensor) -> Tensor:
     """Medians [N] of the distances within the images stacked twice (so each pair counts four times and each image once with itself)."""
     B = distance_NBB.shape[1]
-    low = distance_NBB.flatten(1)[:, _below_diagonal(B, distance_NBB.device)]
-    values = torch.cat([low.repeat(1, 4), distance_NBB.diagonal(dim1=1, dim2=2)], dim=1).sort()[0]
+    below = torch.tril_indices(B, B, -1, device=distance_NBB.device)
+    values = torch.cat([distance_NBB[:, below[0], below[1]].repeat(1, 4), distance_NBB.diagonal(dim1=1, dim2=2)], dim=1).sort()[0]
     n = values.shape[1]
     median = (values[:, (n - 1) // 2] + values[:, n // 2]) / 2
     return torch.where(median > MIN_DISTANCE, median, values.mean(1)).clamp(min=MIN_BANDWIDTH)

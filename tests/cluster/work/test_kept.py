@@ -41,10 +41,10 @@ def batch_of(method, config, rows):
     if method.frozen_images and not config.augments(True):
         with torch.no_grad():
             batch = {"features": method.image_features(batch)}
-    place = np.arange(rows) % len(method.space.train_pairs)
+    place = np.arange(config.batch) % len(method.space.train_pairs)
     pairs = torch.from_numpy(method.space.train_pairs[place].copy())
     labels = {"attr": pairs[:, 0], "obj": pairs[:, 1], "pair": torch.from_numpy(place)}
-    return {**batch, "index": torch.arange(rows), **({} if method.confidences else labels)}
+    return {**batch, "index": torch.arange(config.batch), **({} if method.confidences else labels)}
 
 
 def counted(method, config, precision="float32", workers=1):
