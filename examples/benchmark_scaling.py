@@ -15,7 +15,7 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work.comm import Group
+from cluster.work.gradients import BUCKET_BYTES, GradientAverage
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
 from methods.features import Targets
@@ -55,11 +56,12 @@ class Message(NamedTuple):
 
 
 def messages(
-    B: int, pairs: int, attributes: int, objects: int, dim: int, trainables: int, workers: int, text_word: int = 4
+    B: int, pairs: int, attributes: int, objects: int, dim: int, buckets: Sequence[int], workers: int, text_word: int = 4
 ) -> list[Message]:
-    """The collectives of a training step, in their order; its backward pass has none before the gradients are averaged.
+    """The collectives of a training step, in their order; those of gradients run while the backward pass goes on.
 
-    ``text_word``: bytes of a number of a text embedding: 4, or 2 with ``precision=bfloat16``. Shares are padded to the largest.
+    ``buckets``: trained numbers whose gradients are sent together. ``text_word``: bytes of a number of a text embedding: 4, or 2 with
+    ``precision=bfloat16``. Shares are padded to the largest.
     """
     if workers == 1:
         return []
@@ -68,8 +70,16 @@ def messages(
         return Message(what, (workers - 1) * -(-rows // workers) * row_bytes)
 
     text = gathered("text", pairs + attributes + objects, dim * text_word)
-    flag = 1  # the request to stop travels with the gradients
-    return [gathered("image features", B, dim * 4), text, Message("gradients", 4 * (trainables + flag), reduces=True)]
+    *first, last = buckets
+    flag = 1  # the request to stop travels with the last gradients
+    gradients = [Message("gradients", 4 * n, reduces=True) for n in (*first, last + flag)]
+    return [gathered("image features", B, dim * 4), text, *gradients]
+
+
+def buckets_of(trainables: int) -> list[int]:
+    """Trained numbers in buckets of the usual size; real ones end with a whole parameter."""
+    size = BUCKET_BYTES // 4
+    return [size] * (trainables // size) + [trainables % size]
 
 
 class Model(NamedTuple):
@@ -107,7 +117,7 @@ def wire() -> None:
         trainables = model_of(name, clip).trainables
         for workers in WORKERS[1:]:
             parts: dict[str, float] = {}
-            for m in messages(B, P, A, O, D, trainables, workers):
+            for m in messages(B, P, A, O, D, buckets_of(trainables), workers):
                 parts[m.what] = parts.get(m.what, 0.0) + m.wire(workers) / 1e6
             total = sum(parts.values())
             rows.append(
@@ -118,6 +128,7 @@ def wire() -> None:
 
 # -- the same counted ----------------------------------------------------------------------------------------------
 COUNTED = {"attributes": 5, "objects": 4, "pairs": 11, "dim": 32}
+COUNTED_BUCKET_BYTES = 4096
 
 
 def small_model() -> ClusPro:
@@ -138,7 +149,7 @@ def small_model() -> ClusPro:
 
 
 def count_in_process(rank: int, workers: int, B: int, precision: str, folder: str) -> None:
-    """A step of one of several workers; rank 0 writes what was handed to torch.distributed."""
+    """Two steps of one of several workers; rank 0 writes what the second one handed to torch.distributed."""
     from cluster.work.feature_loader import autocast
 
     torch.set_num_threads(1)
@@ -158,16 +169,20 @@ def count_in_process(rank: int, workers: int, B: int, precision: str, folder: st
     dist.all_gather, dist.all_reduce = count_gather, count_reduce
     own = group.share(B)
     pair = torch.arange(B) % COUNTED["pairs"]
-    attr, obj = torch.from_numpy(method.space.train_pairs)[pair].T
+    attr, obj = torch.from_numpy(method.space.train_pairs.copy())[pair].T
     images = torch.randint(0, 256, (own.stop - own.start, 3, 32, 32), dtype=torch.uint8)
-    with autocast(torch.device("cpu"), precision):
-        terms = method.training_step({"images": images, "attr": attr, "obj": obj, "pair": pair})
-    loss = torch.stack(list(terms.values())).sum()
-    loss.backward()
-    trained = [p for p in method.parameters() if p.requires_grad and p.grad is not None]
-    group.average_gradients(trained)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    average = GradientAverage(trained, group, COUNTED_BUCKET_BYTES)
+    for _ in range(2):  # from the second step on gradients are sent during the backward pass
+        seen.clear()
+        method.zero_grad()
+        with autocast(torch.device("cpu"), precision):
+            terms = method.training_step({"images": images, "attr": attr, "obj": obj, "pair": pair})
+        torch.stack(list(terms.values())).sum().backward()
+        average.finish()
     if rank == 0:
-        result = {"seen": seen, "trainables": sum(p.numel() for p in trained)}
+        sizes = [sum(trained[i].numel() for i in bucket if trained[i].grad is not None) for bucket in average._buckets]
+        result = {"seen": seen, "buckets": sizes}
         Path(folder, "seen.json").write_text(json.dumps(result), encoding="utf-8")
     dist.destroy_process_group()
 
@@ -179,7 +194,7 @@ def count(workers: int = 2) -> None:
             torch.multiprocessing.spawn(count_in_process, (workers, B, precision, folder), workers)
             found = json.loads(Path(folder, "seen.json").read_text(encoding="utf-8"))
         word = 2 if precision == "bfloat16" else 4
-        said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["trainables"], workers, word)  # type: ignore[call-arg]
+        said = messages(B, *(COUNTED[k] for k in ("pairs", "attributes", "objects", "dim")), found["buckets"], workers, word)
         computed = [[m.nbytes, m.reduces] for m in said]
         facts = {"batch": B, "precision": precision, "workers": workers, "counted": found["seen"], "computed": computed}
         print(json.dumps(facts), flush=True)

@@ -15,9 +15,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from cluster.machines.on_ray import RayEngine
 from cluster.machines.session import OBJECT_STORE_BYTES, prepare_environment, session
 from cluster.work import training as worker
 from cluster.work.comm import Group
+from cluster.work.gradients import GradientAverage
 from czsl.data.table import open_data
 from czsl.runs.run import Run
 from czsl_cli.config import resolve
-
-WARM_UP = 3
 
 WARM_UP = 3  # steps that are not counted
 PARTS = ("waiting", "sending")
@@ -45,26 +43,31 @@ SETTINGS = {"method": "clusPro", "epochs": 1, "threads": 1, "adapter_dim": 16, "
 
 @contextmanager
 def timed_collectives(spent: dict[str, float]) -> Iterator[None]:
-    """Add up seconds in collectives: ``waiting`` until the slowest worker is there, then ``sending``."""
-    names = ("all_gather", "all_reduce")
-    before = {name: getattr(dist, name) for name in names}
+    """Add up seconds in which a step stands still: ``waiting`` until the slowest worker is there, then ``sending``.
 
-    def timing(name: str, *args: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        dist.barrier()
-        together = time.perf_counter()
-        out = before[name](*args, **more)
-        spent["waiting"] += together - began
-        spent["sending"] += time.perf_counter() - together
-        return out
+    Gradients that are sent while the backward pass goes on cost no time here.
+    """
 
-    for name in names:
-        setattr(dist, name, partial(timing, name))
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            if not dist.is_initialized():  # one worker
+                return function(*args, **more)
+            began = time.perf_counter()
+            dist.barrier()
+            together = time.perf_counter()
+            out = function(*args, **more)
+            spent["waiting"] += together - began
+            spent["sending"] += time.perf_counter() - together
+            return out
+
+        return call
+
+    gather, finish = dist.all_gather, GradientAverage.finish
+    dist.all_gather, GradientAverage.finish = timed(gather), timed(finish)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for name in names:
-            setattr(dist, name, before[name])
+        dist.all_gather, GradientAverage.finish = gather, finish  # type: ignore[method-assign]
 
 
 def measured_worker(config: dict[str, Any], group: Group, device: torch.device) -> None:

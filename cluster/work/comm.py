@@ -5,12 +5,12 @@ Collectives of tensors run on the devices that hold them (gloo or NCCL); small P
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.parts.comm import Communicator
 
@@ -18,8 +18,8 @@ from methods.parts.comm import Communicator
 class _GatherRows(torch.autograd.Function):
     """All-gather of rows. Behind it every rank computes the same loss, so the gradient of the own rows needs no exchange.
 
-    The gradient is multiplied by the world size because :meth:`Group.average_gradients` divides all of them by it: parameters before
-    the gathering get the sum over ranks, those after it the average of equal numbers.
+    The gradient is multiplied by the world size because `cluster.work.gradients` divides all of them by it: parameters before the
+    gathering get the sum over ranks, those after it the average of equal numbers.
     """
 
     @staticmethod
@@ -85,19 +85,3 @@ class Group(Communicator):
         """Overwrite tensors with those of rank 0, in place."""
         for tensor in tensors if self.world > 1 else ():
             dist.broadcast(tensor, 0)
-
-    def average_gradients(self, parameters: Sequence[nn.Parameter], flag: float = 0.0) -> float:
-        """Average all gradients in place by one flat all-reduce in fixed order; returns the sum of a flag over the workers.
-
-        One buffer in one order, because sums change with their order: buckets that move between steps would keep a resumed run from
-        being bit-equal to an uninterrupted one. Parameters that took no part in the loss have no gradient on any rank.
-        """
-        if self.world == 1:
-            return flag
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([*(g.reshape(-1) for g in grads), grads[0].new_tensor([flag * self.world])])
-        dist.all_reduce(flat)
-        flat /= self.world
-        parts = flat[:-1].split([g.numel() for g in grads])
-        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
-        return float(flat[-1])

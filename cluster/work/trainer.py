@@ -11,6 +11,7 @@ from torch import nn
 
 from cluster.work.comm import Group
 from cluster.work.feature_loader import FeatureLoader
+from cluster.work.gradients import GradientAverage
 from cluster.work.progress import Progress
 from czsl.clip.captured import Graphs
 from czsl.data.batches import steps_per_epoch
@@ -32,6 +33,7 @@ class Trainer:
     data: Dataset
     method: Method
     optimizer: torch.optim.Optimizer
+    average: GradientAverage
     train: FeatureLoader
     val: FeatureLoader
     rows: Any  # int64 [n], training images in use

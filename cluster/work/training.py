@@ -20,6 +20,7 @@ from cluster.work.calibration import Calibration, choose_point
 from cluster.work.comm import Group
 from cluster.work.estimate import check_training
 from cluster.work.feature_loader import FeatureLoader, autocast
+from cluster.work.gradients import GradientAverage
 from cluster.work.labels import disambiguation, hard_labels, make_confidences, read_labels, start_confidences
 from cluster.work.memory import agreed_room, holders, out_of_memory
 from cluster.work.precision import agreed_precision
@@ -180,25 +181,11 @@ def prepare(run: Run, comm: Group, device: torch.device) -> Trainer:
     compiled = all(comm.gather_objects(use.compiled))  # all workers compute in the same form
     if use.note and comm.rank == 0:
         run.log({"event": "note", "note": use.note, "step": 0})
-    graphs = Graphs(device) if use.replayed else None
+    average, graphs = GradientAverage(trained, comm), Graphs(device) if use.replayed else None
     return Trainer(
-        run,
-        config,
-        comm,
-        device,
-        data,
-        method,
-        optimizer,
-        train,
-        val,
-        rows,
-        val_rows,
-        labels,
-        progress,
-        precision,
-        compiled,
-        graphs,
-    )
+        run, config, comm, device, data, method, optimizer, average, train, val, rows, val_rows, labels, progress, precision,
+        compiled, graphs,
+    )  # fmt: skip
 
 
 def train_epoch(t: Trainer) -> bool:
@@ -274,7 +261,7 @@ def _train_step(t: Trainer, rows_B: Any, batch: dict[str, Any]) -> tuple[dict[st
     t.optimizer.zero_grad()
     loss.backward()
     asked = t.comm.rank == 0 and t.run.stop_file.exists()
-    stop = t.comm.average_gradients(list(t.parameters.values()), float(asked)) > 0
+    stop = t.average.finish(float(asked)) > 0
     t.optimizer.step()
     t.step, t.place = t.step + 1, t.place + 1
     return values, stop
