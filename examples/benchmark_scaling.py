@@ -58,7 +58,7 @@ class Message(NamedTuple):
 def messages(
     B: int, pairs: int, attributes: int, objects: int, dim: int, buckets: Sequence[int], workers: int, text_word: int = 4
 ) -> list[Message]:
-    """The collectives of a training step, in their order; those of gradients run while the backward pass goes on.
+    """The collectives of a training step, in their order; those of gradients run while the backward pass continues.
 
     ``buckets``: trained numbers whose gradients are sent together. ``text_word``: bytes of a number of a text embedding: 4, or 2 with
     ``precision=bfloat16``. Shares are padded to the largest.

@@ -45,7 +45,7 @@ SETTINGS = {"method": "clusPro", "epochs": 1, "threads": 1, "adapter_dim": 16, "
 def timed_collectives(spent: dict[str, float]) -> Iterator[None]:
     """Add up seconds in which a step stands still: ``waiting`` until the slowest worker is there, then ``sending``.
 
-    Gradients that are sent while the backward pass goes on cost no time here.
+    Gradients that are sent while the backward pass continues cost no time here.
     """
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:

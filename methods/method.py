@@ -116,7 +116,7 @@ class Method(Contract):
         """Loss terms of a global batch, of which ``batch`` holds this worker's images and the labels of all.
 
         The labels are ``attr``, ``obj`` and ``pair``; with candidate labels the ``index`` of each image in the split is enough, and the
-        label confidences are updated after the step. Each worker knows the labels of all images, so nobody sends them.
+        label confidences are updated after the step. Each worker has the labels of all images, so they are not sent.
         """
         self.comm.seed_own()
         features_BD = self.comm.gather(self._own_features(batch), self.comm.batch)

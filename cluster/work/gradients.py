@@ -27,7 +27,7 @@ class GradientAverage:
     parameters : sequence of nn.Parameter
         Those that are trained, on every worker in the same order. One that takes no part in a loss has no gradient on any worker.
     group : Group
-        The workers. One worker alone sends nothing.
+        The workers. A single worker sends nothing.
     bucket_bytes : int, default 8 MiB
         Size from which a bucket is full.
     """

@@ -135,6 +135,11 @@ def replayed_passes(graphs: Graphs | None) -> Iterator[None]:
         _graphs.reset(token)
 
 
+def replaying() -> bool:
+    """Return whether passes may be replayed here: in a block of :func:`replayed_passes` with graphs, where gradients are computed."""
+    return _graphs.get() is not None and torch.is_grad_enabled()
+
+
 def replayed(kind: Hashable, function: Callable[..., T], inputs: Sequence[Tensor], weights: Sequence[Tensor] = ()) -> T:
     """Return ``function(*inputs)``, replayed in a block of :func:`replayed_passes`.
 

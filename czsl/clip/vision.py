@@ -6,14 +6,15 @@ Letters: B images, L visual tokens (class token first), V visual width, D joint 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from czsl.clip.captured import replayed
+from czsl.clip.captured import replayed, replaying
 from czsl.clip.compiled import compilable
 from czsl.clip.lean import use_lean_activations
 from czsl.clip.towers import own_precision
@@ -23,16 +24,19 @@ from czsl.recompute import recomputed
 Adapter = Callable[[int, Tensor, Tensor], Tensor]
 T = TypeVar("T")
 
+# A replay gives the gradients of its weights at its end: in parts those of the last blocks can be sent while the first ones are computed.
+REPLAYED_PARTS = 4
+
 
 class Adapters(Protocol):
     """Trained additions parallel to a tower's blocks."""
 
-    def for_pass(self) -> Adapter:
-        """Return the additions for one pass through the tower; what its blocks share is computed here, once."""
+    def for_pass(self, blocks: range) -> Adapter:
+        """Return the additions to some blocks for one pass; what these blocks share is computed here, once."""
         ...
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """The trained weights. The additions depend on them and on the stream, and on nothing else that changes."""
+    def trained(self, blocks: range) -> Sequence[nn.Parameter]:
+        """The weights of these additions. They depend on them and on the stream, and on nothing else that changes."""
         ...
 
 
@@ -79,10 +83,6 @@ def in_own_precision(method: Callable[..., T]) -> Callable[..., T]:
             return method(self, *args, **options)
 
     return run
-
-
-def _weights(adapters: Adapters | None) -> tuple[nn.Parameter, ...]:
-    return () if adapters is None else tuple(p for p in adapters.parameters() if p.requires_grad)
 
 
 class VisionTower(nn.Module):
@@ -149,21 +149,17 @@ class VisionTower(nn.Module):
         tokens : bool, default False
             False: the class token's feature, [B, D] (the last block then computes no other token). True: all tokens, [B, L, D].
         """
-
-        def features(images_B3SS: Tensor) -> Tensor:
-            for x in self._stream(images_B3SS, adapters, not tokens):  # noqa: B007
-                pass
-            x = self._output(x)
-            return x if tokens else x[:, 0]
-
-        return replayed((self, adapters, tokens), features, [images_B3SS], _weights(adapters))
+        last = len(self.blocks) - 1
+        x = self._after(images_B3SS, {last}, adapters, not tokens)[last]
+        return x if tokens else x[:, 0]
 
     @in_own_precision
     def unprojected(self, images_B3SS: Tensor) -> Tensor:
         """All tokens [B, L, V] after the last block, before the final norm and projection."""
-        for x in self._stream(images_B3SS, None):  # noqa: B007
-            pass
-        return x
+        x_BLV = self.embed(images_B3SS)
+        for i in range(len(self.blocks)):
+            x_BLV = self.block(i, x_BLV, None)
+        return x_BLV
 
     @in_own_precision
     def tapped(self, images_B3SS: Tensor, blocks: Collection[int], adapters: Adapters | None = None) -> dict[int, Tensor]:
@@ -171,12 +167,7 @@ class VisionTower(nn.Module):
 
         The final norm and projection are applied to each of these blocks.
         """
-
-        def features(images_B3SS: Tensor) -> dict[int, Tensor]:
-            streams = enumerate(self._stream(images_B3SS, adapters))
-            return {i: self._output(x) for i, x in streams if i in blocks}
-
-        return replayed((self, adapters, frozenset(blocks)), features, [images_B3SS], _weights(adapters))
+        return self._after(images_B3SS, blocks, adapters)
 
     @in_own_precision
     def dense(self, images_B3SS: Tensor, residual_ffn: bool = False) -> tuple[Tensor, Tensor]:
@@ -204,17 +195,37 @@ class VisionTower(nn.Module):
             patches_BLV = patches_BLV + blk.ls_2(blk.mlp(blk.ln_2(patches_BLV)))
         return self._output(self.block(last, x_BLV, None, class_only=True))[:, 0], self._output(patches_BLV)
 
-    def _stream(self, images_B3SS: Tensor, adapters: Adapters | None, class_only: bool = False) -> Iterator[Tensor]:
-        """The stream [B, L, V] after each block; ``class_only``: the last block computes only the class token."""
-        x, adapter = self.embed(images_B3SS), None if adapters is None else adapters.for_pass()
-        last = len(self.blocks) - 1
-        for i in range(len(self.blocks)):
+    def _after(
+        self, images_B3SS: Tensor, wanted: Collection[int], adapters: Adapters | None, class_only: bool = False
+    ) -> dict[int, Tensor]:
+        """Tokens after some blocks, projected; ``class_only``: the last block computes only the class token."""
+        count, out, x = len(self.blocks), dict[int, Tensor](), images_B3SS
+        parts = min(REPLAYED_PARTS, count) if replaying() else 1
+        for blocks in (range(count * p // parts, count * (p + 1) // parts) for p in range(parts)):
+            part = partial(self._part, blocks, frozenset(wanted), adapters, class_only)
+            weights = () if adapters is None else adapters.trained(blocks)
+            found, ends = replayed((self, adapters, blocks, frozenset(wanted), class_only), part, [x], weights)
+            out |= found
+            if ends:
+                (x,) = ends
+        return out
+
+    def _part(
+        self, blocks: range, wanted: Collection[int], adapters: Adapters | None, class_only: bool, x: Tensor
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Some blocks, the first ones from images, the others from the stream: projected tokens, and the stream if blocks follow."""
+        if not blocks.start:
+            x = self.embed(x)
+        out, adapter, last = {}, None if adapters is None else adapters.for_pass(blocks), len(self.blocks) - 1
+        for i in blocks:
             alone = class_only and i == last
             if self.checkpointing and torch.is_grad_enabled():
                 x = recomputed(self.block, i, x, adapter, alone)
             else:
                 x = self.block(i, x, adapter, alone)
-            yield x
+            if i in wanted:
+                out[i] = self._output(x)
+        return out, [x] if last not in blocks else []
 
     def _output(self, x_BLV: Tensor) -> Tensor:
         """Projected tokens in the tower's own precision: autocast ends here, since cosines need their digits."""

@@ -50,16 +50,26 @@ class BlockAdapters(nn.ModuleList):
     def __init__(self, layers: int, width: int, rank: int, dropout: float):
         super().__init__(Bottleneck(width, rank, dropout) for _ in range(2 * layers))
 
-    def for_pass(self) -> Adapter:
-        """Return the additions for one pass; under autocast all weights are converted here, together."""
-        weights = under_autocast(*self.parameters())
+    def for_pass(self, blocks: range) -> Adapter:
+        """Return the additions to some blocks for one pass; under autocast all their weights are converted here, together."""
+        weights = under_autocast(*self.trained(blocks))
+        places = {index: place for place, index in enumerate(self._indices(blocks))}
         dropouts = [cast(Bottleneck, bottleneck).dropout for bottleneck in self]
 
         def add(index: int, x: Tensor, onto: Tensor) -> Tensor:
-            down, down_bias, up, up_bias = weights[4 * index : 4 * index + 4]
+            start = 4 * places[index]
+            down, down_bias, up, up_bias = weights[start : start + 4]
             return added(x, onto, down, down_bias, up, up_bias, dropouts[index])
 
         return add
+
+    def trained(self, blocks: range) -> list[nn.Parameter]:
+        """The weights of the additions to some blocks, bottleneck by bottleneck."""
+        return [weight for index in self._indices(blocks) for weight in self[index].parameters()]
+
+    def _indices(self, blocks: range) -> list[int]:
+        n = len(self) // 2
+        return [*blocks, *(n + i for i in blocks)]
 
 
 def image_adapters(clip: Towers, config: AdapterSettings) -> BlockAdapters | None:
