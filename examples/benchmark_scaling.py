@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work.comm import Group
 from cluster.work.gradients import BUCKET_BYTES, GradientAverage
+from czsl.clip.vision import REPLAYED_PARTS
 from methods.building import build
 from methods.clus_pro.model import ClusPro, ClusProText
 from methods.features import Targets
@@ -38,6 +40,7 @@ from methods.parts.comm import Communicator
 
 BATCHES = {"mit-states": 64, "ut-zappos": 128, "cgqa": 16}
 WORKERS = (1, 4, 16, 64)
+VISION_LAYERS = 24
 ADAM_LAUNCHES = 2  # of the fused optimizer, as benchmark_launches.py counts them
 GATHERING_LAUNCHES = 2  # buffer and copy of a gathering
 
@@ -83,17 +86,19 @@ def buckets_of(trainables: int) -> list[int]:
 
 
 class Model(NamedTuple):
-    """The real model at ViT-L/14 shapes, without memory, and its trainable numbers."""
+    """The real model at ViT-L/14 shapes, without memory, its trainable numbers, and those of the image tower's adapters."""
 
     method: ClusPro
     trainables: int
+    adapters: int
 
 
 def model_of(name: str, clip: Any) -> Model:
     """ClusPro with the defaults for a label space of a benchmark's size."""
     with torch.device("meta"):
         method = build("clusPro", space_of(name), clip, {})
-    return Model(method.train(), sum(p.numel() for p in method.parameters() if p.requires_grad))  # type: ignore[arg-type]
+    trained, adapters = (sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (method, method.adapters))  # type: ignore[union-attr]
+    return Model(method.train(), trained, adapters)  # type: ignore[arg-type]
 
 
 def without_memory() -> Any:
@@ -203,11 +208,11 @@ def count(workers: int = 2) -> None:
 # -- work of a step, counted ---------------------------------------------------------------------------------------
 @dataclass
 class Work:
-    """Floating point operations of matrix products, and kernels started; ``replayed``: by two CUDA graphs, forward and backward."""
+    """Floating point operations of matrix products, and kernels started; ``graphs``: parts that are replayed, forth and back."""
 
     flops: float = 0.0
     launches: int = 0
-    replayed: bool = False
+    graphs: int = 0
 
 
 def work_of(action: Callable[[], Any]) -> Work:
@@ -230,20 +235,26 @@ class OneOf(Communicator):
 
 @dataclass
 class Step:
-    """Work of a training step by part: of one image, of a worker's text at each number of workers, and what every worker repeats."""
+    """Work of a training step by part: of one image, of a worker's text at each number of workers, and what every worker repeats.
+
+    ``backward`` is the share of the image tower's work that its backward pass is.
+    """
 
     image: Work
+    backward: float
     text: dict[int, Work]
     repeated: Work
     transport: Work
     trainables: int
+    adapters: int
 
 
 def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
     """Counted from the real model, forward and backward; ``clip`` without memory, ``small`` with few layers and memory."""
-    method, trainables = model_of(name, clip)
+    method, *trained = model_of(name, clip)
     image = torch.empty(1, 3, 224, 224, dtype=torch.uint8, device="meta")
     image_work = work_of(lambda: method.image_features({"images": image}).sum().backward())
+    backward = 1 - work_of(lambda: method.image_features({"images": image})).flops / image_work.flops
     pairs = torch.from_numpy(method.space.train_pairs.copy())
 
     def encode() -> None:
@@ -254,7 +265,7 @@ def work_of_a_step(name: str, clip: Any, small: Any) -> Step:
     for workers in WORKERS:
         method.comm = OneOf(workers)
         text[workers] = work_of(encode)
-    return Step(image_work, text, *repeated_work(name, small), trainables)
+    return Step(image_work, backward, text, *repeated_work(name, small), *trained)
 
 
 def repeated_work(name: str, small: Any) -> tuple[Work, Work]:
@@ -296,7 +307,9 @@ class Machine:
 
     def seconds(self, work: Work, times: float = 1.0, rate: float | None = None) -> float:
         """The longer of computing and starting kernels; no work takes no time."""
-        starts = 2 * self.graph_s + work.launches * self.in_graph_s if work.replayed else work.launches * self.launch_s
+        starts = (
+            2 * work.graphs * self.graph_s + work.launches * self.in_graph_s if work.graphs else work.launches * self.launch_s
+        )
         return max(work.flops * times / (rate or self.flops), starts) if times else 0.0
 
 
@@ -312,8 +325,12 @@ class Network:
 NETWORKS = (Network("100 Gb/s Ethernet", 0.8 * 12.5e9, 25e-6), Network("400 Gb/s InfiniBand", 0.8 * 50e9, 5e-6))
 
 
-def communication(step: Step, name: str, workers: int, machine: Machine, network: Network) -> float:
-    """Seconds of a step's collectives in rings."""
+def communication(step: Step, name: str, workers: int, machine: Machine, network: Network, images: float) -> float:
+    """Seconds of a step's collectives in rings, of gradients what is left when the backward pass ends.
+
+    Gradients of what comes after the image tower are there before its backward pass, those of its adapters as it proceeds: with each
+    part that is replayed, or each block. ``images``: seconds of the image tower.
+    """
     if workers == 1:
         return 0.0
     A, O, P = SPACES[name]
@@ -321,25 +338,34 @@ def communication(step: Step, name: str, workers: int, machine: Machine, network
     inside, between = workers - nodes, nodes - 1
     ring = inside * machine.hop_inside_s + between * network.hop_s
     speed = machine.nvlink if nodes == 1 else network.bytes_per_s
-    total = 0.0
-    for m in messages(BATCHES[name], P, A, O, D, step.trainables, workers, text_word=2):
-        total += machine.collective_s + ring * (1 + m.reduces) + m.wire(workers) / speed
-    return total
+    buckets, parts = buckets_of(step.trainables), step.image.graphs or VISION_LAYERS
+    backward, before = images * step.backward, step.trainables - step.adapters
+    sent, come, free = 0.0, 0, 0.0  # seconds of gatherings, numbers whose gradients came, when the network is free
+    for m in messages(BATCHES[name], P, A, O, D, buckets, workers, text_word=2):
+        seconds = machine.collective_s + ring * (1 + m.reduces) + m.wire(workers) / speed
+        if not m.reduces:
+            sent += seconds
+            continue
+        come = min(come + m.nbytes // 4, step.trainables)
+        ready = math.ceil(parts * max(come - before, 0) / step.adapters) / parts * backward
+        free = max(free, ready) + seconds
+    return sent + max(free - backward, 0.0)
 
 
 def predicted(step: Step, name: str, workers: int, machine: Machine, network: Network) -> dict[str, float]:
     """Seconds of a step by part on the slowest worker."""
     share = -(-BATCHES[name] // workers)
     optimizer = max(step.trainables * 4 * 7 / machine.memory, ADAM_LAUNCHES * machine.launch_s)
-    if workers > 1:  # gradients are joined, divided and copied back
-        optimizer += max(3 * step.trainables * 4 * 2 / machine.memory, 3 * machine.launch_s)
+    if workers > 1:  # gradients are joined and divided
+        optimizer += max(2 * step.trainables * 4 * 2 / machine.memory, 2 * len(buckets_of(step.trainables)) * machine.launch_s)
+    images = machine.seconds(step.image, share)
     gathering = GATHERING_LAUNCHES * machine.launch_s if workers > 1 else 0.0
     return {
-        "images": machine.seconds(step.image, share),
+        "images": images,
         "text": machine.seconds(step.text[workers]) + gathering,
         "repeated": machine.seconds(step.repeated, rate=machine.flops_32),
         "optimizer": optimizer,
-        "communication": communication(step, name, workers, machine, network),
+        "communication": communication(step, name, workers, machine, network, images),
     }
 
 
@@ -350,10 +376,10 @@ def count_kernels(steps: dict[str, Step], auto: bool) -> None:
     for name, step in steps.items():
         found = {part: c.launches for part, c in launches_of("clusPro", name, narrow, "bfloat16", auto).items()}
         images, text = found[f"{suffix}images"], found[f"{suffix}text"]
-        step.image.launches, step.image.replayed = images, auto
+        step.image.launches, step.image.graphs = images, REPLAYED_PARTS * auto
         step.transport.launches = found["transport"]
         for work in step.text.values():
-            work.launches, work.replayed = text, auto
+            work.launches, work.graphs = text, int(auto)
         step.repeated.launches = found["step"] - found["images"] - found["text"] - found["optimizer"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster.work.comm import Group
 
-BUCKET_BYTES = 8 << 20
+BUCKET_BYTES = 5 << 20
 
 
 class GradientAverage:
@@ -28,7 +28,7 @@ class GradientAverage:
         Those that are trained, on every worker in the same order. One that takes no part in a loss has no gradient on any worker.
     group : Group
         The workers. A single worker sends nothing.
-    bucket_bytes : int, default 8 MiB
+    bucket_bytes : int, default 5 MiB
         Size from which a bucket is full.
     """
 

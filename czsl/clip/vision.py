@@ -25,7 +25,7 @@ Adapter = Callable[[int, Tensor, Tensor], Tensor]
 T = TypeVar("T")
 
 # A replay gives the gradients of its weights at its end: in parts those of the last blocks can be sent while the first ones are computed.
-REPLAYED_PARTS = 4
+REPLAYED_PARTS = 6
 
 
 class Adapters(Protocol):

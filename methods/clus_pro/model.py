@@ -189,9 +189,10 @@ class ClusPro(Method):
     def _prototype_rows(self, ids_2B: Tensor, labels_2B: Tensor) -> tuple[Tensor, Tensor]:
         """Prototypes after the second MLPs (before dropout), one row each [M, D], and each image's own row [2, B]."""
         K, B = self.config.num_prototypes, labels_2B.shape[1]
-        place_C = self.prototypes.in_use().cumsum(0) - 1
+        used_C = self.prototypes.in_use()
+        place_C = used_C.cumsum(0) - 1
         targets_2B = place_C[ids_2B] * K + labels_2B
-        parts = list(self.prototypes.rows_in_use())
+        parts = list(self.prototypes.rows_in_use(used_C))
         if self.head_mlps:
             for i, mlp in enumerate(self._mlps(self.head_mlps)):
                 if self.config.bn_mode == "released":

@@ -33,6 +33,20 @@ class Sizes:
     objects: int
 
 
+@dataclass(frozen=True)
+class Order:
+    """Features [M] sorted by their primitive.
+
+    ``ids``: their primitives; ``rows``: the features; ``problem``: how many other primitives come before; ``place``: how many features of
+    the same primitive do.
+    """
+
+    ids: Tensor
+    rows: Tensor
+    problem: Tensor
+    place: Tensor
+
+
 @dataclass
 class Problems:
     """Transport problems of a batch.
@@ -113,19 +127,26 @@ class Prototypes(nn.Module):
         rows_KD[n:] += noise.to(rows_KD) / own_nD.shape[1] ** 0.5
         return F.normalize(rows_KD, dim=-1)
 
-    def sizes(self, ids_M: Tensor) -> Sizes:
-        """Read the sizes of a batch, all in one wait for the device."""
-        ordered_M, A = ids_M.sort()[0], self.num_attributes
-        place_M = _places(ordered_M)
-        used_C = self.in_use()
-        numbers = [(place_M == 0).sum(), place_M.max() + 1, (~used_C[ids_M]).any(), used_C[:A].sum(), used_C[A:].sum()]
+    def sizes(self, ids_M: Tensor) -> tuple[Sizes, Order]:
+        """Read the sizes of a batch, all in one wait for the device; also return the order of its features."""
+        A, used_C = self.num_attributes, self.in_use()
+        ordered_M, rows_M = ids_M.sort(stable=True)
+        every_M = torch.arange(len(ids_M), device=ids_M.device)
+        first_M = torch.ones_like(ids_M, dtype=torch.bool)
+        first_M[1:] = ordered_M[1:] != ordered_M[:-1]
+        place_M = every_M - torch.where(first_M, every_M, 0).cummax(0)[0]
+        problem_M = first_M.cumsum(0) - 1
+        numbers = [problem_M[-1] + 1, place_M.max() + 1, (~used_C[ids_M]).any(), used_C[:A].sum(), used_C[A:].sum()]
         primitives, largest, fresh, attributes, objects = torch.stack(numbers).tolist()
-        return Sizes(primitives, largest, bool(fresh), attributes, objects)
+        return Sizes(primitives, largest, bool(fresh), attributes, objects), Order(ordered_M, rows_M, problem_M, place_M)
 
-    def rows_in_use(self) -> tuple[Tensor, Tensor]:
-        """Prototypes of the attributes and of the objects that take part in losses, [n, D] each; as many as at the last step."""
+    def rows_in_use(self, used_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes of the attributes and of the objects that take part in losses, [n, D] each; as many as at the last step.
+
+        ``used_C``: those that :meth:`in_use` gives.
+        """
         A, out = self.num_attributes, []
-        used_C, known = self.in_use(), self._sizes
+        known = self._sizes
         for bank, used, n in (
             (self.bank[:A], used_C[:A], known.attributes if known else int(used_C[:A].sum())),
             (self.bank[A:], used_C[A:], known.objects if known else int(used_C[A:].sum())),
@@ -155,13 +176,13 @@ class Prototypes(nn.Module):
             return attr_B.new_zeros(2, len(attr_B))
         g_MD = hidden_2BD.detach().flatten(0, 1)
         ids_M = self.ids(attr_B, obj_B)
-        self._sizes = self.sizes(ids_M)
+        self._sizes, order = self.sizes(ids_M)
         if self._sizes.fresh:
             # A primitive met without an initialisation (or in a new label space) starts from its features in this batch.
             new_M = (~self.in_use()[ids_M]).nonzero()[:, 0]
             self._seed_from(g_MD[new_M], ids_M[new_M], kmeans=False)
-            self._sizes = self.sizes(ids_M)
-        problems = self.problems(ids_M, attr_B, self._sizes)
+            self._sizes, order = self.sizes(ids_M)
+        problems = self.problems(ids_M, attr_B, self._sizes, order)
         plan_CNK = self.plans(g_MD, problems)
         plan_MK = plan_CNK[problems.problem, problems.place].to(self.bank.dtype)
         labels_M = plan_MK.argmax(1)
@@ -189,8 +210,8 @@ class Prototypes(nn.Module):
         self._move(g_MD[:B].repeat(2, 1)[keep_M], ids_M, (plan_MK + self.gumbel(plan_MK)).argmax(1))
         return labels_M.view(2, -1)
 
-    def problems(self, ids_M: Tensor, attr_B: Tensor, sizes: Sizes | None = None) -> Problems:
-        """One transport problem for each primitive in the batch, padded to equal size; ``sizes`` are read if they are not given."""
+    def problems(self, ids_M: Tensor, attr_B: Tensor, sizes: Sizes | None = None, order: Order | None = None) -> Problems:
+        """One transport problem for each primitive in the batch, padded to equal size; :meth:`sizes` is read if it is not given."""
         M, B, device = len(ids_M), len(attr_B), ids_M.device
         if self.config.assign_scope == "batch":
             wanted = ids_M
@@ -202,14 +223,12 @@ class Prototypes(nn.Module):
             mask = torch.ones_like(rows, dtype=torch.bool)
             problem = torch.searchsorted(primitives, ids_M)
             return Problems(primitives, rows, mask, ~mask, problem, every_B.repeat(2))
-        sizes = sizes or self.sizes(ids_M)
-        ordered_M, order_M = ids_M.sort(stable=True)
-        problem_M = (_places(ordered_M) == 0).cumsum(0) - 1
-        primitives = ordered_M.new_empty(sizes.primitives).scatter_(0, problem_M, ordered_M)
-        first = torch.searchsorted(ordered_M, primitives)
-        counts = torch.searchsorted(ordered_M, primitives, right=True) - first
+        if sizes is None or order is None:
+            sizes, order = self.sizes(ids_M)
+        primitives = ids_M.new_empty(sizes.primitives).scatter_(0, order.problem, order.ids)
+        counts = torch.searchsorted(order.ids, primitives, right=True) - torch.searchsorted(order.ids, primitives)
         problem, place = torch.empty_like(ids_M), torch.empty_like(ids_M)
-        problem[order_M], place[order_M] = problem_M, torch.arange(M, device=device) - first[problem_M]
+        problem[order.rows], place[order.rows] = order.problem, order.place
         filled = counts.clamp(min=self.config.num_prototypes)
         place_N = torch.arange(max(sizes.largest, self.config.num_prototypes), device=device)
         mask, filler = place_N < filled[:, None], place_N >= counts[:, None]
@@ -219,14 +238,17 @@ class Prototypes(nn.Module):
 
     def similarities(self, g_MD: Tensor, problems: Problems) -> Tensor:
         """Cosine of features times length of prototypes, [C', N, K]."""
-        near_MC = F.normalize(g_MD, dim=-1) @ self.bank[problems.primitives].flatten(0, 1).T
+        return self._products(F.normalize(g_MD, dim=-1), problems)
+
+    def _products(self, unit_MD: Tensor, problems: Problems) -> Tensor:
+        near_MC = unit_MD @ self.bank[problems.primitives].flatten(0, 1).T
         near_MCK = near_MC.unflatten(1, (-1, self.config.num_prototypes))
-        return near_MCK[problems.rows, torch.arange(len(problems.rows), device=g_MD.device)[:, None]]
+        return near_MCK[problems.rows, torch.arange(len(problems.rows), device=unit_MD.device)[:, None]]
 
     def plans(self, g_MD: Tensor, problems: Problems) -> Tensor:
         """Transport plans [C', N, K] (with ``assign_method=cosine``: the similarities themselves)."""
-        c = self.config
-        similarity_CNK = self.similarities(g_MD, problems)
+        c, unit_MD = self.config, F.normalize(g_MD, dim=-1)
+        similarity_CNK = self._products(unit_MD, problems)
         if c.assign_method == "cosine":
             return similarity_CNK
         cost, prior = -similarity_CNK, similarity_CNK
@@ -236,7 +258,7 @@ class Prototypes(nn.Module):
         cost, prior = (x.masked_fill(problems.filler[:, :, None], 0.0) for x in (cost, prior))
         if c.assign_method == "sinkhorn":
             return entropic_plan(cost, c.entropy, problems.mask)
-        x_MD = F.normalize(g_MD, dim=-1) if c.structure == "cosine" else g_MD
+        x_MD = unit_MD if c.structure == "cosine" else g_MD
         structure_CNN = (x_MD @ x_MD.T)[problems.rows[:, :, None], problems.rows[:, None, :]]
         return structured_plan(cost, prior, structure_CNN, c.entropy, c.structure_weight, problems.mask, c.solver).plan
 
@@ -267,14 +289,6 @@ class Prototypes(nn.Module):
             place = int(self.ring_place[c, j])
             self.ring[c, j, place] = g_D
             self.ring_place[c, j] = (place + 1) % RING
-
-
-def _places(ordered_M: Tensor) -> Tensor:
-    """The place of each number of a sorted list among its equals, [M]."""
-    every_M = torch.arange(len(ordered_M), device=ordered_M.device)
-    new_M = torch.ones_like(ordered_M, dtype=torch.bool)
-    new_M[1:] = ordered_M[1:] != ordered_M[:-1]
-    return every_M - torch.where(new_M, every_M, 0).cummax(0)[0]
 
 
 # -- health --------------------------------------------------------------------------------------------------------
