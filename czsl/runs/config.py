@@ -61,7 +61,8 @@ class RunConfig:
     pixels: decoded images: ``kept`` in a file of the cache folder (150 KB per image at 224 px), ``streamed`` (read and decoded for each
         batch), or ``auto``: kept up to 64 GiB per split and half of the free disk. Results are equal.
     checkpoint_blocks: recompute the image tower's activations in the backward pass: less memory, more time.
-    compile: ``auto`` lets torch.compile make fewer kernels of what towers repeat, on a GPU, without recomputed activations; ``off``.
+    compile: ``auto`` starts fewer kernels, on a GPU without recomputed activations: torch.compile for what towers repeat, and CUDA graphs
+        for passes through them; ``off``.
     orientation: how photographs are turned: ``exif``, or ``ignore`` (as stored); by default as the dataset remembers it.
     background: colour below transparent pixels: ``white``, ``grey``, ``black``, ``#rrggbb``, or ``ignore`` (transparency is dropped); by
         default as the dataset remembers it.
