@@ -14,8 +14,9 @@ from czsl.evaluation.operating import OperatingPoint
 from czsl.gpus import own_device
 from czsl.runs.run import Run
 from methods.adaptation.plan import Plan
-from methods.loading import load, point_for, stored_point
+from methods.loading import load
 from methods.method import Method
+from methods.points import point_for, stored_point, usable_point
 
 
 def calibrate_run(run: Run, asked: Calibration, progress: Progress = quiet) -> OperatingPoint:
@@ -47,25 +48,23 @@ def ensure_point(
     ``say`` is called with a sentence before images are scored. In the open world the point of the closed one is enough.
     With an adaptation it is the point of the adapted scores of the validation images.
     """
-    if bias == "none":
-        return OperatingPoint()
     layer = adapt.key if adapt else ""
-    kept, why = stored_point(run, checkpoint, open_world, layer)
-    notes: tuple[str, ...] = ()
-    if kept is None and (why or not open_world or stored_point(run, checkpoint, layer=layer)[0] is None):
-        if not run.writable:
-            return OperatingPoint(
-                notes=(f"the bias on unseen labels is 0: {why or 'no point is kept'}, and {run.path} cannot be written to",)
-            )
-        say(
-            f"choosing the operating point on the validation images first: {why or 'none was chosen yet'} (--bias none answers without it)"
+    usable = usable_point(run, checkpoint, open_world, bias, layer)
+    if usable is not None:
+        return usable
+    why = stored_point(run, checkpoint, open_world, layer)[1]
+    if not run.writable:
+        return OperatingPoint(
+            notes=(f"the bias on unseen labels is 0: {why or 'no point is kept'}, and {run.path} cannot be written to",)
         )
-        world = open_world and bool(why)
-        with cpu_threads(run.threads):
-            found = find_point(run, Calibration(checkpoint, world, adapt=adapt), _method(run, checkpoint), Group(), progress)
-        notes = found.notes
+    say(
+        f"choosing the operating point on the validation images first: {why or 'none was chosen yet'} (--bias none answers without it)"
+    )
+    world = open_world and bool(why)
+    with cpu_threads(run.threads):
+        found = find_point(run, Calibration(checkpoint, world, adapt=adapt), _method(run, checkpoint), Group(), progress)
     point = point_for(run, checkpoint, open_world, bias, layer)
-    return point if point.notes else OperatingPoint(**{**vars(point), "notes": notes})
+    return point if point.notes else OperatingPoint(**{**vars(point), "notes": found.notes})
 
 
 def _method(run: Run, checkpoint: str) -> Callable[[], Method]:

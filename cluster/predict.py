@@ -23,7 +23,7 @@ from czsl.data.inputs import ImageSource, as_source
 from czsl.gpus import own_device
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
-from methods.loading import point_for
+from methods.points import point_for
 
 
 def predict_files(

@@ -41,7 +41,7 @@ def cache(context: click.Context, as_json: bool) -> None:
 @click.argument("kind", required=False)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def clear(kind: str | None, yes: bool) -> None:
-    """Delete what is kept of one KIND (pixels, features, photographs, towers, toy), or of all kinds.
+    """Delete what is kept of one KIND (pixels, features, photographs, answers, towers, toy), or of all kinds.
 
     Only files that czsl made are deleted, and nothing that a run needs: the next command makes them again, which takes time.
     """

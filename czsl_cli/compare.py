@@ -146,7 +146,7 @@ def _of_runs(paths: Sequence[str], asked: dict[str, Any]) -> list[SavedEvaluatio
 def _biases(paths: Sequence[str], asked: dict[str, Any]) -> list[float] | None:
     """The biases of the runs' operating points; None in the open world, where these are without a threshold, or if a run has none."""
     from czsl.runs.run import Run
-    from methods.loading import stored_point
+    from methods.points import stored_point
 
     named = [split_run(path) for path in paths]
     points = [stored_point(Run(path), asked["checkpoint"], layer=plan.key if plan else "")[0] for path, plan in named]

@@ -105,10 +105,14 @@ def ready_point(
     run: Run, checkpoint: str, bias: str | float, open_world: bool = False, adapt: Plan | None = None
 ) -> OperatingPoint:
     """The operating point of a run's answers, chosen first if missing; its notes are shown."""
-    from cluster.calibrate import ensure_point
+    from methods.points import usable_point
 
-    with progress_bar() as bar:
-        point = ensure_point(run, checkpoint, open_world, bias, bar.update, say, adapt)
+    point = usable_point(run, checkpoint, open_world, bias, adapt.key if adapt else "")
+    if point is None:
+        from cluster.calibrate import ensure_point
+
+        with progress_bar() as bar:
+            point = ensure_point(run, checkpoint, open_world, bias, bar.update, say, adapt)
     for note in point.notes:
         say(note)
     return point

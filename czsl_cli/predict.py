@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,20 +112,30 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     shuffled = plan is not None and plan.seed is not None
     places = plan.order(len(names)).tolist() if plan else []
     asked = [names[i] for i in places] if shuffled else names
-    from cluster.predict import BATCH, partial_of, predict_files
+    from cluster.answers import Answers
 
+    answers = Answers(config, source, asked, reading["keep"], where)
+    earlier = answers.find(reading["profile"])
     outputs.start(config)
     bad: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     visited: list[float] = []
     sure: list[bool] = []
-    with partial_of(out, config, source, names) if out and not plan else nullcontext() as partial, progress_bar() as bar:
-        if partial and partial.done:
-            say(f"resuming: {min(partial.done * BATCH, len(names))} of {len(names)} images already done")
-        stream = predict_files(config, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress_bar())
+        if earlier is not None:
+            stream = iter(earlier)
+        else:
+            from cluster.predict import BATCH, partial_of, predict_files
+
+            partial = stack.enter_context(partial_of(out, config, source, names)) if out and not plan else None
+            if partial and partial.done:
+                say(f"resuming: {min(partial.done * BATCH, len(names))} of {len(names)} images already done")
+            found = predict_files(config, source, asked, **where, **reading, partial=partial, progress=bar.update, notice=warn)
+            stream = answers.kept(found)
         if shuffled:
-            found = dict(zip(places, stream, strict=True))
-            stream = iter([found[i] for i in range(len(names))])
+            by_place = dict(zip(places, stream, strict=True))
+            stream = iter([by_place[i] for i in range(len(names))])
         records = predictions.write(out, stream, excel) if out else stream
         for done, record in enumerate(records, 1):
             bar.update("predicting", done, len(names))
@@ -206,7 +216,7 @@ def _predict_config(run_path: Path | None, options: dict[str, Any], plan: Plan |
             )
         space, pairs = named
         common |= answer_settings(None, options)
-        from cluster.work.predictor import PredictConfig
+        from cluster.work.request import PredictConfig
 
         tell_unknown_words(options["clip"] or "tiny", names_in(space))
         return PredictConfig(clip=options["clip"], clip_weights=options["clip_weights"], space=space, pairs=pairs, **common)
@@ -220,7 +230,7 @@ def _predict_config(run_path: Path | None, options: dict[str, Any], plan: Plan |
     where = {"run": str(run.path), "checkpoint": options["checkpoint"]}
     _check_labels(run, named, options)
     common |= answer_settings(run, options, named is not None, plan)
-    from cluster.work.predictor import PredictConfig
+    from cluster.work.request import PredictConfig
 
     if named is None:
         index = _index(run, options) if options["open_world"] and not plan else None

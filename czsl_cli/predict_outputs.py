@@ -13,7 +13,7 @@ from czsl.printable import printable
 from czsl_cli.console import say, warn
 
 if TYPE_CHECKING:
-    from cluster.work.predictor import PredictConfig
+    from cluster.work.request import PredictConfig
     from czsl.data.inputs import ImageSource
     from czsl.data.photographs import DecodeOptions
 

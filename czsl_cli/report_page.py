@@ -87,7 +87,8 @@ def _add_images(found: Material, gallery: int, note: Callable[[str], None]) -> N
     from czsl.evaluation import Candidates, OperatingPoint
     from czsl.evaluation.calibration import answers
     from czsl.evaluation.confusion import named_labels
-    from methods.loading import load, stored_point
+    from methods.loading import load
+    from methods.points import stored_point
 
     run, eval_config = found.run, found.eval_config
     saved = found.saved = load_or_evaluate(run, eval_config)

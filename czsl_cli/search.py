@@ -81,8 +81,8 @@ def search(
     space, pairs = candidates(run.space, wanted)
     tell_new_words(space, run.space)
     tell_unknown_words(run.config.clip, names_in(space))
-    from cluster.predict import predict_files
-    from cluster.work.predictor import PredictConfig
+    from cluster.answers import Answers
+    from cluster.work.request import PredictConfig
 
     asked = {"orientation": orientation, "background": background}
     tell_decoding(run.config.decode, asked)
@@ -91,8 +91,15 @@ def search(
     config = PredictConfig(**which, wanted=[list(pair) for pair in wanted], top=1, bias=bias, fast_jpeg=fast_jpeg, **asked)
     found: list[list[dict[str, Any]]] = [[] for _ in wanted]
     bad = []
+    answers = Answers(config, source, names, reading["keep"], where)
+    earlier = answers.find(reading["profile"])
     with progress_bar() as bar:
-        stream = predict_files(config, source, names, **where, **reading, progress=bar.update, notice=warn)
+        if earlier is not None:
+            stream = iter(earlier)
+        else:
+            from cluster.predict import predict_files
+
+            stream = answers.kept(predict_files(config, source, names, **where, **reading, progress=bar.update, notice=warn))
         for done, record in enumerate(stream, 1):
             bar.update("searching", done, len(names))
             if record["error"]:

@@ -1,10 +1,10 @@
 """Measure `czsl predict` on photographs: read by threads, reduced while decoded, and predicted a second time.
 
     python examples/benchmark_photographs.py --before ../before/.venv/bin/czsl
-    python examples/benchmark_photographs.py --only again --weights vit-b-16
+    python examples/benchmark_photographs.py --only again --weights vit-b-16 [--rclip rclip]
 
-Large photographs are compared with another checkout's czsl, commands in turn. The second prediction is compared with the first one and with
-starting Python and importing torch, which no program that computes with torch can do without. Seeds are those of the pictures (0, 1, ...).
+Large photographs are compared with another checkout's czsl, commands in turn. Second questions are compared with the first, with starting
+Python and importing torch, and with rclip, which searches photographs with CLIP. Seeds are those of the pictures (0, 1, ...).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +67,40 @@ def large(folder: Path, options: argparse.Namespace, common: list[str], environm
 
 
 def again(folder: Path, options: argparse.Namespace, common: list[str], environment: dict[str, str]) -> None:
-    """The same prediction a second time, compared with the first and with the start of any program with torch."""
+    """A first question, the same again, and another one about the same photographs; rclip's, if it is there; the start of torch."""
     photographs = folder / "small"
     make_photographs(photographs, options.number)
     for file in photographs.iterdir():
         os.utime(file, (10**9, 10**9))
+    time.sleep(3)  # files that changed a moment ago may change again: nothing would be kept for them
     ask = [CZSL, "predict", str(photographs), *common]
-    first = measured(ask, folder, environment)
-    torch_only = [sys.executable, "-c", "import torch"]
-    rows = np.array([[measured(c, folder, environment) for c in (ask, torch_only)] for _ in range(options.rounds)])
-    print(f"| {options.number} of 500 x 375, first question | {first[0]:.1f} s | {first[1]:.1f} s | |")
-    for i, name in enumerate(("the same question again", "only `import torch`")):
-        wall, cpu = np.median(rows[:, i], axis=0)
-        print(f"| {name} | {wall:.1f} s | {cpu:.1f} s | {first[1] / cpu:.0f} (processor time) |", flush=True)
+    rclip = [[options.rclip, words] for words in ("wet dog", "dry cat")] if options.rclip else []
+    if rclip:
+        models, own = Path(os.environ["RCLIP_DATADIR"]).resolve(), folder / "rclip"
+        own.mkdir()
+        for model in models.iterdir():
+            if model.is_dir():  # the models, but not what it remembers of photographs
+                (own / model.name).symlink_to(model)
+        environment = {**environment, "RCLIP_DATADIR": str(own)}
+    first = {"first question": measured(ask, folder, environment)}
+    if rclip:
+        first["rclip, first question"] = measured(rclip[0], photographs, environment)
+    ways: dict[str, tuple[list[str], Path]] = {
+        "the same question again": (ask, folder),
+        "another question": (ask, folder),
+        "only `import torch`": ([sys.executable, "-c", "import torch"], folder),
+    }
+    if rclip:
+        ways["rclip, another question"] = (rclip[1], photographs)
+    rows = []
+    for n in range(options.rounds):
+        ways["another question"] = ([*ask, "--bias", str(n + 1)], folder)  # one that was not asked before
+        rows.append([measured(command, where, environment) for command, where in ways.values()])
+    for name, (wall, cpu) in first.items():
+        print(f"| {options.number} of 500 x 375, {name} | {wall:.2f} s | {cpu:.2f} s | |")
+    for i, name in enumerate(ways):
+        wall, cpu = np.median(np.array(rows)[:, i], axis=0)
+        print(f"| {name} | {wall:.2f} s | {cpu:.2f} s | |", flush=True)
 
 
 def main() -> None:
@@ -89,15 +111,16 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=500, help="photographs of web size")
     parser.add_argument("--before", help="czsl of another checkout, to compare with")
     parser.add_argument("--only", choices=["large", "again"], help="one part")
-    parser.add_argument(
-        "--weights", choices=["tiny", "vit-b-16"], default="tiny", help="tiny, or random weights of ViT-B/16's size"
-    )
+    parser.add_argument("--weights", default="tiny", help="tiny, vit-b-16 (random weights of that size), or a file")
+    parser.add_argument("--rclip", help="the program rclip, with its models in $RCLIP_DATADIR, to compare with")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {**os.environ, "CZSL_CACHE": str(folder / "cache")}
         clip = "tiny"
-        if options.weights != "tiny":
+        if Path(options.weights).is_file():
+            clip = str(Path(options.weights).resolve())
+        elif options.weights != "tiny":
             clip = str(folder / "clip.pt")
             make_weights(folder / "clip.pt")
         for kind, words in WORDS.items():

@@ -19,8 +19,9 @@ from cluster.machines.nodes import NodeRequest, await_placement
 from cluster.machines.session import joins, session
 from cluster.work.photographs import Photograph
 from cluster.work.placement import Placement
-from cluster.work.predictor import PredictConfig, Predictor, for_encoding
+from cluster.work.predictor import Predictor
 from cluster.work.progress import Notice, Progress
+from cluster.work.request import PredictConfig, for_encoding
 from czsl.data.images import BadImage
 from czsl.data.inputs import ImageSource
 from czsl.errors import CzslError

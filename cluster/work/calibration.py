@@ -36,8 +36,8 @@ from czsl.evaluation.sums import GRID, Sums, SumsAccumulator
 from czsl.runs.run import Run
 from methods.adaptation.plan import Plan
 from methods.fingerprint import fingerprint
-from methods.loading import stored_point
 from methods.method import Method
+from methods.points import stored_point
 
 
 @dataclass(frozen=True)

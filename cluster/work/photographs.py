@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from cluster.work.profile import Profile
+from cluster.work.request import BATCH
 from czsl.data.images import BadImage, decode
 from czsl.data.inputs import ImageSource, Stamp
 from czsl.data.kept_features import FeatureStore, Kept
 from czsl.data.photographs import DecodeOptions
 from czsl.threads import cores, ordered_map
 
-BATCH = 32  # files per batch: fixed and padded, so that scores depend neither on the folder nor on the number of workers
-HALF = 16
+HALF = BATCH // 2
 MAX_WAITING = 16 * BATCH  # images that wait for a new one before them until it is encoded in a batch that is not full
 
 

@@ -21,7 +21,12 @@ OWN = {
     "rest": "writing and the rest",
 }
 THREADS = {"reading": "reading files", "decoding": "decoding and resizing"}
-COUNTS = {"kept": "images found among the kept features", "encoded": "images encoded", "bad": "images that cannot be read"}
+COUNTS = {
+    "answers": "images answered as by an earlier command",
+    "kept": "images found among the kept features",
+    "encoded": "images encoded",
+    "bad": "images that cannot be read",
+}
 
 
 class Profile:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from czsl import __version__
 from czsl.clip.towers import Towers
+from czsl.data.caches import stamps_of
 from czsl.data.kept_features import FeatureStore, Kept, store_file
 from czsl.data.paths import cache_folder, photographs_limit
 from czsl.data.pixels import Pixels
@@ -26,7 +27,6 @@ from czsl.reading import read_json
 
 MAX_PROMPTS = 20_000  # of one call whose features are kept
 FORMAT = 1
-Stamps = list[list[Any]]
 
 
 class _Numbers:
@@ -152,8 +152,7 @@ def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> Kn
     load : callable
         Loads the towers; called at once if no notes exist, or if a weight file has changed since.
     """
-    given = {"name": name, "weights": weights, "here": os.getcwd(), "versions": _versions()}  # noqa: PTH109
-    file = cache_folder() / "towers" / f"{hashlib.blake2b(json.dumps(given).encode(), digest_size=16).hexdigest()}.json"
+    file = _file_of(name, weights)
     notes = _read(file)
     if notes is not None:
         return KnownTowers(name, notes, load)
@@ -166,13 +165,28 @@ def known_clip(name: str, weights: str | None, load: Callable[[], Towers]) -> Kn
     return known
 
 
+def files_behind(name: str, weights: str | None) -> list[Path]:
+    """Return the files that a CLIP was loaded from: as notes name them, else as open_clip finds them, which takes two seconds to import."""
+    notes = _read(_file_of(name, weights))
+    if notes is not None:
+        return [Path(str(f[0])) for f in notes["files"]]
+    from czsl.clip.weights import files_of
+
+    return files_of(name, weights)
+
+
+def _file_of(name: str, weights: str | None) -> Path:
+    given = {"name": name, "weights": weights, "here": os.getcwd(), "versions": _versions()}  # noqa: PTH109
+    return cache_folder() / "towers" / f"{hashlib.blake2b(json.dumps(given).encode(), digest_size=16).hexdigest()}.json"
+
+
 def _notes(towers: Towers, name: str, weights: str | None) -> dict[str, Any]:
     """Return all facts about towers except the weights, as plain data; ``files`` holds the stamps of the files they were loaded from."""
     from czsl.clip.weights import files_of
 
     return {
         "format": FORMAT,
-        "files": _stamps(files_of(name, weights)),
+        "files": stamps_of(files_of(name, weights)),
         "sha256": towers.sha256,
         "dim": towers.dim,
         "architecture": towers.architecture,
@@ -184,25 +198,13 @@ def _notes(towers: Towers, name: str, weights: str | None) -> dict[str, Any]:
     }
 
 
-def _stamps(files: Sequence[Path]) -> Stamps | None:
-    """Return paths with sizes and times, or None if a file no longer exists."""
-    out: Stamps = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            return None
-        out.append([str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
-    return out
-
-
 def _read(file: Path) -> dict[str, Any] | None:
     """Return valid notes, or None if they are incomplete or a file has changed since."""
     if not file.is_file():
         return None
     try:
         notes = read_json(file, max_bytes=2**20)
-        if notes["format"] != FORMAT or _stamps([Path(str(f[0])) for f in notes["files"]]) != notes["files"]:
+        if notes["format"] != FORMAT or stamps_of([Path(str(f[0])) for f in notes["files"]]) != notes["files"]:
             return None
         KnownTowers("", notes, lambda: Towers.__new__(Towers))  # raises if an entry is missing
         numbers = [*notes["mean"], *notes["std"], notes["logit_scale"], notes["logit_bias"] or 0.0]

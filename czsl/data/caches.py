@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from czsl.data.paths import cache_folder
 
@@ -24,6 +25,11 @@ KINDS = {
         "photographs",
         r"[0-9a-f]{32}\.sqlite(-journal)?",
         "features of images and texts that commands were asked about",
+    ),
+    "answers": (
+        "answers",
+        rf"[0-9a-f]{{32}}\.jsonl\.gz|{_HALF_MADE}",
+        "predictions, for the same question about the same images",
     ),
     "towers": ("towers", r"[0-9a-f]{32}\.json", "notes on CLIP models, so that kept features are used without loading one"),
     "toy": ("", r"toy-[0-9a-f]+", "the drawn toy dataset"),
@@ -78,3 +84,15 @@ def _size(entry: Path) -> int:
             status = file.lstat()
             total += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
     return total
+
+
+def stamps_of(files: Sequence[Path]) -> list[list[Any]] | None:
+    """Return the places of files with sizes and times, as plain data, or None if a file does not exist."""
+    out: list[list[Any]] = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        out.append([str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return out

@@ -136,7 +136,9 @@ def walk(folder: PathLike, links: str = "inside") -> Walk:
         for name in files:
             relative = _relative(root, place, name)
             try:
-                path = contained(root, relative, links)
+                # Below folders that were not reached through links, only a link can lead out.
+                plain = links == "inside" and not os.path.islink(os.path.join(place, name))  # noqa: PTH114, PTH118
+                path = root / stable_name(relative) if plain else contained(root, relative, links)
             except BadPathError as error:
                 found.refused[relative] = (error.kind, error.why)
                 continue

@@ -26,7 +26,7 @@ from czsl.errors import DataError, UsageError
 from czsl.evaluation import Candidates
 from czsl.runs.run import Run
 from methods.adaptation.plan import Plan
-from methods.loading import stored_point
+from methods.points import stored_point
 
 LIVELY = {"alpha": 3.0, "text_lr": 1e-3, "image_lr": 1e-3}
 STILL = {"alpha": 0.0, "text_lr": 0.0, "image_lr": 0.0}

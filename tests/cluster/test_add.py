@@ -24,7 +24,8 @@ from czsl.runs import checkpoint
 from czsl.runs.files import held, read_by
 from czsl.runs.run import Run
 from methods.fingerprint import fingerprint
-from methods.loading import load, stored_point
+from methods.loading import load
+from methods.points import stored_point
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ from czsl.evaluation.operating import point_file
 from czsl.retrieval.index import CompositionIndex
 from czsl.runs.run import Run
 from methods import load
-from methods.loading import stored_point
+from methods.points import stored_point
 
 
 @pytest.fixture(scope="module")

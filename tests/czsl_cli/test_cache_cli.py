@@ -51,7 +51,7 @@ def test_what_is_kept_is_shown_and_emptied(czsl, cache, photos):
     assert "deleted photographs" in czsl("cache", "clear", "photographs", "--yes").stderr
     assert [p.name for p in (cache / "photographs").iterdir()] == ["mine.txt"]
     assert "nothing is kept" in czsl("cache", "clear", "photographs", "-y").stderr
-    assert "deleted towers" in czsl("cache", "clear", "-y").stderr
+    assert "deleted answers, towers" in czsl("cache", "clear", "-y").stderr
     assert "nothing is kept" in czsl("cache", "clear", "-y").stderr
 
 
@@ -103,7 +103,10 @@ def test_a_second_question_says_what_it_found_and_answers_the_same(czsl, cache, 
     args = ["predict", "photos", "--zero-shot", *LABELS, "--json", "--profile"]
     first = czsl(*args)
     assert "0 images found among the kept features, 5 images encoded" in first.stderr
-    second = czsl(*args)
+    again = czsl(*args)
+    assert "5 images answered as by an earlier command, 0 images found among the kept features, 0 images encoded" in again.stderr
+    assert again.stdout == first.stdout
+    second = czsl(*args, "--top", "4")  # another question: there are four compositions
     assert "5 images found among the kept features, 0 images encoded" in second.stderr
     assert second.stdout == first.stdout
     plain = czsl(*args, "--no-keep")

@@ -20,16 +20,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from czsl.data.inputs import ImageSource, as_source
 from czsl.errors import DataError, UsageError
 from czsl.printable import printable
 from czsl.reading import PathLike, parse_json
 from czsl.runs.files import whole_file
 
-_NAMED = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
 FIGURES = ("score", "calibrated", "prob")  # of each prediction
 DOUBTS = ("sure", "rejected")  # of a record, if they were asked for
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -282,11 +278,15 @@ def _first(records: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], Iterator[
 
 
 def _parquet(path: Path, records: Iterable[dict[str, Any]], classes: bool) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa  # no other format needs it, and it takes a tenth of a second to import
+    import pyarrow.parquet as pq
+
     first, records = _first(records)
     figures = [(name, pa.float64()) for name in _figures(first)]
     predicted = pa.struct([*((name, pa.string()) for name in _columns(classes)), *figures])
     doubts = [(name, pa.bool_()) for name in DOUBTS if name in first]
-    named = [(kind, _NAMED) for kind in (("classes",) if classes else ("attributes", "objects"))]
+    names = pa.list_(pa.struct([("name", pa.string()), ("prob", pa.float64())]))
+    named = [(kind, names) for kind in (("classes",) if classes else ("attributes", "objects"))]
     schema = pa.schema([("image", pa.string()), ("predictions", pa.list_(predicted)), *named, *doubts, ("error", pa.string())])
     facts = {name: json.dumps(first[name]) for name in ("operating_point", "decoding") if name in first}
     schema = schema.with_metadata(facts) if facts else schema
