@@ -45,7 +45,9 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 is_flag=True,
                 help="Decode JPEGs of more than 4 times the needed size at a fraction of it: faster, with slightly other pixels.",
             ),
-            click.option("--keep/--no-keep", default=True, help="Keep image features for later questions (czsl cache)."),
+            click.option(
+                "--keep/--no-keep", default=True, help="Keep image features and answers for later questions (czsl cache)."
+            ),
             click.option("--profile", is_flag=True, help="Say where the time went, on stderr."),
         )
     ):

@@ -282,11 +282,15 @@ class FeatureParts:
         self._waiting: dict[int, np.ndarray] = {}
 
     def add(self, place: int, features_BD: np.ndarray) -> None:
-        """Keep the features of a batch; every few batches they reach the disk."""
+        """Keep the features of a batch; every few batches they reach the disk.
+
+        The last batch of a pass may be smaller than the others; its last row is then repeated, as it is in the batch itself.
+        """
         self._waiting[place] = features_BD
         if len(self._waiting) == self.every:
-            places = sorted(self._waiting)
-            save_array(self.folder / ("-".join(map(str, places)) + ".npy"), np.stack([self._waiting[p] for p in places]))
+            places, rows = sorted(self._waiting), max(map(len, self._waiting.values()))
+            whole = [self._waiting[p][np.arange(rows).clip(max=len(self._waiting[p]) - 1)] for p in places]
+            save_array(self.folder / ("-".join(map(str, places)) + ".npy"), np.stack(whole))
             self._waiting = {}
 
     def load(self, batch: int) -> dict[int, np.ndarray]:

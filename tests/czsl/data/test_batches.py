@@ -250,6 +250,28 @@ def test_what_a_method_prepares_itself_is_made_for_each_batch(split):
         assert all(torch.equal(batch[key][place], alone[key]) for key in ("images", "size"))
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 8, 9, 33, 40])
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_parts_hold_a_smaller_last_batch(tmp_path, monkeypatch, count, every):
+    """Batches of 8 images as evaluation cuts them, in units of 2; whichever of them fill a part, the pass goes on from it."""
+    from czsl.data import batches as module
+    from czsl.data.batches import FeatureParts, evaluation_batches
+
+    monkeypatch.setattr(FeatureParts, "every", every)
+    monkeypatch.setattr(module, "STEP", 2)
+    features = np.random.default_rng(count).standard_normal((count, 3)).astype(np.float32)
+    cut = evaluation_batches(count, 8)
+    parts = FeatureParts(tmp_path / "train.npy")
+    for place, rows in enumerate(cut):
+        parts.add(place, features[rows])
+    found = FeatureParts(tmp_path / "train.npy").load(8)
+    whole = len(cut) // every * every
+    assert set(found) >= {place for place in range(whole) if len(cut[place - place % every]) == 8}
+    for place, there in found.items():
+        own = count - 8 * place
+        assert np.array_equal(there[:own], features[8 * place : 8 * place + 8][:own])
+
+
 def test_parts_of_an_interrupted_pass_are_found_again(tmp_path):
     from czsl.data.batches import FeatureParts, load_features, save_features
 
