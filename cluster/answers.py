@@ -126,7 +126,7 @@ def _version(package: str) -> str:
 
 
 def _machine() -> list[Any]:
-    """What decides about the last digits: the device, and of a CPU its instructions and the threads."""
+    """Facts that decide about the last digits: the device, and of a CPU its instructions and the threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [platform.node(), platform.machine(), cores, *(os.environ.get(name) for name in THREADS)]
     try:

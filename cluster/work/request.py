@@ -1,4 +1,4 @@
-"""What a prediction is asked for, as plain data; needs no torch."""
+"""The settings of a prediction, as plain data. Needs no torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from cluster.work.adapting import Stream, reduce_stream
 from cluster.work.comm import Group
 from cluster.work.evaluation import EvalConfig, saved_evaluation
 from cluster.work.feature_loader import FeatureLoader
-from cluster.work.predictor import PredictConfig, Predictor, for_encoding
+from cluster.work.predictor import PredictConfig, Predictor
+from cluster.work.request import for_encoding
 from cluster.work.scoring import reduce_split
 from czsl.data.table import open_data
 from czsl.errors import DataError, UsageError

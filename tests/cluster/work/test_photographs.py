@@ -173,7 +173,7 @@ def test_a_profile_adds_up(photos):
     profile, names = Profile(), sorted(p.name for p in photos.iterdir())
     Counting().features(ImageSource(str(photos), names), names, profile=profile)
     facts = profile.facts()
-    assert facts["counts"] == {"kept": 0, "encoded": 71, "bad": 4}
+    assert facts["counts"] == {"answers": 0, "kept": 0, "encoded": 71, "bad": 4}
     assert sum(facts["own"].values()) == pytest.approx(facts["wall"], abs=0.01)
     assert facts["own"]["waiting"] > 0
     assert facts["threads"]["decoding"] > 0
@@ -206,7 +206,7 @@ def test_answers_have_the_same_digits_kept_or_new_in_any_order(drawings, tmp_pat
     assert keeping.profile.counts["encoded"] == 40
     later = Predictor(config, CPU, keep=True)
     assert answers(later, drawings, names) == plain
-    assert later.profile.counts == {"kept": 40, "encoded": 35, "bad": 0}
+    assert later.profile.counts == {"answers": 0, "kept": 40, "encoded": 35, "bad": 0}
 
 
 def test_what_changes_features_has_a_store_of_its_own(tmp_path, monkeypatch):
