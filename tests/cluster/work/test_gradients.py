@@ -145,3 +145,41 @@ def work(rank, world, folder):
 @pytest.mark.slow
 def test_real_workers_get_the_mean_of_their_gradients(tmp_path):
     torch.multiprocessing.spawn(work, (3, str(tmp_path)), 3)
+
+
+def train(rank, world, network, average, steps):
+    """Steps of plain gradient descent in float32, each worker on its own numbers."""
+    for number in steps:
+        draw = torch.Generator().manual_seed(100 * number + rank)
+        network.zero_grad()
+        network(torch.randn(4, 64, generator=draw)).square().mean().backward()
+        average.finish()
+        with torch.no_grad():
+            for p in network.parameters():
+                p -= 0.05 * p.grad
+
+
+def resume(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    ends = []
+    for parts in ([range(6)], [range(2), range(2, 6)], [range(5), range(5, 6)]):
+        torch.manual_seed(0)
+        network = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)), nn.Linear(64, 3))
+        for steps in parts:  # each part as after a resumption
+            state = {k: v.clone() for k, v in network.state_dict().items()}
+            network = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)), nn.Linear(64, 3))
+            network.load_state_dict(state)
+            average = GradientAverage(list(network.parameters()), Group(rank, world), 10_000)
+            train(rank, world, network, average, steps)
+            assert len(average._buckets) > 4
+        ends.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [3, 4])
+def test_a_resumed_run_adds_in_the_same_order(tmp_path, world):
+    """Bit for bit with three and four workers, whose sums change with the place of a number in its buffer."""
+    torch.multiprocessing.spawn(resume, (world, str(tmp_path)), world)
