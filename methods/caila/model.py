@@ -29,6 +29,7 @@ from methods.parts.branches import branch_losses
 
 CONCEPTS = ("attribute", "object")
 RESIZE = 8 / 7  # 256 pixels for a crop of 224
+KEPT_PROMPTS = 64  # lists of prompts whose tokens are kept
 
 
 @cache
@@ -55,6 +56,7 @@ class CAILA(Method):
 
     def __init__(self, space: CompositionSpace, clip: Clip, config: CAILAConfig):
         super().__init__(space, clip, config)
+        self._kept_tokens: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         c, visual, text = config, clip.visual, clip.text
         self.fusion_start = c.fusion_start or len(visual.blocks) // 2
         if self.fusion_start >= len(visual.blocks):
@@ -140,13 +142,24 @@ class CAILA(Method):
 
     def _encode_some(self, prompts: list[str], concept: str) -> Tensor:
         text = self.clip.text
-        ids_nT, end_n = text.tokenize(prompts)
+        ids_nT, end_n = self._tokens(prompts)
         x_nTW = text.embed_tokens(ids_nT)
         if self.text is None:
             return text.encode_embeddings(x_nTW, end_n)
-        end_n = end_n.to(x_nTW.device)
         with own_precision(self.clip.device, text.precision):
             return replayed((self, concept), partial(self._texts, concept), [x_nTW, end_n], self.text.trained)
+
+    def _tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids [n, T] and the end token's position [n] on the towers' device; kept, since a step has the prompts of the one before."""
+        key, device = tuple(prompts), self.clip.device
+        if key not in self._kept_tokens:
+            if len(self._kept_tokens) == KEPT_PROMPTS:
+                self._kept_tokens.clear()
+            self._kept_tokens[key] = self.clip.text.tokenize(prompts)
+        with torch.inference_mode(False):  # a training step may save them for its backward pass
+            ids_nT, end_n = (x.to(device, copy=x.is_inference()) for x in self._kept_tokens[key])
+        self._kept_tokens[key] = ids_nT, end_n
+        return ids_nT, end_n
 
     def _texts(self, concept: str, x_nTW: Tensor, end_n: Tensor) -> Tensor:
         """The tower with adapters: token embeddings without positions -> features at the end tokens."""

@@ -1,5 +1,7 @@
 """CAILA: checkpoints in their published form against plain arithmetic, and what is its own."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -231,3 +233,16 @@ class Casts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._to_copy.default
         return func(*args, **(kwargs or {}))
+
+
+def test_prompts_are_tokenised_once_whatever_meets_them_first(small_clip, small_space, monkeypatch):
+    """Validation, which saves nothing for a backward pass, comes before training here."""
+    method = build("caila", small_space, copy.deepcopy(small_clip), {})
+    pairs = torch.from_numpy(small_space.train_pairs.copy())
+    with torch.inference_mode():
+        expected = method.eval().encode_compositions(pairs)
+    monkeypatch.setattr(method.clip.text, "tokenize", lambda prompts: pytest.fail("tokenised again"))
+    found = method.encode_compositions(pairs)
+    assert torch.equal(found.pair, expected.pair)
+    found.pair.sum().backward()
+    assert all(p.grad is not None for p in method.text.parameters() if p.requires_grad)
