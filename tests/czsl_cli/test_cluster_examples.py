@@ -16,7 +16,7 @@ import yaml
 
 from czsl_cli.main import cli
 
-FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
+FOLDER = Path(__file__).parents[2] / "examples" / "launchers"
 FILES = sorted(p for p in FOLDER.iterdir() if p.is_file())
 
 
