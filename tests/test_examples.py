@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_house import FLOORS
+
+from tests.test_house import FLOORS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
