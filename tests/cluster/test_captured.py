@@ -10,11 +10,13 @@ import torch
 
 from cluster.work import training
 from cluster.work.comm import Group
+from cluster.work.gradients import GradientAverage
 from czsl.clip import captured
 from czsl.clip.captured import Graphs, replayed, replayed_passes
 from czsl.clip.compiled import Use
 from czsl.gpus import tell_once
 from czsl.runs import checkpoint
+from czsl.runs.run import Run
 from tests.recorded import make_recorded_callable
 
 CPU = torch.device("cpu")
@@ -74,6 +76,27 @@ def test_a_resumed_training_records_anew_and_ends_the_same(make_run, stopped_aft
     assert [graphs.count for graphs in replaying] == [3, 3, 3]
     assert losses(broken) == losses(whole)
     assert_same_ends(whole, broken)
+
+
+def train_on(rank, paths, folder, world):
+    """Train runs one after the other as one of several workers, with the stand-in and small buckets."""
+    torch.set_num_threads(1)
+    training.Graphs = lambda device: Graphs(device, make_recorded_callable)
+    training.use_of = lambda setting, *_: Use(replayed=setting == "auto")
+    training.GradientAverage = lambda trained, comm: GradientAverage(trained, comm, 10_000)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    for path in paths:
+        assert training.train_worker(Run(path), Group(rank, world), CPU) == "done"
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_several_workers_replay_and_send_what_plain_ones_do(make_run, tmp_path):
+    settings = {"method": "clusPro", "adapter_dim": 8, "epochs": 2, "batch": 20}
+    plain, faster = make_run(**settings), make_run(**settings, compile="auto")
+    torch.multiprocessing.spawn(train_on, ([plain.path, faster.path], str(tmp_path), 2), 2)
+    assert losses(faster) == losses(plain)
+    assert_same_ends(plain, faster)
 
 
 # -- one pass ------------------------------------------------------------------------------------------------------
