@@ -55,7 +55,13 @@ class Answers:
         now = time.time_ns()
         if all(stamp is not None and now - max(stamp[2:]) > kept_features.FRESH_NS for stamp in stamps):
             images = hashlib.sha256(repr(stamps).encode()).hexdigest()
-            self._kept = KeptAnswer({"images": images, **_facts(config)}, names)
+            here = {
+                "folder": str(Path.cwd()),
+                "code": _code(),
+                "packages": [_version(name) for name in PACKAGES],
+                "machine": _machine(),
+            }
+            self._kept = KeptAnswer({"images": images, **here, **question(config)}, names)
 
     def find(self, profile: Profile | None = None) -> list[dict[str, Any]] | None:
         """The records of an earlier command, or None."""
@@ -84,17 +90,10 @@ class Answers:
             self._kept.keep(lines, files_behind(settings.clip, settings.clip_weights))
 
 
-def _facts(config: PredictConfig) -> dict[str, Any]:
-    """Everything that answers follow from, except images and weight files, as plain data."""
+def question(config: PredictConfig) -> dict[str, Any]:
+    """Everything that answers follow from, except images, weight files of CLIP and the machine, as plain data."""
     index = Path(config.index) / "index.json" if config.index else None
-    facts = {
-        "request": asdict(config),
-        "here": os.getcwd(),  # noqa: PTH109
-        "index": index.read_text(encoding="utf-8") if index else None,
-        "code": _code(),
-        "packages": [_version(name) for name in PACKAGES],
-        "machine": _machine(),
-    }
+    facts: dict[str, Any] = {"request": asdict(config), "index": index.read_text(encoding="utf-8") if index else None}
     if config.run is not None:
         from methods.fingerprint import fingerprint  # with points come tables, which take a tenth of a second to import
         from methods.points import point_for

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cluster.answers import question
 from cluster.machines.dealing import PredictionJob, dealt_out, encoded_out
 from cluster.machines.launch import check_packages
 from cluster.machines.nodes import NodeRequest
@@ -22,8 +23,6 @@ from czsl.data.files.predictions import Partial, inputs_sha256
 from czsl.data.inputs import ImageSource, as_source
 from czsl.gpus import own_device
 from czsl.runs.run import Run
-from methods.fingerprint import fingerprint
-from methods.points import point_for
 
 
 def predict_files(
@@ -64,16 +63,12 @@ def partial_of(out: Path, config: PredictConfig, source: ImageSource | Path, nam
     """Return the partial results next to ``out`` of an interrupted prediction of the same files, weights and options."""
     given = [x for x in (config.clip, config.clip_weights) if x]
     weights = [Path(x) for x in given if Path(x).is_file()] + [w for x in given if is_folder(x) for w in weight_files(Path(x))]
-    index = Path(config.index) / "index.json" if config.index else None
     facts = {
         "czsl": __version__,
         "batch": BATCH,
         "fields": "score prob",  # of a composition in a record
-        "request": asdict(_pinned(config)),
-        "run": fingerprint(Run(config.run), config.checkpoint) if config.run else None,
         "clip": [(str(w), w.stat().st_size, w.stat().st_mtime_ns) for w in weights],
-        "index": index.read_text(encoding="utf-8") if index else None,
-        "point": point_for(Run(config.run), config.checkpoint, config.open_world, config.bias).to_json() if config.run else None,
+        **question(_pinned(config)),
     }
     return Partial(out, inputs_sha256(as_source(source), names, **facts))
 

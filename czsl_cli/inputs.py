@@ -75,6 +75,11 @@ def reading_of(options: dict[str, Any], where: dict[str, Any]) -> tuple[bool, di
     return fast, {"keep": keep, "profile": Profile(process_began()) if profile else None}
 
 
+def tell_earlier() -> None:
+    """Say that nothing is computed."""
+    say("answered as by an earlier command: the images and all settings are the same (--no-keep computes again)")
+
+
 def tell_profile(profile: Any) -> None:
     """Print on stderr where the time went, if requested."""
     if profile is None:

@@ -19,6 +19,7 @@ from czsl_cli.inputs import (
     reading_of,
     reading_options,
     tell_decoding,
+    tell_earlier,
     tell_left_out,
     tell_profile,
 )
@@ -124,6 +125,7 @@ def predict(images, table, column, root, all_files, run, out, excel, as_json, **
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar())
         if earlier is not None:
+            tell_earlier()
             stream = iter(earlier)
         else:
             from cluster.predict import BATCH, partial_of, predict_files

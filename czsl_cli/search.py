@@ -17,6 +17,7 @@ from czsl_cli.inputs import (
     reading_of,
     reading_options,
     tell_decoding,
+    tell_earlier,
     tell_left_out,
     tell_profile,
 )
@@ -95,6 +96,7 @@ def search(
     earlier = answers.find(reading["profile"])
     with progress_bar() as bar:
         if earlier is not None:
+            tell_earlier()
             stream = iter(earlier)
         else:
             from cluster.predict import predict_files

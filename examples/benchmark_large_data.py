@@ -42,20 +42,35 @@ WAYS = ("open", "kept", "kept, again", "streamed", "streamed, again", "features"
 MB = 2**20
 
 
-def make_dataset(folder: Path, images: int, side: int) -> None:
+def pictures(number: int, side: int) -> Iterator[bytes]:
     """JPEG pictures of side x side pixels with colours of several scales, each another one."""
+    rng = np.random.default_rng(0)
+    for _ in range(number):
+        coarse = np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((side // 4, side // 4, 1), np.uint8))
+        fine = rng.integers(0, 32, (side, side, 3), np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(coarse // 8 * 7 + fine).save(out, "JPEG")
+        yield out.getvalue()
+
+
+def anonymous_memory(process: int | str = "self") -> int:
+    """Anonymous memory of a process in bytes, from Linux; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+
+
+def make_dataset(folder: Path, images: int, side: int) -> None:
+    """A dataset of pictures, all in one split."""
     A, O = 20, 10
     names = tuple(f"a{i}" for i in range(A)), tuple(f"o{i}" for i in range(O))
     space = CompositionSpace(*names, np.stack(divmod(np.arange(A * O), O), axis=1), np.zeros((0, 2)), np.zeros((0, 2)))
 
     def records() -> Iterator[Record]:
-        rng = np.random.default_rng(0)
-        for i in range(images):
-            coarse = np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((side // 4, side // 4, 1), np.uint8))
-            fine = rng.integers(0, 32, (side, side, 3), np.uint8)
-            out = io.BytesIO()
-            Image.fromarray(coarse // 8 * 7 + fine).save(out, "JPEG")
-            yield Record(f"{i:07d}.jpg", out.getvalue(), f"a{i % A}", f"o{i // A % O}", "train")
+        for i, content in enumerate(pictures(images, side)):
+            yield Record(f"{i:07d}.jpg", content, f"a{i % A}", f"o{i // A % O}", "train")
 
     write_dataset(folder, space, records(), "large")
 
@@ -64,7 +79,7 @@ class Memory:
     """The highest anonymous memory of this process while the block runs, above that at its start."""
 
     def __enter__(self) -> Memory:
-        self.start = self.peak = self.now()
+        self.start = self.peak = anonymous_memory()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -76,13 +91,7 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.02):
-            self.peak = max(self.peak, self.now())
-
-    @staticmethod
-    def now() -> int:
-        """Anonymous memory in bytes, from Linux."""
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+            self.peak = max(self.peak, anonymous_memory())
 
     @property
     def above(self) -> float:

@@ -9,7 +9,6 @@ first question, and the same again. Memory is anonymous memory at its highest; m
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import platform
 import shutil
@@ -23,24 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_commands import CZSL
-from PIL import Image
+from benchmark_large_data import MB, anonymous_memory, pictures
 
 from czsl.compositions import CompositionSpace
 from czsl.data.importing.writer import Record, write_dataset
 from czsl.data.toy.dataset import ATTRIBUTES, OBJECTS
 
 SIDE = 64
-MB = 2**20
-
-
-def pictures(number: int) -> Iterator[bytes]:
-    """JPEG pictures, each another one."""
-    rng = np.random.default_rng(0)
-    for _ in range(number):
-        coarse = np.kron(rng.integers(0, 256, (4, 4, 3), np.uint8), np.ones((SIDE // 4, SIDE // 4, 1), np.uint8))
-        out = io.BytesIO()
-        Image.fromarray(coarse // 8 * 7 + rng.integers(0, 32, coarse.shape, np.uint8)).save(out, "JPEG")
-        yield out.getvalue()
 
 
 def make(folder: Path, number: int) -> None:
@@ -52,7 +40,7 @@ def make(folder: Path, number: int) -> None:
     space = CompositionSpace(tuple(ATTRIBUTES), tuple(OBJECTS), *labels.values())
 
     def records() -> Iterator[Record]:
-        for i, content in enumerate(pictures(number)):
+        for i, content in enumerate(pictures(number, SIDE)):
             for split in ("train", "val", "test") if i < 64 else ("test",):
                 a, o = labels[split][i % len(labels[split])]
                 yield Record(f"{split}{i:07d}.jpg", content, ATTRIBUTES[a], OBJECTS[o], split)
@@ -71,15 +59,11 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str]) -> tu
         subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log) as process,
     ):
         while process.poll() is None:
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-                peak = max(peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")))
-            except (OSError, TypeError):
-                pass  # it ended meanwhile
+            peak = max(peak, anonymous_memory(process.pid))
             time.sleep(0.02)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}\n{(folder / 'log').read_text()[-2000:]}")
-    return time.perf_counter() - began, peak * 1024 / MB
+    return time.perf_counter() - began, peak / MB
 
 
 def main() -> None:

@@ -151,15 +151,15 @@ class CAILA(Method):
 
     def _tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids [n, T] and the end token's position [n] on the towers' device; kept, since a step has the prompts of the one before."""
-        key, device = tuple(prompts), self.clip.device
+        device = self.clip.device
+        key = (str(device), *prompts)
         if key not in self._kept_tokens:
             if len(self._kept_tokens) == KEPT_PROMPTS:
                 self._kept_tokens.clear()
-            self._kept_tokens[key] = self.clip.text.tokenize(prompts)
-        with torch.inference_mode(False):  # a training step may save them for its backward pass
-            ids_nT, end_n = (x.to(device, copy=x.is_inference()) for x in self._kept_tokens[key])
-        self._kept_tokens[key] = ids_nT, end_n
-        return ids_nT, end_n
+            with torch.inference_mode(False):  # a training step may save them for its backward pass
+                ids_nT, end_n = self.clip.text.tokenize(prompts)
+                self._kept_tokens[key] = ids_nT.to(device), end_n.to(device)
+        return self._kept_tokens[key]
 
     def _texts(self, concept: str, x_nTW: Tensor, end_n: Tensor) -> Tensor:
         """The tower with adapters: token embeddings without positions -> features at the end tokens."""
