@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from benchmark_scaling import table
+from benchmark_wire import table
 
 from cluster.machines.launch import run_workers
 from cluster.machines.nodes import NodeRequest
