@@ -25,6 +25,7 @@ def cache(context: click.Context, as_json: bool) -> None:
             raise click.UsageError("--json goes with plain `czsl cache`, without a subcommand")
         return
     from czsl.data.caches import caches
+    from czsl.data.kept_answers import MAX_BYTES
     from czsl.data.paths import cache_folder, photographs_limit
 
     found, limit = caches(), photographs_limit()
@@ -34,7 +35,8 @@ def cache(context: click.Context, as_json: bool) -> None:
         return
     rows = [[c.kind, f"{c.size / 2**20:,.1f}", len(c.entries), c.about] for c in found]
     print_table(["kind", "MiB", "entries", "holds"], rows)
-    say(f"{cache_folder()}; photographs are limited to {limit / 2**30:g} GiB (CZSL_PHOTOGRAPHS_GIB)")
+    limits = f"photographs are limited to {limit / 2**30:g} GiB (CZSL_PHOTOGRAPHS_GIB), answers to {MAX_BYTES / 2**20:g} MiB"
+    say(f"{cache_folder()}; {limits}")
 
 
 @cache.command()
