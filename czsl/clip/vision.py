@@ -200,10 +200,11 @@ class VisionTower(nn.Module):
     ) -> dict[int, Tensor]:
         """Tokens after some blocks, projected; ``class_only``: the last block computes only the class token."""
         count, out, x = len(self.blocks), dict[int, Tensor](), images_B3SS
-        parts = min(REPLAYED_PARTS, count) if replaying() else 1
+        faster = replaying()
+        parts = min(REPLAYED_PARTS, count) if faster else 1
         for blocks in (range(count * p // parts, count * (p + 1) // parts) for p in range(parts)):
             part = partial(self._part, blocks, frozenset(wanted), adapters, class_only)
-            weights = () if adapters is None else adapters.trained(blocks)
+            weights = adapters.trained(blocks) if adapters is not None and faster else ()
             found, ends = replayed((self, adapters, blocks, frozenset(wanted), class_only), part, [x], weights)
             out |= found
             if ends:
